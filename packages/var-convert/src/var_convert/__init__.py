@@ -1,0 +1,1 @@
+"""Weights of VAR in and out."""

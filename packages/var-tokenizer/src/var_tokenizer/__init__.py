@@ -1,0 +1,19 @@
+"""The multi-scale VQ tokenizer of VAR: images <-> token maps."""
+
+from var_tokenizer.checkpoint import check_tensors, read_checkpoint, replacing, write_checkpoint
+from var_tokenizer.config import TokenizerConfig
+from var_tokenizer.errors import InputError
+from var_tokenizer.schedule import SCALES_256, SCALES_512, Scale, ScaleSchedule
+
+__all__ = [
+    "SCALES_256",
+    "SCALES_512",
+    "InputError",
+    "Scale",
+    "ScaleSchedule",
+    "TokenizerConfig",
+    "check_tensors",
+    "read_checkpoint",
+    "replacing",
+    "write_checkpoint",
+]

@@ -1,0 +1,160 @@
+"""The native file format: safetensors with the model's kind and configuration as metadata.
+
+Tensors carry the published PyTorch names and layouts, so any safetensors reader can use a file.
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from var_tokenizer.errors import InputError
+
+Config = TypeVar("Config")
+
+_NUMPY_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,  # NumPy has no bfloat16: read as bits, widened below
+    "I64": np.int64,
+    "I32": np.int32,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path beside ``path`` and renames it over ``path`` when the block ends.
+
+    Where the block raises, the temporary file is removed and ``path`` stays as it was. The
+    suffix is kept, because writers choose a format by it. Raises InputError where the folder
+    cannot be written to.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix
+        )
+    except OSError as error:
+        raise InputError(f"{path}: cannot write here: {error.strerror}") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would surprise whoever shares the folder
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_checkpoint(
+    path: str | os.PathLike[str], kind: str, config: Any, tensors: Mapping[str, np.ndarray]
+) -> None:
+    """Writes a native file of ``kind`` ("tokenizer" or "transformer") atomically.
+
+    config: the model's configuration dataclass. tensors: published name -> array.
+    """
+    metadata = {
+        "format": "var-mindspore",
+        "kind": kind,
+        "config": json.dumps(dataclasses.asdict(config)),
+    }
+    with replacing(path) as temporary:
+        save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, temporary, metadata)
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str], kind: str, config_type: type[Config]
+) -> tuple[Config, dict[str, np.ndarray]]:
+    """Configuration and tensors of a native file of ``kind``; floating tensors as float32.
+
+    Raises InputError for a file that is missing, not safetensors, of another kind, or with a
+    configuration that ``config_type`` does not accept.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected a {kind} (.safetensors)")
+    try:
+        with safe_open(path, framework="numpy") as file:  # validates the header and all offsets
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a readable .safetensors file: {error}") from error
+    if metadata.get("format") != "var-mindspore":
+        raise InputError(
+            f"{path}: no var-mindspore configuration in its metadata; "
+            "expected a native file (var-convert makes one)"
+        )
+    if metadata.get("kind") != kind:
+        raise InputError(f"{path}: holds a {metadata.get('kind')}; expected a {kind}")
+    try:
+        config = config_type(**_tuples(json.loads(metadata["config"])))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: unusable {kind} configuration: {error}") from error
+    return config, _read_tensors(path)
+
+
+def _tuples(value: Any) -> Any:
+    """JSON lists as the tuples that frozen configurations hold."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+    with open(path, "rb") as file:
+        header_length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(header_length))
+    header.pop("__metadata__", None)
+    data = np.memmap(path, np.uint8, "r", offset=8 + header_length) if header else None
+    tensors = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in _NUMPY_DTYPES:
+            raise InputError(
+                f"{path}: tensor {name} has dtype {entry['dtype']}; "
+                f"expected one of {', '.join(_NUMPY_DTYPES)}"
+            )
+        begin, end = entry["data_offsets"]
+        array = np.frombuffer(data[begin:end], _NUMPY_DTYPES[entry["dtype"]])
+        if entry["dtype"] == "BF16":
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        elif array.dtype.kind == "f":
+            array = array.astype(np.float32)
+        tensors[name] = array.reshape(entry["shape"])
+    return tensors
+
+
+def check_tensors(
+    source: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, np.ndarray]
+) -> None:
+    """Raises InputError unless ``found`` has exactly the names and shapes of ``expected``."""
+    missing = sorted(expected.keys() - found.keys())
+    extra = sorted(found.keys() - expected.keys())
+    wrong = [
+        f"{name} {tuple(found[name].shape)}, expected {shape}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name].shape) != tuple(shape)
+    ]
+    problems = [
+        f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for what, names in (
+            ("missing tensor(s)", missing),
+            ("unexpected tensor(s)", extra),
+            ("tensor(s) of the wrong shape", wrong),
+        )
+        if names
+    ]
+    if problems:
+        raise InputError(f"{source}: {'; '.join(problems)}")

@@ -1,0 +1,74 @@
+"""What a tokenizer is made of."""
+
+from dataclasses import dataclass
+
+from var_tokenizer.errors import InputError
+from var_tokenizer.schedule import SCALES_256, Scale, ScaleSchedule
+
+GROUPS = 32  # of every group norm, as published
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Architecture of the multi-scale VQ autoencoder; the defaults are the published one.
+
+    vocab_size: entries of the codebook that all scales share.
+    latent_channels: width z of the latent map and of a code.
+    channels: width of the first level; ``channel_multipliers`` gives each level's multiple of
+        it. Each level after the first halves the resolution. Every level is a multiple of 32.
+    res_blocks: residual blocks a level in the encoder; the decoder has one more.
+    phi_count: 3x3 refinement convolutions shared between the K scales: 1 for all, 4 as
+        published, or K for one each.
+    scales: token-map sizes, coarse to fine; the last is the latent map's own size.
+
+    Raises InputError that names the field, its value and what is allowed.
+    """
+
+    vocab_size: int = 4096
+    latent_channels: int = 32
+    channels: int = 160
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    res_blocks: int = 2
+    phi_count: int = 4
+    scales: tuple[Scale, ...] = SCALES_256
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", self.schedule.scales)
+        object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
+        for field, least in (
+            ("vocab_size", 2),
+            ("latent_channels", 1),
+            ("channels", 1),
+            ("res_blocks", 1),
+            ("phi_count", 1),
+        ):
+            value = getattr(self, field)
+            if not isinstance(value, int) or value < least:
+                raise InputError(f"{field} is {value!r}; expected an integer of at least {least}")
+        if not self.channel_multipliers or any(
+            not isinstance(m, int) or m < 1 for m in self.channel_multipliers
+        ):
+            raise InputError(
+                f"channel_multipliers is {self.channel_multipliers!r}; expected positive integers"
+            )
+        for multiplier in self.channel_multipliers:
+            if self.channels * multiplier % GROUPS:
+                raise InputError(
+                    f"channels is {self.channels} and a channel multiplier {multiplier}; "
+                    f"expected a product that {GROUPS} divides"
+                )
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        return ScaleSchedule(self.scales)
+
+    @property
+    def downsampling(self) -> int:
+        """Image pixels a latent pixel, along each side."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(rows, columns) of the images it reads and writes."""
+        rows, columns = self.schedule.sizes[-1]
+        return rows * self.downsampling, columns * self.downsampling
