@@ -4,13 +4,16 @@ from var_tokenizer.checkpoint import check_tensors, read_checkpoint, replacing, 
 from var_tokenizer.config import TokenizerConfig
 from var_tokenizer.errors import InputError
 from var_tokenizer.schedule import SCALES_256, SCALES_512, Scale, ScaleSchedule
+from var_tokenizer.tokenizer import LatentCodec, Tokenizer
 
 __all__ = [
     "SCALES_256",
     "SCALES_512",
     "InputError",
+    "LatentCodec",
     "Scale",
     "ScaleSchedule",
+    "Tokenizer",
     "TokenizerConfig",
     "check_tensors",
     "read_checkpoint",

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -55,13 +55,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would surprise whoever shares the folder
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_checkpoint(
-    path: str | os.PathLike[str], kind: str, config: Any, tensors: Mapping[str, np.ndarray]
+    path: str | os.PathLike[str], kind: str, config: object, tensors: Mapping[str, np.ndarray]
 ) -> None:
     """Writes a native file of ``kind`` ("tokenizer" or "transformer") atomically.
 
@@ -100,21 +100,21 @@ def read_checkpoint(
     if metadata.get("kind") != kind:
         raise InputError(f"{path}: holds a {metadata.get('kind')}; expected a {kind}")
     try:
-        config = config_type(**_tuples(json.loads(metadata["config"])))
-    except (KeyError, TypeError, ValueError) as error:
+        config = config_type(
+            **{field: _tuples(v) for field, v in json.loads(metadata["config"]).items()}
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: unusable {kind} configuration: {error}") from error
     return config, _read_tensors(path)
 
 
-def _tuples(value: Any) -> Any:
+def _tuples(value: object) -> object:
     """JSON lists as the tuples that frozen configurations hold."""
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         header_length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(header_length))
     header.pop("__metadata__", None)

@@ -1,0 +1,231 @@
+"""The convolutional encoder and decoder around the quantizer (arXiv:2012.09841, VQGAN).
+
+Feature maps are channels-last, (B, Y, X, C). Cells and parameters are named as in the published
+checkpoints. A cell takes a NumPy generator to draw its initial weights from, or None for weights
+that a file will supply.
+"""
+
+import math
+
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from var_tokenizer.config import GROUPS, TokenizerConfig
+from var_tokenizer.ops import UpsampleNearest, conv2d, group_norm, silu
+
+Rng = np.random.Generator | None
+
+
+def _uniform(rng: Rng, shape: tuple[int, ...], fan_in: int) -> Parameter:
+    if rng is None:
+        return Parameter(Tensor(np.zeros(shape, np.float32)))
+    bound = 1 / math.sqrt(fan_in)
+    return Parameter(Tensor(rng.uniform(-bound, bound, shape).astype(np.float32)))
+
+
+class Conv2d(nn.Cell):
+    """A convolution; ``weight`` is (O, k, k, I), the layout the CPU's matrix product wants."""
+
+    def __init__(
+        self,
+        rng: Rng,
+        channels_in: int,
+        channels_out: int,
+        kernel: int,
+        stride: int = 1,
+        pads: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        fan_in = channels_in * kernel * kernel
+        self.weight = _uniform(rng, (channels_out, kernel, kernel, channels_in), fan_in)
+        self.bias = _uniform(rng, (channels_out,), fan_in)
+        self.conv2d = conv2d(kernel, stride, pads)
+
+    def construct(self, x_byxc: Tensor) -> Tensor:
+        return self.conv2d(x_byxc, self.weight, self.bias)
+
+
+class GroupNorm(nn.Cell):
+    """Normalizes 32 groups of channels; learned gain ``weight`` and ``bias`` a channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = Parameter(Tensor(np.ones(channels, np.float32)))
+        self.bias = Parameter(Tensor(np.zeros(channels, np.float32)))
+        self.group_norm = group_norm(GROUPS)
+
+    def construct(self, x_byxc: Tensor) -> Tensor:
+        return self.group_norm(x_byxc, self.weight, self.bias)
+
+
+class ResidualBlock(nn.Cell):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 shortcut where the width changes."""
+
+    def __init__(self, rng: Rng, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.norm1 = GroupNorm(channels_in)
+        self.conv1 = Conv2d(rng, channels_in, channels_out, 3)
+        self.norm2 = GroupNorm(channels_out)
+        self.conv2 = Conv2d(rng, channels_out, channels_out, 3)
+        widens = channels_in != channels_out
+        self.nin_shortcut = Conv2d(rng, channels_in, channels_out, 1) if widens else None
+
+    def construct(self, x_byxc: Tensor) -> Tensor:
+        h = self.conv1(silu(self.norm1(x_byxc)))
+        h = self.conv2(silu(self.norm2(h)))
+        return h + (x_byxc if self.nin_shortcut is None else self.nin_shortcut(x_byxc))
+
+
+class PixelAttention(nn.Cell):
+    """Residual single-head self-attention between the pixels of a map."""
+
+    def __init__(self, rng: Rng, channels: int) -> None:
+        super().__init__()
+        self.norm = GroupNorm(channels)
+        self.qkv = Conv2d(rng, channels, 3 * channels, 1)
+        self.proj_out = Conv2d(rng, channels, channels, 1)
+        self.scale = channels**-0.5
+        self.scores = ops.BatchMatMul(transpose_b=True)
+        self.mix = ops.BatchMatMul()
+
+    def construct(self, x_byxc: Tensor) -> Tensor:
+        b, y, x, c = x_byxc.shape
+        qkv = self.qkv(self.norm(x_byxc)).reshape(b, y * x, 3 * c)
+        q_bnc, k_bnc, v_bnc = ops.split(qkv, c, 2)
+        weights_bnn = ops.softmax(self.scores(q_bnc * self.scale, k_bnc), -1)
+        return x_byxc + self.proj_out(self.mix(weights_bnn, v_bnc).reshape(b, y, x, c))
+
+
+class Middle(nn.Cell):
+    """Residual block, attention, residual block, at the coarsest resolution."""
+
+    def __init__(self, rng: Rng, channels: int) -> None:
+        super().__init__()
+        self.block_1 = ResidualBlock(rng, channels, channels)
+        self.attn_1 = PixelAttention(rng, channels)
+        self.block_2 = ResidualBlock(rng, channels, channels)
+
+    def construct(self, x_byxc: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x_byxc)))
+
+
+class Downsample(nn.Cell):
+    """Halves rows and columns by a strided convolution that is padded after only."""
+
+    def __init__(self, rng: Rng, channels: int) -> None:
+        super().__init__()
+        self.conv = Conv2d(rng, channels, channels, 3, stride=2, pads=(0, 1))
+
+    def construct(self, x_byxc: Tensor) -> Tensor:
+        return self.conv(x_byxc)
+
+
+class Upsample(nn.Cell):
+    """Doubles rows and columns by repetition, then a convolution."""
+
+    def __init__(self, rng: Rng, channels: int) -> None:
+        super().__init__()
+        self.repeat = UpsampleNearest()
+        self.conv = Conv2d(rng, channels, channels, 3)
+
+    def construct(self, x_byxc: Tensor) -> Tensor:
+        return self.conv(self.repeat(x_byxc))
+
+
+class Level(nn.Cell):
+    """The blocks of one resolution (with attention each at the coarsest), then the resize."""
+
+    def __init__(
+        self,
+        rng: Rng,
+        channels_in: int,
+        channels: int,
+        blocks: int,
+        attention: bool,
+        downsample: bool = False,
+        upsample: bool = False,
+    ) -> None:
+        super().__init__()
+        self.block = nn.CellList(
+            [ResidualBlock(rng, channels if j else channels_in, channels) for j in range(blocks)]
+        )
+        self.attn = nn.CellList(
+            [PixelAttention(rng, channels) for _ in range(blocks if attention else 0)]
+        )
+        self.downsample = Downsample(rng, channels) if downsample else None
+        self.upsample = Upsample(rng, channels) if upsample else None
+
+    def construct(self, x_byxc: Tensor) -> Tensor:
+        for j in range(len(self.block)):
+            x_byxc = self.block[j](x_byxc)
+            if len(self.attn):
+                x_byxc = self.attn[j](x_byxc)
+        if self.downsample is not None:
+            x_byxc = self.downsample(x_byxc)
+        if self.upsample is not None:
+            x_byxc = self.upsample(x_byxc)
+        return x_byxc
+
+
+class Encoder(nn.Cell):
+    """Images (B, H, W, 3) to unquantized maps (B, H/f, W/f, z), f the downsampling."""
+
+    def __init__(self, config: TokenizerConfig, rng: Rng) -> None:
+        super().__init__()
+        widths = [config.channels * m for m in config.channel_multipliers]
+        top = len(widths) - 1
+        self.conv_in = Conv2d(rng, 3, config.channels, 3)
+        self.down = nn.CellList(
+            [
+                Level(
+                    rng,
+                    widths[i - 1] if i else config.channels,
+                    widths[i],
+                    config.res_blocks,
+                    attention=i == top,
+                    downsample=i != top,
+                )
+                for i in range(top + 1)
+            ]
+        )
+        self.mid = Middle(rng, widths[top])
+        self.norm_out = GroupNorm(widths[top])
+        self.conv_out = Conv2d(rng, widths[top], config.latent_channels, 3)
+
+    def construct(self, images_byxc: Tensor) -> Tensor:
+        x_byxc = self.conv_in(images_byxc)
+        for level in self.down:
+            x_byxc = level(x_byxc)
+        return self.conv_out(silu(self.norm_out(self.mid(x_byxc))))
+
+
+class Decoder(nn.Cell):
+    """Maps (B, H/f, W/f, z) to images (B, H, W, 3), not yet clipped to [-1, 1]."""
+
+    def __init__(self, config: TokenizerConfig, rng: Rng) -> None:
+        super().__init__()
+        widths = [config.channels * m for m in config.channel_multipliers]
+        top = len(widths) - 1
+        self.conv_in = Conv2d(rng, config.latent_channels, widths[top], 3)
+        self.mid = Middle(rng, widths[top])
+        self.up = nn.CellList(
+            [
+                Level(
+                    rng,
+                    widths[min(i + 1, top)],
+                    widths[i],
+                    config.res_blocks + 1,
+                    attention=i == top,
+                    upsample=i != 0,
+                )
+                for i in range(top + 1)
+            ]
+        )
+        self.norm_out = GroupNorm(widths[0])
+        self.conv_out = Conv2d(rng, widths[0], 3, 3)
+
+    def construct(self, latent_byxz: Tensor) -> Tensor:
+        x_byxc = self.mid(self.conv_in(latent_byxz))
+        for i in range(len(self.up) - 1, -1, -1):
+            x_byxc = self.up[i](x_byxc)
+        return self.conv_out(silu(self.norm_out(x_byxc)))

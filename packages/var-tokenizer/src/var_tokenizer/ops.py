@@ -1,0 +1,242 @@
+"""The operators of the autoencoder, each in the form that is fast on the device at hand.
+
+Feature maps are channels-last, (B, Y, X, C): a pixel's channels lie together, so on the CPU a
+convolution is a lookup of pixel rows and one matrix product. ``nn.Conv2d``, ``nn.GroupNorm``,
+``Pad`` and strided slices are 10 to 100 times slower there than PyTorch; every other device
+uses MindSpore's own kernels. The models call these names and never ask for the device.
+"""
+
+from functools import lru_cache
+from itertools import pairwise
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+from mindspore.ops import constexpr
+
+_MAX_COLUMNS = 16 * 2**20  # floats of unfolded pixels held at once: 64 MiB
+_NOWHERE = -1  # EmbeddingLookup reads zeros at an index outside of the table
+
+_matmul = ops.MatMul()
+_matmul_nt = ops.MatMul(transpose_b=True)
+_matmul_tn = ops.MatMul(transpose_a=True)
+_lookup = ops.EmbeddingLookup()
+
+
+def on_cpu() -> bool:
+    """Whether cells built now run on the CPU."""
+    return ms.get_context("device_target") == "CPU"
+
+
+# ---------------------------------------------------------------- convolution
+@lru_cache(maxsize=64)
+def _source_pixels(
+    shape_byx: tuple[int, int, int], kernel: int, stride: int, pads: tuple[int, int]
+) -> np.ndarray:
+    """(B * Y' * X', kernel**2) int32: the pixel row each tap of each output pixel reads.
+
+    ``pads`` zeros stand (before, after) the pixels of both axes.
+    """
+    b, y, x = shape_byx
+    before, after = pads
+    taps = np.arange(kernel) - before
+    rows = np.arange((y + before + after - kernel) // stride + 1)[:, None] * stride + taps
+    columns = np.arange((x + before + after - kernel) // stride + 1)[:, None] * stride + taps
+    inside = ((rows >= 0) & (rows < y))[:, None, :, None] & ((columns >= 0) & (columns < x))[
+        None, :, None, :
+    ]
+    pixels = rows[:, None, :, None] * x + columns[None, :, None, :]
+    image = np.arange(b).reshape(b, 1, 1, 1, 1) * (y * x)
+    table = np.where(inside, image + pixels, _NOWHERE)
+    return table.reshape(-1, kernel * kernel).astype(np.int32)
+
+
+@lru_cache(maxsize=64)
+def _reading_pixels(
+    shape_byx: tuple[int, int, int], kernel: int, stride: int, pads: tuple[int, int]
+) -> np.ndarray:
+    """(B * Y * X, kernel**2) int32: the output row that reads a pixel through each tap."""
+    source = _source_pixels(shape_byx, kernel, stride, pads)
+    table = np.full((int(np.prod(shape_byx)), kernel * kernel), _NOWHERE, np.int32)
+    output, tap = np.nonzero(source != _NOWHERE)
+    table[source[output, tap], tap] = output
+    return table
+
+
+@constexpr
+def _columns_table(
+    shape_byx: tuple, kernel: int, stride: int, pads: tuple, chunk: tuple, backward: bool
+) -> Tensor:
+    table = (_reading_pixels if backward else _source_pixels)(shape_byx, kernel, stride, pads)
+    return Tensor(table[chunk[0] : chunk[1]].reshape(-1))
+
+
+@constexpr
+def _chunks(rows: int, width: int) -> tuple:
+    count = -(-rows * width // _MAX_COLUMNS)
+    edges = [rows * i // count for i in range(count + 1)]
+    return tuple(pairwise(edges))
+
+
+class _UnfoldedConv2d(nn.Cell):
+    """Convolution as a lookup of pixel rows and a matrix product, a bounded chunk at a time."""
+
+    def __init__(self, kernel: int, stride: int, pads: tuple[int, int]) -> None:
+        super().__init__()
+        self.kernel, self.stride, self.pads = kernel, stride, pads
+
+    def construct(self, x_byxc: Tensor, weight_ohwi: Tensor, bias_o: Tensor) -> Tensor:
+        b, y, x, c = x_byxc.shape
+        k = self.kernel
+        out_y = (y + self.pads[0] + self.pads[1] - k) // self.stride + 1
+        out_x = (x + self.pads[0] + self.pads[1] - k) // self.stride + 1
+        weight = weight_ohwi.reshape(weight_ohwi.shape[0], -1)
+        pixels = x_byxc.reshape(-1, c)
+        parts = []
+        for chunk in _chunks(b * out_y * out_x, k * k * c):
+            columns = self._columns(pixels, (b, y, x), chunk, False)
+            parts.append(ops.bias_add(_matmul_nt(columns, weight), bias_o))
+        rows = parts[0] if len(parts) == 1 else ops.concat(parts)
+        return rows.reshape(b, out_y, out_x, -1)
+
+    def bprop(
+        self, x_byxc: Tensor, weight_ohwi: Tensor, bias_o: Tensor, out: Tensor, dout: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        b, y, x, c = x_byxc.shape
+        o, k = weight_ohwi.shape[0], self.kernel
+        pixels, grad = x_byxc.reshape(-1, c), dout.reshape(-1, o)
+
+        parts = []
+        for chunk in _chunks(grad.shape[0], k * k * c):
+            columns = self._columns(pixels, (b, y, x), chunk, False)
+            parts.append(_matmul_tn(grad[chunk[0] : chunk[1]], columns))
+        grad_weight = ops.addn(parts).reshape(weight_ohwi.shape)
+
+        weight = weight_ohwi.transpose(3, 1, 2, 0).reshape(c, -1)
+        parts = []
+        for chunk in _chunks(pixels.shape[0], k * k * o):
+            columns = self._columns(grad, (b, y, x), chunk, True)
+            parts.append(_matmul_nt(columns, weight))
+        grad_x = parts[0] if len(parts) == 1 else ops.concat(parts)
+        return grad_x.reshape(x_byxc.shape), grad_weight, _sum_rows(grad)
+
+    def _columns(self, rows: Tensor, shape_byx: tuple, chunk: tuple, backward: bool) -> Tensor:
+        if self.kernel == 1 and self.stride == 1:
+            return rows[chunk[0] : chunk[1]]
+        table = _columns_table(shape_byx, self.kernel, self.stride, self.pads, chunk, backward)
+        return _lookup(rows, table, 0).reshape(chunk[1] - chunk[0], -1)
+
+
+class _NativeConv2d(nn.Cell):
+    """Convolution by MindSpore's own kernel, which wants channels first."""
+
+    def __init__(self, kernel: int, stride: int, pads: tuple[int, int]) -> None:
+        super().__init__()
+        self.stride, self.pads = stride, (pads[0], pads[1], pads[0], pads[1])
+
+    def construct(self, x_byxc: Tensor, weight_ohwi: Tensor, bias_o: Tensor) -> Tensor:
+        x_bcyx = ops.pad(x_byxc.transpose(0, 3, 1, 2), self.pads)
+        weight = weight_ohwi.transpose(0, 3, 1, 2)
+        return ops.conv2d(x_bcyx, weight, bias_o, self.stride).transpose(0, 2, 3, 1)
+
+
+def conv2d(kernel: int, stride: int = 1, pads: tuple[int, int] | None = None) -> nn.Cell:
+    """The convolution ``f(x (B,Y,X,I), weight (O,k,k,I), bias (O)) -> (B,Y',X',O)``.
+
+    pads: zeros (before, after) both axes; by default half a kernel on either side.
+    """
+    pads = (kernel // 2, kernel // 2) if pads is None else pads
+    return (_UnfoldedConv2d if on_cpu() else _NativeConv2d)(kernel, stride, pads)
+
+
+# ---------------------------------------------------------------- normalization
+@constexpr
+def _constant(shape: tuple, value: float) -> Tensor:
+    return Tensor(np.full(shape, value, np.float32))
+
+
+@constexpr
+def _averaging_matrix(channels: int, groups: int) -> Tensor:
+    """(C, C): the mean over a channel's group, given to each channel of the group."""
+    each = channels // groups
+    return Tensor(np.kron(np.eye(groups), np.full((each, each), 1 / each)).astype(np.float32))
+
+
+def _sum_rows(x_nc: Tensor) -> Tensor:
+    """(N, C) -> (C): as a matrix product, which uses all cores; ReduceSum does not."""
+    return _matmul(_constant((1, x_nc.shape[0]), 1.0), x_nc).reshape(-1)
+
+
+class _RowsGroupNorm(nn.Cell):
+    """Group norm over channels-last rows; every reduction is a matrix product."""
+
+    def __init__(self, groups: int, epsilon: float) -> None:
+        super().__init__()
+        self.groups, self.epsilon = groups, epsilon
+        self.bmm = ops.BatchMatMul()
+
+    def _means(self, x_bnc: Tensor) -> Tensor:
+        """(B, N, C) -> (B, C): the mean of each channel over the pixels."""
+        b, n, c = x_bnc.shape
+        return self.bmm(_constant((b, 1, n), 1.0 / n), x_bnc).reshape(b, c)
+
+    def _over_group(self, x_bc: Tensor) -> Tensor:
+        return _matmul(x_bc, _averaging_matrix(x_bc.shape[1], self.groups))
+
+    def _statistics(self, x_bnc: Tensor) -> tuple[Tensor, Tensor]:
+        b, _, c = x_bnc.shape
+        mean_b1c = self._over_group(self._means(x_bnc)).reshape(b, 1, c)
+        centred = x_bnc - mean_b1c
+        variance_bc = self._over_group(self._means(centred * centred))
+        return centred, ops.rsqrt(variance_bc + self.epsilon).reshape(b, 1, c)
+
+    def construct(self, x_byxc: Tensor, gain_c: Tensor, bias_c: Tensor) -> Tensor:
+        b, y, x, c = x_byxc.shape
+        centred, inverse_std = self._statistics(x_byxc.reshape(b, y * x, c))
+        return (centred * (inverse_std * gain_c) + bias_c).reshape(b, y, x, c)
+
+    def bprop(
+        self, x_byxc: Tensor, gain_c: Tensor, bias_c: Tensor, out: Tensor, dout: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        b, y, x, c = x_byxc.shape
+        n = y * x
+        grad = dout.reshape(b, n, c)
+        centred, inverse_std = self._statistics(x_byxc.reshape(b, n, c))
+        mean_grad = self._means(grad)
+        mean_grad_hat = self._means(grad * centred) * inverse_std.reshape(b, c)
+        a = self._over_group(mean_grad * gain_c).reshape(b, 1, c)
+        d = self._over_group(mean_grad_hat * gain_c).reshape(b, 1, c)
+        grad_x = grad * (inverse_std * gain_c) - centred * (inverse_std * inverse_std * d)
+        grad_x = grad_x - a * inverse_std
+        return grad_x.reshape(b, y, x, c), _sum_rows(mean_grad_hat) * n, _sum_rows(mean_grad) * n
+
+
+class _NativeGroupNorm(nn.Cell):
+    def __init__(self, groups: int, epsilon: float) -> None:
+        super().__init__()
+        self.groups, self.epsilon = groups, epsilon
+
+    def construct(self, x_byxc: Tensor, gain_c: Tensor, bias_c: Tensor) -> Tensor:
+        x_bcyx = x_byxc.transpose(0, 3, 1, 2)
+        y_bcyx = ops.group_norm(x_bcyx, self.groups, gain_c, bias_c, self.epsilon)
+        return y_bcyx.transpose(0, 2, 3, 1)
+
+
+def group_norm(groups: int, epsilon: float = 1e-6) -> nn.Cell:
+    """The group norm ``f(x (B,Y,X,C), gain (C), bias (C)) -> (B,Y,X,C)``."""
+    return (_RowsGroupNorm if on_cpu() else _NativeGroupNorm)(groups, epsilon)
+
+
+# ---------------------------------------------------------------- the rest
+def silu(x: Tensor) -> Tensor:
+    """x * sigmoid(x)."""
+    return x * ops.sigmoid(x)
+
+
+class UpsampleNearest(nn.Cell):
+    """Doubles rows and columns: (B, Y, X, C) -> (B, 2Y, 2X, C)."""
+
+    def construct(self, x_byxc: Tensor) -> Tensor:
+        b, y, x, c = x_byxc.shape
+        rows = ops.concat((x_byxc, x_byxc), 3).reshape(b, y, 2 * x * c)
+        return ops.concat((rows, rows), 2).reshape(b, 2 * y, 2 * x, c)

@@ -1,0 +1,129 @@
+"""Multi-scale residual vector quantization (arXiv:2404.02905, Algorithms 1 and 2)."""
+
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from var_tokenizer.autoencoder import Conv2d, Rng
+from var_tokenizer.config import TokenizerConfig
+from var_tokenizer.resize import area_matrix, bicubic_matrix
+
+
+def phi_index(scale: int, scales: int, phi_count: int) -> int:
+    """Which of the shared refinement convolutions serves ``scale`` of ``scales``.
+
+    The convolutions stand at even distances between 0 and 1 and the scales from 0 to 1; the
+    nearest serves. The outer margin is a third of a step for the published count of 4.
+    """
+    margin = 1 / (3 * phi_count) if phi_count == 4 else 1 / (2 * phi_count)
+    positions = np.linspace(margin, 1 - margin, phi_count)
+    return int(np.abs(positions - scale / max(scales - 1, 1)).argmin())
+
+
+class Codebook(nn.Cell):
+    """V codes of width z; ``weight`` is (V, z)."""
+
+    def __init__(self, config: TokenizerConfig, rng: Rng) -> None:
+        super().__init__()
+        shape = (config.vocab_size, config.latent_channels)
+        codes = np.zeros(shape) if rng is None else rng.standard_normal(shape)
+        self.weight = Parameter(Tensor(codes.astype(np.float32)))
+        self.matmul_nt = ops.MatMul(transpose_b=True)
+        self.argmin = ops.Argmin(axis=-1)
+
+    def construct(self, ids: Tensor) -> Tensor:
+        """Ids of any shape (...) to their codes (..., z)."""
+        return ops.gather(self.weight, ids, 0)
+
+    def nearest(self, vectors_nz: Tensor) -> Tensor:
+        """(N, z) -> (N) int32: the index of the code at the smallest Euclidean distance."""
+        # |v|^2 is the same for every code, so it cannot change which one is nearest
+        length_v = (self.weight * self.weight).sum(1)
+        return self.argmin(length_v - 2 * self.matmul_nt(vectors_nz, self.weight))
+
+
+class Refinements(nn.Cell):
+    """The P shared 3x3 convolutions phi that refine an upsampled scale."""
+
+    def __init__(self, config: TokenizerConfig, rng: Rng) -> None:
+        super().__init__()
+        z = config.latent_channels
+        self.qresi_ls = nn.CellList([Conv2d(rng, z, z, 3) for _ in range(config.phi_count)])
+
+
+class MultiScaleQuantizer(nn.Cell):
+    """Latent maps (B, Y, X, z) <-> token ids of K scales, each (B, s_y * s_x)."""
+
+    def __init__(self, config: TokenizerConfig, rng: Rng) -> None:
+        super().__init__()
+        self.sizes = config.schedule.sizes
+        self.full = self.sizes[-1]
+        self.embedding = Codebook(config, rng)
+        self.quant_resi = Refinements(config, rng)
+        counts = np.zeros((len(self.sizes), config.vocab_size), np.float32)
+        # the published name of the running codebook usage a scale
+        self.ema_vocab_hit_SV = Parameter(Tensor(counts), requires_grad=False)
+        self.phi_of_scale = [
+            phi_index(k, len(self.sizes), config.phi_count) for k in range(len(self.sizes))
+        ]
+        self.down_kts = [Tensor(area_matrix(self.full, size)) for size in self.sizes]
+        self.up_kst = [Tensor(bicubic_matrix(size, self.full)) for size in self.sizes]
+        self.matmul = ops.MatMul()
+
+    def contribution(self, ids_bl: Tensor, k: int) -> Tensor:
+        """What scale k adds to the latent map: codes, upsampled, refined. (B, Y, X, z)."""
+        codes_blz = self.embedding(ids_bl)
+        if self.sizes[k] != self.full:
+            codes_blz = self._resize(codes_blz, self.up_kst[k])
+        h_byxz = codes_blz.reshape(codes_blz.shape[0], self.full[0], self.full[1], -1)
+        return 0.5 * h_byxz + 0.5 * self.quant_resi.qresi_ls[self.phi_of_scale[k]](h_byxz)
+
+    def downsample(self, latent_byxz: Tensor, k: int) -> Tensor:
+        """The latent map at the size of scale k, as rows: (B, s_y * s_x, z)."""
+        b, y, x, z = latent_byxz.shape
+        latent_bnz = latent_byxz.reshape(b, y * x, z)
+        if self.sizes[k] == self.full:
+            return latent_bnz
+        return self._resize(latent_bnz, self.down_kts[k])
+
+    def encode(self, latent_byxz: Tensor) -> tuple[Tensor, ...]:
+        """Algorithm 1: what the coarser scales left over is quantized, scale by scale.
+
+        Returns the K id arrays, each (B, s_y * s_x) int32.
+        """
+        rest, ids = latent_byxz, ()
+        for k in range(len(self.sizes)):
+            ids_bl = self.nearest(rest, k)
+            rest = rest - self.contribution(ids_bl, k)
+            ids = (*ids, ids_bl)
+        return ids
+
+    def nearest(self, rest_byxz: Tensor, k: int) -> Tensor:
+        """Ids of scale k for what is left to describe: (B, s_y * s_x) int32."""
+        vectors_blz = self.downsample(rest_byxz, k)
+        b, n, z = vectors_blz.shape
+        return self.embedding.nearest(vectors_blz.reshape(b * n, z)).reshape(b, n)
+
+    def construct(self, latent_byxz: Tensor, beta: float) -> tuple[Tensor, Tensor, tuple]:
+        """The training pass: straight-through latent map, loss, ids of every scale.
+
+        After every scale the running sum and the latent map are drawn to each other: the
+        codes and refinements to the map with weight 1, the map to them (the commitment) with
+        weight ``beta``; the mean over the K scales is the loss (VQ-VAE, arXiv:1711.00937).
+        """
+        target = ops.stop_gradient(latent_byxz)
+        total, loss, ids = ops.zeros_like(latent_byxz), 0.0, ()
+        for k in range(len(self.sizes)):
+            ids_bl = ops.stop_gradient(self.nearest(target - ops.stop_gradient(total), k))
+            total = total + self.contribution(ids_bl, k)
+            codes_error = total - target
+            commitment_error = latent_byxz - ops.stop_gradient(total)
+            loss = loss + (codes_error * codes_error).mean()
+            loss = loss + beta * (commitment_error * commitment_error).mean()
+            ids = (*ids, ids_bl)
+        straight_through = latent_byxz + ops.stop_gradient(total - latent_byxz)
+        return straight_through, loss / len(self.sizes), ids
+
+    def _resize(self, x_bnz: Tensor, matrix: Tensor) -> Tensor:
+        b, n, z = x_bnz.shape
+        rows = x_bnz.transpose(1, 0, 2).reshape(n, b * z)
+        return self.matmul(matrix, rows).reshape(-1, b, z).transpose(1, 0, 2)

@@ -1,0 +1,213 @@
+"""The tokenizer: images <-> token maps, and what the transformer asks of it."""
+
+import os
+from collections.abc import Sequence
+from typing import Protocol
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from var_tokenizer.autoencoder import Conv2d, Decoder, Encoder
+from var_tokenizer.checkpoint import check_tensors, read_checkpoint, write_checkpoint
+from var_tokenizer.config import TokenizerConfig
+from var_tokenizer.errors import InputError
+from var_tokenizer.quantizer import MultiScaleQuantizer
+from var_tokenizer.schedule import ScaleSchedule
+
+Array = np.ndarray | Tensor
+
+
+class LatentCodec(Protocol):
+    """All that the transformer asks of a tokenizer: it never sees the autoencoder."""
+
+    @property
+    def schedule(self) -> ScaleSchedule: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def latent_channels(self) -> int: ...
+
+    def add_scale(self, latent: Tensor | None, ids: Array, scale: int) -> Tensor:
+        """The latent map with the tokens (B, s_y * s_x) of ``scale`` added to it."""
+
+    def scale_input(self, latent: Tensor, scale: int) -> Tensor:
+        """What the transformer reads to predict ``scale``: (B, s_y * s_x, z)."""
+
+    def decode_latent(self, latent: Tensor) -> Tensor:
+        """A latent map as images (B, 3, H, W) in [-1, 1]."""
+
+
+class Tokenizer(nn.Cell):
+    """The multi-scale VQ autoencoder of VAR (arXiv:2404.02905, section 3.2).
+
+    Images are (B, 3, H, W) float32 in [-1, 1], H and W as ``config.image_size`` says; token
+    ids are a list of K integer arrays (B, s_y * s_x), coarse to fine. Arrays go in as NumPy
+    arrays or MindSpore tensors and come out as MindSpore tensors (``np.asarray`` reads them).
+
+    Weights are drawn from ``seed``; ``Tokenizer.load`` reads them from a file.
+    """
+
+    def __init__(self, config: TokenizerConfig, seed: int | None = 0) -> None:
+        super().__init__()
+        rng = None if seed is None else np.random.default_rng(seed)
+        z = config.latent_channels
+        self.config = config
+        self.encoder = Encoder(config, rng)
+        self.quant_conv = Conv2d(rng, z, z, 3)
+        self.quantize = MultiScaleQuantizer(config, rng)
+        self.post_quant_conv = Conv2d(rng, z, z, 3)
+        self.decoder = Decoder(config, rng)
+
+    # ------------------------------------------------------------ files
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":
+        """Reads a native file; raises InputError for one that is not a whole tokenizer."""
+        config, tensors = read_checkpoint(path, "tokenizer", TokenizerConfig)
+        tokenizer = cls(config, seed=None)
+        parameters = dict(tokenizer.parameters_and_names())
+        expected = {name: _file_shape(p.shape) for name, p in parameters.items()}
+        check_tensors(str(path), expected, tensors)
+        for name, parameter in parameters.items():
+            array = tensors[name]
+            if array.ndim == 4:
+                array = array.transpose(0, 2, 3, 1)
+            parameter.set_data(Tensor(np.ascontiguousarray(array)))
+        return tokenizer
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes weights and configuration as a native file, atomically."""
+        write_checkpoint(path, "tokenizer", self.config, self.published_tensors())
+
+    def published_tensors(self) -> dict[str, np.ndarray]:
+        """Published name -> float32 array in the published layout (convolutions OIHW)."""
+        tensors = {}
+        for name, parameter in self.parameters_and_names():
+            array = parameter.asnumpy()
+            tensors[name] = array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
+        return tensors
+
+    # ------------------------------------------------------------ images <-> tokens
+    def encode(self, images: Array) -> list[Tensor]:
+        """Images (B, 3, H, W) in [-1, 1] to the ids of every scale, int32 (B, s_y * s_x).
+
+        Raises InputError for another shape.
+        """
+        rows, columns = self.config.image_size
+        if len(images.shape) != 4 or tuple(images.shape[1:]) != (3, rows, columns):
+            raise InputError(
+                f"images have shape {tuple(images.shape)}; expected (B, 3, {rows}, {columns})"
+            )
+        return list(self._encode(_float(images)))
+
+    def decode(self, ids: Sequence[Array]) -> Tensor:
+        """Ids of all K scales to images (B, 3, H, W) in [-1, 1]."""
+        return self._decode(self._sum_scales(self._check_ids(ids))[-1])
+
+    def decode_progressive(self, ids: Sequence[Array]) -> list[Tensor]:
+        """K batches of images (B, 3, H, W): after 1, 2, ... K scales."""
+        return [self._decode(latent) for latent in self._sum_scales(self._check_ids(ids))]
+
+    def teacher_inputs(self, ids: Sequence[Array]) -> Tensor:
+        """What the transformer reads in training: (B, L - tokens of scale 0, z) float32.
+
+        For every scale but the first, the sum of all coarser scales at that scale's size.
+        """
+        return self._teacher_inputs(self._check_ids(ids))
+
+    # ------------------------------------------------------------ for the transformer
+    @property
+    def schedule(self) -> ScaleSchedule:
+        return self.config.schedule
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def latent_channels(self) -> int:
+        return self.config.latent_channels
+
+    def add_scale(self, latent: Tensor | None, ids: Array, scale: int) -> Tensor:
+        """The latent map (B, Y, X, z), None before the first scale, with a scale added."""
+        contribution = self._contribution(_int(ids), scale)
+        return contribution if latent is None else latent + contribution
+
+    def scale_input(self, latent: Tensor, scale: int) -> Tensor:
+        """The latent map so far at the size of ``scale``: (B, s_y * s_x, z)."""
+        return self.quantize.downsample(latent, scale)
+
+    def decode_latent(self, latent: Tensor) -> Tensor:
+        """A latent map (B, Y, X, z) as images (B, 3, H, W) in [-1, 1]."""
+        return self._decode(latent)
+
+    # ------------------------------------------------------------ training
+    def construct(self, images_bcyx: Tensor, beta: float = 0.25) -> tuple[Tensor, Tensor, tuple]:
+        """Reconstruction (B, 3, H, W), unclipped; quantization loss; ids of every scale."""
+        latent = self.quant_conv(self.encoder(images_bcyx.transpose(0, 2, 3, 1)))
+        quantized, loss, ids = self.quantize(latent, beta)
+        reconstruction = self.decoder(self.post_quant_conv(quantized))
+        return reconstruction.transpose(0, 3, 1, 2), loss, ids
+
+    # ------------------------------------------------------------ compiled parts
+    @ms.jit
+    def _encode(self, images_bcyx: Tensor) -> tuple[Tensor, ...]:
+        latent = self.quant_conv(self.encoder(images_bcyx.transpose(0, 2, 3, 1)))
+        return self.quantize.encode(latent)
+
+    @ms.jit
+    def _decode(self, latent_byxz: Tensor) -> Tensor:
+        images_byxc = self.decoder(self.post_quant_conv(latent_byxz))
+        return ops.clamp(images_byxc, -1.0, 1.0).transpose(0, 3, 1, 2)
+
+    @ms.jit
+    def _contribution(self, ids_bl: Tensor, scale: int) -> Tensor:
+        return self.quantize.contribution(ids_bl, scale)
+
+    @ms.jit
+    def _sum_scales(self, ids: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        total, sums = 0.0, ()
+        for k in range(len(ids)):
+            total = total + self.quantize.contribution(ids[k], k)
+            sums = (*sums, total)
+        return sums
+
+    @ms.jit
+    def _teacher_inputs(self, ids: tuple[Tensor, ...]) -> Tensor:
+        total, parts = 0.0, ()
+        for k in range(len(ids) - 1):
+            total = total + self.quantize.contribution(ids[k], k)
+            parts = (*parts, self.quantize.downsample(total, k + 1))
+        return ops.concat(parts, 1)
+
+    def _check_ids(self, ids: Sequence[Array]) -> tuple[Tensor, ...]:
+        tokens = self.schedule.tokens
+        if len(ids) != len(tokens):
+            raise InputError(f"ids has {len(ids)} scales; expected {len(tokens)}")
+        for k, (ids_bl, count) in enumerate(zip(ids, tokens, strict=True)):
+            if len(ids_bl.shape) != 2 or ids_bl.shape[1] != count:
+                raise InputError(
+                    f"ids of scale {k} have shape {tuple(ids_bl.shape)}; expected (B, {count})"
+                )
+            values = np.asarray(ids_bl)
+            if values.min() < 0 or values.max() >= self.vocab_size:
+                raise InputError(
+                    f"ids of scale {k} lie in [{values.min()}, {values.max()}]; "
+                    f"expected [0, {self.vocab_size - 1}]"
+                )
+        return tuple(_int(ids_bl) for ids_bl in ids)
+
+
+def _file_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The published shape of a parameter: (O, k, k, I) convolutions are (O, I, k, k) in files."""
+    return (shape[0], shape[3], shape[1], shape[2]) if len(shape) == 4 else tuple(shape)
+
+
+def _float(array: Array) -> Tensor:
+    return Tensor(np.asarray(array, np.float32)) if isinstance(array, np.ndarray) else array
+
+
+def _int(array: Array) -> Tensor:
+    return Tensor(np.asarray(array).astype(np.int32))
