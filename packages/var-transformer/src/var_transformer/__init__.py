@@ -1,5 +1,7 @@
 """The next-scale transformer of VAR: token maps -> next token map."""
 
 from var_transformer.config import TransformerConfig
+from var_transformer.generate import Generation, check_pair, generate
+from var_transformer.transformer import Transformer
 
-__all__ = ["TransformerConfig"]
+__all__ = ["Generation", "Transformer", "TransformerConfig", "check_pair", "generate"]

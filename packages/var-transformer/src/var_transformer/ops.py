@@ -1,0 +1,97 @@
+"""The operators of the transformer, each in the form that is fast on the device at hand.
+
+The models call these names and never ask for the device.
+"""
+
+import math
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+from mindspore.ops import constexpr
+
+
+def on_cpu() -> bool:
+    """Whether cells built now run on the CPU."""
+    return ms.get_context("device_target") == "CPU"
+
+
+class Gelu(nn.Cell):
+    """GELU in its tanh form: x * sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)).
+
+    On the CPU through ``sigmoid``, 20 times faster there than ``ops.GeLU``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.composed = on_cpu()
+        self.linear = 2 * math.sqrt(2 / math.pi)
+        self.cubic = self.linear * 0.044715
+
+    def construct(self, x: Tensor) -> Tensor:
+        if not self.composed:
+            return ops.gelu(x, approximate="tanh")
+        return x * ops.sigmoid(x * (self.linear + self.cubic * (x * x)))
+
+
+@constexpr
+def _filled(width: int, value: float) -> Tensor:
+    return Tensor(np.full(width, value, np.float32))
+
+
+class LayerNorm(nn.Cell):
+    """(x - mean) / sqrt(variance + 1e-6) over the last axis, without gain or bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer_norm = ops.LayerNorm(-1, -1, 1e-6)
+
+    def construct(self, x_blc: Tensor) -> Tensor:
+        c = x_blc.shape[-1]
+        gain, bias = _filled(c, 1.0).astype(x_blc.dtype), _filled(c, 0.0).astype(x_blc.dtype)
+        return self.layer_norm(x_blc, gain, bias)[0]
+
+
+class Linear(nn.Cell):
+    """x @ weight.T + bias over the last axis; ``weight`` is (outputs, inputs)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matmul_nt = ops.MatMul(transpose_b=True)
+
+    def construct(self, x: Tensor, weight_oi: Tensor, bias_o: Tensor) -> Tensor:
+        rows = self.matmul_nt(x.reshape(-1, x.shape[-1]), weight_oi)
+        return ops.bias_add(rows, bias_o).reshape(*x.shape[:-1], -1)
+
+
+class Attend(nn.Cell):
+    """softmax(q k^T) v, heads apart: (B, H, Lq, d) x (B, H, Lk, d) -> (B, H, Lq, d).
+
+    Where a mask is given, (Lq, Lk) with 0 for visible and a large negative number for hidden
+    keys, it is added to the scores. Queries come already scaled.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = ops.BatchMatMul(transpose_b=True)
+        self.mix = ops.BatchMatMul()
+        self.softmax = ops.Softmax(-1)
+
+    def construct(
+        self, q_bhld: Tensor, k_bhld: Tensor, v_bhld: Tensor, mask_ll: Tensor | None
+    ) -> Tensor:
+        scores_bhll = self.scores(q_bhld, k_bhld)
+        if mask_ll is not None:
+            scores_bhll = scores_bhll + mask_ll
+        return self.mix(self.softmax(scores_bhll), v_bhld)
+
+
+class UnitLength(nn.Cell):
+    """x / max(|x|, 1e-12) over the last axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sum = ops.ReduceSum(keep_dims=True)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return x * ops.rsqrt(ops.maximum(self.sum(x * x, -1), 1e-24))

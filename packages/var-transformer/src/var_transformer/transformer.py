@@ -1,0 +1,330 @@
+"""The next-scale transformer of VAR (arXiv:2404.02905, section 3.2 and appendix).
+
+Reads like the paper: a block is attention and a feed-forward network, each behind an adaptive
+layer norm whose shift, scale and gate come from the class (AdaLN, arXiv:2212.09748). Cells and
+parameters are named as in the published checkpoints.
+
+Shape suffixes: b batch, l tokens, c channels, h heads, d head width, z latent channels,
+v vocabulary.
+"""
+
+import math
+import os
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from var_tokenizer import InputError, check_tensors, read_checkpoint, write_checkpoint
+
+from var_transformer import ops as fast
+from var_transformer.config import TransformerConfig
+
+Array = np.ndarray | Tensor
+Rng = np.random.Generator | None
+
+_HIDDEN = -1e9  # added to the score of a key that a query must not see
+_MAX_LOG_SCALE = math.log(100)  # of the learned attention scale
+
+
+def _normal(rng: Rng, shape: tuple[int, ...], std: float) -> Parameter:
+    """Drawn from N(0, std), as the published truncation at +-2 leaves it; zeros without rng."""
+    if rng is None or std == 0:
+        return Parameter(Tensor(np.zeros(shape, np.float32)))
+    return Parameter(Tensor((std * rng.standard_normal(shape)).astype(np.float32)))
+
+
+class Linear(nn.Cell):
+    """An affine map of the last axis; ``weight`` is (outputs, inputs)."""
+
+    def __init__(
+        self, rng: Rng, inputs: int, outputs: int, std: float, has_bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.weight = _normal(rng, (outputs, inputs), std)
+        self.bias = _normal(None, (outputs,), 0) if has_bias else None
+        self.linear = fast.Linear()
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.linear(x, self.weight, self.bias)
+
+
+class Embedding(nn.Cell):
+    """A table of learned vectors; ``weight`` is (entries, C)."""
+
+    def __init__(self, rng: Rng, entries: int, width: int, std: float) -> None:
+        super().__init__()
+        self.weight = _normal(rng, (entries, width), std)
+
+    def construct(self, ids: Tensor) -> Tensor:
+        return ops.gather(self.weight, ids, 0)
+
+
+class SiLU(nn.Cell):
+    def construct(self, x: Tensor) -> Tensor:
+        return x * ops.sigmoid(x)
+
+
+def modulate(x_blc: Tensor, scale_b1c: Tensor, shift_b1c: Tensor) -> Tensor:
+    return x_blc * (1 + scale_b1c) + shift_b1c
+
+
+class Attention(nn.Cell):
+    """Multi-head self-attention; with QK-L2 norm, cosine scores times a learned scale a head.
+
+    The scale is exp(min(scale_mul, log 100)); without QK-L2 it is 0.25 / sqrt(d), as published.
+    """
+
+    def __init__(self, config: TransformerConfig, rng: Rng, std: float) -> None:
+        super().__init__()
+        c, h = config.width, config.heads
+        self.heads = h
+        self.mat_qkv = Linear(rng, c, 3 * c, std, has_bias=False)
+        self.q_bias = _normal(None, (c,), 0)
+        self.v_bias = _normal(None, (c,), 0)
+        if config.qk_l2_norm:
+            self.scale_mul_1H11 = Parameter(Tensor(np.full((1, h, 1, 1), math.log(4), np.float32)))
+        else:
+            self.scale_mul_1H11 = None
+        self.fixed_scale = 0.25 / math.sqrt(c // h)
+        self.proj = Linear(rng, c, c, std / math.sqrt(2 * config.depth))
+        self.unit_length = fast.UnitLength()
+        self.attend = fast.Attend()
+
+    def construct(
+        self, x_blc: Tensor, mask_ll: Tensor | None, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Attends to ``past`` (keys and values so far) and to x; also returns both joined."""
+        b, length, c = x_blc.shape
+        qkv_bias = ops.concat((self.q_bias, ops.zeros_like(self.q_bias), self.v_bias))
+        qkv = self.mat_qkv.linear(x_blc, self.mat_qkv.weight, qkv_bias)
+        q, k, v = ops.split(qkv, c, 2)
+        q_bhld, k_bhld, v_bhld = self._heads(q), self._heads(k), self._heads(v)
+        if self.scale_mul_1H11 is None:
+            q_bhld = q_bhld * self.fixed_scale
+        else:
+            scale = ops.exp(ops.minimum(self.scale_mul_1H11, _MAX_LOG_SCALE))
+            q_bhld, k_bhld = self.unit_length(q_bhld) * scale, self.unit_length(k_bhld)
+        if past is not None:
+            k_bhld = ops.concat((past[0], k_bhld), 2)
+            v_bhld = ops.concat((past[1], v_bhld), 2)
+        mixed = self.attend(q_bhld, k_bhld, v_bhld, mask_ll)
+        return self.proj(mixed.transpose(0, 2, 1, 3).reshape(b, length, c)), (k_bhld, v_bhld)
+
+    def _heads(self, x_blc: Tensor) -> Tensor:
+        b, length, c = x_blc.shape
+        return x_blc.reshape(b, length, self.heads, c // self.heads).transpose(0, 2, 1, 3)
+
+
+class FeedForward(nn.Cell):
+    """Two affine maps with a GELU (tanh form) between, four times as wide inside."""
+
+    def __init__(self, config: TransformerConfig, rng: Rng, std: float) -> None:
+        super().__init__()
+        c = config.width
+        self.fc1 = Linear(rng, c, 4 * c, std)
+        self.fc2 = Linear(rng, 4 * c, c, std / math.sqrt(2 * config.depth))
+        self.gelu = fast.Gelu()
+
+    def construct(self, x_blc: Tensor) -> Tensor:
+        return self.fc2(self.gelu(self.fc1(x_blc)))
+
+
+class Block(nn.Cell):
+    """x + gate * attention(modulate(norm x)), then the same with the feed-forward network."""
+
+    def __init__(self, config: TransformerConfig, rng: Rng, std: float) -> None:
+        super().__init__()
+        self.norm = fast.LayerNorm()
+        self.attn = Attention(config, rng, std)
+        self.ffn = FeedForward(config, rng, std)
+        if config.shared_adaln:
+            self.ada_gss = _normal(rng, (1, 1, 6, config.width), config.width**-0.5)
+        else:
+            self.ada_lin = nn.SequentialCell(
+                SiLU(), Linear(rng, config.width, 6 * config.width, std)
+            )
+
+    def construct(
+        self,
+        x_blc: Tensor,
+        modulation_b6c: Tensor,
+        mask_ll: Tensor | None,
+        past: tuple[Tensor, Tensor] | None,
+        keep_2b11: Tensor | None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        gate1, gate2, scale1, scale2, shift1, shift2 = ops.split(modulation_b6c, 1, 1)
+        if keep_2b11 is not None:  # drop path: a dropped image passes the block unchanged
+            gate1, gate2 = gate1 * keep_2b11[0], gate2 * keep_2b11[1]
+        attended, cache = self.attn(modulate(self.norm(x_blc), scale1, shift1), mask_ll, past)
+        x_blc = x_blc + gate1 * attended
+        return x_blc + gate2 * self.ffn(modulate(self.norm(x_blc), scale2, shift2)), cache
+
+
+class HeadNorm(nn.Cell):
+    """The adaptive layer norm before the logits."""
+
+    def __init__(self, config: TransformerConfig, rng: Rng, std: float) -> None:
+        super().__init__()
+        self.norm = fast.LayerNorm()
+        self.ada_lin = nn.SequentialCell(SiLU(), Linear(rng, config.width, 2 * config.width, std))
+
+    def construct(self, x_blc: Tensor, class_bc: Tensor) -> Tensor:
+        scale_b1c, shift_b1c = ops.split(self.ada_lin(class_bc).expand_dims(1), x_blc.shape[-1], 2)
+        return modulate(self.norm(x_blc), scale_b1c, shift_b1c)
+
+
+class Transformer(nn.Cell):
+    """VAR's transformer: class label and token maps so far -> logits of the next token map.
+
+    Arrays go in as NumPy arrays or MindSpore tensors and come out as MindSpore tensors.
+    Weights are drawn from ``seed`` as published; ``Transformer.load`` reads them from a file.
+    """
+
+    def __init__(self, config: TransformerConfig, seed: int | None = 0) -> None:
+        super().__init__()
+        rng = None if seed is None else np.random.default_rng(seed)
+        c, std = config.width, math.sqrt(1 / (3 * config.width))
+        self.config = config
+        schedule = config.schedule
+        self.offsets = schedule.offsets
+        self.word_embed = Linear(rng, config.latent_channels, c, std)
+        self.class_emb = Embedding(rng, config.num_classes + 1, c, std)
+        self.pos_start = _normal(rng, (1, schedule.tokens[0], c), std)
+        self.pos_1LC = _normal(rng, (1, schedule.length, c), std)
+        self.lvl_embed = Embedding(rng, len(schedule), c, std)
+        if config.shared_adaln:
+            self.shared_ada_lin = nn.SequentialCell(SiLU(), Linear(rng, c, 6 * c, std))
+        self.blocks = nn.CellList([Block(config, rng, std) for _ in range(config.depth)])
+        self.head_nm = HeadNorm(config, rng, std)
+        self.head = Linear(rng, c, config.vocab_size, 0.02 * std)  # init_head
+        self.scale_of_token = Tensor(schedule.scale_of_token)
+        self.mask_ll = Tensor(np.where(schedule.visible, 0, _HIDDEN).astype(np.float32))
+        if rng is not None:
+            self._scale_modulation()
+
+    def _scale_modulation(self) -> None:
+        """Published initialization of AdaLN: gates times 1e-5, scales and shifts times 0.5."""
+        c = self.config.width
+        for block in self.blocks:
+            modulation = block.ada_gss if self.config.shared_adaln else block.ada_lin[1].weight
+            array_6 = modulation.asnumpy().reshape(6, c, -1).copy()
+            array_6[:2] *= 1e-5  # init_adaln_gamma
+            array_6[2:] *= 0.5  # init_adaln
+            modulation.set_data(Tensor(array_6.reshape(modulation.shape)))
+        head = self.head_nm.ada_lin[1].weight
+        head.set_data(Tensor(head.asnumpy() * np.float32(0.5)))
+
+    # ------------------------------------------------------------ files
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Transformer":
+        """Reads a native file; raises InputError for one that is not a whole transformer."""
+        config, tensors = read_checkpoint(path, "transformer", TransformerConfig)
+        model = cls(config, seed=None)
+        parameters = dict(model.parameters_and_names())
+        check_tensors(str(path), {n: tuple(p.shape) for n, p in parameters.items()}, tensors)
+        for name, parameter in parameters.items():
+            parameter.set_data(Tensor(tensors[name]))
+        return model
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes weights and configuration as a native file, atomically."""
+        write_checkpoint(path, "transformer", self.config, self.published_tensors())
+
+    def published_tensors(self) -> dict[str, np.ndarray]:
+        """Published name -> float32 array in the published layout."""
+        return {name: p.asnumpy() for name, p in self.parameters_and_names()}
+
+    # ------------------------------------------------------------ all scales at once
+    def logits(self, labels: Array, inputs: Array) -> Tensor:
+        """Teacher-forced logits (B, L, V) of all scales, without any dropout.
+
+        labels: (B,) in [0, num_classes], where num_classes means "no class". inputs: what the
+        tokenizer's ``teacher_inputs`` gives, (B, L - tokens of scale 0, z).
+        Raises InputError for a label out of range or inputs of another shape.
+        """
+        labels_b = self.check_labels(labels)
+        rest = self.config.schedule.length - self.config.schedule.tokens[0]
+        expected = (labels_b.shape[0], rest, self.config.latent_channels)
+        if tuple(inputs.shape) != expected:
+            raise InputError(f"inputs have shape {tuple(inputs.shape)}; expected {expected}")
+        return self._logits(labels_b, Tensor(np.asarray(inputs, np.float32)))
+
+    def check_labels(self, labels: Array) -> Tensor:
+        """Labels as an int32 tensor (B,); raises InputError for one out of range."""
+        labels_b = np.asarray(labels)
+        if labels_b.ndim != 1 or labels_b.dtype.kind not in "iu":
+            raise InputError(
+                f"labels have shape {labels_b.shape} and dtype {labels_b.dtype}; expected (B,) ints"
+            )
+        for label in labels_b:
+            if not 0 <= label <= self.config.num_classes:
+                raise InputError(
+                    f"labels hold {label}; expected 0 to {self.config.num_classes - 1} "
+                    f"(or {self.config.num_classes} for no class)"
+                )
+        return Tensor(labels_b.astype(np.int32))
+
+    def construct(
+        self, labels_b: Tensor, inputs_blz: Tensor, keep_d2b11: Tensor | None = None
+    ) -> Tensor:
+        """As ``logits``, for training: unchecked, with drop path.
+
+        keep_d2b11: for each block, branch and image 0 (dropped) or 1 / (1 - rate).
+        """
+        class_bc = self.class_emb(labels_b)
+        start_blc = class_bc.expand_dims(1) + self.pos_start
+        x_blc = ops.concat((start_blc, self.word_embed(inputs_blz)), 1)
+        x_blc = x_blc + self.lvl_embed(self.scale_of_token) + self.pos_1LC
+        modulations = self.modulations(class_bc)
+        for i in range(len(self.blocks)):
+            keep = None if keep_d2b11 is None else keep_d2b11[i]
+            x_blc, _ = self.blocks[i](x_blc, modulations[i], self.mask_ll, None, keep)
+        return self.head(self.head_nm(x_blc, class_bc))
+
+    @ms.jit
+    def _logits(self, labels_b: Tensor, inputs_blz: Tensor) -> Tensor:
+        return self.construct(labels_b, inputs_blz)
+
+    # ------------------------------------------------------------ scale by scale
+    def modulations(self, class_bc: Tensor) -> tuple[Tensor, ...]:
+        """The six modulation vectors of each block: depth tensors (B, 6, C).
+
+        They depend on the class alone, so that a generation computes them once.
+        """
+        b, c = class_bc.shape
+        if self.config.shared_adaln:
+            shared_b6c = self.shared_ada_lin(class_bc).reshape(b, 6, c)
+            return tuple(shared_b6c + block.ada_gss.reshape(1, 6, c) for block in self.blocks)
+        return tuple(block.ada_lin(class_bc).reshape(b, 6, c) for block in self.blocks)
+
+    @ms.jit
+    def condition(self, labels_b: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Class embeddings (B, C) and the modulations of all blocks."""
+        class_bc = self.class_emb(labels_b)
+        return class_bc, self.modulations(class_bc)
+
+    @ms.jit
+    def extend(
+        self,
+        scale: int,
+        inputs_blz: Tensor | None,
+        class_bc: Tensor,
+        modulations: tuple[Tensor, ...],
+        cache: tuple[tuple[Tensor, Tensor], ...] | None,
+    ) -> tuple[Tensor, tuple[tuple[Tensor, Tensor], ...]]:
+        """Logits (B, s_y * s_x, V) of one scale, and the keys and values grown by it.
+
+        inputs_blz: None at scale 0, which starts from the class alone. cache: None at scale 0.
+        """
+        if inputs_blz is None:
+            x_blc = class_bc.expand_dims(1) + self.pos_start
+        else:
+            x_blc = self.word_embed(inputs_blz)
+        begin, end = self.offsets[scale], self.offsets[scale + 1]
+        x_blc = x_blc + self.lvl_embed.weight[scale] + self.pos_1LC[:, begin:end]
+        grown = ()
+        for i in range(len(self.blocks)):
+            past = None if cache is None else cache[i]
+            x_blc, kv = self.blocks[i](x_blc, modulations[i], None, past, None)
+            grown = (*grown, kv)
+        return self.head(self.head_nm(x_blc, class_bc)), grown
