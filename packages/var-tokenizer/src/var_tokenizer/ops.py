@@ -15,12 +15,14 @@ from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
 
 _MAX_COLUMNS = 16 * 2**20  # floats of unfolded pixels held at once: 64 MiB
-_NOWHERE = -1  # EmbeddingLookup reads zeros at an index outside of the table
 
 _matmul = ops.MatMul()
 _matmul_nt = ops.MatMul(transpose_b=True)
 _matmul_tn = ops.MatMul(transpose_a=True)
-_lookup = ops.EmbeddingLookup()
+# primitives, because functions of mindspore.ops do not all compile inside of a bprop
+_gather = ops.Gather()
+_concat = ops.Concat()
+_add_n = ops.AddN()
 
 
 def on_cpu() -> bool:
@@ -35,7 +37,8 @@ def _source_pixels(
 ) -> np.ndarray:
     """(B * Y' * X', kernel**2) int32: the pixel row each tap of each output pixel reads.
 
-    ``pads`` zeros stand (before, after) the pixels of both axes.
+    ``pads`` zeros stand (before, after) the pixels of both axes; a tap outside of the image
+    reads row B * Y * X, where the caller keeps zeros.
     """
     b, y, x = shape_byx
     before, after = pads
@@ -47,7 +50,7 @@ def _source_pixels(
     ]
     pixels = rows[:, None, :, None] * x + columns[None, :, None, :]
     image = np.arange(b).reshape(b, 1, 1, 1, 1) * (y * x)
-    table = np.where(inside, image + pixels, _NOWHERE)
+    table = np.where(inside, image + pixels, b * y * x)
     return table.reshape(-1, kernel * kernel).astype(np.int32)
 
 
@@ -55,10 +58,13 @@ def _source_pixels(
 def _reading_pixels(
     shape_byx: tuple[int, int, int], kernel: int, stride: int, pads: tuple[int, int]
 ) -> np.ndarray:
-    """(B * Y * X, kernel**2) int32: the output row that reads a pixel through each tap."""
-    source = _source_pixels(shape_byx, kernel, stride, pads)
-    table = np.full((int(np.prod(shape_byx)), kernel * kernel), _NOWHERE, np.int32)
-    output, tap = np.nonzero(source != _NOWHERE)
+    """(B * Y * X, kernel**2) int32: the output row that reads a pixel through each tap.
+
+    Where none does, the row after the last output.
+    """
+    source, pixels = _source_pixels(shape_byx, kernel, stride, pads), int(np.prod(shape_byx))
+    table = np.full((pixels, kernel * kernel), len(source), np.int32)
+    output, tap = np.nonzero(source != pixels)
     table[source[output, tap], tap] = output
     return table
 
@@ -91,12 +97,12 @@ class _UnfoldedConv2d(nn.Cell):
         out_y = (y + self.pads[0] + self.pads[1] - k) // self.stride + 1
         out_x = (x + self.pads[0] + self.pads[1] - k) // self.stride + 1
         weight = weight_ohwi.reshape(weight_ohwi.shape[0], -1)
-        pixels = x_byxc.reshape(-1, c)
+        pixels = self._with_zeros(x_byxc.reshape(-1, c))
         parts = []
         for chunk in _chunks(b * out_y * out_x, k * k * c):
             columns = self._columns(pixels, (b, y, x), chunk, False)
             parts.append(ops.bias_add(_matmul_nt(columns, weight), bias_o))
-        rows = parts[0] if len(parts) == 1 else ops.concat(parts)
+        rows = parts[0] if len(parts) == 1 else _concat(parts)
         return rows.reshape(b, out_y, out_x, -1)
 
     def bprop(
@@ -104,27 +110,34 @@ class _UnfoldedConv2d(nn.Cell):
     ) -> tuple[Tensor, Tensor, Tensor]:
         b, y, x, c = x_byxc.shape
         o, k = weight_ohwi.shape[0], self.kernel
-        pixels, grad = x_byxc.reshape(-1, c), dout.reshape(-1, o)
+        grad = dout.reshape(-1, o)
 
-        parts = []
+        pixels, parts = self._with_zeros(x_byxc.reshape(-1, c)), []
         for chunk in _chunks(grad.shape[0], k * k * c):
             columns = self._columns(pixels, (b, y, x), chunk, False)
             parts.append(_matmul_tn(grad[chunk[0] : chunk[1]], columns))
-        grad_weight = ops.addn(parts).reshape(weight_ohwi.shape)
+        grad_weight = _add_n(parts).reshape(weight_ohwi.shape)
 
         weight = weight_ohwi.transpose(3, 1, 2, 0).reshape(c, -1)
-        parts = []
-        for chunk in _chunks(pixels.shape[0], k * k * o):
-            columns = self._columns(grad, (b, y, x), chunk, True)
+        reads, parts = self._with_zeros(grad), []
+        for chunk in _chunks(b * y * x, k * k * o):
+            columns = self._columns(reads, (b, y, x), chunk, True)
             parts.append(_matmul_nt(columns, weight))
-        grad_x = parts[0] if len(parts) == 1 else ops.concat(parts)
+        grad_x = parts[0] if len(parts) == 1 else _concat(parts)
         return grad_x.reshape(x_byxc.shape), grad_weight, _sum_rows(grad)
+
+    def _with_zeros(self, rows: Tensor) -> Tensor:
+        # Gather rejects indices outside of the table, and ops.EmbeddingLookup, which reads zeros
+        # there, breaks training graphs: updates of parameters are lost (MindSpore 2.10.0)
+        if self.kernel == 1 and self.stride == 1:
+            return rows
+        return _concat((rows, _constant((1, rows.shape[1]), 0.0)))
 
     def _columns(self, rows: Tensor, shape_byx: tuple, chunk: tuple, backward: bool) -> Tensor:
         if self.kernel == 1 and self.stride == 1:
             return rows[chunk[0] : chunk[1]]
         table = _columns_table(shape_byx, self.kernel, self.stride, self.pads, chunk, backward)
-        return _lookup(rows, table, 0).reshape(chunk[1] - chunk[0], -1)
+        return _gather(rows, table, 0).reshape(chunk[1] - chunk[0], -1)
 
 
 class _NativeConv2d(nn.Cell):

@@ -197,7 +197,8 @@ class Tokenizer(nn.Cell):
                     f"ids of scale {k} lie in [{values.min()}, {values.max()}]; "
                     f"expected [0, {self.vocab_size - 1}]"
                 )
-        return tuple(_int(ids_bl) for ids_bl in ids)
+        # a plain tuple would be compiled in as a constant
+        return ms.mutable(tuple(_int(ids_bl) for ids_bl in ids))
 
 
 def _file_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
