@@ -42,7 +42,9 @@ class Conv2d(nn.Cell):
         self.conv2d = conv2d(kernel, stride, pads)
 
     def construct(self, x_byxc: Tensor) -> Tensor:
-        return self.conv2d(x_byxc, self.weight, self.bias)
+        y_byxc = self.conv2d(x_byxc, self.weight)
+        rows = ops.bias_add(y_byxc.reshape(-1, y_byxc.shape[3]), self.bias)
+        return rows.reshape(y_byxc.shape)
 
 
 class GroupNorm(nn.Cell):

@@ -16,13 +16,13 @@ from mindspore.ops import constexpr
 
 _MAX_COLUMNS = 16 * 2**20  # floats of unfolded pixels held at once: 64 MiB
 
-_matmul = ops.MatMul()
 _matmul_nt = ops.MatMul(transpose_b=True)
 _matmul_tn = ops.MatMul(transpose_a=True)
 # primitives, because functions of mindspore.ops do not all compile inside of a bprop
 _gather = ops.Gather()
 _concat = ops.Concat()
 _add_n = ops.AddN()
+_zeros_like = ops.ZerosLike()
 
 
 def on_cpu() -> bool:
@@ -91,7 +91,7 @@ class _UnfoldedConv2d(nn.Cell):
         super().__init__()
         self.kernel, self.stride, self.pads = kernel, stride, pads
 
-    def construct(self, x_byxc: Tensor, weight_ohwi: Tensor, bias_o: Tensor) -> Tensor:
+    def construct(self, x_byxc: Tensor, weight_ohwi: Tensor) -> Tensor:
         b, y, x, c = x_byxc.shape
         k = self.kernel
         out_y = (y + self.pads[0] + self.pads[1] - k) // self.stride + 1
@@ -101,13 +101,13 @@ class _UnfoldedConv2d(nn.Cell):
         parts = []
         for chunk in _chunks(b * out_y * out_x, k * k * c):
             columns = self._columns(pixels, (b, y, x), chunk, False)
-            parts.append(ops.bias_add(_matmul_nt(columns, weight), bias_o))
+            parts.append(_matmul_nt(columns, weight))
         rows = parts[0] if len(parts) == 1 else _concat(parts)
         return rows.reshape(b, out_y, out_x, -1)
 
     def bprop(
-        self, x_byxc: Tensor, weight_ohwi: Tensor, bias_o: Tensor, out: Tensor, dout: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, x_byxc: Tensor, weight_ohwi: Tensor, out: Tensor, dout: Tensor
+    ) -> tuple[Tensor, Tensor]:
         b, y, x, c = x_byxc.shape
         o, k = weight_ohwi.shape[0], self.kernel
         grad = dout.reshape(-1, o)
@@ -124,7 +124,7 @@ class _UnfoldedConv2d(nn.Cell):
             columns = self._columns(reads, (b, y, x), chunk, True)
             parts.append(_matmul_nt(columns, weight))
         grad_x = parts[0] if len(parts) == 1 else _concat(parts)
-        return grad_x.reshape(x_byxc.shape), grad_weight, _sum_rows(grad)
+        return grad_x.reshape(x_byxc.shape), grad_weight
 
     def _with_zeros(self, rows: Tensor) -> Tensor:
         # Gather rejects indices outside of the table, and ops.EmbeddingLookup, which reads zeros
@@ -147,14 +147,14 @@ class _NativeConv2d(nn.Cell):
         super().__init__()
         self.stride, self.pads = stride, (pads[0], pads[1], pads[0], pads[1])
 
-    def construct(self, x_byxc: Tensor, weight_ohwi: Tensor, bias_o: Tensor) -> Tensor:
+    def construct(self, x_byxc: Tensor, weight_ohwi: Tensor) -> Tensor:
         x_bcyx = ops.pad(x_byxc.transpose(0, 3, 1, 2), self.pads)
         weight = weight_ohwi.transpose(0, 3, 1, 2)
-        return ops.conv2d(x_bcyx, weight, bias_o, self.stride).transpose(0, 2, 3, 1)
+        return ops.conv2d(x_bcyx, weight, None, self.stride).transpose(0, 2, 3, 1)
 
 
 def conv2d(kernel: int, stride: int = 1, pads: tuple[int, int] | None = None) -> nn.Cell:
-    """The convolution ``f(x (B,Y,X,I), weight (O,k,k,I), bias (O)) -> (B,Y',X',O)``.
+    """The convolution ``f(x (B,Y,X,I), weight (O,k,k,I)) -> (B,Y',X',O)``, without a bias.
 
     pads: zeros (before, after) both axes; by default half a kernel on either side.
     """
@@ -168,25 +168,15 @@ def _constant(shape: tuple, value: float) -> Tensor:
     return Tensor(np.full(shape, value, np.float32))
 
 
-@constexpr
-def _averaging_matrix(channels: int, groups: int) -> Tensor:
-    """(C, C): the mean over a channel's group, given to each channel of the group."""
-    each = channels // groups
-    return Tensor(np.kron(np.eye(groups), np.full((each, each), 1 / each)).astype(np.float32))
-
-
-def _sum_rows(x_nc: Tensor) -> Tensor:
-    """(N, C) -> (C): as a matrix product, which uses all cores; ReduceSum does not."""
-    return _matmul(_constant((1, x_nc.shape[0]), 1.0), x_nc).reshape(-1)
-
-
 class _RowsGroupNorm(nn.Cell):
-    """Group norm over channels-last rows; every reduction is a matrix product."""
+    """Group norm over channels-last rows; sums over pixels are matrix products."""
 
     def __init__(self, groups: int, epsilon: float) -> None:
         super().__init__()
         self.groups, self.epsilon = groups, epsilon
         self.bmm = ops.BatchMatMul()
+        self.mean = ops.ReduceMean(keep_dims=True)
+        self.sum = ops.ReduceSum()
 
     def _means(self, x_bnc: Tensor) -> Tensor:
         """(B, N, C) -> (B, C): the mean of each channel over the pixels."""
@@ -194,7 +184,11 @@ class _RowsGroupNorm(nn.Cell):
         return self.bmm(_constant((b, 1, n), 1.0 / n), x_bnc).reshape(b, c)
 
     def _over_group(self, x_bc: Tensor) -> Tensor:
-        return _matmul(x_bc, _averaging_matrix(x_bc.shape[1], self.groups))
+        """The mean over each group, given to every channel of it."""
+        b, c = x_bc.shape
+        x_bgi = x_bc.reshape(b, self.groups, c // self.groups)
+        mean_bgi = self.mean(x_bgi, -1) + _zeros_like(x_bgi)
+        return mean_bgi.reshape(b, c)
 
     def _statistics(self, x_bnc: Tensor) -> tuple[Tensor, Tensor]:
         b, _, c = x_bnc.shape
@@ -221,7 +215,8 @@ class _RowsGroupNorm(nn.Cell):
         d = self._over_group(mean_grad_hat * gain_c).reshape(b, 1, c)
         grad_x = grad * (inverse_std * gain_c) - centred * (inverse_std * inverse_std * d)
         grad_x = grad_x - a * inverse_std
-        return grad_x.reshape(b, y, x, c), _sum_rows(mean_grad_hat) * n, _sum_rows(mean_grad) * n
+        grad_gain, grad_bias = self.sum(mean_grad_hat, 0) * n, self.sum(mean_grad, 0) * n
+        return grad_x.reshape(b, y, x, c), grad_gain, grad_bias
 
 
 class _NativeGroupNorm(nn.Cell):
