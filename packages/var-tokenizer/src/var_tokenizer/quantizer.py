@@ -85,21 +85,22 @@ class MultiScaleQuantizer(nn.Cell):
             return latent_bnz
         return self._resize(latent_bnz, self.down_kts[k])
 
-    def encode(self, latent_byxz: Tensor) -> tuple[Tensor, ...]:
+    def encode(self, latent_byxz: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Algorithm 1: what the coarser scales left over is quantized, scale by scale.
 
-        Returns the K id arrays, each (B, s_y * s_x) int32.
+        Returns K id arrays, each (B, s_y * s_x) int32, and the K arrays of the vectors that
+        were looked up, each (B, s_y * s_x, z).
         """
-        rest, ids = latent_byxz, ()
+        rest, ids, vectors = latent_byxz, (), ()
         for k in range(len(self.sizes)):
-            ids_bl = self.nearest(rest, k)
+            vectors_blz = self.downsample(rest, k)
+            ids_bl = self.nearest(vectors_blz)
             rest = rest - self.contribution(ids_bl, k)
-            ids = (*ids, ids_bl)
-        return ids
+            ids, vectors = (*ids, ids_bl), (*vectors, vectors_blz)
+        return ids, vectors
 
-    def nearest(self, rest_byxz: Tensor, k: int) -> Tensor:
-        """Ids of scale k for what is left to describe: (B, s_y * s_x) int32."""
-        vectors_blz = self.downsample(rest_byxz, k)
+    def nearest(self, vectors_blz: Tensor) -> Tensor:
+        """The ids (B, l) int32 of the codes nearest to vectors (B, l, z)."""
         b, n, z = vectors_blz.shape
         return self.embedding.nearest(vectors_blz.reshape(b * n, z)).reshape(b, n)
 
@@ -113,7 +114,8 @@ class MultiScaleQuantizer(nn.Cell):
         target = ops.stop_gradient(latent_byxz)
         total, loss, ids = ops.zeros_like(latent_byxz), 0.0, ()
         for k in range(len(self.sizes)):
-            ids_bl = ops.stop_gradient(self.nearest(target - ops.stop_gradient(total), k))
+            rest = target - ops.stop_gradient(total)
+            ids_bl = ops.stop_gradient(self.nearest(self.downsample(rest, k)))
             total = total + self.contribution(ids_bl, k)
             codes_error = total - target
             commitment_error = latent_byxz - ops.stop_gradient(total)

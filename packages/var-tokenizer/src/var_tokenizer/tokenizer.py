@@ -95,12 +95,14 @@ class Tokenizer(nn.Cell):
 
         Raises InputError for another shape.
         """
-        rows, columns = self.config.image_size
-        if len(images.shape) != 4 or tuple(images.shape[1:]) != (3, rows, columns):
-            raise InputError(
-                f"images have shape {tuple(images.shape)}; expected (B, 3, {rows}, {columns})"
-            )
-        return list(self._encode(_float(images)))
+        return list(self._encode(self._check_images(images))[0])
+
+    def residual_vectors(self, images: Array) -> list[Tensor]:
+        """What each scale had to describe, (B, s_y * s_x, z): the vectors looked up by encode.
+
+        Codes that are drawn from them lie where the data is.
+        """
+        return list(self._encode(self._check_images(images))[1])
 
     def decode(self, ids: Sequence[Array]) -> Tensor:
         """Ids of all K scales to images (B, 3, H, W) in [-1, 1]."""
@@ -153,7 +155,7 @@ class Tokenizer(nn.Cell):
 
     # ------------------------------------------------------------ compiled parts
     @ms.jit
-    def _encode(self, images_bcyx: Tensor) -> tuple[Tensor, ...]:
+    def _encode(self, images_bcyx: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         latent = self.quant_conv(self.encoder(images_bcyx.transpose(0, 2, 3, 1)))
         return self.quantize.encode(latent)
 
@@ -182,6 +184,14 @@ class Tokenizer(nn.Cell):
             parts = (*parts, self.quantize.downsample(total, k + 1))
         return ops.concat(parts, 1)
 
+    def _check_images(self, images: Array) -> Tensor:
+        rows, columns = self.config.image_size
+        if len(images.shape) != 4 or tuple(images.shape[1:]) != (3, rows, columns):
+            raise InputError(
+                f"images have shape {tuple(images.shape)}; expected (B, 3, {rows}, {columns})"
+            )
+        return Tensor(np.asarray(images, np.float32))
+
     def _check_ids(self, ids: Sequence[Array]) -> tuple[Tensor, ...]:
         tokens = self.schedule.tokens
         if len(ids) != len(tokens):
@@ -204,10 +214,6 @@ class Tokenizer(nn.Cell):
 def _file_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The published shape of a parameter: (O, k, k, I) convolutions are (O, I, k, k) in files."""
     return (shape[0], shape[3], shape[1], shape[2]) if len(shape) == 4 else tuple(shape)
-
-
-def _float(array: Array) -> Tensor:
-    return Tensor(np.asarray(array, np.float32)) if isinstance(array, np.ndarray) else array
 
 
 def _int(array: Array) -> Tensor:

@@ -21,6 +21,7 @@ from var_transformer.config import TransformerConfig
 
 Array = np.ndarray | Tensor
 Rng = np.random.Generator | None
+Cache = tuple[tuple[Tensor, Tensor], ...]  # keys and values so far, of each block
 
 _HIDDEN = -1e9  # added to the score of a key that a query must not see
 _MAX_LOG_SCALE = math.log(100)  # of the learned attention scale
@@ -303,19 +304,31 @@ class Transformer(nn.Cell):
         class_bc = self.class_emb(labels_b)
         return class_bc, self.modulations(class_bc)
 
-    @ms.jit
     def extend(
         self,
         scale: int,
         inputs_blz: Tensor | None,
         class_bc: Tensor,
         modulations: tuple[Tensor, ...],
-        cache: tuple[tuple[Tensor, Tensor], ...] | None,
-    ) -> tuple[Tensor, tuple[tuple[Tensor, Tensor], ...]]:
+        cache: Cache | None,
+    ) -> tuple[Tensor, Cache]:
         """Logits (B, s_y * s_x, V) of one scale, and the keys and values grown by it.
 
         inputs_blz: None at scale 0, which starts from the class alone. cache: None at scale 0.
         """
+        # plain tuples would be compiled in as constants
+        cache = None if cache is None else ms.mutable(cache)
+        return self._extend(scale, inputs_blz, class_bc, ms.mutable(modulations), cache)
+
+    @ms.jit
+    def _extend(
+        self,
+        scale: int,
+        inputs_blz: Tensor | None,
+        class_bc: Tensor,
+        modulations: tuple[Tensor, ...],
+        cache: Cache | None,
+    ) -> tuple[Tensor, Cache]:
         if inputs_blz is None:
             x_blc = class_bc.expand_dims(1) + self.pos_start
         else:

@@ -1,0 +1,64 @@
+"""The project's chores; `nox --list` names them. Each installs what it needs."""
+
+import os
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["lint", "test"]
+nox.options.reuse_existing_virtualenvs = True
+nox.needs_version = ">=2024.10"
+
+ROOT = Path(__file__).parent
+PACKAGES = ("var-tokenizer", "var-transformer", "var-train", "var-convert")
+TORCH = "torch==2.13.0"  # a range would take a CUDA build of several GB
+PYTHON = "3.11"
+
+
+def install(session: nox.Session, *packages: str, extras: tuple[str, ...] = ()) -> None:
+    """Installs packages of this repository, with `extras` from the registry."""
+    session.install(*(str(ROOT / "packages" / name) for name in packages), *extras)
+
+
+def pytest(session: nox.Session, python: str, *arguments: str) -> None:
+    """One pytest run over the tests of all packages; each claims through public names only."""
+    tests = [f"packages/{name}/tests" for name in PACKAGES]
+    environment = {"GLOG_v": "3", "OMP_NUM_THREADS": str(os.cpu_count() or 1)}
+    session.run(
+        python, "-m", "pytest", *tests, *arguments, *session.posargs, env=environment, external=True
+    )
+
+
+@nox.session(python=PYTHON)
+def lint(session: nox.Session) -> None:
+    """Formatting and lint."""
+    session.install("ruff==0.17.6")
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+
+
+@nox.session(python=PYTHON)
+def test(session: nox.Session) -> None:
+    """The fast tests of all packages."""
+    install(session, *PACKAGES, extras=(TORCH, "pytest", "hypothesis"))
+    pytest(session, "python", "-m", "not slow")
+
+
+@nox.session(venv_backend="none", requires=["test"])
+def slow(session: nox.Session) -> None:
+    """Full published sizes and long runs, in the environment of `test`, which runs first."""
+    pytest(session, str(ROOT / ".nox" / "test" / "bin" / "python"), "-m", "slow")
+
+
+@nox.session(python=PYTHON)
+def alone(session: nox.Session) -> None:
+    """The tokenizer installs and works without a sibling and without torch."""
+    install(session, "var-tokenizer")
+    session.run("python", "packages/var-tokenizer/tests/standalone.py", env={"GLOG_v": "3"})
+
+
+@nox.session(python=PYTHON)
+def digits(session: nox.Session) -> None:
+    """The main job: trains both stages on the embedded digits and samples new ones."""
+    install(session, "var-tokenizer", "var-transformer", "var-train")
+    session.run("python", "-m", "var_train.run", *session.posargs)

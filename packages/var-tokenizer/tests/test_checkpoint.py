@@ -1,0 +1,102 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from var_tokenizer import InputError, Tokenizer, TokenizerConfig, read_checkpoint, replacing
+
+
+@pytest.fixture(scope="module")
+def saved(tiny, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "tokenizer.safetensors"
+    tiny.save(path)
+    return path
+
+
+def metadata(path: Path, **changes) -> dict[str, str]:
+    with safe_open(path, framework="numpy") as file:
+        return file.metadata() | changes
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("encoder.conv_in.bias"), "1 missing tensor.*encoder.conv_in.bias"),
+        (lambda t: t.update(stray=np.zeros(1, np.float32)), "1 unexpected tensor.*stray"),
+        (
+            lambda t: t.update({"encoder.conv_in.bias": np.zeros(3, np.float32)}),
+            r"wrong shape: encoder.conv_in.bias \(3,\), expected \(32,\)",
+        ),
+    ],
+)
+def test_missing_extra_and_misshapen_tensors_are_named(saved, tmp_path, change, message):
+    tensors = load_file(saved)
+    change(tensors)
+    save_file(tensors, tmp_path / "bad.safetensors", metadata(saved))
+    with pytest.raises(InputError, match=message):
+        Tokenizer.load(tmp_path / "bad.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "transformer"}, "holds a transformer; expected a tokenizer"),
+        ({"format": "other"}, "no var-mindspore configuration"),
+        ({"config": '{"vocab_size": 0}'}, "vocab_size is 0"),
+        ({"config": '{"colour": 1}'}, "colour"),
+        ({"config": "[]"}, "unusable tokenizer configuration"),
+        ({"config": "{"}, "unusable tokenizer configuration"),
+    ],
+)
+def test_a_file_of_another_kind_or_configuration_is_an_error(saved, tmp_path, changes, message):
+    save_file(load_file(saved), tmp_path / "bad.safetensors", metadata(saved, **changes))
+    with pytest.raises(InputError, match=message):
+        Tokenizer.load(tmp_path / "bad.safetensors")
+
+
+def test_a_missing_file_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(InputError, match=r"nothing\.safetensors: no such file"):
+        Tokenizer.load(tmp_path / "nothing.safetensors")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(cut=st.floats(0, 0.999))
+def test_a_truncated_file_is_an_error_wherever_it_is_cut(saved, tmp_path, cut):
+    data = saved.read_bytes()
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(data[: int(cut * len(data))])
+    with pytest.raises(InputError, match=r"cut\.safetensors"):
+        read_checkpoint(path, "tokenizer", TokenizerConfig)
+
+
+def test_bfloat16_tensors_are_read_exactly(saved, tmp_path):
+    header = {
+        "__metadata__": metadata(saved),
+        "x": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]},
+    }
+    text = json.dumps(header).encode()
+    values = np.array([1.5, -3.0], np.float32).view(np.uint32) >> 16
+    path = tmp_path / "half.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + values.astype(np.uint16).tobytes())
+    _, tensors = read_checkpoint(path, "tokenizer", TokenizerConfig)
+    np.testing.assert_array_equal(tensors["x"], [1.5, -3.0])
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("half of the new")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_is_a_file_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write here"), replacing(tmp_path / "file" / "x"):
+        pass

@@ -1,0 +1,135 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mindspore import Tensor
+from safetensors.numpy import load_file
+from var_tokenizer import InputError, Tokenizer, TokenizerConfig
+
+
+def random_ids(tokenizer, batch=3):
+    rng = np.random.default_rng(0)
+    counts = tokenizer.schedule.tokens
+    return [rng.integers(0, tokenizer.vocab_size, (batch, n)) for n in counts]
+
+
+def test_encode_gives_one_id_map_a_scale_within_the_vocabulary(tiny, images_bcyx):
+    ids = [np.asarray(i) for i in tiny.encode(images_bcyx)]
+    assert [i.shape for i in ids] == [(3, 1), (3, 4), (3, 16)]
+    assert all(i.dtype == np.int32 and i.min() >= 0 and i.max() < 32 for i in ids)
+
+
+def test_decode_gives_images_of_the_configured_size_in_range(tiny):
+    images = np.asarray(tiny.decode(random_ids(tiny)))
+    assert images.shape == (3, 3, *tiny.config.image_size) and np.abs(images).max() <= 1
+
+
+def test_progressive_decoding_ends_with_the_whole_image(tiny):
+    ids = random_ids(tiny)
+    progressive = tiny.decode_progressive(ids)
+    assert len(progressive) == 3
+    np.testing.assert_array_equal(np.asarray(progressive[-1]), np.asarray(tiny.decode(ids)))
+
+
+def test_adding_scales_one_by_one_equals_decoding_at_once(tiny):
+    ids, latent = random_ids(tiny), None
+    inputs = []
+    for k, ids_bl in enumerate(ids):
+        latent = tiny.add_scale(latent, ids_bl, k)
+        if k < 2:
+            inputs.append(np.asarray(tiny.scale_input(latent, k + 1)))
+    image = np.asarray(tiny.decode_latent(latent))
+    np.testing.assert_allclose(image, np.asarray(tiny.decode(ids)), atol=1e-5)
+    teacher = np.asarray(tiny.teacher_inputs(ids))
+    assert teacher.shape == (3, tiny.config.schedule.length - 1, 8)
+    np.testing.assert_allclose(np.concatenate(inputs, 1), teacher, atol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_the_nearest_code_is_at_the_smallest_distance(tiny, seed):
+    vectors = np.random.default_rng(seed).standard_normal((1, 16, 8)).astype(np.float32)
+    codes = tiny.quantize.embedding.weight.asnumpy()
+    ids = tiny.quantize.nearest(Tensor(vectors)).asnumpy()[0]
+    distances = ((vectors[0][:, None] - codes[None]) ** 2).sum(-1)
+    np.testing.assert_allclose(distances[np.arange(16), ids], distances.min(1), rtol=1e-4)
+
+
+def test_a_saved_tokenizer_loads_to_the_same_weights_and_tokens(tiny, images_bcyx, tmp_path):
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    tiny.save(first)
+    loaded = Tokenizer.load(first)
+    loaded.save(second)
+    assert loaded.config == tiny.config
+    weights, weights_again = load_file(first), load_file(second)
+    assert weights.keys() == weights_again.keys()
+    for name, array in weights.items():
+        np.testing.assert_array_equal(array, weights_again[name])
+    for a, b in zip(tiny.encode(images_bcyx), loaded.encode(images_bcyx), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_non_square_images_go_there_and_back():
+    config = TokenizerConfig(
+        vocab_size=16,
+        latent_channels=4,
+        channels=32,
+        channel_multipliers=(1, 1),
+        res_blocks=1,
+        scales=(1, (1, 2), (2, 4)),
+    )
+    tokenizer = Tokenizer(config)
+    images = np.random.default_rng(0).uniform(-1, 1, (1, 3, 4, 8)).astype(np.float32)
+    assert np.asarray(tokenizer.decode(tokenizer.encode(images))).shape == (1, 3, 4, 8)
+
+
+def test_the_training_pass_reconstructs_what_encode_and_decode_do(tiny, images_bcyx):
+    output, loss, ids = tiny.construct(Tensor(images_bcyx))
+    expected_ids = tiny.encode(images_bcyx)
+    for a, b in zip(ids, expected_ids, strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    expected = np.asarray(tiny.decode(expected_ids))
+    np.testing.assert_allclose(np.clip(np.asarray(output), -1, 1), expected, atol=1e-4)
+    assert float(loss) > 0
+
+
+def test_images_of_another_shape_are_an_error_that_names_both(tiny):
+    with pytest.raises(InputError, match=r"\(1, 3, 9, 8\).*\(B, 3, 8, 8\)"):
+        tiny.encode(np.zeros((1, 3, 9, 8), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda ids: ids[:2], "2 scales; expected 3"),
+        (lambda ids: [ids[0], ids[1][:, :3], ids[2]], "scale 1 have shape"),
+        (lambda ids: [ids[0] + 32, *ids[1:]], "scale 0 lie in"),
+        (lambda ids: [ids[0] - 32, *ids[1:]], "scale 0 lie in"),
+    ],
+)
+def test_unusable_ids_are_an_error_that_names_the_scale(tiny, change, message):
+    with pytest.raises(InputError, match=message):
+        tiny.decode(change(random_ids(tiny)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("vocab_size", 1),
+        ("latent_channels", 0),
+        ("channels", 33),
+        ("channel_multipliers", ()),
+        ("channel_multipliers", (0,)),
+        ("res_blocks", 0),
+        ("phi_count", "4"),
+        ("scales", (3, 2)),
+    ],
+)
+def test_an_impossible_configuration_is_an_error_that_names_the_field(field, value):
+    with pytest.raises(InputError, match=field):
+        TokenizerConfig(**{field: value})
+
+
+def test_the_published_tokenizer_reads_256_px_images():
+    config = TokenizerConfig()
+    assert (config.image_size, config.downsampling, config.schedule.length) == ((256, 256), 16, 680)

@@ -1,0 +1,72 @@
+"""What a run shows and records while it works: a progress bar and ``metrics.jsonl``."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class MetricsLog:
+    """Appends one JSON object a line: ``{"stage", "step", "seconds", ...}``.
+
+    ``seconds`` counts from when the log was opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w", buffering=1)
+        self._started = time.monotonic()
+
+    def write(self, stage: str, step: int, **values: float | list[float]) -> None:
+        seconds = round(time.monotonic() - self._started, 2)
+        self._file.write(
+            json.dumps({"stage": stage, "step": step, "seconds": seconds, **values}) + "\n"
+        )
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class StepBar:
+    """A progress bar over training steps with the loss, images a second and the time left."""
+
+    def __init__(self, progress: Progress, title: str, steps: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task(title, total=steps, loss="compiling", speed="")
+        self._last = time.monotonic()
+        self._rate = 0.0
+
+    def advance(self, loss: float, images: int) -> None:
+        now = time.monotonic()
+        rate, self._last = images / max(now - self._last, 1e-9), now
+        self._rate = 0.9 * self._rate + 0.1 * rate if self._rate else rate
+        self._progress.update(
+            self._task, advance=1, loss=f"loss {loss:.4f}", speed=f"{self._rate:.1f} images/s"
+        )
+
+
+@contextmanager
+def step_bar(title: str, steps: int) -> Iterator[StepBar]:
+    """Shows a ``StepBar`` on stderr while the block runs."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}  {task.fields[speed]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        yield StepBar(progress, title, steps)

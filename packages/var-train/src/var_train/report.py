@@ -1,0 +1,108 @@
+"""What a run has to show for itself: pictures and the figures of ``report.json``."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from var_tokenizer import Tokenizer, replacing
+from var_transformer import Transformer, generate
+
+from var_train.data import ImageSet, ImageSource
+from var_train.digit_metrics import DigitJudge, distinct, nearest_train_distance
+from var_train.pictures import reconstruction_sheet, sample_grid, save_png
+from var_train.progress import step_bar
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """per_class: images a class. cfg, top_k, top_p: see ``var_transformer.generate``."""
+
+    per_class: int = 50
+    cfg: float = 2.0
+    top_k: int = 0
+    top_p: float = 0.95
+    batch: int = 50
+
+
+def sample_classes(
+    model: Transformer, tokenizer: Tokenizer, sampling: Sampling, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, 3, Y, X) in [0, 1] and labels (N,), ``per_class`` of each class in turn."""
+    labels_n = np.repeat(np.arange(model.config.num_classes, dtype=np.int32), sampling.per_class)
+    images = []
+    with step_bar("sampling   ", len(labels_n) // sampling.batch) as bar:
+        for begin in range(0, len(labels_n), sampling.batch):
+            labels = labels_n[begin : begin + sampling.batch]
+            out = generate(
+                model,
+                tokenizer,
+                np.resize(labels, sampling.batch),  # batches of one size compile once
+                cfg=sampling.cfg,
+                top_k=sampling.top_k,
+                top_p=sampling.top_p,
+                seed=seed + begin,
+            )
+            images.append(out.images[: len(labels)])
+            bar.advance(0.0, len(labels))
+    return np.concatenate(images), labels_n
+
+
+def save_reconstructions(
+    tokenizer: Tokenizer, images: ImageSource, path: Path, columns: int = 8
+) -> None:
+    """A sheet of held-out images, their reconstructions, and the image after each scale."""
+    indices = np.linspace(0, len(images) - 1, columns).astype(int)
+    originals, _ = images.batch(indices)
+    progressive = [np.asarray(x) for x in tokenizer.decode_progressive(tokenizer.encode(originals))]
+    captions = ["original", "reconstruction"]
+    captions += [f"after {rows}x{cols}" for rows, cols in tokenizer.schedule.sizes]
+    as_unit = [(x + 1) / 2 for x in (originals, *progressive)]
+    save_png(reconstruction_sheet(as_unit[0], as_unit[1:], captions), path)
+
+
+def save_samples(
+    images_ncyx: np.ndarray, per_class: int, classes: tuple[str, ...], path: Path, columns: int = 10
+) -> None:
+    """A labelled grid, one row a class."""
+    shown = min(columns, per_class)
+    by_class = images_ncyx.reshape(len(classes), per_class, *images_ncyx.shape[1:])[:, :shown]
+    save_png(sample_grid(by_class.reshape(-1, *images_ncyx.shape[1:]), classes, shown), path)
+
+
+def tokenizer_figures(
+    ids: list[np.ndarray], reconstructions: np.ndarray, images: ImageSource, vocab_size: int
+) -> dict[str, object]:
+    """Codebook usage (total and of each scale) and PSNR in dB on held-out images."""
+    originals, _ = images.batch(np.arange(len(images)))
+    error = ((reconstructions - originals) / 2) ** 2
+    return {
+        "codebook_usage": len(np.unique(np.concatenate([i.ravel() for i in ids]))) / vocab_size,
+        "scale_codes_used": [len(np.unique(i)) for i in ids],
+        "reconstruction_psnr": float((-10 * np.log10(error.mean((1, 2, 3)) + 1e-12)).mean()),
+    }
+
+
+def digit_figures(
+    generated: np.ndarray,
+    labels_n: np.ndarray,
+    reconstructions: np.ndarray,
+    train: ImageSet,
+    val: ImageSet,
+) -> dict[str, object]:
+    """How real the digits are to a judge that saw real training digits only."""
+    judge = DigitJudge(train)
+    real_val = val.images_nyxc.transpose(0, 3, 1, 2)
+    return {
+        "judge_accuracy": judge.accuracy(real_val, val.labels_n),
+        "reconstruction_accuracy": judge.accuracy((reconstructions + 1) / 2, val.labels_n),
+        "generated_accuracy": judge.accuracy(generated, labels_n),
+        "distinct": distinct(generated, labels_n, train),
+        "nearest_train_distance": nearest_train_distance(generated, train, val),
+    }
+
+
+def write_report(path: Path, figures: dict[str, object]) -> None:
+    """Writes ``figures`` as JSON, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(figures, indent=2) + "\n")

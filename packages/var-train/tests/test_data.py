@@ -1,0 +1,359 @@
+import logging
+import shutil
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from PIL import Image
+from sklearn.datasets import load_digits
+from var_tokenizer import InputError
+from var_train.data import (
+    ImageFolder,
+    ImageSet,
+    epoch_order,
+    load_digits_split,
+    load_image_tree,
+    read_image,
+    to_model_range,
+    to_pixels,
+)
+
+SIZE = (8, 12)
+IN_MEMORY, LAZY = 2**30, 0
+both_forms = pytest.mark.parametrize("memory_limit", [IN_MEMORY, LAZY], ids=["memory", "lazy"])
+
+
+def noise(seed):
+    """A random image of SIZE, which read_image therefore returns unchanged."""
+    return np.random.default_rng(seed).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+
+
+def write_tree(root, classes=("cat", "dog"), count=3):
+    """PNG images root/{train,val}/CLASS/{0,1,...}.png; returns root."""
+    seed = 0
+    for split in ("train", "val"):
+        for name in classes:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                Image.fromarray(noise(seed)).save(folder / f"{index}.png")
+                seed += 1
+    return root
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:150])
+
+
+@pytest.fixture
+def tree(tmp_path):
+    return write_tree(tmp_path / "tree")
+
+
+# Ranges and order
+
+
+@given(arrays(np.uint8, array_shapes(min_dims=3, max_dims=3, max_side=5).map(lambda s: (*s, 3))))
+def test_pixels_survive_the_way_to_the_model_range_and_back(images_nyxc):
+    images_ncyx = to_model_range(images_nyxc)
+    assert images_ncyx.dtype == np.float32
+    assert images_ncyx.shape == tuple(images_nyxc.shape[axis] for axis in (0, 3, 1, 2))
+    assert images_ncyx.min() >= -1 and images_ncyx.max() <= 1
+    np.testing.assert_array_equal(to_pixels(images_ncyx), images_nyxc)
+
+
+def test_values_outside_the_model_range_become_black_and_white():
+    images_ncyx = np.stack([np.full((3, 1, 1), -1.5), np.full((3, 1, 1), 7.0)])
+    assert to_pixels(images_ncyx)[:, 0, 0, 0].tolist() == [0, 255]
+
+
+@given(st.integers(0, 300), st.integers(0, 2**40), st.integers(0, 10**6))
+def test_an_epochs_order_holds_every_image_once_and_depends_on_seed_and_epoch_alone(n, seed, epoch):
+    order = epoch_order(n, seed, epoch)
+    assert sorted(order.tolist()) == list(range(n))
+    np.testing.assert_array_equal(order, epoch_order(n, seed, epoch))
+
+
+def test_epochs_and_seeds_differ_in_their_order():
+    orders = {tuple(epoch_order(50, seed, epoch)) for seed in range(3) for epoch in range(3)}
+    assert len(orders) == 9
+
+
+def test_the_order_of_an_epoch_is_the_one_that_earlier_versions_gave():
+    assert epoch_order(8, seed=3, epoch=5).tolist() == [4, 0, 2, 6, 5, 1, 3, 7]
+
+
+# Images in memory
+
+
+def test_a_batch_holds_the_images_and_labels_at_its_indices():
+    images_nyxc = np.stack([noise(seed) for seed in range(4)])
+    images = ImageSet(images_nyxc, np.array([0, 1, 0, 1], np.int32), ("a", "b"))
+    batch_bcyx, labels_b = images.batch([3, 0, 3])
+    assert len(images) == 4
+    assert batch_bcyx.dtype == np.float32 and labels_b.dtype == np.int32
+    np.testing.assert_array_equal(to_pixels(batch_bcyx), images_nyxc[[3, 0, 3]])
+    assert labels_b.tolist() == [1, 0, 1]
+
+
+@both_forms
+def test_only_the_images_that_flip_names_are_mirrored(tree, memory_limit):
+    images, _ = load_image_tree(tree, SIZE, memory_limit=memory_limit)
+    plain_bcyx, _ = images.batch([0, 1])
+    mirrored_bcyx, _ = images.batch([0, 1], flip=np.array([False, True]))
+    np.testing.assert_array_equal(mirrored_bcyx[0], plain_bcyx[0])
+    np.testing.assert_array_equal(mirrored_bcyx[1], plain_bcyx[1, :, :, ::-1])
+    np.testing.assert_array_equal(images.batch([0, 1])[0], plain_bcyx)
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_label_out_of_range_is_an_error_that_names_it(label):
+    with pytest.raises(InputError, match=f"labels_n holds {label}; expected 0 to 1"):
+        ImageSet(np.zeros((1, 2, 2, 3), np.uint8), np.array([label], np.int32), ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "named"),
+    [
+        (np.zeros((1, 2, 2, 3)), np.zeros(1, np.int32), "images_nyxc is float64"),
+        (np.zeros((1, 3, 2, 2), np.uint8), np.zeros(1, np.int32), "images_nyxc"),
+        (np.zeros((1, 2, 2, 3), np.uint8), np.zeros(2, np.int32), "labels_n"),
+        (np.zeros((1, 2, 2, 3), np.uint8), np.zeros(1), "labels_n is float64"),
+    ],
+)
+def test_arrays_of_another_shape_or_dtype_are_an_error(images, labels, named):
+    with pytest.raises(InputError, match=named):
+        ImageSet(images, labels, ("a",))
+
+
+# The embedded digits
+
+
+def test_the_embedded_digits_are_scikit_learns_split_in_two():
+    train, val = load_digits_split()
+    assert (len(train), len(val)) == (1437, 360)
+    assert train.classes == val.classes == tuple("0123456789")
+    both_nyxc = np.concatenate([train.images_nyxc, val.images_nyxc])
+    labels_n = np.concatenate([train.labels_n, val.labels_n])
+    assert both_nyxc.shape == (1797, 32, 32, 3)
+    assert (both_nyxc == both_nyxc[..., :1]).all()
+
+    with (resources.files("var_train") / "digits.npz").open("rb") as file:
+        shipped = dict(np.load(file))
+    digits, in_train_n = load_digits(), shipped["in_train_n"]
+    np.testing.assert_array_equal(shipped["images_nyx"], digits.images)
+    np.testing.assert_array_equal(
+        labels_n, np.r_[digits.target[in_train_n], digits.target[~in_train_n]]
+    )
+    originals_nyx = np.concatenate([digits.images[in_train_n], digits.images[~in_train_n]])
+    # Enlarging smooths, which costs contrast but keeps the shape: two digits of a class
+    # typically correlate by 0.7, the best lookalike of one by 0.95.
+    averaged_nyx = both_nyxc[..., 0].reshape(-1, 8, 4, 8, 4).mean(axis=(2, 4))
+    for averaged_yx, original_yx in zip(averaged_nyx, originals_nyx, strict=True):
+        assert np.corrcoef(averaged_yx.ravel(), original_yx.ravel())[0, 1] > 0.97
+
+
+def test_every_digit_is_in_both_parts_in_proportion():
+    train, val = load_digits_split()
+    share = np.bincount(val.labels_n) / (np.bincount(val.labels_n) + np.bincount(train.labels_n))
+    assert share.min() > 0.19 and share.max() < 0.21
+
+
+# Folders
+
+
+@both_forms
+def test_a_tree_gives_its_images_in_sorted_order_with_their_folders_as_classes(tree, memory_limit):
+    (tree / "train" / ".cache").mkdir()
+    (tree / "train" / "cat" / "._0.png").write_bytes(b"hidden")
+    (tree / "train" / "cat" / "notes.txt").write_text("no image")
+    train, val = load_image_tree(tree, SIZE, memory_limit=memory_limit)
+    assert isinstance(train, ImageFolder if memory_limit == LAZY else ImageSet)
+    assert train.classes == val.classes == ("cat", "dog")
+    assert (len(train), len(val)) == (6, 6)
+    for images, first_seed in ((train, 0), (val, 6)):
+        batch_bcyx, labels_b = images.batch(np.arange(6))
+        assert labels_b.tolist() == [0, 0, 0, 1, 1, 1]
+        expected = np.stack([noise(first_seed + n) for n in range(6)])
+        np.testing.assert_array_equal(to_pixels(batch_bcyx), expected)
+
+
+def test_suffixes_count_whatever_their_case(tmp_path):
+    write_tree(tmp_path, count=1)
+    for suffix in ("jpg", "JPEG", "Png"):
+        Image.fromarray(noise(0)).save(
+            tmp_path / "train" / "cat" / f"more.{suffix}", "png" if suffix == "Png" else "jpeg"
+        )
+    assert len(load_image_tree(tmp_path, SIZE)[0]) == 5
+
+
+def test_a_missing_folder_is_an_error_that_names_it_and_the_layout(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere: no such folder; expected DIR/train/CLASS"):
+        load_image_tree(tmp_path / "nowhere", SIZE)
+
+
+def test_an_empty_folder_is_an_error_that_names_it_and_the_layout(tmp_path):
+    with pytest.raises(InputError, match=rf"{tmp_path}: this folder is empty; expected DIR/train"):
+        load_image_tree(tmp_path, SIZE)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_folder_without_one_of_its_splits_is_an_error_that_names_it(tree, split):
+    shutil.rmtree(tree / split)
+    with pytest.raises(InputError, match=f"{split}: no such folder; expected DIR/train/CLASS"):
+        load_image_tree(tree, SIZE)
+
+
+def test_images_without_class_folders_are_an_error(tmp_path):
+    (tmp_path / "train").mkdir()
+    Image.fromarray(noise(0)).save(tmp_path / "train" / "0.png")
+    with pytest.raises(InputError, match="train: no class folders; expected DIR/train/CLASS"):
+        load_image_tree(tmp_path, SIZE)
+
+
+@pytest.mark.parametrize(("split", "other"), [("train", "val"), ("val", "train")])
+def test_classes_that_differ_between_train_and_val_are_an_error_that_names_them(tree, split, other):
+    (tree / other / "emu").mkdir()
+    with pytest.raises(InputError, match=f"{split}: no folder for 1 class.*: emu; expected"):
+        load_image_tree(tree, SIZE)
+
+
+@both_forms
+@pytest.mark.parametrize("kind", ["empty", "text only", "all truncated"])
+def test_a_class_folder_without_a_readable_image_is_an_error_that_names_it(
+    tree, memory_limit, kind
+):
+    for path in (tree / "val" / "dog").iterdir():
+        truncate(path) if kind == "all truncated" else path.unlink()
+    if kind == "text only":
+        (tree / "val" / "dog" / "readme.txt").write_text("no image")
+    with pytest.raises(
+        InputError, match=rf"{tree / 'val' / 'dog'}: no (readable )?image; expected"
+    ):
+        load_image_tree(tree, SIZE, memory_limit=memory_limit)
+
+
+def test_a_truncated_image_is_skipped_with_a_warning_that_names_it(tree, caplog):
+    truncate(tree / "train" / "cat" / "1.png")
+    train, _ = load_image_tree(tree, SIZE)
+    assert train.labels_n.tolist() == [0, 0, 1, 1, 1]
+    np.testing.assert_array_equal(
+        to_pixels(train.batch(range(5))[0]), np.stack([noise(seed) for seed in (0, 2, 3, 4, 5)])
+    )
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "skipped 1 unreadable image" in record.message
+    assert str(tree / "train" / "cat" / "1.png") in record.message
+
+
+@pytest.mark.parametrize(("broken", "stands_in"), [(1, 2), (2, 0)])
+def test_a_lazy_folder_puts_the_next_image_of_the_class_in_a_truncated_ones_place(
+    tree, caplog, broken, stands_in
+):
+    path = tree / "train" / "cat" / f"{broken}.png"
+    truncate(path)
+    train, _ = load_image_tree(tree, SIZE, memory_limit=LAZY)
+    for _ in range(2):
+        batch_bcyx, labels_b = train.batch([broken, 3])
+        assert labels_b.tolist() == [0, 1]
+        np.testing.assert_array_equal(to_pixels(batch_bcyx), np.stack([noise(stands_in), noise(3)]))
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING and str(path) in record.message
+
+
+@both_forms
+def test_ten_unreadable_images_pass_and_eleven_stop_with_the_list(tmp_path, memory_limit):
+    write_tree(tmp_path, count=15)
+    broken = sorted((tmp_path / "train" / "cat").iterdir())[-11:]
+    for path in broken[:10]:
+        truncate(path)
+    train, _ = load_image_tree(tmp_path, SIZE, memory_limit=memory_limit)
+    train.batch(np.arange(len(train)))
+    truncate(broken[10])
+    with pytest.raises(InputError, match="train: 11 of 30 images are unreadable") as caught:
+        train, _ = load_image_tree(tmp_path, SIZE, memory_limit=memory_limit)
+        train.batch(np.arange(len(train)))
+    assert all(str(path) in str(caught.value) for path in broken)
+
+
+# Kinds of images
+
+
+def write_image(folder, image, suffix="png", **options):
+    path = Path(folder) / f"image.{suffix}"
+    image.save(path, **options)
+    return path
+
+
+def test_an_image_is_resized_to_cover_and_cropped_to_its_centre(tmp_path):
+    wide = np.zeros((20, 60, 3), np.uint8)
+    wide[:, 20:40] = (0, 200, 0)
+    wide[:, 40:] = 255
+    path = write_image(tmp_path, Image.fromarray(wide))
+    whole, cropped = read_image(path, (10, 30)), read_image(path, (10, 10))
+    assert cropped.shape == (10, 10, 3) and cropped.dtype == np.uint8
+    np.testing.assert_array_equal(cropped, whole[:, 10:20])
+    assert whole[:, [0, 15, 29]].tolist() == [[[0, 0, 0], [0, 200, 0], [255, 255, 255]]] * 10
+
+
+def test_an_image_of_one_pixel_is_enlarged(tmp_path):
+    path = write_image(tmp_path, Image.new("RGB", (1, 1), (9, 8, 7)))
+    assert (read_image(path, SIZE) == (9, 8, 7)).all()
+
+
+def test_a_16_bit_image_is_scaled_not_clipped(tmp_path):
+    grey = np.tile(np.array([0, 0x2000, 0x8000, 0xFFFF], np.uint16), (4, 1))
+    path = write_image(tmp_path, Image.fromarray(grey))
+    with Image.open(path) as image:
+        assert image.mode.startswith("I")
+    image_yxc = read_image(path, (4, 4))
+    assert image_yxc[0].tolist() == [[v] * 3 for v in (0, 0x20, 0x80, 0xFF)]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P"])
+def test_black_and_white_greyscale_and_palette_images_become_rgb(tmp_path, mode):
+    stripes = Image.new("RGB", (4, 4), "black")
+    stripes.paste("white", (2, 0, 4, 4))
+    image_yxc = read_image(write_image(tmp_path, stripes.convert(mode)), (4, 4))
+    assert image_yxc[0].tolist() == [[0] * 3, [0] * 3, [255] * 3, [255] * 3]
+
+
+def test_a_cmyk_photograph_keeps_its_colours(tmp_path):
+    red = Image.new("RGB", (16, 16), (220, 30, 40)).convert("CMYK")
+    image_yxc = read_image(write_image(tmp_path, red, "jpg", quality=95), (16, 16))
+    assert np.abs(image_yxc.astype(int) - (220, 30, 40)).max() <= 4
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_laid_over_white(tmp_path, mode):
+    image = Image.new("RGBA", (4, 4), (0, 0, 0, 255))
+    image.paste((0, 0, 0, 0), (2, 0, 4, 4))
+    image = image.quantize(4) if mode == "P" else image.convert(mode)
+    image_yxc = read_image(write_image(tmp_path, image), (4, 4))
+    assert image_yxc[0].tolist() == [[0] * 3, [0] * 3, [255] * 3, [255] * 3]
+
+
+def test_half_transparent_red_over_white_is_pink(tmp_path):
+    path = write_image(tmp_path, Image.new("RGBA", (4, 4), (255, 0, 0, 128)))
+    assert (read_image(path, (4, 4)) == (255, 127, 127)).all()
+
+
+def test_a_photograph_is_turned_as_its_exif_says(tmp_path):
+    lying = Image.new("RGB", (32, 16), "black")
+    lying.paste("white", (0, 0, 16, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    image_yxc = read_image(write_image(tmp_path, lying, "jpg", exif=exif), (32, 16))
+    assert image_yxc[:8].min() > 240 and image_yxc[-8:].max() < 15
+
+
+@pytest.mark.parametrize("content", [b"", b"GIF89a", b"no image at all"])
+def test_a_file_that_is_no_image_is_an_error_that_names_it(tmp_path, content):
+    path = tmp_path / "fake.jpg"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"fake\.jpg: no image; expected JPEG or PNG data"):
+        read_image(path, SIZE)
