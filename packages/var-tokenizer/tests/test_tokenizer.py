@@ -133,3 +133,10 @@ def test_an_impossible_configuration_is_an_error_that_names_the_field(field, val
 def test_the_published_tokenizer_reads_256_px_images():
     config = TokenizerConfig()
     assert (config.image_size, config.downsampling, config.schedule.length) == ((256, 256), 16, 680)
+
+
+def test_weights_that_choose_one_code_add_what_its_id_adds(tiny):
+    ids = random_ids(tiny)[1]
+    one_hot = np.eye(tiny.vocab_size, dtype=np.float32)[ids]
+    by_id, by_weight = (np.asarray(tiny.add_scale(None, t, 1)) for t in (ids, one_hot))
+    np.testing.assert_allclose(by_weight, by_id, atol=1e-6)

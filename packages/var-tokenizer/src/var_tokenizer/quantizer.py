@@ -70,8 +70,17 @@ class MultiScaleQuantizer(nn.Cell):
         self.matmul = ops.MatMul()
 
     def contribution(self, ids_bl: Tensor, k: int) -> Tensor:
-        """What scale k adds to the latent map: codes, upsampled, refined. (B, Y, X, z)."""
-        codes_blz = self.embedding(ids_bl)
+        """What the tokens (B, l) of scale k add to the latent map: (B, Y, X, z)."""
+        return self.refine(self.embedding(ids_bl), k)
+
+    def mixture(self, weights_blv: Tensor, k: int) -> Tensor:
+        """As ``contribution``, for codes mixed by weights (B, l, V) in place of tokens."""
+        b, n, v = weights_blv.shape
+        codes_nz = self.matmul(weights_blv.reshape(b * n, v), self.embedding.weight)
+        return self.refine(codes_nz.reshape(b, n, -1), k)
+
+    def refine(self, codes_blz: Tensor, k: int) -> Tensor:
+        """The codes of scale k, upsampled to the full size and refined: (B, Y, X, z)."""
         if self.sizes[k] != self.full:
             codes_blz = self._resize(codes_blz, self.up_kst[k])
         h_byxz = codes_blz.reshape(codes_blz.shape[0], self.full[0], self.full[1], -1)

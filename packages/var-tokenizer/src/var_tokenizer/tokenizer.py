@@ -30,8 +30,11 @@ class LatentCodec(Protocol):
     @property
     def latent_channels(self) -> int: ...
 
-    def add_scale(self, latent: Tensor | None, ids: Array, scale: int) -> Tensor:
-        """The latent map with the tokens (B, s_y * s_x) of ``scale`` added to it."""
+    def add_scale(self, latent: Tensor | None, tokens: Array, scale: int) -> Tensor:
+        """The latent map with the tokens of ``scale`` added to it.
+
+        tokens: ids (B, s_y * s_x), or weights (B, s_y * s_x, V) that mix the codes.
+        """
 
     def scale_input(self, latent: Tensor, scale: int) -> Tensor:
         """What the transformer reads to predict ``scale``: (B, s_y * s_x, z)."""
@@ -132,9 +135,15 @@ class Tokenizer(nn.Cell):
     def latent_channels(self) -> int:
         return self.config.latent_channels
 
-    def add_scale(self, latent: Tensor | None, ids: Array, scale: int) -> Tensor:
-        """The latent map (B, Y, X, z), None before the first scale, with a scale added."""
-        contribution = self._contribution(_int(ids), scale)
+    def add_scale(self, latent: Tensor | None, tokens: Array, scale: int) -> Tensor:
+        """The latent map (B, Y, X, z), None before the first scale, with a scale added.
+
+        tokens: ids (B, s_y * s_x), or weights (B, s_y * s_x, V) that mix the codes.
+        """
+        if len(tokens.shape) == 3:
+            contribution = self._mixture(Tensor(np.asarray(tokens, np.float32)), scale)
+        else:
+            contribution = self._contribution(_int(tokens), scale)
         return contribution if latent is None else latent + contribution
 
     def scale_input(self, latent: Tensor, scale: int) -> Tensor:
@@ -167,6 +176,10 @@ class Tokenizer(nn.Cell):
     @ms.jit
     def _contribution(self, ids_bl: Tensor, scale: int) -> Tensor:
         return self.quantize.contribution(ids_bl, scale)
+
+    @ms.jit
+    def _mixture(self, weights_blv: Tensor, scale: int) -> Tensor:
+        return self.quantize.mixture(weights_blv, scale)
 
     @ms.jit
     def _sum_scales(self, ids: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

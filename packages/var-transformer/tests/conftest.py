@@ -1,0 +1,46 @@
+"""A small transformer with the tokenizer whose tokens it reads."""
+
+import numpy as np
+import pytest
+from var_tokenizer import Tokenizer, TokenizerConfig
+from var_transformer import Transformer, TransformerConfig
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(
+        TokenizerConfig(
+            vocab_size=32,
+            latent_channels=8,
+            channels=32,
+            channel_multipliers=(1, 1),
+            res_blocks=1,
+            scales=(1, 2, 3),
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def model() -> Transformer:
+    return randomized(Transformer(small()))
+
+
+def small(**changes) -> TransformerConfig:
+    fields = {"depth": 2, "width": 32, "heads": 2, "num_classes": 5, "vocab_size": 32}
+    return TransformerConfig(**fields | {"latent_channels": 8, "scales": (1, 2, 3)} | changes)
+
+
+def randomized(model: Transformer) -> Transformer:
+    """The published initialization closes every gate; random weights let each part matter."""
+    from mindspore import Tensor
+
+    rng = np.random.default_rng(7)
+    for parameter in model.trainable_params():
+        noise = 0.2 * rng.standard_normal(parameter.shape).astype(np.float32)
+        parameter.set_data(Tensor(parameter.asnumpy() + noise))
+    return model
+
+
+@pytest.fixture(scope="session")
+def make_config():
+    return small

@@ -1,0 +1,189 @@
+import math
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+from safetensors.numpy import load_file
+from var_tokenizer import InputError
+from var_transformer import Transformer, TransformerConfig, check_pair, generate
+from var_transformer import ops as fast
+
+LABELS = np.array([0, 3, 5])
+
+
+def inputs_for(model, batch=3, seed=0):
+    length = model.config.schedule.length - model.config.schedule.tokens[0]
+    shape = (batch, length, model.config.latent_channels)
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "width", "tokens", "shared"),
+    [
+        ("d16", 16, 1024, 680, False),
+        ("d20", 20, 1280, 680, False),
+        ("d24", 24, 1536, 680, False),
+        ("d30", 30, 1920, 680, False),
+        ("d36-s", 36, 2304, 2240, True),
+    ],
+)
+def test_presets_are_the_published_sizes(name, depth, width, tokens, shared):
+    config = TransformerConfig.preset(name)
+    assert (config.depth, config.width, config.heads) == (depth, width, depth)
+    assert (config.schedule.length, config.shared_adaln) == (tokens, shared)
+    assert config.drop_path == pytest.approx(0.1 * depth / 24)
+
+
+def test_an_unknown_preset_is_an_error_that_lists_the_known():
+    with pytest.raises(InputError, match=r"d17.*d16, d20, d24, d30, d36-s"):
+        TransformerConfig.preset("d17")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("depth", 0), ("width", -64), ("heads", 3), ("num_classes", 0), ("scales", (2, 1))],
+)
+def test_an_impossible_configuration_is_an_error_that_names_the_field(make_config, field, value):
+    with pytest.raises(InputError, match=field):
+        make_config(**{field: value})
+
+
+def test_a_token_is_predicted_from_coarser_scales_only(model):
+    inputs = inputs_for(model)
+    schedule = model.config.schedule
+    before = np.asarray(model.logits(LABELS, inputs))
+    changed = inputs.copy()
+    changed[:, schedule.offsets[2] - 1 :] += 1  # what is read at the last scale
+    after = np.asarray(model.logits(LABELS, changed))
+    np.testing.assert_array_equal(before[:, : schedule.offsets[2]], after[:, : schedule.offsets[2]])
+    assert np.abs(before - after)[:, schedule.offsets[2] :].max() > 1e-3
+
+
+@pytest.mark.parametrize("shared_adaln", [False, True])
+@pytest.mark.parametrize("qk_l2_norm", [False, True])
+def test_scale_by_scale_equals_all_at_once(make_config, shared_adaln, qk_l2_norm):
+    model = Transformer(make_config(shared_adaln=shared_adaln, qk_l2_norm=qk_l2_norm), seed=3)
+    inputs = inputs_for(model)
+    schedule = model.config.schedule
+    expected = np.asarray(model.logits(LABELS, inputs))
+    class_bc, modulations = model.condition(model.check_labels(LABELS))
+    cache, got = None, []
+    for k in range(len(schedule)):
+        begin, end = schedule.offsets[k] - 1, schedule.offsets[k + 1] - 1
+        inputs_blz = Tensor(inputs[:, begin:end]) if k else None
+        logits, cache = model.extend(k, inputs_blz, class_bc, modulations, cache)
+        got.append(np.asarray(logits))
+    np.testing.assert_allclose(np.concatenate(got, 1), expected, atol=1e-5)
+
+
+def test_the_label_changes_the_logits(model):
+    inputs = inputs_for(model, batch=1)
+    a, b = (np.asarray(model.logits(np.array([label]), inputs)) for label in (1, 2))
+    assert np.abs(a - b).max() > 1e-3
+
+
+def test_initialization_follows_the_published_recipe(make_config):
+    model = Transformer(make_config(depth=3, width=256, heads=4))
+    weights = model.published_tensors()
+    std = math.sqrt(1 / (3 * 256))
+    modulation = weights["blocks.1.ada_lin.1.weight"].reshape(6, 256, 256)
+    assert weights["blocks.0.attn.mat_qkv.weight"].std() == pytest.approx(std, rel=0.03)
+    assert modulation[:2].std() == pytest.approx(1e-5 * std, rel=0.03)  # init_adaln_gamma
+    assert modulation[2:].std() == pytest.approx(0.5 * std, rel=0.03)  # init_adaln
+    assert weights["head.weight"].std() == pytest.approx(0.02 * std, rel=0.03)  # init_head
+    residual = std / math.sqrt(2 * 3)
+    assert weights["blocks.2.attn.proj.weight"].std() == pytest.approx(residual, rel=0.03)
+    assert weights["blocks.2.ffn.fc2.weight"].std() == pytest.approx(residual, rel=0.03)
+    np.testing.assert_allclose(weights["blocks.0.attn.scale_mul_1H11"], math.log(4), rtol=1e-6)
+    assert not any(weights[n].any() for n in weights if n.endswith(("bias", "q_bias", "v_bias")))
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(make_config):
+    first, second, third = (Transformer(make_config(), seed=s) for s in (1, 1, 2))
+    name = "head.weight"
+    np.testing.assert_array_equal(first.published_tensors()[name], second.published_tensors()[name])
+    assert (first.published_tensors()[name] != third.published_tensors()[name]).any()
+
+
+def test_a_dropped_path_leaves_the_image_as_the_block_found_it(model):
+    inputs = Tensor(inputs_for(model))
+    labels = Tensor(LABELS.astype(np.int32))
+    keep = np.ones((2, 2, 3, 1, 1), np.float32)
+    kept = np.asarray(model.construct(labels, inputs, Tensor(keep)))
+    np.testing.assert_allclose(kept, np.asarray(model.construct(labels, inputs)), atol=1e-5)
+    keep[:, :, 0] = 0  # the first image skips everything
+    dropped = np.asarray(model.construct(labels, inputs, Tensor(keep)))
+    assert np.abs(dropped[0] - kept[0]).max() > 1e-3
+    np.testing.assert_allclose(dropped[1:], kept[1:], atol=1e-5)
+
+
+@pytest.mark.parametrize("label", [-1, 6])
+def test_a_label_out_of_range_is_an_error_that_names_it(model, tokenizer, label):
+    with pytest.raises(InputError, match=f"{label}; expected 0 to 4"):
+        model.logits(np.array([label]), inputs_for(model, batch=1))
+    with pytest.raises(InputError, match=f"{label}; expected 0 to 4"):
+        generate(model, tokenizer, np.array([label]))
+
+
+def test_inputs_of_another_shape_are_an_error_that_names_both(model):
+    with pytest.raises(InputError, match=r"\(3, 13, 7\); expected \(3, 13, 8\)"):
+        model.logits(LABELS, np.zeros((3, 13, 7), np.float32))
+
+
+def test_a_saved_model_loads_to_the_same_weights(model, tmp_path):
+    model.save(tmp_path / "a.safetensors")
+    loaded = Transformer.load(tmp_path / "a.safetensors")
+    assert loaded.config == model.config
+    loaded.save(tmp_path / "b.safetensors")
+    a, b = load_file(tmp_path / "a.safetensors"), load_file(tmp_path / "b.safetensors")
+    assert a.keys() == b.keys() and all((a[n] == b[n]).all() for n in a)
+
+
+def test_a_tokenizer_file_is_not_a_transformer(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "t.safetensors")
+    with pytest.raises(InputError, match="holds a tokenizer; expected a transformer"):
+        Transformer.load(tmp_path / "t.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocab_size": 16}, "vocab_size is 16 in the transformer and 32 in the tokenizer"),
+        ({"latent_channels": 4}, "latent_channels is 4"),
+        ({"scales": (1, 3)}, r"scales is \(1, 3\) in the transformer and \(1, 2, 3\)"),
+    ],
+)
+def test_a_tokenizer_that_does_not_match_is_an_error(make_config, tokenizer, change, message):
+    with pytest.raises(InputError, match=message):
+        check_pair(Transformer(make_config(**change)), tokenizer)
+
+
+def test_the_fast_gelu_is_the_tanh_form():
+    x = np.linspace(-8, 8, 1001, dtype=np.float32)
+    inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x.astype(np.float64) ** 3)
+    expected = 0.5 * x * (1 + np.tanh(inner))
+    np.testing.assert_allclose(fast.Gelu()(Tensor(x)).asnumpy(), expected, atol=1e-6)
+
+
+def test_the_gradient_of_a_step_follows_a_finite_difference(model):
+    inputs, labels = Tensor(inputs_for(model)), Tensor(LABELS.astype(np.int32))
+    parameters = [p for p in model.trainable_params() if "blocks.0" in p.name]
+
+    def loss_of(inputs_blz):
+        return (model.construct(labels, inputs_blz) ** 2).mean()
+
+    gradients = ms.value_and_grad(loss_of, None, parameters)(inputs)[1]
+    rng = np.random.default_rng(0)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        start = parameter.asnumpy().copy()
+        direction = rng.standard_normal(start.shape).astype(np.float32)
+        direction *= 1e-2 / np.abs(direction).max()
+        values = []
+        for sign in (1, -1):
+            parameter.set_data(Tensor(start + sign * direction))
+            values.append(float(loss_of(inputs)))
+        parameter.set_data(Tensor(start))
+        slope = (values[0] - values[1]) / 2
+        expected = float((gradient.asnumpy() * direction).sum())
+        assert slope == pytest.approx(expected, rel=0.02, abs=2e-5), parameter.name
