@@ -43,6 +43,55 @@ class LatentCodec(Protocol):
         """A latent map as images (B, 3, H, W) in [-1, 1]."""
 
 
+class _Compiled:
+    """The passes of a tokenizer as compiled functions.
+
+    They are closures, not methods of the cell: MindSpore 2.10 mixes up the graphs of a cell
+    that has several compiled methods.
+    """
+
+    def __init__(self, tokenizer: "Tokenizer") -> None:
+        encoder, decoder, quantize = tokenizer.encoder, tokenizer.decoder, tokenizer.quantize
+        quant_conv, post_quant_conv = tokenizer.quant_conv, tokenizer.post_quant_conv
+
+        @ms.jit
+        def encode(images_bcyx: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+            return quantize.encode(quant_conv(encoder(images_bcyx.transpose(0, 2, 3, 1))))
+
+        @ms.jit
+        def decode(latent_byxz: Tensor) -> Tensor:
+            images_byxc = decoder(post_quant_conv(latent_byxz))
+            return ops.clamp(images_byxc, -1.0, 1.0).transpose(0, 3, 1, 2)
+
+        @ms.jit
+        def contribution(ids_bl: Tensor, scale: int) -> Tensor:
+            return quantize.contribution(ids_bl, scale)
+
+        @ms.jit
+        def mixture(weights_blv: Tensor, scale: int) -> Tensor:
+            return quantize.mixture(weights_blv, scale)
+
+        @ms.jit
+        def sum_scales(ids: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            total, sums = 0.0, ()
+            for k in range(len(ids)):
+                total = total + quantize.contribution(ids[k], k)
+                sums = (*sums, total)
+            return sums
+
+        @ms.jit
+        def teacher_inputs(ids: tuple[Tensor, ...]) -> Tensor:
+            total, parts = 0.0, ()
+            for k in range(len(ids) - 1):
+                total = total + quantize.contribution(ids[k], k)
+                parts = (*parts, quantize.downsample(total, k + 1))
+            return ops.concat(parts, 1)
+
+        self.encode, self.decode = encode, decode
+        self.contribution, self.mixture = contribution, mixture
+        self.sum_scales, self.teacher_inputs = sum_scales, teacher_inputs
+
+
 class Tokenizer(nn.Cell):
     """The multi-scale VQ autoencoder of VAR (arXiv:2404.02905, section 3.2).
 
@@ -63,6 +112,7 @@ class Tokenizer(nn.Cell):
         self.quantize = MultiScaleQuantizer(config, rng)
         self.post_quant_conv = Conv2d(rng, z, z, 3)
         self.decoder = Decoder(config, rng)
+        self._compiled = _Compiled(self)
 
     # ------------------------------------------------------------ files
     @classmethod
@@ -98,29 +148,32 @@ class Tokenizer(nn.Cell):
 
         Raises InputError for another shape.
         """
-        return list(self._encode(self._check_images(images))[0])
+        return list(self._compiled.encode(self._check_images(images))[0])
 
     def residual_vectors(self, images: Array) -> list[Tensor]:
         """What each scale had to describe, (B, s_y * s_x, z): the vectors looked up by encode.
 
         Codes that are drawn from them lie where the data is.
         """
-        return list(self._encode(self._check_images(images))[1])
+        return list(self._compiled.encode(self._check_images(images))[1])
 
     def decode(self, ids: Sequence[Array]) -> Tensor:
         """Ids of all K scales to images (B, 3, H, W) in [-1, 1]."""
-        return self._decode(self._sum_scales(self._check_ids(ids))[-1])
+        return self._compiled.decode(self._compiled.sum_scales(self._check_ids(ids))[-1])
 
     def decode_progressive(self, ids: Sequence[Array]) -> list[Tensor]:
         """K batches of images (B, 3, H, W): after 1, 2, ... K scales."""
-        return [self._decode(latent) for latent in self._sum_scales(self._check_ids(ids))]
+        return [
+            self._compiled.decode(latent)
+            for latent in self._compiled.sum_scales(self._check_ids(ids))
+        ]
 
     def teacher_inputs(self, ids: Sequence[Array]) -> Tensor:
         """What the transformer reads in training: (B, L - tokens of scale 0, z) float32.
 
         For every scale but the first, the sum of all coarser scales at that scale's size.
         """
-        return self._teacher_inputs(self._check_ids(ids))
+        return self._compiled.teacher_inputs(self._check_ids(ids))
 
     # ------------------------------------------------------------ for the transformer
     @property
@@ -141,9 +194,9 @@ class Tokenizer(nn.Cell):
         tokens: ids (B, s_y * s_x), or weights (B, s_y * s_x, V) that mix the codes.
         """
         if len(tokens.shape) == 3:
-            contribution = self._mixture(Tensor(np.asarray(tokens, np.float32)), scale)
+            contribution = self._compiled.mixture(Tensor(np.asarray(tokens, np.float32)), scale)
         else:
-            contribution = self._contribution(_int(tokens), scale)
+            contribution = self._compiled.contribution(_int(tokens), scale)
         return contribution if latent is None else latent + contribution
 
     def scale_input(self, latent: Tensor, scale: int) -> Tensor:
@@ -152,7 +205,7 @@ class Tokenizer(nn.Cell):
 
     def decode_latent(self, latent: Tensor) -> Tensor:
         """A latent map (B, Y, X, z) as images (B, 3, H, W) in [-1, 1]."""
-        return self._decode(latent)
+        return self._compiled.decode(latent)
 
     # ------------------------------------------------------------ training
     def construct(self, images_bcyx: Tensor, beta: float = 0.25) -> tuple[Tensor, Tensor, tuple]:
@@ -162,41 +215,7 @@ class Tokenizer(nn.Cell):
         reconstruction = self.decoder(self.post_quant_conv(quantized))
         return reconstruction.transpose(0, 3, 1, 2), loss, ids
 
-    # ------------------------------------------------------------ compiled parts
-    @ms.jit
-    def _encode(self, images_bcyx: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        latent = self.quant_conv(self.encoder(images_bcyx.transpose(0, 2, 3, 1)))
-        return self.quantize.encode(latent)
-
-    @ms.jit
-    def _decode(self, latent_byxz: Tensor) -> Tensor:
-        images_byxc = self.decoder(self.post_quant_conv(latent_byxz))
-        return ops.clamp(images_byxc, -1.0, 1.0).transpose(0, 3, 1, 2)
-
-    @ms.jit
-    def _contribution(self, ids_bl: Tensor, scale: int) -> Tensor:
-        return self.quantize.contribution(ids_bl, scale)
-
-    @ms.jit
-    def _mixture(self, weights_blv: Tensor, scale: int) -> Tensor:
-        return self.quantize.mixture(weights_blv, scale)
-
-    @ms.jit
-    def _sum_scales(self, ids: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        total, sums = 0.0, ()
-        for k in range(len(ids)):
-            total = total + self.quantize.contribution(ids[k], k)
-            sums = (*sums, total)
-        return sums
-
-    @ms.jit
-    def _teacher_inputs(self, ids: tuple[Tensor, ...]) -> Tensor:
-        total, parts = 0.0, ()
-        for k in range(len(ids) - 1):
-            total = total + self.quantize.contribution(ids[k], k)
-            parts = (*parts, self.quantize.downsample(total, k + 1))
-        return ops.concat(parts, 1)
-
+    # ------------------------------------------------------------ checks
     def _check_images(self, images: Array) -> Tensor:
         rows, columns = self.config.image_size
         if len(images.shape) != 4 or tuple(images.shape[1:]) != (3, rows, columns):

@@ -10,20 +10,20 @@ from var_tokenizer import InputError
 
 @dataclass(frozen=True)
 class AdamWConfig:
-    """learning_rate: of the whole batch, at the peak of its schedule. betas: decay of the two
-    moments. weight_decay: of matrices; vectors (biases, gains) and tables are exempt.
-    clip: largest global gradient norm. warmup: fraction of the steps that raise the rate from
-    0; from there it falls along a cosine to ``final`` of the peak.
-
-    Raises InputError for a value out of range.
-    """
+    """AdamW and its schedule. Raises InputError for a value out of range."""
 
     learning_rate: float = 3e-4
+    """Rate at the peak of the schedule."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the first and the second moment."""
     weight_decay: float = 0.05
+    """Decay of matrices; embeddings, biases and gains are exempt."""
     clip: float = 2.0
+    """Largest global norm of the gradient."""
     warmup: float = 0.05
+    """Fraction of the steps that raise the rate from 0."""
     final: float = 0.01
+    """Rate at the end of the cosine that follows, as a fraction of the peak."""
 
     def __post_init__(self) -> None:
         for field, allowed, valid in (

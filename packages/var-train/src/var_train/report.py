@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from var_tokenizer import Tokenizer, replacing
+from var_tokenizer import InputError, Tokenizer, replacing
 from var_transformer import Transformer, generate
 
 from var_train.data import ImageSet, ImageSource
@@ -16,13 +16,23 @@ from var_train.progress import step_bar
 
 @dataclass(frozen=True)
 class Sampling:
-    """per_class: images a class. cfg, top_k, top_p: see ``var_transformer.generate``."""
+    """How the run samples when it has trained. Raises InputError for a count below 1."""
 
     per_class: int = 50
+    """Images a class."""
     cfg: float = 2.0
+    """Strength of classifier-free guidance at the last scale; 0 for none."""
     top_k: int = 0
+    """Draw from the k likeliest tokens; 0 for all."""
     top_p: float = 0.95
+    """Draw from the likeliest tokens that together reach this probability; 0 for all."""
     batch: int = 50
+    """Images at once."""
+
+    def __post_init__(self) -> None:
+        for name in ("per_class", "batch"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
 
 
 def sample_classes(
@@ -31,7 +41,7 @@ def sample_classes(
     """Images (N, 3, Y, X) in [0, 1] and labels (N,), ``per_class`` of each class in turn."""
     labels_n = np.repeat(np.arange(model.config.num_classes, dtype=np.int32), sampling.per_class)
     images = []
-    with step_bar("sampling   ", len(labels_n) // sampling.batch) as bar:
+    with step_bar("sampling   ", -(-len(labels_n) // sampling.batch)) as bar:
         for begin in range(0, len(labels_n), sampling.batch):
             labels = labels_n[begin : begin + sampling.batch]
             out = generate(
@@ -44,7 +54,7 @@ def sample_classes(
                 seed=seed + begin,
             )
             images.append(out.images[: len(labels)])
-            bar.advance(0.0, len(labels))
+            bar.advance(len(labels))
     return np.concatenate(images), labels_n
 
 

@@ -18,22 +18,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TokenizerStage:
-    """epochs, batch: passes over the training images, images a step.
+    """How the tokenizer is trained. Raises InputError for a value out of range."""
 
-    optimizer: of all weights. commitment: weight of drawing the encoder to the codes.
-    revive_every: steps between revivals; a code that no image used since the last is placed on
-    a random residual vector of the current batch. The last quarter of the steps revives none.
-
-    Raises InputError for a value out of range.
-    """
-
-    epochs: int = 6
+    epochs: int = 4
+    """Passes over the training images."""
     batch: int = 32
+    """Images a step."""
     optimizer: AdamWConfig = field(
         default_factory=lambda: AdamWConfig(learning_rate=2e-3, weight_decay=0.0)
     )
     commitment: float = 0.25
+    """Weight of drawing the encoder's output to the codes (VQ-VAE's beta)."""
     revive_every: int = 20
+    """Steps between revivals: a code that no image used since the last is placed on a random
+    residual vector of the batch at hand. The last quarter of the steps revives none."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "revive_every"):
@@ -73,7 +71,7 @@ def train_tokenizer(
                 gradient_norm=float(norm),
                 learning_rate=stage.optimizer.rate(step, steps),
             )
-            bar.advance(loss, len(images))
+            bar.advance(len(images), loss)
             if (step + 1) % stage.revive_every == 0 and step < 0.75 * steps:
                 revive_codes(tokenizer, images, ~used, rng)
                 log.info("step %d: revived %d codes", step, int((~used).sum()))
@@ -86,7 +84,7 @@ def _compile_step(tokenizer: Tokenizer, stage: TokenizerStage) -> tuple[Callable
     commitment = stage.commitment
 
     def losses(images_bcyx: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        output_bcyx, quantization, ids = tokenizer.construct(images_bcyx, commitment)
+        output_bcyx, quantization, ids = tokenizer(images_bcyx, commitment)
         error = output_bcyx - images_bcyx
         reconstruction = (error * error).mean() + error.abs().mean()
         return reconstruction + quantization, reconstruction, ms.ops.concat(ids, 1)

@@ -17,22 +17,20 @@ from var_train.tokenizer_stage import check_finite, padded_batches
 
 @dataclass(frozen=True)
 class TransformerStage:
-    """epochs, batch: passes over the training images, images a step.
+    """How the transformer is trained. Raises InputError for a value out of range."""
 
-    optimizer: of all weights. condition_drop: share of labels replaced by "no class", which
-    classifier-free guidance needs. drop_path: rate of the last block, growing linearly from 0
-    at the first; None for the published 0.1 * depth / 24. validations: how often the held-out
-    images are measured, evenly over the run.
-
-    Raises InputError for a value out of range.
-    """
-
-    epochs: int = 40
+    epochs: int = 20
+    """Passes over the training images."""
     batch: int = 64
+    """Images a step."""
     optimizer: AdamWConfig = field(default_factory=lambda: AdamWConfig(learning_rate=2e-3))
     condition_drop: float = 0.1
+    """Share of labels replaced by "no class", which classifier-free guidance needs."""
     drop_path: float | None = None
+    """Rate of the last block, growing linearly from 0 at the first; None for the published
+    0.1 * depth / 24."""
     validations: int = 5
+    """How often the held-out images are measured, evenly over the run."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "validations"):
@@ -102,7 +100,7 @@ def train_transformer(
                 gradient_norm=float(norm),
                 learning_rate=stage.optimizer.rate(step, steps),
             )
-            bar.advance(loss, len(labels))
+            bar.advance(len(labels), loss)
             if step in validate_at:
                 validation = validate(model, tokenizer, val, stage.batch)
                 metrics.write("validation", step, **validation)
@@ -130,7 +128,7 @@ def _compile_step(model: Transformer, stage: TransformerStage) -> tuple[Callable
     optimizer = AdamW(parameters, stage.optimizer, decays)
 
     def loss_of(labels_b: Tensor, inputs_blz: Tensor, ids_bl: Tensor, keep: Tensor) -> Tensor:
-        logits_blv = model.construct(labels_b, inputs_blz, keep)
+        logits_blv = model(labels_b, inputs_blz, keep)
         return ops.cross_entropy(logits_blv.reshape(-1, logits_blv.shape[2]), ids_bl.reshape(-1))
 
     gradients_of = ms.value_and_grad(loss_of, None, parameters)

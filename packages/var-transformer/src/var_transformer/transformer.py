@@ -174,6 +174,36 @@ class HeadNorm(nn.Cell):
         return modulate(self.norm(x_blc), scale_b1c, shift_b1c)
 
 
+class _Compiled:
+    """The passes of a transformer as compiled functions.
+
+    They are closures, not methods of the cell: MindSpore 2.10 mixes up the graphs of a cell
+    that has several compiled methods.
+    """
+
+    def __init__(self, model: "Transformer") -> None:
+        @ms.jit
+        def logits(labels_b: Tensor, inputs_blz: Tensor) -> Tensor:
+            return model.construct(labels_b, inputs_blz)
+
+        @ms.jit
+        def condition(labels_b: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            class_bc = model.class_emb(labels_b)
+            return class_bc, model.modulations(class_bc)
+
+        @ms.jit
+        def extend(
+            scale: int,
+            inputs_blz: Tensor | None,
+            class_bc: Tensor,
+            modulations: tuple[Tensor, ...],
+            cache: Cache | None,
+        ) -> tuple[Tensor, Cache]:
+            return model.grow(scale, inputs_blz, class_bc, modulations, cache)
+
+        self.logits, self.condition, self.extend = logits, condition, extend
+
+
 class Transformer(nn.Cell):
     """VAR's transformer: class label and token maps so far -> logits of the next token map.
 
@@ -200,6 +230,7 @@ class Transformer(nn.Cell):
         self.head = Linear(rng, c, config.vocab_size, 0.02 * std)  # init_head
         self.scale_of_token = Tensor(schedule.scale_of_token)
         self.mask_ll = Tensor(np.where(schedule.visible, 0, _HIDDEN).astype(np.float32))
+        self._compiled = _Compiled(self)
         if rng is not None:
             self._scale_modulation()
 
@@ -248,7 +279,7 @@ class Transformer(nn.Cell):
         expected = (labels_b.shape[0], rest, self.config.latent_channels)
         if tuple(inputs.shape) != expected:
             raise InputError(f"inputs have shape {tuple(inputs.shape)}; expected {expected}")
-        return self._logits(labels_b, Tensor(np.asarray(inputs, np.float32)))
+        return self._compiled.logits(labels_b, Tensor(np.asarray(inputs, np.float32)))
 
     def check_labels(self, labels: Array) -> Tensor:
         """Labels as an int32 tensor (B,); raises InputError for one out of range."""
@@ -282,10 +313,6 @@ class Transformer(nn.Cell):
             x_blc, _ = self.blocks[i](x_blc, modulations[i], self.mask_ll, None, keep)
         return self.head(self.head_nm(x_blc, class_bc))
 
-    @ms.jit
-    def _logits(self, labels_b: Tensor, inputs_blz: Tensor) -> Tensor:
-        return self.construct(labels_b, inputs_blz)
-
     # ------------------------------------------------------------ scale by scale
     def modulations(self, class_bc: Tensor) -> tuple[Tensor, ...]:
         """The six modulation vectors of each block: depth tensors (B, 6, C).
@@ -298,11 +325,9 @@ class Transformer(nn.Cell):
             return tuple(shared_b6c + block.ada_gss.reshape(1, 6, c) for block in self.blocks)
         return tuple(block.ada_lin(class_bc).reshape(b, 6, c) for block in self.blocks)
 
-    @ms.jit
     def condition(self, labels_b: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Class embeddings (B, C) and the modulations of all blocks."""
-        class_bc = self.class_emb(labels_b)
-        return class_bc, self.modulations(class_bc)
+        return self._compiled.condition(labels_b)
 
     def extend(
         self,
@@ -318,10 +343,9 @@ class Transformer(nn.Cell):
         """
         # plain tuples would be compiled in as constants
         cache = None if cache is None else ms.mutable(cache)
-        return self._extend(scale, inputs_blz, class_bc, ms.mutable(modulations), cache)
+        return self._compiled.extend(scale, inputs_blz, class_bc, ms.mutable(modulations), cache)
 
-    @ms.jit
-    def _extend(
+    def grow(
         self,
         scale: int,
         inputs_blz: Tensor | None,
@@ -329,6 +353,7 @@ class Transformer(nn.Cell):
         modulations: tuple[Tensor, ...],
         cache: Cache | None,
     ) -> tuple[Tensor, Cache]:
+        """The uncompiled body of ``extend``."""
         if inputs_blz is None:
             x_blc = class_bc.expand_dims(1) + self.pos_start
         else:
