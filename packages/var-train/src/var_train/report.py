@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from var_tokenizer import InputError, Tokenizer, replacing
-from var_transformer import Transformer, generate
+from var_transformer import Transformer, check_sampler, generate
 
 from var_train.data import ImageSet, ImageSource
 from var_train.digit_metrics import DigitJudge, distinct, nearest_train_distance
@@ -16,7 +16,7 @@ from var_train.progress import step_bar
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the run samples when it has trained. Raises InputError for a count below 1."""
+    """How the run samples when it has trained. Raises InputError for a value out of range."""
 
     per_class: int = 50
     """Images a class."""
@@ -33,6 +33,7 @@ class Sampling:
         for name in ("per_class", "batch"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
+        check_sampler(self.cfg, self.top_k, self.top_p)
 
 
 def sample_classes(

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
+from rich.console import Console
 from rich.logging import RichHandler
 from var_tokenizer import InputError, Tokenizer, TokenizerConfig
-from var_transformer import Transformer, TransformerConfig
+from var_transformer import Transformer, TransformerConfig, check_sampler
 
 from var_train.data import ImageSet, ImageSource, load_digits_split, load_image_tree
 from var_train.progress import MetricsLog
@@ -27,7 +28,12 @@ from var_train.report import (
     tokenizer_figures,
     write_report,
 )
-from var_train.tokenizer_stage import TokenizerStage, reconstruct, train_tokenizer
+from var_train.tokenizer_stage import (
+    TokenizerStage,
+    reconstruct,
+    steps_in_epoch,
+    train_tokenizer,
+)
 from var_train.transformer_stage import TokenSet, TransformerStage, train_transformer
 
 log = logging.getLogger("var_train")
@@ -92,6 +98,14 @@ def run(config: Run) -> dict[str, object]:
         latent_channels=config.tokenizer.latent_channels,
         scales=config.tokenizer.scales,
     )
+    check_sampler(
+        config.sampling.cfg,
+        config.sampling.top_k,
+        config.sampling.top_p,
+        config.tokenizer.vocab_size,
+    )
+    for stage in (config.train_tokenizer, config.train_transformer):
+        steps_in_epoch(len(train), stage.batch)
     log.info("%d training and %d validation images", len(train), len(val))
     metrics = MetricsLog(config.out / "metrics.jsonl")
     seconds = {}
@@ -159,7 +173,7 @@ def main() -> None:
     logging.basicConfig(
         level=logging.INFO,
         format="%(message)s",
-        handlers=[RichHandler(show_path=False, show_time=False)],
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False, show_time=False)],
     )
     try:
         config = tyro.cli(Run, prog="python -m var_train.run")

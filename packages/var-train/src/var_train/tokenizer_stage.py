@@ -45,7 +45,7 @@ def train_tokenizer(
     tokenizer: Tokenizer, train: ImageSource, stage: TokenizerStage, seed: int, metrics: MetricsLog
 ) -> None:
     """Trains ``tokenizer`` in place. Raises InputError where a batch is larger than the data."""
-    steps_per_epoch = steps_in_epoch(train, stage.batch)
+    steps_per_epoch = steps_in_epoch(len(train), stage.batch)
     steps = stage.epochs * steps_per_epoch
     rng = np.random.default_rng((seed, 1))
     step_fn, optimizer = _compile_step(tokenizer, stage)
@@ -53,6 +53,7 @@ def train_tokenizer(
     revive_codes(tokenizer, first, np.ones(tokenizer.vocab_size, bool), rng)
 
     used = np.zeros(tokenizer.vocab_size, bool)
+    usage = tokenizer.quantize.ema_vocab_hit_SV
     with step_bar("tokenizer  ", steps) as bar:
         for step in range(steps):
             epoch, position = divmod(step, steps_per_epoch)
@@ -62,7 +63,9 @@ def train_tokenizer(
                 Tensor(images), optimizer.scalars(step, steps)
             )
             loss = check_finite(float(loss), "tokenizer", step)
-            used[ids.asnumpy()] = True
+            hits_sv = count_hits(ids.asnumpy(), tokenizer)
+            used |= hits_sv.any(0)
+            usage.set_data(Tensor(smooth(usage.asnumpy(), hits_sv, step)))
             metrics.write(
                 "tokenizer",
                 step,
@@ -99,6 +102,22 @@ def _compile_step(tokenizer: Tokenizer, stage: TokenizerStage) -> tuple[Callable
     return step, optimizer
 
 
+def count_hits(ids_bl: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """(K, V) float32: how often each scale chose each code, for ids (B, L) of all scales."""
+    return np.stack(
+        [
+            np.bincount(ids.ravel(), minlength=tokenizer.vocab_size)
+            for ids in tokenizer.schedule.split(ids_bl)
+        ]
+    ).astype(np.float32)
+
+
+def smooth(usage_sv: np.ndarray, hits_sv: np.ndarray, step: int) -> np.ndarray:
+    """The running usage that published checkpoints carry: slower once it has settled."""
+    keep = 0.0 if step == 0 else 0.9 if step < 100 else 0.99
+    return keep * usage_sv + np.float32(1 - keep) * hits_sv
+
+
 def revive_codes(
     tokenizer: Tokenizer, images_bcyx: np.ndarray, dead_v: np.ndarray, rng: np.random.Generator
 ) -> None:
@@ -121,11 +140,11 @@ def revive_codes(
     codebook.set_data(Tensor(codes_vz))
 
 
-def steps_in_epoch(images: ImageSource, batch: int) -> int:
+def steps_in_epoch(images: int, batch: int) -> int:
     """Whole batches an epoch. Raises InputError where there is none."""
-    if len(images) < batch:
-        raise InputError(f"batch is {batch}; expected at most {len(images)}, the training images")
-    return len(images) // batch
+    if images < batch:
+        raise InputError(f"batch is {batch}; expected at most {images}, the training images")
+    return images // batch
 
 
 def check_finite(loss: float, stage: str, step: int) -> float:

@@ -12,7 +12,7 @@ from var_transformer import Transformer, check_pair
 from var_train.data import epoch_order
 from var_train.optimizer import AdamW, AdamWConfig
 from var_train.progress import MetricsLog, step_bar
-from var_train.tokenizer_stage import check_finite, padded_batches
+from var_train.tokenizer_stage import check_finite, padded_batches, steps_in_epoch
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,7 @@ def train_transformer(
 ) -> dict[str, list[float]]:
     """Trains ``model`` in place; returns the last validation (see ``validate``)."""
     check_pair(model, tokenizer)
-    if len(train) < stage.batch:
-        raise InputError(
-            f"batch is {stage.batch}; expected at most {len(train)}, the training images"
-        )
-    steps_per_epoch = len(train) // stage.batch
+    steps_per_epoch = steps_in_epoch(len(train), stage.batch)
     steps = stage.epochs * steps_per_epoch
     rng = np.random.default_rng((seed, 2))
     step_fn, optimizer = _compile_step(model, stage)

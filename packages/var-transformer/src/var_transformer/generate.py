@@ -39,7 +39,7 @@ def generate(
     vocabulary, latent channels or schedule differ from the model's.
     """
     labels_b = model.check_labels(labels)
-    _check_sampler(model, cfg, top_k, top_p)
+    check_sampler(cfg, top_k, top_p, tokenizer.vocab_size)
     check_pair(model, tokenizer)
     count, scales = labels_b.shape[0], len(tokenizer.schedule)
     streams = [np.random.default_rng((seed, n)) for n in range(count)]
@@ -89,10 +89,11 @@ def check_pair(model: Transformer, tokenizer: LatentCodec) -> None:
             )
 
 
-def _check_sampler(model: Transformer, cfg: float, top_k: int, top_p: float) -> None:
+def check_sampler(cfg: float, top_k: int, top_p: float, vocab_size: int | None = None) -> None:
+    """Raises InputError for a sampler setting out of range."""
     if not cfg >= 0:
         raise InputError(f"cfg is {cfg}; expected at least 0")
-    if not 0 <= top_k <= model.config.vocab_size:
-        raise InputError(f"top_k is {top_k}; expected 0 to {model.config.vocab_size}")
+    if top_k < 0 or (vocab_size is not None and top_k > vocab_size):
+        raise InputError(f"top_k is {top_k}; expected 0 to {vocab_size or 'the vocabulary size'}")
     if not 0 <= top_p <= 1:
         raise InputError(f"top_p is {top_p}; expected 0 to 1")

@@ -1,0 +1,94 @@
+import mindspore as ms
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mindspore import Parameter, Tensor, nn
+from var_tokenizer import InputError
+from var_train.optimizer import AdamW, AdamWConfig
+
+
+class Quadratic(nn.Cell):
+    """sum(scale * (matrix + vector - target)**2), with both parameters trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rng = np.random.default_rng(0)
+        self.matrix = Parameter(Tensor(rng.standard_normal((3, 4)).astype(np.float32)))
+        self.vector = Parameter(Tensor(rng.standard_normal(4).astype(np.float32)))
+
+    def construct(self, target: Tensor) -> Tensor:
+        return ((self.matrix + self.vector - target) ** 2).sum()
+
+
+def adamw_by_definition(parameters, gradients_of, config, steps, decayed):
+    """Algorithm 2 of arXiv:1711.05101, in float64, with global-norm clipping."""
+    beta1, beta2 = config.betas
+    moments = [(np.zeros_like(p), np.zeros_like(p)) for p in parameters]
+    for step in range(steps):
+        gradients = gradients_of(parameters)
+        norm = np.sqrt(sum((g**2).sum() for g in gradients))
+        rate = config.rate(step, steps)
+        for i, gradient in enumerate(gradients):
+            gradient = gradient * min(config.clip / (norm + 1e-6), 1)
+            first = beta1 * moments[i][0] + (1 - beta1) * gradient
+            second = beta2 * moments[i][1] + (1 - beta2) * gradient**2
+            moments[i] = first, second
+            update = first / (1 - beta1 ** (step + 1))
+            update /= np.sqrt(second / (1 - beta2 ** (step + 1))) + 1e-8
+            decay = config.weight_decay if decayed[i] else 0
+            parameters[i] = parameters[i] - rate * (update + decay * parameters[i])
+    return parameters
+
+
+@pytest.mark.parametrize("clip", [0.5, 100.0])
+def test_ten_updates_are_those_of_the_definition(clip):
+    model = Quadratic()
+    config = AdamWConfig(learning_rate=0.1, weight_decay=0.3, clip=clip)
+    start = [p.asnumpy().astype(np.float64) for p in model.trainable_params()]
+    optimizer = AdamW(model.trainable_params(), config, lambda p: p.ndim > 1)
+    target = np.random.default_rng(1).standard_normal((3, 4)).astype(np.float32)
+    gradients_of = ms.value_and_grad(model, None, model.trainable_params())
+
+    @ms.jit
+    def step(target_ij, scalars_3):
+        loss, gradients = gradients_of(target_ij)
+        return loss, optimizer(gradients, scalars_3)
+
+    for i in range(10):
+        step(Tensor(target), optimizer.scalars(i, 10))
+
+    def exact(parameters):
+        error = 2 * (parameters[0] + parameters[1] - target)
+        return [error, error.sum(0)]
+
+    expected = adamw_by_definition(start, exact, config, 10, (True, False))
+    for parameter, wanted in zip(model.trainable_params(), expected, strict=True):
+        np.testing.assert_allclose(parameter.asnumpy(), wanted, rtol=1e-3, atol=1e-5)
+
+
+@given(st.integers(1, 500))
+def test_the_rate_rises_to_its_peak_and_falls_to_its_end(steps):
+    config = AdamWConfig(learning_rate=1.0, warmup=0.1, final=0.05)
+    rates = [config.rate(step, steps) for step in range(steps)]
+    warm = max(1, round(0.1 * steps))
+    assert all(0 < rate <= 1 for rate in rates)
+    assert rates[: warm - 1] == sorted(rates[: warm - 1])
+    assert rates[warm:] == sorted(rates[warm:], reverse=True)
+    assert max(rates) == 1 and rates[-1] >= 0.05
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("learning_rate", 0.0),
+        ("betas", (0.9, 1.0)),
+        ("weight_decay", -1.0),
+        ("clip", 0.0),
+        ("warmup", 2.0),
+        ("final", -0.1),
+    ],
+)
+def test_a_value_out_of_range_is_an_error_that_names_the_field(field, value):
+    with pytest.raises(InputError, match=field):
+        AdamWConfig(**{field: value})

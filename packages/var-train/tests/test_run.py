@@ -1,0 +1,173 @@
+"""`python -m var_train.run` as a user meets it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+from var_tokenizer import Tokenizer
+from var_train.run import main
+from var_transformer import Transformer, generate
+
+FILES = {
+    "tokenizer.safetensors",
+    "transformer.safetensors",
+    "samples.png",
+    "reconstructions.png",
+    "metrics.jsonl",
+    "report.json",
+}
+SMALL = [
+    "--tokenizer.channel-multipliers",
+    "1",
+    "1",
+    "--tokenizer.vocab-size",
+    "16",
+    "--tokenizer.scales",
+    "1",
+    "2",
+    "4",
+    "--transformer.depth",
+    "1",
+    "--transformer.width",
+    "32",
+    "--transformer.heads",
+    "2",
+    "--train-tokenizer.batch",
+    "4",
+    "--train-tokenizer.epochs",
+    "2",
+    "--train-tokenizer.revive-every",
+    "2",
+    "--train-transformer.batch",
+    "4",
+    "--train-transformer.epochs",
+    "2",
+    "--sampling.per-class",
+    "2",
+    "--sampling.batch",
+    "4",
+]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "var_train.run", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"GLOG_v": "3"},
+        check=False,
+    )
+
+
+def make_tree(root: Path, classes=("cat", "dog"), count=6) -> Path:
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in classes:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    result = run("--data", make_tree(folder / "images"), "--out", folder / "out", *SMALL)
+    assert result.returncode == 0, result.stderr
+    return folder / "out"
+
+
+def test_a_run_on_a_folder_writes_all_its_files_and_no_other(finished):
+    assert {path.name for path in finished.iterdir()} == FILES
+
+
+def test_the_written_models_load_and_generate(finished):
+    tokenizer = Tokenizer.load(finished / "tokenizer.safetensors")
+    model = Transformer.load(finished / "transformer.safetensors")
+    assert model.config.num_classes == 2
+    out = generate(model, tokenizer, np.array([0, 1]))
+    assert out.images.shape == (2, 3, 8, 8) and np.isfinite(out.images).all()
+
+
+def test_training_changed_both_models(finished):
+    for name, fresh in (("tokenizer", Tokenizer), ("transformer", Transformer)):
+        trained = fresh.load(finished / f"{name}.safetensors")
+        start = fresh(trained.config, seed=0).published_tensors()
+        moved = [n for n, t in trained.published_tensors().items() if (t != start[n]).any()]
+        assert len(moved) > 0.9 * len(start) - 1, sorted(start.keys() - set(moved))
+
+
+def test_metrics_hold_every_step_and_the_validation_of_every_scale(finished):
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    for stage in ("tokenizer", "transformer"):
+        steps = [line for line in lines if line["stage"] == stage]
+        assert [line["step"] for line in steps] == list(range(6))
+        assert all(np.isfinite(line["loss"]) for line in steps)
+    last = [line for line in lines if line["stage"] == "validation"][-1]
+    assert len(last["scale_loss"]) == len(last["scale_accuracy"]) == 3
+
+
+@pytest.mark.slow
+def test_the_same_seed_trains_the_same_weights(finished, tmp_path):
+    data = finished.parent / "images"
+    result = run("--data", data, "--out", tmp_path, *SMALL)
+    assert result.returncode == 0, result.stderr
+    for name in ("tokenizer.safetensors", "transformer.safetensors"):
+        first, second = load_file(finished / name), load_file(tmp_path / name)
+        assert all((first[n] == second[n]).all() for n in first)
+
+
+def test_help_names_the_data_layout():
+    result = run("--help")
+    assert result.returncode == 0
+    assert "train/CLASS" in result.stdout and "--train-tokenizer.epochs" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--data", "nowhere"), "nowhere"),
+        (("--tokenizer.vocab-size", "1"), "vocab_size is 1"),
+        (("--transformer.heads", "3"), "heads is 3; expected a divisor of width 128"),
+        (("--tokenizer.scales", "1", "2"), "(16, 16)"),
+        (("--train-tokenizer.batch", "100000"), "batch is 100000"),
+        (("--train-transformer.epochs", "0"), "epochs is 0"),
+        (("--sampling.cfg", "-1"), "cfg is -1.0"),
+        (("--sampling.top-k", "129"), "top_k is 129"),
+        (("--sampling.top-p", "1.5"), "top_p is 1.5"),
+        (("--seed", "x"), "seed"),
+    ],
+)
+def test_unusable_arguments_exit_with_2_say_why_and_write_nothing(
+    tmp_path, monkeypatch, capfd, arguments, message
+):
+    monkeypatch.setattr(sys, "argv", ["run", "--out", str(tmp_path / "out"), *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2
+    assert message in " ".join(capfd.readouterr().err.replace("│", " ").split())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_main_job_meets_its_goals_on_the_digits(tmp_path):
+    result = run("--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["judge_accuracy"] >= 0.97
+    assert report["reconstruction_accuracy"] >= 0.95
+    assert report["generated_accuracy"] >= 0.90
+    assert report["codebook_usage"] >= 0.5
+    assert report["distinct"] >= 0.6
+    assert report["nearest_train_distance"]["min"] > 0
+    assert report["peak_memory_gib"] < 4
+    assert report["total_seconds"] < 360
