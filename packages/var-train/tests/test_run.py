@@ -22,37 +22,13 @@ FILES = {
     "metrics.jsonl",
     "report.json",
 }
-SMALL = [
-    "--tokenizer.channel-multipliers",
-    "1",
-    "1",
-    "--tokenizer.vocab-size",
-    "16",
-    "--tokenizer.scales",
-    "1",
-    "2",
-    "4",
-    "--transformer.depth",
-    "1",
-    "--transformer.width",
-    "32",
-    "--transformer.heads",
-    "2",
-    "--train-tokenizer.batch",
-    "4",
-    "--train-tokenizer.epochs",
-    "2",
-    "--train-tokenizer.revive-every",
-    "2",
-    "--train-transformer.batch",
-    "4",
-    "--train-transformer.epochs",
-    "2",
-    "--sampling.per-class",
-    "2",
-    "--sampling.batch",
-    "4",
-]
+SMALL = """
+    --tokenizer.channel-multipliers 1 1 --tokenizer.vocab-size 16 --tokenizer.scales 1 2 4
+    --transformer.depth 1 --transformer.width 32 --transformer.heads 2
+    --train-tokenizer.batch 4 --train-tokenizer.epochs 2 --train-tokenizer.revive-every 2
+    --train-transformer.batch 4 --train-transformer.epochs 2
+    --sampling.per-class 2 --sampling.batch 4
+"""
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -80,7 +56,7 @@ def make_tree(root: Path, classes=("cat", "dog"), count=6) -> Path:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    result = run("--data", make_tree(folder / "images"), "--out", folder / "out", *SMALL)
+    result = run("--data", make_tree(folder / "images"), "--out", folder / "out", *SMALL.split())
     assert result.returncode == 0, result.stderr
     return folder / "out"
 
@@ -118,7 +94,7 @@ def test_metrics_hold_every_step_and_the_validation_of_every_scale(finished):
 @pytest.mark.slow
 def test_the_same_seed_trains_the_same_weights(finished, tmp_path):
     data = finished.parent / "images"
-    result = run("--data", data, "--out", tmp_path, *SMALL)
+    result = run("--data", data, "--out", tmp_path, *SMALL.split())
     assert result.returncode == 0, result.stderr
     for name in ("tokenizer.safetensors", "transformer.safetensors"):
         first, second = load_file(finished / name), load_file(tmp_path / name)
