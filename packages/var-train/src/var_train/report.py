@@ -26,7 +26,7 @@ class Sampling:
     """Draw from the k likeliest tokens; 0 for all."""
     top_p: float = 0.95
     """Draw from the likeliest tokens that together reach this probability; 0 for all."""
-    batch: int = 50
+    batch: int = 25
     """Images at once."""
 
     def __post_init__(self) -> None:
@@ -60,12 +60,17 @@ def sample_classes(
 
 
 def save_reconstructions(
-    tokenizer: Tokenizer, images: ImageSource, path: Path, columns: int = 8
+    tokenizer: Tokenizer, images: ImageSource, path: Path, batch: int, columns: int = 8
 ) -> None:
-    """A sheet of held-out images, their reconstructions, and the image after each scale."""
-    indices = np.linspace(0, len(images) - 1, columns).astype(int)
-    originals, _ = images.batch(indices)
-    progressive = [np.asarray(x) for x in tokenizer.decode_progressive(tokenizer.encode(originals))]
+    """A sheet of held-out images, their reconstructions, and the image after each scale.
+
+    batch: images at once, as elsewhere in the run, so that nothing compiles for the sheet.
+    """
+    indices = np.linspace(0, len(images) - 1, min(columns, batch)).astype(int)
+    originals, _ = images.batch(np.resize(indices, batch))
+    decoded = tokenizer.decode_progressive(tokenizer.encode(originals))
+    originals = originals[: len(indices)]
+    progressive = [np.asarray(x)[: len(indices)] for x in decoded]
     captions = ["original", "reconstruction"]
     captions += [f"after {rows}x{cols}" for rows, cols in tokenizer.schedule.sizes]
     as_unit = [(x + 1) / 2 for x in (originals, *progressive)]

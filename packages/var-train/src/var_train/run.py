@@ -118,7 +118,7 @@ def run(config: Run) -> dict[str, object]:
     batch = config.train_tokenizer.batch
     train_ids, _ = reconstruct(tokenizer, train, batch)
     val_ids, reconstructions = reconstruct(tokenizer, val, batch)
-    save_reconstructions(tokenizer, val, config.out / "reconstructions.png")
+    save_reconstructions(tokenizer, val, config.out / "reconstructions.png", batch)
     seconds["tokens"] = _since(started, seconds)
 
     model = Transformer(model_config, config.seed)

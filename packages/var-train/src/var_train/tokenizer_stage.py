@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, ops
 from var_tokenizer import InputError, Tokenizer
 
 from var_train.data import ImageSource, epoch_order
@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 class TokenizerStage:
     """How the tokenizer is trained. Raises InputError for a value out of range."""
 
-    epochs: int = 4
+    epochs: int = 3
     """Passes over the training images."""
-    batch: int = 32
+    batch: int = 16
     """Images a step."""
     optimizer: AdamWConfig = field(
         default_factory=lambda: AdamWConfig(learning_rate=2e-3, weight_decay=0.0)
@@ -65,7 +65,8 @@ def train_tokenizer(
             loss = check_finite(float(loss), "tokenizer", step)
             hits_sv = count_hits(ids.asnumpy(), tokenizer)
             used |= hits_sv.any(0)
-            usage.set_data(Tensor(smooth(usage.asnumpy(), hits_sv, step)))
+            # assigned in place: graphs that are compiled already keep the old data after set_data
+            ops.assign(usage, Tensor(smooth(usage.asnumpy(), hits_sv, step)))
             metrics.write(
                 "tokenizer",
                 step,
@@ -90,7 +91,7 @@ def _compile_step(tokenizer: Tokenizer, stage: TokenizerStage) -> tuple[Callable
         output_bcyx, quantization, ids = tokenizer(images_bcyx, commitment)
         error = output_bcyx - images_bcyx
         reconstruction = (error * error).mean() + error.abs().mean()
-        return reconstruction + quantization, reconstruction, ms.ops.concat(ids, 1)
+        return reconstruction + quantization, reconstruction, ops.concat(ids, 1)
 
     gradients_of = ms.value_and_grad(losses, None, parameters, has_aux=True)
 
@@ -137,7 +138,7 @@ def revive_codes(
     codebook = tokenizer.quantize.embedding.weight
     codes_vz = codebook.asnumpy().copy()
     codes_vz[dead_v] = [vectors[rng.integers(len(vectors))] for vectors in chosen]
-    codebook.set_data(Tensor(codes_vz))
+    ops.assign(codebook, Tensor(codes_vz))
 
 
 def steps_in_epoch(images: int, batch: int) -> int:
