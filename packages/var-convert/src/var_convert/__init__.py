@@ -1,1 +1,28 @@
-"""Weights of VAR in and out."""
+"""Weights of VAR in and out: PyTorch, MindSpore and safetensors files, both ways.
+
+    convert("var_d16.pth", "var_d16.safetensors")
+    inspect("var_d16.safetensors").parameters
+    verify("var_d16.pth", "var_d16.safetensors").agrees()
+
+The PyTorch reference of both models is in ``var_convert.torch_reference`` and needs the extra
+``[torch]``; nothing here imports PyTorch before a ``.pth`` is read or written.
+"""
+
+from var_convert.conversion import Conversion, convert
+from var_convert.forward import ForwardDifference, IdDifference, compare_ids
+from var_convert.inspection import Inspection, TensorSummary, inspect
+from var_convert.verification import TensorDifference, Verification, verify
+
+__all__ = [
+    "Conversion",
+    "ForwardDifference",
+    "IdDifference",
+    "Inspection",
+    "TensorDifference",
+    "TensorSummary",
+    "Verification",
+    "compare_ids",
+    "convert",
+    "inspect",
+    "verify",
+]

@@ -20,11 +20,12 @@ class Sampling:
 
     per_class: int = 50
     """Images a class."""
-    cfg: float = 2.0
-    """Strength of classifier-free guidance at the last scale; 0 for none."""
+    cfg: float = 0.0
+    """Strength of classifier-free guidance at the last scale; it makes samples more typical of
+    their class and less varied. 0 for none."""
     top_k: int = 0
     """Draw from the k likeliest tokens; 0 for all."""
-    top_p: float = 0.95
+    top_p: float = 0.0
     """Draw from the likeliest tokens that together reach this probability; 0 for all."""
     batch: int = 25
     """Images at once."""

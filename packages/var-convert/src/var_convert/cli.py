@@ -1,0 +1,270 @@
+"""The command ``var-convert``."""
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from var_tokenizer import InputError
+
+from var_convert.architecture import format_scales, parse_scales
+from var_convert.conversion import convert
+from var_convert.forward import ForwardDifference
+from var_convert.inspection import Inspection, inspect
+from var_convert.verification import Verification, verify
+
+log = logging.getLogger("var_convert")
+
+SUCCESS, DIFFERENT, UNUSABLE = 0, 1, 2
+Kind = Literal["tokenizer", "transformer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What all three commands may be told about a file."""
+
+    only: Annotated[Kind | None, tyro.conf.arg(metavar="tokenizer|transformer")] = None
+    """Which model of a trainer checkpoint that holds both."""
+    scales: Annotated[str | None, tyro.conf.arg(metavar="SIZES")] = None
+    """Scale schedule where a foreign file does not tell it, e.g. 1,2,3 or 1,2x3,4x6."""
+    heads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Attention heads of a foreign transformer without QK-L2 norm, if not width / 64."""
+
+    def arguments(self) -> dict:
+        """As ``convert``, ``inspect`` and ``verify`` take them."""
+        scales = None if self.scales is None else parse_scales(self.scales)
+        return {"only": self.only, "scales": scales, "heads": self.heads}
+
+
+@dataclass(frozen=True)
+class Convert(Reading):
+    """Write the weights of SRC as DST. The suffixes choose the formats: .pth (PyTorch), .ckpt (MindSpore), .safetensors (what var-tokenizer and var-transformer load).
+
+    "var-convert SRC DST" is short for "var-convert convert SRC DST".
+    """  # noqa: E501  tyro keeps line breaks
+
+    src: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
+    """File to read."""
+    dst: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
+    """File to write."""
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None,
+        tyro.conf.arg(metavar="float32|float16|bfloat16"),
+    ] = None
+    """Element type of all floating tensors; without it each stays as it is."""
+    force: bool = False
+    """Replace DST where it exists."""
+
+
+@dataclass(frozen=True)
+class Inspect(Reading):
+    """Show kind, architecture, parameter count, dtype, tensors and checksum of FILE."""
+
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """File to read."""
+    json: bool = False
+    """Print JSON, not tables."""
+
+
+@dataclass(frozen=True)
+class Verify(Reading):
+    """Compare the architecture of A and B, and every tensor.
+
+    Exits with 0 where they agree, 1 where they differ, 2 where a file is unusable.
+    """
+
+    a: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
+    """First file."""
+    b: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="B")]
+    """Second file, of any of the formats."""
+    tolerance: float = 0.0
+    """Largest difference of a tensor's elements that still counts as the same."""
+    forward: bool = False
+    """Also run the .pth side in PyTorch and the other in MindSpore on the same random input, and
+    compare ids, logits and images. Needs the extra [torch]."""
+
+
+class _StderrHandler(logging.Handler):
+    """Follows sys.stderr, which a progress bar replaces while it runs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"{self.format(record)}\n")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command with ``args``, by default the process's; returns the exit code."""
+    os.environ.setdefault("GLOG_v", "3")  # MindSpore's own warnings would bury ours
+    logging.basicConfig(format="%(levelname)s: %(message)s", handlers=[_StderrHandler()])
+    log.setLevel(logging.INFO)
+    command = _parse(list(sys.argv[1:] if args is None else args))
+    try:
+        if isinstance(command, Convert):
+            return _convert(command)
+        return _inspect(command) if isinstance(command, Inspect) else _verify(command)
+    except InputError as error:
+        log.error("%s", error)
+        return UNUSABLE
+
+
+def _parse(args: list[str]) -> Convert | Inspect | Verify:
+    commands = {"convert": Convert, "inspect": Inspect, "verify": Verify}
+    if args and args[0] not in (*commands, "-h", "--help"):
+        args = ["convert", *args]
+    return tyro.extras.subcommand_cli_from_dict(
+        commands,
+        prog="var-convert",
+        description="Weights of VAR in and out: var-convert SRC DST. PyTorch (.pth), MindSpore "
+        "(.ckpt) and safetensors on either side; the architecture is read from the file.",
+        args=args,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def _convert(command: Convert) -> int:
+    with _progress(f"{command.src.name} -> {command.dst.name}") as progress:
+        result = convert(
+            command.src,
+            command.dst,
+            dtype=command.dtype,
+            force=command.force,
+            progress=progress,
+            **command.arguments(),
+        )
+    log.info(
+        "wrote %s: a %s of %d tensors, %.1f MB",
+        result.target,
+        result.kind,
+        result.tensors,
+        result.bytes / 1e6,
+    )
+    return SUCCESS
+
+
+def _inspect(command: Inspect) -> int:
+    with _progress(command.file.name) as progress:
+        found = inspect(command.file, progress=progress, **command.arguments())
+    if command.json:
+        sys.stdout.write(json.dumps(_as_json(found), indent=2) + "\n")
+    else:
+        _show_inspection(found)
+    return SUCCESS
+
+
+def _as_json(found: Inspection) -> dict:
+    return {
+        "file": str(found.path),
+        "kind": found.kind,
+        "architecture": dataclasses.asdict(found.config),
+        "assumed": list(found.assumed),
+        "parameters": found.parameters,
+        "dtype": found.dtype,
+        "checksum": found.checksum,
+        "not_finite": list(found.not_finite),
+        "tensors": [dataclasses.asdict(tensor) for tensor in found.tensors],
+    }
+
+
+def _show_inspection(found: Inspection) -> None:
+    about = Table("field", "value", title=escape(str(found.path)), title_justify="left")
+    about.add_row("kind", found.kind)
+    for field, value in dataclasses.asdict(found.config).items():
+        shown = format_scales(value) if field == "scales" else str(value)
+        about.add_row(field, f"{shown} (assumed)" if field in found.assumed else shown)
+    about.add_row("parameters", f"{found.parameters:,}")
+    about.add_row("dtype", found.dtype)
+    about.add_row("checksum", found.checksum)
+    about.add_row("NaN or infinite", ", ".join(found.not_finite) or "none")
+    tensors = Table("tensor", "dtype", "shape")
+    for tensor in found.tensors:
+        tensors.add_row(tensor.name, tensor.dtype, str(list(tensor.shape)))
+    _show(about, tensors)
+
+
+def _verify(command: Verify) -> int:
+    with _progress(f"{command.a.name} = {command.b.name}") as progress:
+        result = verify(
+            command.a, command.b, forward=command.forward, progress=progress, **command.arguments()
+        )
+    _show_verification(result)
+    if result.agrees(command.tolerance):
+        log.info("the same %s: largest difference %g", result.kind, result.largest)
+        return SUCCESS
+    for line in result.architecture:
+        log.error("the architectures differ: %s", line)
+    if result.largest > command.tolerance:
+        over = sum(tensor.largest > command.tolerance for tensor in result.tensors)
+        log.error(
+            "%d of %d tensors differ by more than %g: the largest difference is %g",
+            over,
+            len(result.tensors),
+            command.tolerance,
+            result.largest,
+        )
+    if result.forward and not result.forward.agrees:
+        log.error("the forward passes differ")
+    return DIFFERENT
+
+
+def _show_verification(result: Verification) -> None:
+    tensors = Table("tensor", "largest difference", "type and shape")
+    for tensor in result.tensors:
+        about = tensor.a if tensor.a == tensor.b else f"{tensor.a} | {tensor.b}"
+        tensors.add_row(tensor.name, f"{tensor.largest:g}", about)
+    _show(tensors)
+    if result.forward:
+        _show(_forward_table(result.forward))
+
+
+def _forward_table(forward: ForwardDifference) -> Table:
+    ids = forward.ids
+    table = Table("MindSpore against PyTorch", "difference")
+    table.add_row(
+        "token ids",
+        f"{ids.differing} of {ids.tokens}, {ids.unexplained} of them not by a near tie",
+    )
+    table.add_row("images", f"{forward.images:.2g}")
+    if forward.teacher_inputs is not None:
+        table.add_row("teacher inputs", f"{forward.teacher_inputs:.2g}")
+    if forward.logits is not None:
+        table.add_row("logits", f"{forward.logits:.2g}")
+    return table
+
+
+def _show(*tables: Table) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # a pipe has no width: names and checksums stay whole
+    for table in tables:
+        for column in table.columns:
+            column.overflow = "fold"
+        console.print(table)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr while the block runs; pulsing before the first and after the last byte."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task(what, total=None)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total if done < total else None)
+
+        yield progress
+
+
+if __name__ == "__main__":
+    sys.exit(main())

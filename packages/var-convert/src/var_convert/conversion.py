@@ -1,0 +1,127 @@
+"""From one format to another, with nothing changed and nothing half-written."""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from var_tokenizer import InputError, Scale, replacing
+
+from var_convert.architecture import KINDS, MASK, Config
+from var_convert.dtypes import SHORT_NAMES, widen
+from var_convert.formats import WRITERS, check_suffix
+from var_convert.model import Model, open_model, tell_assumptions
+from var_convert.weights import Entry
+
+log = logging.getLogger(__name__)
+
+DTYPES = ("float32", "float16", "bfloat16")
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written. not_finite: tensors with a NaN or an infinity, in the source or since."""
+
+    target: Path
+    kind: str
+    config: Config
+    tensors: int
+    bytes: int
+    not_finite: tuple[str, ...]
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    only: str | None = None,
+    dtype: str | None = None,
+    scales: Sequence[Scale] | None = None,
+    heads: int | None = None,
+    force: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> Conversion:
+    """Writes the model of ``source`` as ``target``; suffixes choose the formats.
+
+    only: "tokenizer" or "transformer", of a trainer checkpoint that holds both. dtype: "float32",
+    "float16" or "bfloat16" for all floating tensors; None keeps each as it is. scales, heads:
+    what a foreign file leaves open (see README). force: replace a target that exists.
+
+    Raises InputError for anything unusable, and then leaves the target as it was.
+    """
+    source, target = Path(source), Path(target)
+    _check_request(target, only, dtype, force)
+    model = open_model(source, only, scales, heads)
+    tell_assumptions(model)
+    model = model.as_dtype(SHORT_NAMES.get(dtype or ""))
+    return write_model(model, target, progress)
+
+
+def write_model(
+    model: Model, target: Path, progress: Progress = lambda done, total: None
+) -> Conversion:
+    """Writes an opened model in the format of the suffix of ``target``, replacing what is there.
+
+    Raises InputError where it cannot be written, and then leaves the target as it was.
+    """
+    tensors = model.published() if target.suffix == ".pth" else model.tensors
+    total = sum(entry.nbytes for entry in tensors.values())
+    _check_space(target, total)
+    watch = _Watch(total, progress)
+    try:
+        with replacing(target) as temporary:
+            WRITERS[target.suffix](temporary, watch.over(tensors), model.metadata)
+    except (OSError, RuntimeError) as error:  # PyTorch and MindSpore report a full disk as these
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{target}: cannot write: {reason}") from error
+    not_finite = tuple(name for name in tensors if name in watch.not_finite)
+    if not_finite:
+        log.warning("%s: NaN or infinite values in %s", model.source, ", ".join(not_finite))
+    return Conversion(target, model.kind, model.config, len(tensors), total, not_finite)
+
+
+def _check_request(target: Path, only: str | None, dtype: str | None, force: bool) -> None:
+    check_suffix(target)
+    for field, value, allowed in (("only", only, KINDS), ("dtype", dtype, DTYPES)):
+        if value is not None and value not in allowed:
+            raise InputError(f"{field} is {value!r}; expected one of {', '.join(allowed)}")
+    if target.is_dir():
+        raise InputError(f"{target}: is a folder; expected the name of a file")
+    if target.exists() and not force:
+        raise InputError(f"{target}: exists; give --force to replace it")
+
+
+def _check_space(target: Path, needed: int) -> None:
+    """Raises InputError where the disk of ``target`` has no room for ``needed`` bytes."""
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    disk = shutil.disk_usage(folder)
+    if disk.total and needed > disk.free:  # pseudo file systems have no size: writing will tell
+        raise InputError(
+            f"{target}: needs {needed / 1e9:.2f} GB; {disk.free / 1e9:.2f} GB are free in {folder}"
+        )
+
+
+class _Watch:
+    """Sees every element on its way from source to target: counts it, and minds the bad ones."""
+
+    def __init__(self, total: int, progress: Progress) -> None:
+        self.not_finite: set[str] = set()
+        self._done, self._total, self._progress = 0, total, progress
+
+    def over(self, tensors: Mapping[str, Entry]) -> dict[str, Entry]:
+        return {name: self._over(name, entry) for name, entry in tensors.items()}
+
+    def _over(self, name: str, entry: Entry) -> Entry:
+        def read(start: int, stop: int) -> np.ndarray:
+            elements = entry.read(start, stop)
+            weighs = entry.is_floating and name != MASK  # the mask is infinite by design
+            if weighs and not np.isfinite(widen(elements, entry.dtype)).all():
+                self.not_finite.add(name)
+            self._done += elements.nbytes
+            self._progress(self._done, self._total)
+            return elements
+
+        return replace(entry, read=read)

@@ -1,0 +1,91 @@
+"""What a file holds."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from var_tokenizer import Scale
+
+from var_convert.architecture import HITS, Config
+from var_convert.conversion import Progress
+from var_convert.dtypes import LONG_NAMES, widen
+from var_convert.model import open_model
+from var_convert.weights import Entry
+
+
+@dataclass(frozen=True)
+class TensorSummary:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """path: the file. assumed: fields of ``config`` that the file leaves open.
+
+    parameters: learned numbers, without statistics and derived buffers. dtype: theirs, several
+    joined with "+". tensors: all in the file, under its own names. checksum: of what is learned,
+    the same in every format. not_finite: learned tensors with NaN or infinite values.
+    """
+
+    path: Path
+    kind: str
+    config: Config
+    assumed: tuple[str, ...]
+    parameters: int
+    dtype: str
+    tensors: tuple[TensorSummary, ...]
+    checksum: str
+    not_finite: tuple[str, ...]
+
+
+def inspect(
+    path: str | os.PathLike[str],
+    only: str | None = None,
+    scales: Sequence[Scale] | None = None,
+    heads: int | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Inspection:
+    """Kind, architecture, size, tensors and checksum of a file; arguments as of ``convert``.
+
+    Raises InputError for a file that is not exactly one model of VAR.
+    """
+    path = Path(path)
+    model = open_model(path, only, scales, heads)
+    checksum, not_finite = _read_through(model.tensors, progress)
+    learned = [entry for name, entry in model.tensors.items() if name != HITS]
+    return Inspection(
+        path=path,
+        kind=model.kind,
+        config=model.config,
+        assumed=tuple(sorted(model.architecture.assumed)),
+        parameters=sum(entry.size for entry in learned),
+        dtype="+".join(sorted({LONG_NAMES[entry.dtype] for entry in learned})),
+        tensors=tuple(
+            TensorSummary(name, LONG_NAMES[entry.dtype], entry.shape)
+            for name, entry in model.stored.items()
+        ),
+        checksum=checksum,
+        not_finite=not_finite,
+    )
+
+
+def _read_through(tensors: Mapping[str, Entry], progress: Progress) -> tuple[str, tuple[str, ...]]:
+    """SHA-256 over names, types, shapes and elements in the order of names; and the bad ones."""
+    digest, not_finite = hashlib.sha256(), []
+    done, total = 0, sum(entry.nbytes for entry in tensors.values())
+    for name, entry in sorted(tensors.items()):
+        digest.update(f"{name} {entry.dtype} {entry.shape}\n".encode())
+        finite = True
+        for piece in entry.pieces():
+            digest.update(memoryview(np.ascontiguousarray(piece)).cast("B"))
+            finite = finite and bool(np.isfinite(widen(piece, entry.dtype)).all())
+            done += piece.nbytes
+            progress(done, total)
+        if not finite:
+            not_finite.append(name)
+    return f"sha256:{digest.hexdigest()}", tuple(not_finite)

@@ -1,0 +1,321 @@
+"""What is unusable is refused in one clear line, with exit code 2 and no trace."""
+
+import argparse
+import itertools
+import logging
+import os
+import pickle
+import resource
+import shutil
+from collections import namedtuple
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+from var_convert import convert, inspect
+from var_convert.cli import main
+from var_tokenizer import InputError, TokenizerConfig
+from var_transformer import TransformerConfig
+
+torch = pytest.importorskip("torch")
+
+SMALL_TOKENIZER = TokenizerConfig(
+    vocab_size=48,
+    latent_channels=8,
+    channels=32,
+    channel_multipliers=(1, 2),
+    res_blocks=1,
+    scales=(1, 2, 3),
+)
+SMALL_TRANSFORMER = TransformerConfig(
+    depth=2, width=64, heads=4, num_classes=5, vocab_size=48, latent_channels=8, scales=(1, 2, 3)
+)
+
+SUFFIXES = [".pth", ".ckpt", ".safetensors"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, random_model):
+    """The small transformer in each format: suffix -> path."""
+    folder = tmp_path_factory.mktemp("files")
+    torch.save(dict(random_model(SMALL_TRANSFORMER).state_dict()), folder / "model.pth")
+    for suffix in SUFFIXES[1:]:
+        convert(folder / "model.pth", folder / f"model{suffix}")
+    return {suffix: folder / f"model{suffix}" for suffix in SUFFIXES}
+
+
+def refused(caplog, *args, folder=None):
+    """Runs the command, checks that it refuses without a trace, and returns its one line."""
+    before = sorted(folder.rglob("*")) if folder else []
+    caplog.clear()
+    assert main([str(arg) for arg in args]) == 2
+    errors = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
+    assert len(errors) == 1 and "\n" not in errors[0]
+    assert (sorted(folder.rglob("*")) if folder else []) == before
+    return errors[0]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_truncated_file(files, tmp_path, caplog, suffix):
+    whole = files[suffix].read_bytes()
+    for size in (1, 7, 100, len(whole) // 2, len(whole) - 1):
+        cut = tmp_path / f"cut{suffix}"
+        cut.write_bytes(whole[:size])
+        message = refused(caplog, cut, tmp_path / "out.safetensors", folder=tmp_path)
+        assert str(cut) in message
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_an_empty_file(tmp_path, caplog, suffix):
+    (tmp_path / f"empty{suffix}").touch()
+    message = refused(caplog, tmp_path / f"empty{suffix}", tmp_path / "o.ckpt", folder=tmp_path)
+    assert "empty" in message
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_missing_file(tmp_path, caplog, suffix):
+    message = refused(caplog, tmp_path / f"no{suffix}", tmp_path / "o.ckpt", folder=tmp_path)
+    assert "no such file" in message
+
+
+@pytest.mark.parametrize("content, suffix", list(itertools.permutations(SUFFIXES, 2)))
+def test_a_file_with_the_suffix_of_another_format(files, tmp_path, caplog, content, suffix):
+    wrong = tmp_path / f"wrong{suffix}"
+    shutil.copy(files[content], wrong)
+    assert str(wrong) in refused(caplog, wrong, tmp_path / "o.safetensors", folder=tmp_path)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data(), suffix=st.sampled_from(SUFFIXES))
+def test_random_damage_is_an_input_error_or_harmless(files, tmp_path_factory, data, suffix):
+    damaged = bytearray(files[suffix].read_bytes())
+    for _ in range(data.draw(st.integers(1, 8))):
+        damaged[data.draw(st.integers(0, min(len(damaged) - 1, 5000)))] = data.draw(
+            st.integers(0, 255)
+        )
+    path = tmp_path_factory.mktemp("damaged") / f"model{suffix}"
+    path.write_bytes(damaged[: data.draw(st.integers(1, len(damaged)))])
+    try:
+        found = inspect(path)
+    except InputError as error:
+        assert str(path) in str(error)
+    else:
+        assert found.kind == "transformer"
+
+
+class Hostile:
+    """Runs a command where a pickle of it is loaded without care."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("place", ["top", "value", "trainer"])
+def test_nothing_in_a_hostile_pth_runs(tmp_path, caplog, place, legacy):
+    touched = tmp_path / "touched"
+    hostile = Hostile(f"touch {touched}")
+    loads = {
+        "top": hostile,
+        "value": {"a": hostile},
+        "trainer": {"trainer": {"vae_local": hostile}},
+    }
+    path = tmp_path / "hostile.pth"
+    torch.save(loads[place], path, _use_new_zipfile_serialization=not legacy)
+    message = refused(caplog, path, tmp_path / "o.safetensors", folder=tmp_path)
+    assert str(path) in message and "system" in message
+    assert not touched.exists()
+    torch.load(path, weights_only=False)
+    assert touched.exists()  # so it would have run
+
+
+def test_nothing_in_a_plain_hostile_pickle_runs(tmp_path, caplog):
+    touched = tmp_path / "touched"
+    (tmp_path / "hostile.pth").write_bytes(pickle.dumps(Hostile(f"touch {touched}")))
+    refused(caplog, tmp_path / "hostile.pth", tmp_path / "o.safetensors", folder=tmp_path)
+    assert not touched.exists()
+
+
+def test_a_pth_with_foreign_objects_says_which(tmp_path, caplog):
+    torch.save({"args": argparse.Namespace(depth=16)}, tmp_path / "args.pth")
+    message = refused(caplog, tmp_path / "args.pth", tmp_path / "o.ckpt", folder=tmp_path)
+    assert "argparse.Namespace" in message
+
+
+FOREIGN = {
+    "another model": {"conv1.weight": torch.zeros(3)},
+    "no tensors": {},
+    "a list": [torch.zeros(3)],
+    "numbers": {"blocks.0": 3},
+    "an empty trainer": {"trainer": {}},
+}
+
+
+@pytest.mark.parametrize("held", FOREIGN.values(), ids=FOREIGN.keys())
+def test_a_foreign_pth(tmp_path, caplog, held):
+    torch.save(held, tmp_path / "foreign.pth")
+    message = refused(caplog, tmp_path / "foreign.pth", tmp_path / "o.ckpt", folder=tmp_path)
+    assert "expected" in message
+
+
+def test_a_foreign_safetensors(tmp_path, caplog):
+    save_file({"conv1.weight": np.zeros(3, np.float32)}, tmp_path / "foreign.safetensors")
+    message = refused(
+        caplog, tmp_path / "foreign.safetensors", tmp_path / "o.ckpt", folder=tmp_path
+    )
+    assert "conv1.weight" in message
+
+
+def without(name):
+    return lambda state: {n: t for n, t in state.items() if n != name}
+
+
+def with_(name, tensor):
+    return lambda state: {**state, name: tensor}
+
+
+DAMAGED = {
+    "missing": (without("blocks.1.ffn.fc2.bias"), "blocks.1.ffn.fc2.bias"),
+    "missing where architecture is read": (without("word_embed.weight"), "word_embed.weight"),
+    "extra": (with_("blocks.1.ffn.fc3.bias", torch.zeros(3)), "blocks.1.ffn.fc3.bias"),
+    "wrong shape": (with_("blocks.1.ffn.fc2.bias", torch.zeros(3)), "blocks.1.ffn.fc2.bias"),
+    "wrong dimensions": (with_("head.weight", torch.zeros(3)), "head.weight"),
+    "integers": (with_("head.bias", torch.zeros(48, dtype=torch.int64)), "head.bias"),
+    "complex": (with_("head.bias", torch.zeros(48, dtype=torch.complex64)), "head.bias"),
+    "sparse": (with_("head.bias", torch.zeros(48).to_sparse()), "head.bias"),
+    "repeated elements": (with_("head.bias", torch.zeros(1).expand(10**9)), "head.bias"),
+    "other mask": (with_("attn_bias_for_masking", torch.zeros(1, 1, 14, 14)), "attn_bias"),
+    "other zeros": (with_("blocks.0.attn.zero_k_bias", torch.ones(64)), "zero_k_bias"),
+    "unordered levels": (with_("lvl_1L", torch.arange(14).flip(0)[None]), "lvl_1L"),
+    "levels that are not square": (with_("lvl_1L", torch.tensor([[0] + 13 * [1]])), "13"),
+    "a distant block": (with_("blocks.999999999.attn.q_bias", torch.zeros(64)), "blocks.2."),
+}
+
+
+@pytest.mark.parametrize("change, named", DAMAGED.values(), ids=DAMAGED.keys())
+def test_tensors_that_do_not_fit_are_named(save_pth, tmp_path, caplog, change, named):
+    path, _ = save_pth(SMALL_TRANSFORMER, change=change)
+    message = refused(caplog, path, tmp_path / "o.safetensors", folder=tmp_path)
+    assert str(path) in message and named in message
+
+
+@pytest.mark.parametrize("args", [["--only", "tokenizer"], ["--scales", "1,2,4"], ["--heads", "2"]])
+def test_a_request_that_the_file_contradicts(files, tmp_path, caplog, args):
+    message = refused(caplog, files[".pth"], tmp_path / "o.safetensors", *args, folder=tmp_path)
+    assert "expected" in message
+
+
+def test_a_trainer_checkpoint_with_two_models_asks_which(tmp_path, caplog, save_pth):
+    _, vae = save_pth(SMALL_TOKENIZER)
+    _, var = save_pth(SMALL_TRANSFORMER)
+    torch.save({"trainer": {"var_wo_ddp": var, "vae_local": vae}}, tmp_path / "both.pth")
+    message = refused(caplog, tmp_path / "both.pth", tmp_path / "o.ckpt", folder=tmp_path)
+    assert "--only tokenizer" in message and "--only transformer" in message
+
+
+def test_a_foreign_tokenizer_of_many_scales_asks_for_them(tmp_path, caplog, save_pth):
+    hits = torch.zeros(11, 48)
+    path, _ = save_pth(SMALL_TOKENIZER, change=with_("quantize.ema_vocab_hit_SV", hits))
+    assert "--scales" in refused(caplog, path, tmp_path / "o.ckpt", folder=tmp_path)
+    scales = ["--scales", "1,2,3,4,5,6,7,8,9,10,11"]
+    assert main([str(path), str(tmp_path / "o.ckpt"), *scales]) == 0
+
+
+@pytest.mark.parametrize("scales", ["", "1,a", "1,2x3x4", "3,2", "0"])
+def test_scales_that_are_none(files, tmp_path, caplog, scales):
+    message = refused(
+        caplog, files[".pth"], tmp_path / "o.ckpt", "--scales", scales, folder=tmp_path
+    )
+    assert "scales" in message
+
+
+def test_a_target_that_exists_is_kept_without_force(files, tmp_path, caplog):
+    target = tmp_path / "there.safetensors"
+    target.write_text("precious")
+    assert "--force" in refused(caplog, files[".pth"], target, folder=tmp_path)
+    assert target.read_text() == "precious"
+    assert main([str(files[".pth"]), str(target), "--force"]) == 0
+    assert inspect(target).config == SMALL_TRANSFORMER
+
+
+def test_a_target_of_unknown_suffix(files, tmp_path, caplog):
+    assert "'.bin'" in refused(caplog, files[".pth"], tmp_path / "o.bin", folder=tmp_path)
+
+
+def test_a_folder_as_target(files, tmp_path, caplog):
+    (tmp_path / "o.ckpt").mkdir()
+    assert "folder" in refused(caplog, files[".pth"], tmp_path / "o.ckpt", folder=tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_to(files, tmp_path, caplog):
+    (tmp_path / "file").touch()
+    message = refused(caplog, files[".pth"], tmp_path / "file" / "o.ckpt", folder=tmp_path)
+    assert "cannot write" in message
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(files, tmp_path, caplog, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 5, 5))
+    message = refused(caplog, files[".pth"], tmp_path / "o.safetensors", folder=tmp_path)
+    assert "free" in message
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_disk_that_fills_up_leaves_no_partial_target(files, tmp_path, caplog, capfd, suffix):
+    target = tmp_path / f"o{suffix}"
+    target.write_text("precious")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # as if the disk ended there
+    try:
+        message = refused(caplog, files[".safetensors"], target, "--force", folder=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "cannot write" in message
+    assert "[CRITICAL]" not in capfd.readouterr().err  # of MindSpore, beside our line
+    assert target.read_text() == "precious"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_in_the_weights_is_a_warning_with_the_names(save_pth, tmp_path, caplog, value):
+    def change(state):
+        return {**state, "head.bias": torch.full((48,), value)}
+
+    path, _ = save_pth(SMALL_TRANSFORMER, change=change)
+    assert main([str(path), str(tmp_path / "o.safetensors")]) == 0
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warnings) == 1 and warnings[0].endswith("in head.bias")
+    assert inspect(tmp_path / "o.safetensors").not_finite == ("head.bias",)
+
+
+def test_a_value_beyond_float16_is_a_warning_with_its_name(save_pth, tmp_path):
+    path, _ = save_pth(SMALL_TRANSFORMER, change=with_("head.bias", torch.full((48,), 1e6)))
+    assert convert(path, tmp_path / "full.ckpt").not_finite == ()
+    assert convert(path, tmp_path / "half.ckpt", dtype="float16").not_finite == ("head.bias",)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"format": "var-mindspore"},
+        {"format": "var-mindspore", "kind": "painting"},
+        {"format": "var-mindspore", "kind": "transformer"},
+        {"format": "var-mindspore", "kind": "transformer", "config": "no json"},
+        {"format": "var-mindspore", "kind": "transformer", "config": '{"depth": "two"}'},
+        {"format": "var-mindspore", "kind": "transformer", "config": '{"deepness": 2}'},
+        {"format": "var-mindspore", "kind": "transformer", "config": '{"depth": 3}'},
+        {"format": "var-mindspore", "kind": "transformer", "config": '{"depth": 999999999}'},
+        {"format": "var-mindspore", "kind": "transformer", "config": '{"scales": [99999]}'},
+        {"format": "var-mindspore", "kind": "tokenizer", "config": "{}"},
+        {"format": "var-mindspore", "kind": "tokenizer", "config": '{"phi_count": 999999999}'},
+    ],
+)
+def test_metadata_that_does_not_fit(tmp_path, caplog, metadata):
+    tensors = {"head.bias": np.zeros(3, np.float32)}
+    save_file(tensors, tmp_path / "model.safetensors", metadata)
+    path = tmp_path / "model.safetensors"
+    assert str(path) in refused(caplog, path, tmp_path / "o.ckpt", folder=tmp_path)

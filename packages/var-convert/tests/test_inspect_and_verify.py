@@ -1,0 +1,199 @@
+"""What inspect and verify say about files."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from var_convert import convert, inspect, verify
+from var_convert.cli import main
+from var_tokenizer import InputError, TokenizerConfig, read_checkpoint, write_checkpoint
+from var_transformer import TransformerConfig
+
+torch = pytest.importorskip("torch")
+
+SMALL_TOKENIZER = TokenizerConfig(
+    vocab_size=48,
+    latent_channels=8,
+    channels=32,
+    channel_multipliers=(1, 2),
+    res_blocks=1,
+    scales=(1, 2, 3),
+)
+SMALL_TRANSFORMER = TransformerConfig(
+    depth=2, width=64, heads=4, num_classes=5, vocab_size=48, latent_channels=8, scales=(1, 2, 3)
+)
+
+SMALL = {"tokenizer": SMALL_TOKENIZER, "transformer": SMALL_TRANSFORMER}
+TYPES = {"tokenizer": TokenizerConfig, "transformer": TransformerConfig}
+
+
+@pytest.fixture
+def pair(save_pth):
+    """The small transformer as .pth and as .safetensors."""
+    path, _ = save_pth(SMALL_TRANSFORMER)
+    return path, convert(path, path.with_suffix(".safetensors")).target
+
+
+def altered(path, kind, change):
+    """A copy of a native file with ``change`` applied to its tensors."""
+    config, tensors = read_checkpoint(path, kind, TYPES[kind])
+    tensors = {name: tensor.copy() for name, tensor in tensors.items()}
+    change(tensors)
+    write_checkpoint(path.with_name("altered.safetensors"), kind, config, tensors)
+    return path.with_name("altered.safetensors")
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_inspect_counts_what_is_learned(save_pth, random_model, kind):
+    path, _ = save_pth(SMALL[kind])
+    found = inspect(path)
+    learned = sum(p.numel() for p in random_model(SMALL[kind]).parameters())
+    assert (found.kind, found.config, found.parameters) == (kind, SMALL[kind], learned)
+
+
+def test_inspect_lists_every_tensor_of_the_file(pair):
+    state = torch.load(pair[0], weights_only=True)
+    listed = {t.name: (t.dtype, t.shape) for t in inspect(pair[0]).tensors}
+    assert listed == {n: (str(t.dtype)[6:], tuple(t.shape)) for n, t in state.items()}
+    assert len(inspect(pair[1]).tensors) == len(state) - 4  # without the derived buffers
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_the_checksum_is_the_same_in_every_format(save_pth, kind):
+    path, _ = save_pth(SMALL[kind])
+    targets = [convert(path, path.with_name(n)).target for n in ("b.safetensors", "c.ckpt")]
+    assert len({inspect(p).checksum for p in (path, *targets)}) == 1
+
+
+def test_the_checksum_sees_one_changed_bit(pair):
+    def change(tensors):
+        tensors["head.bias"].view(np.uint32)[7] ^= 1
+
+    assert inspect(altered(pair[1], "transformer", change)).checksum != inspect(pair[1]).checksum
+
+
+def test_inspect_names_the_element_types(pair):
+    half = convert(pair[0], pair[0].with_name("half.ckpt"), dtype="bfloat16").target
+    assert (inspect(pair[0]).dtype, inspect(half).dtype) == ("float32", "bfloat16")
+
+
+def test_inspect_as_json(pair, capsys):
+    assert main(["inspect", str(pair[1]), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["kind"] == "transformer"
+    assert shown["architecture"]["depth"] == 2
+    assert shown["parameters"] == inspect(pair[1]).parameters
+    assert shown["checksum"] == inspect(pair[1]).checksum
+    assert {"name": "head.bias", "dtype": "float32", "shape": [48]} in shown["tensors"]
+
+
+def test_inspect_as_a_table(pair, capsys):
+    assert main(["inspect", str(pair[0])]) == 0
+    shown = capsys.readouterr().out
+    for text in ("transformer", "1,2,3", inspect(pair[0]).checksum, "blocks.1.attn.mat_qkv.weight"):
+        assert text in shown
+
+
+def test_inspect_says_what_it_assumed(save_pth, capsys):
+    path, _ = save_pth(SMALL_TOKENIZER)
+    assert inspect(path).assumed == ("scales",)
+    assert main(["inspect", str(path)]) == 0
+    assert "1,2,3 (assumed)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_verify_agrees_with_a_conversion(save_pth, kind):
+    path, _ = save_pth(SMALL[kind])
+    for target in ("b.safetensors", "c.ckpt", "d.pth"):
+        result = verify(path, convert(path, path.with_name(target)).target)
+        assert result.agrees() and result.largest == 0
+
+
+def test_verify_gives_the_largest_difference_of_every_tensor(pair):
+    def change(tensors):
+        tensors["head.bias"][3] += 0.5
+        tensors["word_embed.weight"][0, 0] -= 0.25
+
+    differing = altered(pair[1], "transformer", change)
+    result = verify(pair[0], differing)
+    found = {t.name: t.largest for t in result.tensors if t.largest}
+    assert found == pytest.approx({"head.bias": 0.5, "word_embed.weight": 0.25}, abs=1e-6)
+    assert not result.agrees() and not result.agrees(0.49) and result.agrees(0.51)
+
+
+@pytest.mark.parametrize("tolerance, code", [("0", 1), ("0.49", 1), ("0.51", 0)])
+def test_verify_exits_with_1_beyond_the_tolerance(pair, tolerance, code):
+    def change(tensors):
+        tensors["head.bias"][3] += 0.5
+
+    differing = altered(pair[1], "transformer", change)
+    assert main(["verify", str(pair[0]), str(differing), "--tolerance", tolerance]) == code
+
+
+def test_verify_shows_every_tensor(pair, capsys):
+    main(["verify", str(pair[0]), str(pair[1])])
+    shown = capsys.readouterr().out
+    _, tensors = read_checkpoint(pair[1], "transformer", TransformerConfig)
+    assert all(name in shown for name in tensors)
+
+
+@pytest.mark.parametrize("left, right, largest", [(1, 0, np.inf), (0, 1, np.inf), (1, 1, 0)])
+def test_nan_equals_nan_and_nothing_else(pair, left, right, largest):
+    def change(tensors):
+        tensors["head.bias"][3] = np.nan
+
+    with_nan = altered(pair[1], "transformer", change)
+    files = [with_nan if nan else pair[1] for nan in (left, right)]
+    assert verify(*files).largest == largest
+
+
+def test_verify_measures_what_a_half_precision_lost(pair):
+    half = convert(pair[0], pair[0].with_name("half.safetensors"), dtype="float16").target
+    state = torch.load(pair[0], weights_only=True)
+    expected = {n: (t - t.half().float()).abs().max().item() for n, t in state.items()}
+    for tensor in verify(pair[0], half).tensors:
+        assert tensor.largest == pytest.approx(expected[tensor.name], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "change", [{"depth": 1}, {"heads": 2}, {"scales": (1, 2, 4)}, {"shared_adaln": True}]
+)
+def test_another_architecture_is_a_difference_with_its_field(save_pth, change, caplog):
+    path, _ = save_pth(SMALL_TRANSFORMER)
+    other, _ = save_pth(dataclasses.replace(SMALL_TRANSFORMER, **change), name="other.pth")
+    result = verify(path, other)
+    assert [line.split()[0] for line in result.architecture] == list(change)
+    assert not result.agrees(tolerance=1e9)
+    assert main(["verify", str(path), str(other)]) == 1
+    assert next(iter(change)) in caplog.text
+
+
+def test_a_schedule_that_one_file_leaves_open_is_no_difference(save_pth):
+    config = dataclasses.replace(SMALL_TOKENIZER, scales=(1, 3, 4))
+    path, _ = save_pth(config)
+    native = convert(path, path.with_suffix(".safetensors"), scales=(1, 3, 4)).target
+    assert inspect(path).config.scales == (1, 2, 3)
+    assert verify(path, native).agrees() and verify(native, path).agrees()
+
+
+def test_another_kind_is_unusable(save_pth, caplog):
+    vae, _ = save_pth(SMALL_TOKENIZER, name="vae.pth")
+    var, _ = save_pth(SMALL_TRANSFORMER, name="var.pth")
+    with pytest.raises(InputError, match=r"vae\.pth: holds a tokenizer; expected a transformer"):
+        verify(var, vae)
+    assert main(["verify", str(var), str(vae)]) == 2
+
+
+def test_unknown_options_exit_with_2():
+    with pytest.raises(SystemExit) as error:
+        main(["a.pth", "b.ckpt", "--depth", "16"])
+    assert error.value.code == 2
+
+
+@pytest.mark.parametrize("command", [[], ["convert"], ["inspect"], ["verify"]])
+def test_help_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as error:
+        main([*command, "--help"])
+    assert error.value.code == 0
+    assert "usage: var-convert" in capsys.readouterr().out

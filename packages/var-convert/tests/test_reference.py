@@ -1,0 +1,234 @@
+"""The PyTorch reference equals the independent implementation outside the repository."""
+
+import dataclasses
+import statistics
+import time
+
+import pytest
+from var_tokenizer import SCALES_256, SCALES_512, TokenizerConfig
+from var_transformer import TransformerConfig
+
+torch = pytest.importorskip("torch")
+from var_convert.torch_reference import (  # noqa: E402
+    TorchTokenizer,
+    TorchTransformer,
+    torch_generate,
+)
+
+SMALL_TOKENIZER = TokenizerConfig(
+    vocab_size=48,
+    latent_channels=8,
+    channels=32,
+    channel_multipliers=(1, 2),
+    res_blocks=1,
+    scales=(1, 2, 3),
+)
+SMALL_TRANSFORMER = TransformerConfig(
+    depth=2, width=64, heads=4, num_classes=5, vocab_size=48, latent_channels=8, scales=(1, 2, 3)
+)
+
+TOKENIZERS = {
+    "4 shared convolutions": SMALL_TOKENIZER,
+    "1 shared convolution": dataclasses.replace(SMALL_TOKENIZER, phi_count=1),
+    "a convolution each": dataclasses.replace(SMALL_TOKENIZER, phi_count=3),
+    "more blocks and levels": dataclasses.replace(
+        SMALL_TOKENIZER, channel_multipliers=(1, 1, 2), res_blocks=2
+    ),
+    "256 px": dataclasses.replace(SMALL_TOKENIZER, scales=SCALES_256),
+    "512 px": dataclasses.replace(SMALL_TOKENIZER, scales=SCALES_512, channel_multipliers=(1,)),
+}
+TRANSFORMERS = {
+    f"{'shared' if shared else 'own'} AdaLN, {'' if l2 else 'no '}QK-L2": dataclasses.replace(
+        SMALL_TRANSFORMER, shared_adaln=shared, qk_l2_norm=l2
+    )
+    for shared in (False, True)
+    for l2 in (False, True)
+} | {
+    "256 px": dataclasses.replace(SMALL_TRANSFORMER, scales=SCALES_256),
+    "512 px": dataclasses.replace(SMALL_TRANSFORMER, depth=1, scales=SCALES_512),
+}
+
+
+def vae_spec(peer, config):
+    return peer.VaeSpec(
+        vocab=config.vocab_size,
+        z=config.latent_channels,
+        ch=config.channels,
+        ch_mult=config.channel_multipliers,
+        res_blocks=config.res_blocks,
+        phis=config.phi_count,
+        scales=config.scales,
+    )
+
+
+def var_spec(peer, config):
+    return peer.VarSpec(
+        depth=config.depth,
+        width=config.width,
+        heads=config.heads,
+        classes=config.num_classes,
+        vocab=config.vocab_size,
+        z=config.latent_channels,
+        scales=config.scales,
+        shared_adaln=config.shared_adaln,
+        qk_l2=config.qk_l2_norm,
+    )
+
+
+def tokenizer_of(peer, config):
+    weights = peer.random_vae(vae_spec(peer, config))
+    tokenizer = TorchTokenizer(config)
+    tokenizer.load_state_dict(weights, strict=True)
+    return tokenizer, weights
+
+
+def transformer_of(peer, config):
+    weights = peer.random_var(var_spec(peer, config))
+    transformer = TorchTransformer(config)
+    transformer.load_state_dict(weights, strict=True)
+    return transformer, weights
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("config", TOKENIZERS.values(), ids=TOKENIZERS.keys())
+def test_the_tokenizer_computes_the_peers_numbers(peer, config):
+    tokenizer, weights = tokenizer_of(peer, config)
+    images = torch.rand(2, 3, *config.image_size) * 2 - 1
+    latent = peer.encode(weights, images)
+    ids, quantized = peer.quantize(weights, latent, config.scales)
+    found, found_quantized = tokenizer.to_ids(tokenizer.latent(images))
+    assert all(map(torch.equal, found, ids))
+    close = {"rtol": 0, "atol": 1e-6}
+    torch.testing.assert_close(tokenizer.latent(images), latent, **close)
+    torch.testing.assert_close(found_quantized, quantized, **close)
+    inputs = peer.teacher_inputs(weights, ids, config.scales)
+    torch.testing.assert_close(tokenizer.teacher_inputs(ids), inputs, **close)
+    decoded = peer.decode(weights, peer.dequantize(weights, ids, config.scales))
+    torch.testing.assert_close(tokenizer.decode(ids), decoded, **close)
+    torch.testing.assert_close(tokenizer.decode_progressive(ids)[-1], decoded, **close)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("config", TRANSFORMERS.values(), ids=TRANSFORMERS.keys())
+def test_the_transformer_computes_the_peers_logits(peer, config):
+    transformer, weights = transformer_of(peer, config)
+    labels, read = torch.tensor([2, config.num_classes]), config.schedule.length - 1
+    inputs = torch.randn(2, read, config.latent_channels)
+    expected = peer.logits(weights, labels, inputs, var_spec(peer, config))
+    torch.testing.assert_close(transformer(labels, inputs), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("sampling", [{"top_k": 1}, {"top_k": 9, "top_p": 0.8}, {"cfg": 3.0}])
+@pytest.mark.parametrize("config", TRANSFORMERS.values(), ids=TRANSFORMERS.keys())
+def test_generation_draws_the_peers_ids(peer, config, sampling):
+    transformer, weights = transformer_of(peer, config)
+    vae = dataclasses.replace(SMALL_TOKENIZER, scales=config.scales, channel_multipliers=(1,))
+    tokenizer, vae_weights = tokenizer_of(peer, vae)
+    labels = torch.tensor([2, 0])
+    images, ids = peer.generate(
+        weights,
+        vae_weights,
+        labels,
+        var_spec(peer, config),
+        generator=torch.Generator().manual_seed(1),
+        **sampling,
+    )
+    found = torch_generate(
+        transformer, tokenizer, labels, generator=torch.Generator().manual_seed(1), **sampling
+    )
+    assert all(map(torch.equal, found.ids, ids))
+    torch.testing.assert_close(found.images, images, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", TRANSFORMERS.values(), ids=TRANSFORMERS.keys())
+def test_gradients_are_the_peers(peer, config):
+    transformer, weights = transformer_of(peer, config)
+    for name, tensor in weights.items():
+        if name in dict(transformer.named_parameters()):
+            tensor.requires_grad_()
+    labels, read = torch.tensor([2, config.num_classes]), config.schedule.length - 1
+    inputs = torch.randn(2, read, config.latent_channels)
+    peer.logits(weights, labels, inputs, var_spec(peer, config)).square().mean().backward()
+    transformer(labels, inputs).square().mean().backward()
+    for name, parameter in transformer.named_parameters():
+        torch.testing.assert_close(parameter.grad, weights[name].grad, rtol=1e-5, atol=1e-6)
+
+
+@torch.inference_mode()
+def test_a_key_value_cache_changes_nothing(random_model):
+    """The last scale's choice with all scales in one pass is the one made step by step."""
+    config = dataclasses.replace(SMALL_TRANSFORMER, num_classes=5)
+    transformer, tokenizer = random_model(config), random_model(SMALL_TOKENIZER)
+    labels = torch.tensor([1, 4])
+    ids = torch_generate(transformer, tokenizer, labels, cfg=0.0, top_k=1).ids
+    logits = transformer(labels, tokenizer.teacher_inputs(ids))
+    assert torch.equal(logits.argmax(-1), torch.cat(ids, 1))
+
+
+NOT_SQUARE = (1, (1, 2), (2, 4))
+
+
+@torch.inference_mode()
+def test_maps_need_not_be_square(random_model):
+    vae = dataclasses.replace(SMALL_TOKENIZER, scales=NOT_SQUARE)
+    tokenizer = random_model(vae)
+    ids = tokenizer.encode(torch.rand(1, 3, *vae.image_size) * 2 - 1)
+    assert [i.shape for i in ids] == [(1, 1), (1, 2), (1, 8)]
+    assert tokenizer.decode(ids).shape == (1, 3, 4, 8)
+    var = random_model(dataclasses.replace(SMALL_TRANSFORMER, scales=NOT_SQUARE))
+    images = torch_generate(var, tokenizer, torch.tensor([0]), top_k=1).images
+    assert images.shape == (1, 3, 4, 8)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".ckpt"])
+@pytest.mark.parametrize("config", [SMALL_TOKENIZER, SMALL_TRANSFORMER], ids=["vae", "var"])
+def test_it_loads_every_format(save_pth, config, suffix):
+    from var_convert import convert
+
+    path, state = save_pth(config)
+    target = path.with_name(f"copy{suffix}")
+    convert(path, target)
+    kind = TorchTokenizer if config is SMALL_TOKENIZER else TorchTransformer
+    loaded = kind.from_file(target).state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
+
+
+def seconds_of(call):
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def assert_as_fast(ours, theirs, pairs=9, attempts=3):
+    """The medians of runs in turn differ by less than 3 %; a busy machine gets three attempts."""
+    ours(), theirs()
+    ratios = []
+    for _ in range(attempts):
+        times = [(seconds_of(ours), seconds_of(theirs)) for _ in range(pairs)]
+        ratios.append(statistics.median(a / b for a, b in times))
+        if ratios[-1] <= 1.03:
+            return
+    raise AssertionError(f"median ratios ours/peer: {ratios}; expected at most 1.03")
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_the_reference_is_as_fast_as_the_peer(peer):
+    config = TransformerConfig(depth=2, width=1024, heads=16)
+    transformer, weights = transformer_of(peer, config)
+    spec, labels = var_spec(peer, config), torch.tensor([2])
+    inputs = torch.randn(1, config.schedule.length - 1, config.latent_channels)
+    assert_as_fast(
+        lambda: transformer(labels, inputs), lambda: peer.logits(weights, labels, inputs, spec)
+    )
+
+    config = TokenizerConfig(channel_multipliers=(1, 1, 2, 4), scales=(1, 2, 4, 8, 16))
+    tokenizer, weights = tokenizer_of(peer, config)
+    images = torch.rand(1, 3, *config.image_size) * 2 - 1
+    assert_as_fast(lambda: tokenizer.latent(images), lambda: peer.encode(weights, images))
+    ids = tokenizer.to_ids(tokenizer.latent(images))[0]
+    assert_as_fast(
+        lambda: tokenizer.decode(ids),
+        lambda: peer.decode(weights, peer.dequantize(weights, ids, config.scales)),
+    )

@@ -1,0 +1,280 @@
+"""Nothing changes on the way from format to format."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from var_convert import convert, inspect
+from var_tokenizer import SCALES_256, SCALES_512, TokenizerConfig, read_checkpoint
+from var_transformer import TransformerConfig
+
+torch = pytest.importorskip("torch")
+
+SMALL_TOKENIZER = TokenizerConfig(
+    vocab_size=48,
+    latent_channels=8,
+    channels=32,
+    channel_multipliers=(1, 2),
+    res_blocks=1,
+    scales=(1, 2, 3),
+)
+SMALL_TRANSFORMER = TransformerConfig(
+    depth=2, width=64, heads=4, num_classes=5, vocab_size=48, latent_channels=8, scales=(1, 2, 3)
+)
+
+CONFIGS = {
+    "tokenizer": SMALL_TOKENIZER,
+    "one shared convolution": dataclasses.replace(SMALL_TOKENIZER, phi_count=1),
+    "a convolution each": dataclasses.replace(SMALL_TOKENIZER, phi_count=3),
+    "one level": dataclasses.replace(SMALL_TOKENIZER, channel_multipliers=(1,)),
+    "transformer": SMALL_TRANSFORMER,
+    "shared AdaLN": dataclasses.replace(SMALL_TRANSFORMER, shared_adaln=True),
+    "without QK-L2": dataclasses.replace(SMALL_TRANSFORMER, heads=1, qk_l2_norm=False),
+    "512 px": dataclasses.replace(SMALL_TRANSFORMER, depth=1, scales=SCALES_512),
+}
+
+
+def identical(a: dict, b: dict) -> bool:
+    """Names, types, shapes and bits (so that -0.0 and NaN count too)."""
+    return a.keys() == b.keys() and all(
+        a[name].dtype == b[name].dtype
+        and a[name].shape == b[name].shape
+        and a[name].numpy(force=True).tobytes() == b[name].numpy(force=True).tobytes()
+        if a[name].dtype != torch.bfloat16
+        else torch.equal(a[name].view(torch.int16), b[name].view(torch.int16))
+        for name in a
+    )
+
+
+def around(path, **choices):
+    """.pth -> .safetensors -> .ckpt -> .pth; the state dict at the end."""
+    stops = [path, *(path.with_name(n) for n in ("b.safetensors", "c.ckpt", "d.pth"))]
+    for source, target in itertools.pairwise(stops):
+        convert(source, target, force=True, **(choices if source == path else {}))
+    return torch.load(stops[-1], weights_only=True)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_round_trip_through_all_three_formats_is_bit_identical(save_pth, config):
+    path, state = save_pth(config)
+    assert identical(around(path), state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("config", [SMALL_TOKENIZER, SMALL_TRANSFORMER], ids=["vae", "var"])
+def test_round_trip_keeps_the_element_type(save_pth, config, dtype):
+    def change(state):
+        return {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}
+
+    path, state = save_pth(config, change=change)
+    assert identical(around(path), state)
+
+
+def published(count):
+    """Renames the shared convolutions as the published code spells them for ``count``."""
+    to = "quant_resi.qresi." if count == 1 else "quant_resi."
+    old = "quant_resi.qresi_ls.0." if count == 1 else "quant_resi.qresi_ls."
+    return lambda state: {name.replace(old, to): tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_round_trip_keeps_either_spelling_of_the_shared_convolutions(save_pth, count):
+    config = dataclasses.replace(SMALL_TOKENIZER, phi_count=count)
+    path, state = save_pth(config, change=published(count))
+    assert any("qresi_ls" not in name and "quant_resi" in name for name in state)
+    assert identical(around(path), state)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_native_file_spells_the_shared_convolutions_in_one_way(save_pth, count):
+    config = dataclasses.replace(SMALL_TOKENIZER, phi_count=count)
+    path, _ = save_pth(config, change=published(count))
+    convert(path, path.with_suffix(".safetensors"))
+    found, tensors = read_checkpoint(path.with_suffix(".safetensors"), "tokenizer", TokenizerConfig)
+    assert found == config
+    assert sum("quant_resi.qresi_ls." in name for name in tensors) == 2 * count
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_pth_made_from_a_native_file_has_the_published_spelling(save_pth, count):
+    config = dataclasses.replace(SMALL_TOKENIZER, phi_count=count)
+    path, state = save_pth(config, change=published(count))
+    convert(path, path.with_suffix(".safetensors"))
+    convert(path.with_suffix(".safetensors"), path.with_name("back.pth"))
+    assert torch.load(path.with_name("back.pth"), weights_only=True).keys() == state.keys()
+
+
+@pytest.mark.parametrize("config", [SMALL_TOKENIZER, SMALL_TRANSFORMER], ids=["vae", "var"])
+def test_the_last_pth_loads_strictly(save_pth, random_model, config):
+    path, state = save_pth(config)
+    fresh = random_model(config, seed=1)
+    fresh.load_state_dict(around(path), strict=True)
+    assert identical(dict(fresh.state_dict()), state)
+
+
+def test_a_native_transformer_holds_no_derived_buffers(save_pth):
+    path, state = save_pth(SMALL_TRANSFORMER)
+    convert(path, path.with_suffix(".safetensors"))
+    with safe_open(path.with_suffix(".safetensors"), framework="numpy") as file:
+        dropped = state.keys() - set(file.keys())
+    zeros = {f"blocks.{i}.attn.zero_k_bias" for i in range(2)}
+    assert dropped == {"lvl_1L", "attn_bias_for_masking"} | zeros
+
+
+def test_a_native_file_carries_its_configuration(save_pth):
+    path, state = save_pth(SMALL_TRANSFORMER)
+    convert(path, path.with_suffix(".safetensors"))
+    config, tensors = read_checkpoint(
+        path.with_suffix(".safetensors"), "transformer", TransformerConfig
+    )
+    assert config == SMALL_TRANSFORMER
+    assert np.array_equal(tensors["head.weight"], state["head.weight"].numpy())
+
+
+NOT_SQUARE = (1, (1, 2), (2, 4))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".ckpt", ".safetensors"])
+@pytest.mark.parametrize("config", [SMALL_TOKENIZER, SMALL_TRANSFORMER], ids=["vae", "var"])
+def test_a_schedule_given_once_is_kept_by_every_format(save_pth, config, suffix):
+    config = dataclasses.replace(config, scales=NOT_SQUARE)
+    path, _ = save_pth(config)
+    target = path.with_name(f"target{suffix}")
+    convert(path, target, scales=NOT_SQUARE)
+    assert inspect(target).config == config
+
+
+@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("suffix", [".pth", ".ckpt", ".safetensors"])
+def test_dtype_rounds_as_pytorch_does(save_pth, name, suffix):
+    path, state = save_pth(SMALL_TRANSFORMER)
+    dtype = getattr(torch, name)
+    convert(path, path.with_name(f"half{suffix}"), dtype=name)
+    convert(path.with_name(f"half{suffix}"), path.with_name("back.pth"))
+    expected = {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}
+    assert identical(torch.load(path.with_name("back.pth"), weights_only=True), expected)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    bits=st.lists(st.integers(0, 2**32 - 1), min_size=48, max_size=48),
+    name=st.sampled_from(["float16", "bfloat16"]),
+)
+def test_any_float_rounds_as_pytorch_does(tmp_path_factory, random_model, bits, name):
+    folder = tmp_path_factory.mktemp("cast")
+    values = torch.from_numpy(np.array(bits, np.uint32).view(np.float32).copy())
+    state = {**random_model(SMALL_TRANSFORMER).state_dict(), "head.bias": values}
+    torch.save(state, folder / "a.pth")
+    convert(folder / "a.pth", folder / "b.pth", dtype=name)
+    found = torch.load(folder / "b.pth", weights_only=True)["head.bias"]
+    expected = values.to(getattr(torch, name))
+    assert torch.equal(found.isnan(), expected.isnan())
+    both = ~expected.isnan()
+    assert torch.equal(found[both].view(torch.int16), expected[both].view(torch.int16))
+
+
+transformer_configs = st.builds(
+    lambda depth, heads, head_width, **rest: TransformerConfig(
+        depth=depth, heads=heads, width=heads * head_width, **rest
+    ),
+    depth=st.integers(1, 3),
+    heads=st.integers(1, 3),
+    head_width=st.sampled_from([4, 8]),
+    num_classes=st.integers(1, 9),
+    vocab_size=st.integers(2, 20),
+    latent_channels=st.integers(1, 6),
+    scales=st.lists(st.integers(1, 5), min_size=1, max_size=5).map(sorted).map(tuple),
+    shared_adaln=st.booleans(),
+)
+tokenizer_configs = st.builds(
+    TokenizerConfig,
+    vocab_size=st.integers(2, 20),
+    latent_channels=st.integers(1, 6),
+    channels=st.just(32),
+    channel_multipliers=st.lists(st.integers(1, 2), min_size=1, max_size=3).map(tuple),
+    res_blocks=st.integers(1, 2),
+    phi_count=st.integers(1, 5),
+    scales=st.integers(1, 10).map(lambda count: SCALES_256[:count]),
+)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(config=st.one_of(transformer_configs, tokenizer_configs))
+def test_any_architecture_is_read_from_names_and_shapes(tmp_path_factory, random_model, config):
+    path = tmp_path_factory.mktemp("any") / "model.pth"
+    torch.save(dict(random_model(config).state_dict()), path)
+    assert inspect(path).config == config
+    convert(path, path.with_suffix(".safetensors"))
+    assert inspect(path.with_suffix(".safetensors")).config == config
+
+
+@pytest.mark.parametrize("scales", [(1, 3, 5), (1, 2, 4, 7, 9, 10, 11, 12, 14, 15, 17)])
+def test_a_trained_tokenizer_shows_its_schedule_in_its_statistics(save_pth, scales):
+    def trained(state):
+        hits = torch.rand(len(scales), 48)
+        area = torch.tensor([float(s * s) for s in scales])[:, None]
+        state["quantize.ema_vocab_hit_SV"] = hits / hits.sum(1, keepdim=True) * area * 768
+        return state
+
+    path, _ = save_pth(dataclasses.replace(SMALL_TOKENIZER, scales=scales), change=trained)
+    assert inspect(path).config.scales == scales
+    assert inspect(path).assumed == ()
+
+
+def test_a_state_dict_without_derived_buffers_is_completed(save_pth):
+    derived = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")
+    config = dataclasses.replace(SMALL_TRANSFORMER, scales=SCALES_256, depth=1)
+    path, state = save_pth(config)
+    stripped = {n: t for n, t in state.items() if not n.endswith(derived)}
+    torch.save(stripped, path)
+    convert(path, path.with_name("whole.pth"))
+    assert identical(torch.load(path.with_name("whole.pth"), weights_only=True), state)
+
+
+def trainer_checkpoint(tmp_path, random_model, scales):
+    vae = random_model(dataclasses.replace(SMALL_TOKENIZER, scales=scales)).state_dict()
+    var = random_model(dataclasses.replace(SMALL_TRANSFORMER, scales=scales)).state_dict()
+    path = tmp_path / "ar-ckpt-last.pth"
+    wrapped = {"epoch": 3, "trainer": {"config": {"lr": 1e-4}, "var_wo_ddp": var, "vae_local": vae}}
+    torch.save(wrapped, path)
+    return path, {"tokenizer": vae, "transformer": var}
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "transformer"])
+def test_only_chooses_a_model_of_a_trainer_checkpoint(tmp_path, random_model, kind):
+    path, states = trainer_checkpoint(tmp_path, random_model, (1, 2, 3))
+    assert identical(around(path, only=kind), dict(states[kind]))
+
+
+def test_a_trainer_checkpoint_tells_the_tokenizer_its_schedule(tmp_path, random_model):
+    path, _ = trainer_checkpoint(tmp_path, random_model, (1, 3, 4))
+    found = inspect(path, only="tokenizer")
+    assert (found.config.scales, found.assumed) == ((1, 3, 4), ())
+
+
+@pytest.mark.parametrize("kind", ["vae", "var"])
+@pytest.mark.parametrize("count", [4, 1, 3])
+def test_the_peers_weights_come_back_and_load_strictly(peer, tmp_path, random_model, kind, count):
+    scales = (1, 2, 3)
+    vae = peer.VaeSpec(
+        vocab=48, z=8, ch=32, ch_mult=(1, 2), res_blocks=1, phis=count, scales=scales
+    )
+    var = peer.VarSpec(depth=2, width=64, heads=4, classes=5, vocab=48, z=8, scales=scales)
+    state = peer.random_vae(vae) if kind == "vae" else peer.random_var(var)
+    torch.save(state, tmp_path / "peer.pth")
+    back = around(tmp_path / "peer.pth")
+    assert identical(back, state)
+    config = dataclasses.replace(SMALL_TOKENIZER, phi_count=count)
+    model = random_model(config if kind == "vae" else SMALL_TRANSFORMER, seed=1)
+    model.load_state_dict(back, strict=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [TokenizerConfig(), TransformerConfig.preset("d16")])
+def test_round_trip_at_published_size_is_bit_identical(save_pth, config):
+    path, state = save_pth(config)
+    assert identical(around(path), state)
