@@ -21,8 +21,8 @@ def install(session: nox.Session, *packages: str, extras: tuple[str, ...] = ()) 
 
 
 def pytest(session: nox.Session, python: str, *arguments: str) -> None:
-    """One pytest run over the tests of all packages; each claims through public names only."""
-    tests = [f"packages/{name}/tests" for name in PACKAGES]
+    """One pytest run over the tests of all packages and of the rules between them."""
+    tests = ["tests", *(f"packages/{name}/tests" for name in PACKAGES)]
     environment = {"GLOG_v": "3", "OMP_NUM_THREADS": str(os.cpu_count() or 1)}
     session.run(
         python, "-m", "pytest", *tests, *arguments, *session.posargs, env=environment, external=True

@@ -1,0 +1,74 @@
+"""The rules between the packages: arrows go left to right, and through public names only."""
+
+import ast
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "packages"
+ORDER = ("var_tokenizer", "var_transformer", "var_train", "var_convert")
+MAY_IMPORT = {
+    "var_tokenizer": (),
+    "var_transformer": ("var_tokenizer",),
+    "var_train": ("var_tokenizer", "var_transformer"),
+    "var_convert": ("var_tokenizer", "var_transformer"),
+}
+
+
+def source(package: str) -> Path:
+    return ROOT / package.replace("_", "-") / "src" / package
+
+
+def imports(package: str) -> Iterator[tuple[Path, str, tuple[str, ...]]]:
+    """(file, module, names) of every import statement of a package."""
+    for path in sorted(source(package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                yield path, node.module, tuple(alias.name for alias in node.names)
+            elif isinstance(node, ast.Import):
+                yield from ((path, alias.name, ()) for alias in node.names)
+
+
+def public_names(package: str) -> set[str]:
+    tree = ast.parse((source(package) / "__init__.py").read_text())
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            return set(ast.literal_eval(node.value))
+    return set()
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_a_package_reaches_into_siblings_through_their_public_names_only(package):
+    for path, module, names in imports(package):
+        sibling = module.split(".")[0]
+        if sibling not in ORDER or sibling == package:
+            continue
+        assert sibling in MAY_IMPORT[package], f"{path} imports {module}"
+        assert module == sibling, f"{path} reaches into {module}"
+        assert names, f"{path} imports the whole of {module}"
+        assert set(names) <= public_names(sibling), f"{path} imports {names} from {module}"
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_a_package_declares_the_siblings_it_imports(package):
+    project = tomllib.loads((source(package).parents[1] / "pyproject.toml").read_text())["project"]
+    declared = {name for name in ORDER if name.replace("_", "-") in project["dependencies"]}
+    used = {module.split(".")[0] for _, module, _ in imports(package)} & set(ORDER)
+    assert declared == used - {package}
+
+
+@pytest.mark.parametrize("package", [name for name in ORDER if name != "var_convert"])
+def test_torch_is_for_var_convert_alone(package):
+    assert not [path for path, module, _ in imports(package) if module.split(".")[0] == "torch"]
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_every_package_has_its_version_readme_changelog_licence_and_tests(package):
+    folder = source(package).parents[1]
+    version = tomllib.loads((folder / "pyproject.toml").read_text())["project"]["version"]
+    assert f"## {version}" in (folder / "CHANGELOG.md").read_text()
+    assert len((folder / "README.md").read_text()) > 200
+    assert (folder / "LICENSE").is_file()
+    assert list((folder / "tests").glob("test_*.py"))
