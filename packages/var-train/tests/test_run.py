@@ -41,6 +41,21 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.fixture
+def refusal(monkeypatch, capfd, caplog):
+    """What the command says on its way out with status 2."""
+
+    def call(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["run", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        assert exit_.value.code == 2
+        shown = capfd.readouterr().err + caplog.text  # pytest takes the log from stderr
+        return " ".join(shown.replace("│", " ").split())
+
+    return call
+
+
 def make_tree(root: Path, classes=("cat", "dog"), count=6) -> Path:
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
@@ -123,14 +138,15 @@ def test_help_names_the_data_layout():
     ],
 )
 def test_unusable_arguments_exit_with_2_say_why_and_write_nothing(
-    tmp_path, monkeypatch, capfd, arguments, message
+    tmp_path, refusal, arguments, message
 ):
-    monkeypatch.setattr(sys, "argv", ["run", "--out", str(tmp_path / "out"), *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    assert exit_.value.code == 2
-    assert message in " ".join(capfd.readouterr().err.replace("│", " ").split())
+    assert message in refusal("--out", tmp_path / "out", *arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_that_names_it(tmp_path, refusal):
+    (tmp_path / "file").write_text("")
+    assert "metrics.jsonl: cannot write here" in refusal("--out", tmp_path / "file" / "out")
 
 
 @pytest.mark.slow

@@ -15,17 +15,22 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from var_tokenizer import InputError
 
 
 class MetricsLog:
     """Appends one JSON object a line: ``{"stage", "step", "seconds", ...}``.
 
-    ``seconds`` counts from when the log was opened.
+    ``seconds`` counts from when the log was opened. Raises InputError where the file cannot be
+    written.
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", buffering=1)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("w", buffering=1)
+        except OSError as error:
+            raise InputError(f"{path}: cannot write here: {error.strerror}") from error
         self._started = time.monotonic()
 
     def write(self, stage: str, step: int, **values: float | list[float]) -> None:

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
-from rich.console import Console
-from rich.logging import RichHandler
 from var_tokenizer import InputError, Tokenizer, TokenizerConfig
 from var_transformer import Transformer, TransformerConfig, check_sampler
 
@@ -170,11 +168,7 @@ def _since(started: float, before: dict[str, float]) -> float:
 
 def main() -> None:
     """The command: exits with 2 and one line where the input is unusable."""
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(message)s",
-        handlers=[RichHandler(console=Console(stderr=True), show_path=False, show_time=False)],
-    )
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
         config = tyro.cli(Run, prog="python -m var_train.run")
         run(config)
