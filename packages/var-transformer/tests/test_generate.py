@@ -65,3 +65,53 @@ def test_a_sampler_setting_out_of_range_is_an_error_that_names_it(
 ):
     with pytest.raises(InputError, match=argument):
         generate(model, tokenizer, LABELS, **{argument: value})
+
+
+def teacher_forced(model, tokenizer, ids, labels):
+    return np.asarray(model.logits(labels, np.asarray(tokenizer.teacher_inputs(ids))))
+
+
+def test_scales_after_the_last_guided_one_skip_the_unconditional_half(
+    model, tokenizer, monkeypatch
+):
+    rows = []
+    extend = model.extend
+
+    def counted(scale, inputs_blz, class_bc, modulations, cache):
+        rows.append(class_bc.shape[0])
+        return extend(scale, inputs_blz, class_bc, modulations, cache)
+
+    monkeypatch.setattr(model, "extend", counted)
+    out = generate(
+        model, tokenizer, LABELS, cfg=3.0, top_k=1, guidance="constant", guided_scales=(1,)
+    )
+    assert rows == [6, 6, 3]
+    conditional = teacher_forced(model, tokenizer, out.ids, LABELS)
+    free = teacher_forced(model, tokenizer, out.ids, np.full(3, 5))
+    strength = np.where(model.config.schedule.scale_of_token == 1, 3.0, 0.0)[:, None]
+    guided = (1 + strength) * conditional - strength * free
+    np.testing.assert_array_equal(guided.argmax(-1), np.concatenate(out.ids, 1))
+
+
+def test_an_image_depends_on_its_number_and_not_on_its_place(model, tokenizer):
+    out = generate(model, tokenizer, LABELS, seed=5)
+    turned = generate(model, tokenizer, LABELS[::-1].copy(), seed=5, numbers=[2, 1, 0])
+    for a, b in zip(out.ids, turned.ids, strict=True):
+        np.testing.assert_array_equal(a, b[::-1])
+
+
+def test_on_scale_sees_the_picture_after_every_scale(model, tokenizer):
+    seen = []
+    out = generate(model, tokenizer, LABELS, seed=5, on_scale=lambda k, x: seen.append((k, x)))
+    assert [k for k, _ in seen] == [0, 1, 2]
+    for (_, images), expected in zip(seen, tokenizer.decode_progressive(out.ids), strict=True):
+        np.testing.assert_allclose(images, (expected.asnumpy() + 1) / 2, atol=1e-5)
+    np.testing.assert_array_equal(seen[-1][1], out.images)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("seed", -1), ("seed", 0.5), ("numbers", [0, 1, -2]), ("numbers", [0])]
+)
+def test_a_bad_seed_or_number_is_an_error_that_names_it(model, tokenizer, argument, value):
+    with pytest.raises(InputError, match=argument):
+        generate(model, tokenizer, LABELS, **{argument: value})

@@ -1,14 +1,20 @@
 """The next-scale transformer of VAR: token maps -> next token map."""
 
 from var_transformer.config import TransformerConfig
-from var_transformer.generate import Generation, check_pair, check_sampler, generate
+from var_transformer.editing import box_mask, edit, tokens_to_redraw
+from var_transformer.generate import Generation, check_pair, generate
+from var_transformer.sampler import Sampler, check_sampler
 from var_transformer.transformer import Transformer
 
 __all__ = [
     "Generation",
+    "Sampler",
     "Transformer",
     "TransformerConfig",
+    "box_mask",
     "check_pair",
     "check_sampler",
+    "edit",
     "generate",
+    "tokens_to_redraw",
 ]

@@ -1,13 +1,17 @@
 """Class-conditional generation, scale by scale (arXiv:2404.02905, section 3.2)."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from mindspore import Tensor
 from var_tokenizer import InputError, LatentCodec
 
+from var_transformer.sampler import Guidance, Sampler, ScaleSettings
 from var_transformer.sampling import draw, filter_logits, gumbel_mixture, softmax
-from var_transformer.transformer import Array, Transformer
+from var_transformer.transformer import Array, Cache, Transformer
+
+OnScale = Callable[[int, np.ndarray], None]  # scale, images (B, 3, H, W) in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -18,60 +22,152 @@ class Generation:
     ids: list[np.ndarray]
 
 
+@dataclass(frozen=True)
+class KeptTokens:
+    """Tokens that are not drawn. ids: K int arrays (B, s_y * s_x); kept: K bool (s_y * s_x,)."""
+
+    ids: list[np.ndarray]
+    kept: list[np.ndarray]
+
+
 def generate(
     model: Transformer,
     tokenizer: LatentCodec,
     labels: Array,
     cfg: float = 1.5,
-    top_k: int = 0,
-    top_p: float = 0.0,
+    top_k: int | tuple[int, ...] = 0,
+    top_p: float | tuple[float, ...] = 0.0,
     seed: int = 0,
     more_smooth: bool = False,
+    *,
+    temperature: float | tuple[float, ...] = 1.0,
+    guidance: Guidance = "linear",
+    guided_scales: tuple[int, ...] | None = None,
+    numbers: Sequence[int] | None = None,
+    on_scale: OnScale | None = None,
 ) -> Generation:
     """Generates one image a label.
 
-    labels: (B,) ints in [0, num_classes]. cfg: strength of classifier-free guidance
-    (arXiv:2207.12598) at the last scale, growing linearly from 0 at the first; 0 for none.
-    top_k, top_p: see ``filter_logits``. seed: image n draws from the random stream (seed, n).
-    more_smooth: mixes codes by a Gumbel softmax; the ids are then those drawn beside it.
+    labels: (B,) ints in [0, num_classes]. cfg, guidance, guided_scales, top_k, top_p,
+    temperature: see ``Sampler``. more_smooth: mixes codes by a Gumbel softmax; the ids are then
+    those drawn beside it. seed: at least 0; image n draws from the random stream (seed, n),
+    where n counts the batch from 0 or is what ``numbers``, B ints from 0, says.
+    on_scale: called with k and the images so far, (B, 3, H, W) in [0, 1], after every scale.
 
-    Raises InputError for a label, cfg, top_k or top_p out of range, and for a tokenizer whose
-    vocabulary, latent channels or schedule differ from the model's.
+    Raises InputError for a label, number or sampler setting out of range, and for a tokenizer
+    whose vocabulary, latent channels or schedule differ from the model's.
     """
+    sampler = Sampler(cfg, guidance, guided_scales, top_k, top_p, temperature, more_smooth)
     labels_b = model.check_labels(labels)
-    check_sampler(cfg, top_k, top_p, tokenizer.vocab_size)
     check_pair(model, tokenizer)
-    count, scales = labels_b.shape[0], len(tokenizer.schedule)
-    streams = [np.random.default_rng((seed, n)) for n in range(count)]
-    guided = cfg > 0
-    if guided:
-        no_class = np.full(count, model.config.num_classes, np.int32)
-        labels_b = Tensor(np.concatenate((labels_b.asnumpy(), no_class)))
+    sampler.check(len(tokenizer.schedule), tokenizer.vocab_size)
+    streams = random_streams(seed, range(len(labels_b)) if numbers is None else numbers)
+    if len(streams) != len(labels_b):
+        raise InputError(f"numbers has {len(streams)} entries; expected one for each label")
+    return draw_scales(model, tokenizer, labels_b, sampler, streams, on_scale=on_scale)
 
-    class_bc, modulations = model.condition(labels_b)
-    inputs, cache, latent, ids = None, None, None, []
-    for k in range(scales):
-        ratio = k / max(scales - 1, 1)
-        logits_tensor, cache = model.extend(k, inputs, class_bc, modulations, cache)
-        logits_blv = logits_tensor.asnumpy()
-        if guided:
-            strength = np.float32(cfg * ratio)
-            conditional, free = logits_blv[:count], logits_blv[count:]
-            logits_blv = (1 + strength) * conditional - strength * free
-        logits_blv = filter_logits(logits_blv, top_k, top_p)
+
+def random_streams(seed: int, numbers: Sequence[int]) -> list[np.random.Generator]:
+    """One random stream for each image number; raises InputError for a negative or non-integer."""
+    for field, value in (("seed", seed), *(("numbers", n) for n in numbers)):
+        if not isinstance(value, int | np.integer) or value < 0:
+            raise InputError(f"{field} is {value!r}; expected an integer of at least 0")
+    return [np.random.default_rng((seed, n)) for n in numbers]
+
+
+def draw_scales(
+    model: Transformer,
+    tokenizer: LatentCodec,
+    labels_b: Tensor,
+    sampler: Sampler,
+    streams: Sequence[np.random.Generator],
+    kept: KeptTokens | None = None,
+    on_scale: OnScale | None = None,
+) -> Generation:
+    """The loop over the scales; arguments are checked already. kept: tokens that are given."""
+    scales = len(tokenizer.schedule)
+    passes = _Passes(model, labels_b)
+    inputs_blz, latent, ids, images = None, None, [], None
+    for k, settings in enumerate(sampler.plan(scales)):
+        logits_blv = _filtered(passes.guided_logits(k, inputs_blz, settings), settings)
         uniform_bl = np.stack([stream.random(logits_blv.shape[1]) for stream in streams])
-        ids.append(draw(softmax(logits_blv), uniform_bl))
-        tokens = ids[-1]
-        if more_smooth:
+        tokens = draw(softmax(logits_blv), uniform_bl)
+        if kept is not None:
+            tokens = np.where(kept.kept[k], kept.ids[k], tokens).astype(np.int32)
+        ids.append(tokens)
+        if sampler.more_smooth:
             tiny = np.finfo(np.float64).tiny
             uniform_blv = np.stack([s.random(logits_blv.shape[1:]) for s in streams]) + tiny
-            tokens = gumbel_mixture(logits_blv, uniform_blv, ratio)
+            mixed = gumbel_mixture(logits_blv, uniform_blv, settings.ratio)
+            if kept is not None:
+                one_hot = np.eye(tokenizer.vocab_size, dtype=np.float32)[tokens]
+                mixed = np.where(kept.kept[k][:, None], one_hot, mixed)
+            tokens = mixed
         latent = tokenizer.add_scale(latent, tokens, k)
         if k + 1 < scales:
             inputs_blz = tokenizer.scale_input(latent, k + 1).asnumpy()
-            inputs = Tensor(np.concatenate((inputs_blz, inputs_blz)) if guided else inputs_blz)
-    images = (tokenizer.decode_latent(latent).asnumpy() + 1) / 2
+        if on_scale is not None or k + 1 == scales:
+            images = (tokenizer.decode_latent(latent).asnumpy() + 1) / 2
+        if on_scale is not None:
+            on_scale(k, images)
     return Generation(images, ids)
+
+
+class _Passes:
+    """The transformer's passes over the scales, with the unconditional half while it is needed.
+
+    The unconditional half holds its own keys and values, so it can stop only where no later
+    scale is guided.
+    """
+
+    def __init__(self, model: Transformer, labels_b: Tensor) -> None:
+        self._model = model
+        self._labels_b = labels_b
+        self._count = labels_b.shape[0]
+        self._free = False
+        self._class_bc: Tensor | None = None
+        self._modulations: tuple[Tensor, ...] = ()
+        self._cache: Cache | None = None
+
+    def guided_logits(
+        self, k: int, inputs_blz: np.ndarray | None, settings: ScaleSettings
+    ) -> np.ndarray:
+        """(B, s_y * s_x, V): (1 + t) conditional - t unconditional, t the scale's strength."""
+        if self._class_bc is None:
+            self._begin(settings.free)
+        elif self._free and not settings.free:
+            self._drop_free()
+        if inputs_blz is not None and self._free:
+            inputs_blz = np.concatenate((inputs_blz, inputs_blz))
+        inputs = None if inputs_blz is None else Tensor(inputs_blz)
+        logits, self._cache = self._model.extend(
+            k, inputs, self._class_bc, self._modulations, self._cache
+        )
+        logits_blv = logits.asnumpy()
+        conditional, free = logits_blv[: self._count], logits_blv[self._count :]
+        strength = np.float32(settings.strength)
+        return (1 + strength) * conditional - strength * free if strength else conditional
+
+    def _begin(self, free: bool) -> None:
+        labels_b = self._labels_b
+        if free:
+            no_class = np.full(self._count, self._model.config.num_classes, np.int32)
+            labels_b = Tensor(np.concatenate((labels_b.asnumpy(), no_class)))
+        self._free = free
+        self._class_bc, self._modulations = self._model.condition(labels_b)
+
+    def _drop_free(self) -> None:
+        n = self._count
+        self._free = False
+        self._class_bc = self._class_bc[:n]
+        self._modulations = tuple(m[:n] for m in self._modulations)
+        self._cache = tuple((keys[:n], values[:n]) for keys, values in self._cache)
+
+
+def _filtered(logits_blv: np.ndarray, settings: ScaleSettings) -> np.ndarray:
+    if settings.temperature != 1:
+        logits_blv = logits_blv / np.float32(settings.temperature)
+    return filter_logits(logits_blv, settings.top_k, settings.top_p)
 
 
 def check_pair(model: Transformer, tokenizer: LatentCodec) -> None:
@@ -87,13 +183,3 @@ def check_pair(model: Transformer, tokenizer: LatentCodec) -> None:
                 f"{field} is {ours} in the transformer and {theirs} in the tokenizer; "
                 "expected the same"
             )
-
-
-def check_sampler(cfg: float, top_k: int, top_p: float, vocab_size: int | None = None) -> None:
-    """Raises InputError for a sampler setting out of range."""
-    if not cfg >= 0:
-        raise InputError(f"cfg is {cfg}; expected at least 0")
-    if top_k < 0 or (vocab_size is not None and top_k > vocab_size):
-        raise InputError(f"top_k is {top_k}; expected 0 to {vocab_size or 'the vocabulary size'}")
-    if not 0 <= top_p <= 1:
-        raise InputError(f"top_p is {top_p}; expected 0 to 1")

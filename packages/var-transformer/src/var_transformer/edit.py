@@ -1,0 +1,136 @@
+"""``python -m var_transformer.edit``: redraws a part of an image, as of a chosen class."""
+
+import os
+
+os.environ.setdefault("GLOG_v", "3")  # before MindSpore is imported: its warnings are not ours
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from var_tokenizer import InputError
+
+from var_transformer.command import class_names, class_number, load_pair, log, run_command
+from var_transformer.editing import box_mask, edit
+from var_transformer.pictures import (
+    AnimationFormat,
+    animation_path,
+    read_image,
+    save_animation,
+    save_png,
+    to_pixels,
+)
+from var_transformer.sampler import Sampler
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Redraw a part of an image: in-painting, out-painting or editing by class.
+
+    Exactly one of --mask, --box and --keep-box says which part. In OUT it writes one PNG file a
+    variant, NUMBER_CLASS.png.
+    """
+
+    tokenizer: Path
+    """The tokenizer, a .safetensors file."""
+    model: Path
+    """The transformer, a .safetensors file."""
+    image: Path
+    """The image to edit, of the tokenizer's size."""
+    label: Annotated[str, tyro.conf.arg(name="class")]
+    """The class that the new part is drawn as, by number or, with --class-names, by name."""
+    out: Path
+    """The folder for the variants."""
+    mask: Path | None = None
+    """An image of the same size: white is redrawn, black stays."""
+    box: Box | None = None
+    """Y0 X0 Y1 X1 in pixels: the inside is redrawn (in-painting)."""
+    keep_box: Box | None = None
+    """Y0 X0 Y1 X1 in pixels: the outside is redrawn (out-painting)."""
+    count: int = 1
+    """Variants."""
+    sampler: Annotated[Sampler, tyro.conf.arg(name="")] = field(default_factory=Sampler)
+    seed: int = 0
+    """Variant n draws from the random stream (seed, n)."""
+    class_names: Path | None = None
+    """A text file whose n-th line, from 0, names class n; commas part synonyms."""
+    animate: AnimationFormat | None = None
+    """Also write each variant growing scale by scale: NUMBER_CLASS.gif or .anim.png."""
+
+    def check(self) -> None:
+        """Raises InputError for a field out of range."""
+        for name, least in (("count", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        given = [f for f in ("mask", "box", "keep_box") if getattr(self, f) is not None]
+        if len(given) != 1:
+            raise InputError(
+                f"{' and '.join(given) or 'nothing'} given; "
+                "expected exactly one of --mask, --box and --keep-box"
+            )
+
+
+def run(config: Edit) -> None:
+    """Carries out ``config``; raises InputError for unusable files or settings."""
+    config.check()
+    model, tokenizer = load_pair(config.tokenizer, config.model)
+    num_classes = model.config.num_classes
+    names = None if config.class_names is None else class_names(config.class_names, num_classes)
+    label = class_number(config.label, num_classes, names)
+    pixels_yxc = read_image(config.image)
+    height, width = tokenizer.config.image_size
+    if pixels_yxc.shape[:2] != (height, width):
+        raise InputError(
+            f"{config.image}: (rows, columns) is {pixels_yxc.shape[:2]}; "
+            f"expected {(height, width)}, the tokenizer's"
+        )
+    mask_yx = _mask(config, height, width)
+
+    frames: list[np.ndarray] = []
+    out = edit(
+        model,
+        tokenizer,
+        pixels_yxc.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1,
+        mask_yx,
+        np.full(config.count, label, np.int32),
+        seed=config.seed,
+        on_scale=None
+        if config.animate is None
+        else lambda _k, images: frames.append(to_pixels(images)),
+        **vars(config.sampler),
+    )
+    for n, variant_yxc in enumerate(to_pixels(out.images)):
+        path = config.out / f"{n:06d}_{label}.png"
+        if config.animate is not None:
+            moving = animation_path(path, config.animate)
+            save_animation([frame[n] for frame in frames], moving, config.animate)
+        save_png(variant_yxc, path)
+    log.info("wrote %d images to %s", config.count, config.out.resolve())
+
+
+def _mask(config: Edit, height: int, width: int) -> np.ndarray:
+    """(H, W) bool, true where the image is redrawn."""
+    if config.mask is None:
+        kept = config.keep_box is not None
+        mask_yx = box_mask(config.keep_box if kept else config.box, height, width)
+        return ~mask_yx if kept else mask_yx
+    mask_yx = read_image(config.mask, "L") >= 128
+    if mask_yx.shape != (height, width):
+        raise InputError(
+            f"{config.mask}: (rows, columns) is {mask_yx.shape}; "
+            f"expected {(height, width)}, the image's"
+        )
+    return mask_yx
+
+
+def main() -> None:
+    """The command: exits with 2 and one line where the input is unusable."""
+    run_command(Edit, "var_transformer.edit", run)
+
+
+if __name__ == "__main__":
+    main()

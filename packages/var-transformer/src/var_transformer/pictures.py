@@ -1,0 +1,105 @@
+"""Generated images as files: PNG, a grid, animations, and the array of FID evaluators."""
+
+import math
+import os
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from var_tokenizer import InputError, replacing
+
+AnimationFormat = Literal["gif", "apng"]
+
+_SUFFIX = {"gif": ".gif", "apng": ".png"}
+_FRAME_MS = 300
+_LAST_FRAME_MS = 2000
+_GUTTER = 2  # pixels between the cells of a grid
+
+
+def to_pixels(images_ncyx: np.ndarray) -> np.ndarray:
+    """Images (N, 3, H, W) in [0, 1] as uint8 (N, H, W, 3), rounded to the nearest."""
+    return np.rint(np.clip(images_ncyx, 0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def save_png(pixels_yxc: np.ndarray, path: str | os.PathLike[str]) -> None:
+    """Writes uint8 (H, W, 3) as PNG, whole or not at all."""
+    with replacing(path) as temporary:
+        Image.fromarray(pixels_yxc).save(temporary, "PNG")
+
+
+def read_image(path: str | os.PathLike[str], mode: str = "RGB") -> np.ndarray:
+    """An image file as uint8: (H, W, 3), or (H, W) for mode "L".
+
+    Raises InputError for a file that is missing or no image.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; expected an image")
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert(mode))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: not a readable image: {error}") from error
+
+
+def grid(pixels_nyxc: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Equal images, uint8 (H, W, 3), in rows of ``columns`` on white: one such array."""
+    height, width, _ = pixels_nyxc[0].shape
+    rows = math.ceil(len(pixels_nyxc) / columns)
+    step_y, step_x = height + _GUTTER, width + _GUTTER
+    sheet_yxc = np.full((rows * step_y + _GUTTER, columns * step_x + _GUTTER, 3), 255, np.uint8)
+    for n, pixels_yxc in enumerate(pixels_nyxc):
+        y, x = (n // columns) * step_y + _GUTTER, (n % columns) * step_x + _GUTTER
+        sheet_yxc[y : y + height, x : x + width] = pixels_yxc
+    return sheet_yxc
+
+
+def animation_path(png: Path, kind: AnimationFormat) -> Path:
+    """Where the animation of an image goes: NAME.gif, or NAME.anim.png beside NAME.png."""
+    return png.with_suffix(".gif" if kind == "gif" else f".anim{_SUFFIX[kind]}")
+
+
+def save_animation(
+    frames_kyxc: Sequence[np.ndarray], path: str | os.PathLike[str], kind: AnimationFormat
+) -> None:
+    """Writes K frames, uint8 (H, W, 3), as an endless GIF or APNG, whole or not at all.
+
+    Each is shown for 0.3 s, the last for 2 s. GIF has 256 colours a frame; APNG keeps all.
+    """
+    frames = [Image.fromarray(pixels_yxc) for pixels_yxc in frames_kyxc]
+    durations = [_FRAME_MS] * (len(frames) - 1) + [_LAST_FRAME_MS]
+    with replacing(path) as temporary:
+        frames[0].save(
+            temporary,
+            "GIF" if kind == "gif" else "PNG",
+            save_all=True,
+            append_images=frames[1:],
+            duration=durations,
+            loop=0,
+        )
+
+
+def save_npz(paths: Iterable[Path], count: int, path: str | os.PathLike[str]) -> None:
+    """Writes ``count`` PNG files as ``arr_0``, uint8 (N, H, W, 3), whole or not at all.
+
+    The layout of OpenAI's guided-diffusion evaluator. Only one image is held in memory; the
+    bytes depend on the images alone.
+    """
+    member = zipfile.ZipInfo("arr_0.npy", date_time=(1980, 1, 1, 0, 0, 0))
+    with (
+        replacing(path) as temporary,
+        zipfile.ZipFile(temporary, "w") as archive,
+        archive.open(member, "w", force_zip64=True) as file,
+    ):
+        for n, source in enumerate(paths):
+            pixels_yxc = read_image(source)
+            if n == 0:
+                header = {
+                    "descr": "|u1",
+                    "fortran_order": False,
+                    "shape": (count, *pixels_yxc.shape),
+                }
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(pixels_yxc.tobytes())

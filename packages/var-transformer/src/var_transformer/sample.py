@@ -1,0 +1,259 @@
+"""``python -m var_transformer.sample``: images of chosen classes as files."""
+
+import os
+
+os.environ.setdefault("GLOG_v", "3")  # before MindSpore is imported: its warnings are not ours
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from var_tokenizer import InputError, Tokenizer, replacing
+
+from var_transformer.command import (
+    class_names,
+    class_number,
+    image_bar,
+    load_pair,
+    log,
+    run_command,
+)
+from var_transformer.generate import generate
+from var_transformer.pictures import (
+    AnimationFormat,
+    animation_path,
+    grid,
+    read_image,
+    save_animation,
+    save_npz,
+    save_png,
+    to_pixels,
+)
+from var_transformer.sampler import Sampler
+from var_transformer.transformer import Transformer
+
+LANE = 8  # a batch holds a multiple of this many images: see ``batch_size``
+LARGEST_BATCH = 64
+_GRID_ROWS, _GRID_COLUMNS = 20, 10
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Generate images of chosen classes.
+
+    In OUT it writes one PNG file an image, NUMBER_CLASS.png, grid.png (a row for each of the
+    first 20 classes with its first 10 images) and settings.json. Run again with the same
+    settings, it continues where it stopped. Image n depends on the models, the sampler, the
+    seed, n and its class, not on the batch size.
+    """
+
+    tokenizer: Path
+    """The tokenizer, a .safetensors file."""
+    model: Path
+    """The transformer, a .safetensors file."""
+    classes: str
+    """Classes by number or, with --class-names, by name: 1,7,980."""
+    out: Path
+    """The folder for everything that the command writes."""
+    per_class: int = 1
+    """Images of each class."""
+    sampler: Annotated[Sampler, tyro.conf.arg(name="")] = field(default_factory=Sampler)
+    seed: int = 0
+    """Image n draws from the random stream (seed, n)."""
+    batch: int = 0
+    """Images at once, rounded up to a multiple of 8; 0 chooses what fits into free memory."""
+    class_names: Path | None = None
+    """A text file whose n-th line, from 0, names class n; commas part synonyms."""
+    animate: AnimationFormat | None = None
+    """Also write each image growing scale by scale: NUMBER_CLASS.gif or NUMBER_CLASS.anim.png."""
+    npz: bool = False
+    """Also write samples.npz: uint8 arr_0 (N, H, W, 3), as guided-diffusion's evaluator reads."""
+
+    def check(self) -> None:
+        """Raises InputError for a field out of range."""
+        for name, least in (("per_class", 1), ("seed", 0), ("batch", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least {least}")
+
+
+def run(config: Sample) -> None:
+    """Carries out ``config``.
+
+    Raises InputError for unusable files or settings, and for an ``out`` that another run with
+    other settings has begun, before any model runs or any file is written.
+    """
+    config.check()
+    model, tokenizer = load_pair(config.tokenizer, config.model)
+    config.sampler.check(len(tokenizer.schedule), tokenizer.vocab_size)
+    num_classes = model.config.num_classes
+    names = None if config.class_names is None else class_names(config.class_names, num_classes)
+    classes = [class_number(text, num_classes, names) for text in config.classes.split(",")]
+    labels_n = np.repeat(np.array(classes, np.int32), config.per_class)
+    targets = [config.out / f"{n:06d}_{label}.png" for n, label in enumerate(labels_n)]
+    _settle(config, labels_n)
+    _remove_leftovers(config.out)
+
+    _write_images(config, model, tokenizer, labels_n, targets)
+    shown = [
+        targets[row * config.per_class + column]
+        for row in range(min(len(classes), _GRID_ROWS))
+        for column in range(min(config.per_class, _GRID_COLUMNS))
+    ]
+    pixels = [read_image(path) for path in shown]
+    save_png(grid(pixels, min(config.per_class, _GRID_COLUMNS)), config.out / "grid.png")
+    if config.npz:
+        save_npz(targets, len(targets), config.out / "samples.npz")
+    log.info("wrote %d images to %s", len(targets), config.out.resolve())
+
+
+def _write_images(
+    config: Sample,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    labels_n: np.ndarray,
+    targets: list[Path],
+) -> None:
+    """Writes the files of ``targets`` that are missing.
+
+    Batches begin at multiples of the batch size, and one that is partly there is drawn whole:
+    an interrupted run computes what an uninterrupted one would have.
+    """
+    count = len(targets)
+    batch = batch_size(config, model, tokenizer, count)
+    with image_bar() as bar:
+        task = bar.add_task("sampling", total=count)
+        for begin in range(0, count, batch):
+            numbers = np.arange(begin, min(begin + batch, count))
+            missing = [n for n in numbers if not _finished(targets[n], config.animate)]
+            bar.advance(task, len(numbers) - len(missing))
+            if not missing:
+                continue
+            # the last batch repeats its last image: batches of one size compile once
+            padded = np.minimum(np.arange(begin, begin + batch), count - 1)
+            frames: list[np.ndarray] = []
+            out = generate(
+                model,
+                tokenizer,
+                labels_n[padded],
+                seed=config.seed,
+                numbers=padded,
+                on_scale=None
+                if config.animate is None
+                else lambda _k, images, frames=frames: frames.append(to_pixels(images)),
+                **vars(config.sampler),
+            )
+            pixels_nyxc = to_pixels(out.images)
+            for n in missing:
+                if config.animate is not None:
+                    path = animation_path(targets[n], config.animate)
+                    save_animation([frame[n - begin] for frame in frames], path, config.animate)
+                save_png(pixels_nyxc[n - begin], targets[n])
+                bar.advance(task)
+
+
+def _finished(target: Path, animate: AnimationFormat | None) -> bool:
+    return target.exists() and (animate is None or animation_path(target, animate).exists())
+
+
+# ---------------------------------------------------------------- settings of a run
+def _settle(config: Sample, labels_n: np.ndarray) -> None:
+    """Records what the images depend on, or holds it against the record of an earlier run."""
+    settings = {
+        "tokenizer": _digest(config.tokenizer),
+        "model": _digest(config.model),
+        "classes": [int(label) for label in labels_n[:: config.per_class]],
+        "per_class": config.per_class,
+        "seed": config.seed,
+        "sampler": dataclasses.asdict(config.sampler),
+    }
+    settings = json.loads(json.dumps(settings))  # tuples as the lists that a file holds
+    path = config.out / "settings.json"
+    if path.exists():
+        try:
+            before = json.loads(path.read_text())
+            found = {name: before[name] for name in settings}
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path}: not the settings of a run: {error!r}") from error
+        for name, value in settings.items():
+            if found[name] != value:
+                raise InputError(
+                    f"{name} is {value} and was {found[name]} in the run that {config.out} holds; "
+                    "expected the same, or another --out"
+                )
+        return
+    if next(config.out.glob("[0-9]*_[0-9]*.png"), None) is not None:
+        raise InputError(f"{config.out}: holds images but no settings.json; expected another --out")
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Removes the temporary files of a killed run (those of ``replacing``)."""
+    for pattern in (".[0-9]*_[0-9]*.*", ".grid.*.png", ".samples.*.npz", ".settings.*.json"):
+        for leftover in out.glob(pattern):
+            leftover.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- memory
+def batch_size(config: Sample, model: Transformer, tokenizer: Tokenizer, count: int) -> int:
+    """Images at once: a multiple of 8 where 8 fit into memory.
+
+    Matrix products of other numbers of rows can differ in the last bit (measured on a CPU:
+    images of batches of 1, 3 or 5 by up to 8e-7; of multiples of 8 not at all), and image n is
+    to be the same whatever the batch size. Where the size is not given, it takes half of the
+    free memory, at most 64 images and no more than there are. Where not even 8 fit, it is a
+    power of 2 below that, with a warning.
+    """
+    fitting = int(0.5 * _free_bytes() / bytes_per_image(config, model, tokenizer))
+    wanted = config.batch or max(min(fitting, LARGEST_BATCH, count), 1)
+    if fitting < LANE and (config.batch or LANE) <= LANE:
+        batch = 2 ** int(math.log2(max(min(fitting, wanted), 1)))
+        log.warning("batches of %d: pixels can differ from those of larger batches by 1", batch)
+        return batch
+    return -(-min(wanted, count) // LANE) * LANE
+
+
+def bytes_per_image(config: Sample, model: Transformer, tokenizer: Tokenizer) -> int:
+    """An estimate of the memory that one more image in a batch takes, from above.
+
+    Keys and values, twice while they grow; the last scale's logits with what filters and draws
+    copy of them; and the decoder's pixel lookup of nine neighbours at full size.
+    """
+    transformer, codec = model.config, tokenizer.config
+    rows = 2 if any(settings.free for settings in config.sampler.plan(len(codec.scales))) else 1
+    cache = rows * 2 * 2 * transformer.depth * transformer.schedule.length * transformer.width * 4
+    copies = 4 * rows + (64 if config.sampler.more_smooth else 40)
+    logits = copies * max(transformer.schedule.tokens) * transformer.vocab_size
+    height, width = codec.image_size
+    widest = codec.channels * codec.channel_multipliers[0]
+    decoder = 4 * height * width * widest * (9 + 6)
+    return cache + logits + decoder
+
+
+def _free_bytes() -> int:
+    """Memory that is free for new use; 4 GiB where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return 4 * 2**30
+
+
+def main() -> None:
+    """The command: exits with 2 and one line where the input is unusable."""
+    run_command(Sample, "var_transformer.sample", run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""`python -m var_transformer.sample` and `.edit` as a user meets them."""
+
+import dataclasses
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from var_tokenizer import InputError
+from var_transformer import Transformer, edit, generate
+from var_transformer.command import class_names, class_number
+from var_transformer.pictures import read_image, to_pixels
+from var_transformer.sample import Sample, run
+from var_transformer.sampler import Sampler
+
+# the commands run in this process, beside their imported modules
+pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+
+
+@pytest.fixture(scope="module")
+def pair(model, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pair")
+    model.save(folder / "m.safetensors")
+    tokenizer.save(folder / "t.safetensors")
+    (folder / "names.txt").write_text("cat\ndog, hound\neel\nfox\ngnu\n")
+    return folder
+
+
+def arguments(pair, out, **more):
+    files = {"tokenizer": pair / "t.safetensors", "model": pair / "m.safetensors", "out": out}
+    return [part for name, value in (files | more).items() for part in (f"--{name}", str(value))]
+
+
+def call(module, *arguments):
+    """The exit code of a command run in this process."""
+    argv = sys.argv
+    sys.argv = [module, *map(str, arguments)]
+    try:
+        runpy.run_module(f"var_transformer.{module}", run_name="__main__")
+    except SystemExit as end:
+        return end.code
+    finally:
+        sys.argv = argv
+    return 0
+
+
+@pytest.fixture(scope="module")
+def sampled(pair, tmp_path_factory):
+    out = tmp_path_factory.mktemp("sampled")
+    code = call(
+        "sample",
+        *arguments(pair, out, classes="hound,3", seed=7, **{"per-class": 2, "animate": "gif"}),
+        *("--npz", "--class-names", pair / "names.txt", "--cfg", "2", "--top-k", "5", "4", "3"),
+    )
+    assert code == 0
+    return out
+
+
+def test_it_writes_each_image_a_grid_an_animation_and_the_evaluators_array(sampled):
+    names = ["000000_1", "000001_1", "000002_3", "000003_3"]
+    expected = {f"{name}{suffix}" for name in names for suffix in (".png", ".gif")}
+    extra = {"grid.png", "samples.npz", "settings.json"}
+    assert {path.name for path in sampled.iterdir()} == expected | extra
+    with np.load(sampled / "samples.npz") as archive:
+        assert archive.files == ["arr_0"]
+        array = archive["arr_0"]
+    assert array.shape == (4, 6, 6, 3) and array.dtype == np.uint8
+    for pixels, name in zip(array, names, strict=True):
+        np.testing.assert_array_equal(pixels, read_image(sampled / f"{name}.png"))
+        with Image.open(sampled / f"{name}.gif") as animation:
+            assert 1 < animation.n_frames <= 3  # Pillow joins frames that are equal
+    assert read_image(sampled / "grid.png").shape == (2 * 8 + 2, 2 * 8 + 2, 3)
+
+
+@pytest.mark.slow  # compiles batches of 8 once more
+def test_the_files_are_what_generate_gives(sampled, model, tokenizer):
+    labels = np.array([1, 1, 3, 3, 3, 3, 3, 3])
+    out = generate(model, tokenizer, labels, cfg=2.0, top_k=(5, 4, 3), seed=7)
+    for n, pixels in enumerate(to_pixels(out.images)[:4]):
+        got = read_image(next(sampled.glob(f"{n:06d}_*.png"))).astype(int)
+        assert np.abs(got - pixels).max() <= 1
+
+
+def test_a_finished_run_only_joins_its_files_again_and_other_settings_are_an_error(
+    sampled, pair, monkeypatch
+):
+    def unexpected(*_args, **_more):
+        raise AssertionError("a model ran")
+
+    monkeypatch.setattr("var_transformer.sample.generate", unexpected)
+    same = Sample(
+        pair / "t.safetensors",
+        pair / "m.safetensors",
+        "1,3",
+        sampled,
+        per_class=2,
+        sampler=Sampler(cfg=2.0, top_k=(5, 4, 3)),
+        seed=7,
+    )
+    before = (sampled / "grid.png").read_bytes()
+    (sampled / "grid.png").unlink()
+    run(dataclasses.replace(same, batch=16))
+    assert (sampled / "grid.png").read_bytes() == before
+    with pytest.raises(InputError, match="seed is 8 and was 7"):
+        run(dataclasses.replace(same, seed=8))
+    with pytest.raises(InputError, match="sampler is"):
+        run(dataclasses.replace(same, sampler=Sampler()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": "7"}, "class is '7'; expected 0 to 4"),
+        ({"classes": "cow"}, "class is 'cow'; expected 0 to 4"),
+        ({"cfg": "-1"}, "cfg is -1.0; expected at least 0"),
+        ({"top-p": "1.5"}, "top_p is 1.5; expected 0 to 1"),
+        ({"top-k": "33"}, "top_k is 33; expected 0 to 32"),
+        ({"per-class": "0"}, "per_class is 0; expected at least 1"),
+        ({"model": "absent.safetensors"}, "absent.safetensors: no such file"),
+    ],
+)
+def test_bad_input_ends_with_2_and_a_line_before_any_file_is_written(
+    pair, tmp_path, caplog, changes, message
+):
+    code = call("sample", *arguments(pair, tmp_path / "out", **{"classes": "1"} | changes))
+    assert code == 2 and message in caplog.text and not (tmp_path / "out").exists()
+
+
+def test_a_pair_that_does_not_match_is_an_error_with_both_values(
+    pair, tmp_path, caplog, make_config
+):
+    other = tmp_path / "other.safetensors"
+    Transformer(make_config(vocab_size=16)).save(other)
+    code = call("sample", *arguments(pair, tmp_path / "out", classes=1, model=other))
+    assert code == 2
+    assert "vocab_size is 16 in the transformer and 32 in the tokenizer" in caplog.text
+
+
+def test_images_of_an_unknown_run_are_not_taken_for_finished(pair, tmp_path, caplog):
+    Image.new("RGB", (6, 6)).save(tmp_path / "000000_1.png")
+    assert call("sample", *arguments(pair, tmp_path, classes=1)) == 2
+    assert "holds images but no settings.json" in caplog.text
+
+
+def test_a_class_is_a_number_a_name_or_a_synonym(pair):
+    names = class_names(pair / "names.txt", 5)
+    assert [class_number(text, 5, names) for text in ("4", "CAT", "dog", " hound")] == [4, 0, 1, 1]
+    with pytest.raises(InputError, match="'x' names"):
+        class_number("x", 2, ["x", "x"])
+    with pytest.raises(InputError, match="holds 5 names; expected 6"):
+        class_names(pair / "names.txt", 6)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        ["--mask", "mask.png"],
+        pytest.param(["--keep-box", 0, 0, 6, 2], marks=pytest.mark.slow),
+        pytest.param(["--box", 0, 2, 6, 6], marks=pytest.mark.slow),
+    ],
+    ids=lambda way: way[0],
+)
+def test_edit_redraws_a_mask_as_the_function_does(
+    pair, tmp_path, monkeypatch, model, tokenizer, way
+):
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save("image.png")
+    mask = np.zeros((6, 6), np.uint8)
+    mask[:, 2:] = 255
+    Image.fromarray(mask).save("mask.png")
+    options = {"image": "image.png", "class": 2, "count": 3, "animate": "apng"}
+    out = tmp_path / "out"
+    assert call("edit", *arguments(pair, out, **options), *way) == 0
+    scaled = pixels.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
+    expected = edit(model, tokenizer, scaled, mask > 0, np.full(3, 2))
+    for n, variant in enumerate(to_pixels(expected.images)):
+        np.testing.assert_array_equal(read_image(out / f"{n:06d}_2.png"), variant)
+        with Image.open(out / f"{n:06d}_2.anim.png") as animation:
+            assert animation.n_frames > 1
+
+
+@pytest.mark.parametrize(
+    ("size", "way", "message"),
+    [
+        ((8, 6), ["--box", 0, 0, 3, 3], "(rows, columns) is (6, 8); expected (6, 6)"),
+        ((6, 6), ["--box", 0, 0, 9, 3], "box is (0, 0, 9, 3)"),
+        ((6, 6), [], "nothing given; expected exactly one of --mask, --box and --keep-box"),
+        ((6, 6), ["--mask", "wide.png"], "(rows, columns) is (6, 7); expected (6, 6)"),
+        ((6, 6), ["--mask", "text.png"], "not a readable image"),
+    ],
+)
+def test_an_image_or_mask_of_another_size_ends_with_2_and_both_values(
+    pair, tmp_path, caplog, monkeypatch, size, way, message
+):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", size).save("image.png")
+    Image.new("L", (7, 6)).save("wide.png")
+    Path("text.png").write_text("no image")
+    options = {"image": "image.png", "class": 2}
+    assert call("edit", *arguments(pair, tmp_path / "out", **options), *way) == 2
+    assert message in caplog.text
+
+
+@pytest.mark.slow
+def test_a_run_killed_three_times_and_continued_is_byte_identical(pair, tmp_path):
+    def start(out, batch):
+        options = {"classes": "0,1,2,3,4", "per-class": 200, "batch": batch, "top-p": 0.95}
+        command = ["-m", "var_transformer.sample", *arguments(pair, out, **options), "--npz"]
+        return subprocess.Popen(
+            [sys.executable, *command], env=os.environ | {"GLOG_v": "3"}, stderr=subprocess.DEVNULL
+        )
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(whole, 32).wait() == 0
+    for goal in (100, 400, 700):
+        process = start(killed, 8)
+        while len(list(killed.glob("[0-9]*.png"))) < goal:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert goal <= len(list(killed.glob("[0-9]*.png"))) < 1000
+    assert start(killed, 16).wait() == 0
+    names = {path.name for path in whole.iterdir()}
+    assert len(names) == 1003 and names == {path.name for path in killed.iterdir()}
+    for name in names:
+        assert (whole / name).read_bytes() == (killed / name).read_bytes(), name

@@ -1,0 +1,89 @@
+"""Editing: what stays, what is drawn."""
+
+import numpy as np
+import pytest
+from var_tokenizer import InputError, ScaleSchedule
+from var_transformer import box_mask, edit, generate, tokens_to_redraw
+
+LABELS = np.array([1, 4, 1])  # three, as in the other tests: shapes compile once
+SIDE = 6
+
+
+@pytest.fixture(scope="module")
+def image():
+    return np.random.default_rng(0).uniform(-1, 1, (3, SIDE, SIDE)).astype(np.float32)
+
+
+def test_with_every_pixel_kept_it_is_the_tokenizers_reconstruction(model, tokenizer, image):
+    seen = []
+    mask = np.zeros((SIDE, SIDE), bool)
+    out = edit(model, tokenizer, image, mask, 2, on_scale=lambda k, x: seen.append((k, x)))
+    expected = tokenizer.decode(tokenizer.encode(image[None])).asnumpy()
+    np.testing.assert_array_equal(out.images, (expected + 1) / 2)
+    assert [k for k, _ in seen] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("more_smooth", [False, True])
+def test_with_nothing_kept_it_is_plain_generation(model, tokenizer, image, more_smooth):
+    mask = np.ones((SIDE, SIDE), bool)
+    settings = {"cfg": 2.0, "top_p": 0.9, "seed": 3, "more_smooth": more_smooth}
+    out = edit(model, tokenizer, image, mask, LABELS, **settings)
+    expected = generate(model, tokenizer, LABELS, **settings)
+    np.testing.assert_array_equal(out.images, expected.images)
+    for got, ids in zip(out.ids, expected.ids, strict=True):
+        np.testing.assert_array_equal(got, ids)
+
+
+@pytest.mark.parametrize("more_smooth", [False, True])
+def test_outside_the_mask_the_tokens_are_the_images_at_every_scale(
+    model, tokenizer, image, more_smooth
+):
+    mask = box_mask((0, 0, 3, 6), SIDE, SIDE)
+    out = edit(model, tokenizer, image, mask, LABELS, seed=1, more_smooth=more_smooth)
+    original = [ids.asnumpy() for ids in tokenizer.encode(image[None])]
+    redrawn = tokens_to_redraw(mask, tokenizer.schedule)
+    for got, ids, marked in zip(out.ids, original, redrawn, strict=True):
+        assert (got[:, ~marked] == ids[:, ~marked]).all()
+    assert any(
+        (got[:, marked] != ids[:, marked]).any()
+        for got, ids, marked in zip(out.ids, original, redrawn, strict=True)
+    )
+
+
+def test_a_token_is_redrawn_by_the_share_of_its_rectangle_inside_the_mask():
+    schedule = ScaleSchedule((1, 2, (3, 4)))
+    left = box_mask((0, 0, 12, 7), 12, 12)  # 7 of 12 columns
+    marked = tokens_to_redraw(left, schedule)
+    assert [m.tolist() for m in marked[:2]] == [[True], [True, False, True, False]]
+    assert marked[2].reshape(3, 4).tolist() == [[True, True, True, False]] * 3
+    point = box_mask((0, 0, 1, 1), 12, 12)
+    assert [m.sum() for m in tokens_to_redraw(point, schedule)] == [0, 0, 1]
+    for mask, expected in ((np.zeros((12, 12), bool), 0), (np.ones((12, 12), bool), 1)):
+        assert [m.mean() for m in tokens_to_redraw(mask, schedule)] == [expected] * 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mask": np.ones((6, 5), bool)}, r"mask has shape \(6, 5\); expected \(6, 6\)"),
+        ({"mask": np.ones((6, 6))}, "mask has dtype float64; expected bool"),
+        ({"image": np.zeros((6, 6), np.float32)}, r"image has shape \(6, 6\); expected \(3, H, W"),
+        (
+            {"image": np.zeros((3, 8, 8), np.float32), "mask": np.ones((8, 8), bool)},
+            r"\(1, 3, 8, 8\); expected \(B, 3, 6, 6\)",
+        ),
+        ({"image": np.full((3, 6, 6), 255.0)}, r"\[255, 255\]; expected \[-1, 1\]"),
+        ({"label": 6}, "6; expected 0 to 4"),
+        ({"top_k": 33}, "top_k is 33; expected 0 to 32"),
+    ],
+)
+def test_bad_input_is_an_error_with_both_values(model, tokenizer, image, change, message):
+    arguments = {"image": image, "mask": np.ones((6, 6), bool), "label": 1} | change
+    with pytest.raises(InputError, match=message):
+        edit(model, tokenizer, **arguments)
+
+
+@pytest.mark.parametrize("box", [(0, 0, 0, 3), (0, 0, 7, 3), (-1, 0, 3, 3), (4, 0, 2, 3)])
+def test_a_box_that_is_empty_or_leaves_the_image_is_an_error(box):
+    with pytest.raises(InputError, match="box is"):
+        box_mask(box, 6, 6)
