@@ -89,8 +89,18 @@ def transformer_of(peer, config):
     return transformer, weights
 
 
+TOKENIZER_CASES = [
+    *(pytest.param(config, id=name) for name, config in TOKENIZERS.items()),
+    pytest.param(TokenizerConfig(), id="as published", marks=pytest.mark.slow),
+]
+TRANSFORMER_CASES = [
+    *(pytest.param(config, id=name) for name, config in TRANSFORMERS.items()),
+    pytest.param(TransformerConfig.preset("d16"), id="d16", marks=pytest.mark.slow),
+]
+
+
 @torch.inference_mode()
-@pytest.mark.parametrize("config", TOKENIZERS.values(), ids=TOKENIZERS.keys())
+@pytest.mark.parametrize("config", TOKENIZER_CASES)
 def test_the_tokenizer_computes_the_peers_numbers(peer, config):
     tokenizer, weights = tokenizer_of(peer, config)
     images = torch.rand(2, 3, *config.image_size) * 2 - 1
@@ -109,7 +119,7 @@ def test_the_tokenizer_computes_the_peers_numbers(peer, config):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("config", TRANSFORMERS.values(), ids=TRANSFORMERS.keys())
+@pytest.mark.parametrize("config", TRANSFORMER_CASES)
 def test_the_transformer_computes_the_peers_logits(peer, config):
     transformer, weights = transformer_of(peer, config)
     labels, read = torch.tensor([2, config.num_classes]), config.schedule.length - 1
@@ -119,10 +129,16 @@ def test_the_transformer_computes_the_peers_logits(peer, config):
 
 
 @pytest.mark.parametrize("sampling", [{"top_k": 1}, {"top_k": 9, "top_p": 0.8}, {"cfg": 3.0}])
-@pytest.mark.parametrize("config", TRANSFORMERS.values(), ids=TRANSFORMERS.keys())
+@pytest.mark.parametrize("config", TRANSFORMER_CASES)
 def test_generation_draws_the_peers_ids(peer, config, sampling):
     transformer, weights = transformer_of(peer, config)
-    vae = dataclasses.replace(SMALL_TOKENIZER, scales=config.scales, channel_multipliers=(1,))
+    vae = dataclasses.replace(
+        SMALL_TOKENIZER,
+        vocab_size=config.vocab_size,
+        latent_channels=config.latent_channels,
+        channel_multipliers=(1,),
+        scales=config.scales,
+    )
     tokenizer, vae_weights = tokenizer_of(peer, vae)
     labels = torch.tensor([2, 0])
     images, ids = peer.generate(
