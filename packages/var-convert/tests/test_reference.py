@@ -115,7 +115,15 @@ def test_the_tokenizer_computes_the_peers_numbers(peer, config):
     torch.testing.assert_close(tokenizer.teacher_inputs(ids), inputs, **close)
     decoded = peer.decode(weights, peer.dequantize(weights, ids, config.scales))
     torch.testing.assert_close(tokenizer.decode(ids), decoded, **close)
-    torch.testing.assert_close(tokenizer.decode_progressive(ids)[-1], decoded, **close)
+
+
+@torch.inference_mode()
+def test_progressive_decoding_adds_one_scale_at_a_time(peer):
+    tokenizer, weights = tokenizer_of(peer, SMALL_TOKENIZER)
+    ids = tokenizer.encode(torch.rand(2, 3, *SMALL_TOKENIZER.image_size) * 2 - 1)
+    for k, image in enumerate(tokenizer.decode_progressive(ids), 1):
+        so_far = peer.dequantize(weights, ids[:k], SMALL_TOKENIZER.scales)
+        torch.testing.assert_close(image, peer.decode(weights, so_far), rtol=0, atol=1e-6)
 
 
 @torch.inference_mode()
