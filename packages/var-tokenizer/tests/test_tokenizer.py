@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from mindspore import Tensor
 from safetensors.numpy import load_file
 from var_tokenizer import InputError, Tokenizer, TokenizerConfig
+from var_tokenizer.quantizer import phi_index
 
 
 def random_ids(tokenizer, batch=3):
@@ -140,3 +141,10 @@ def test_weights_that_choose_one_code_add_what_its_id_adds(tiny):
     one_hot = np.eye(tiny.vocab_size, dtype=np.float32)[ids]
     by_id, by_weight = (np.asarray(tiny.add_scale(None, t, 1)) for t in (ids, one_hot))
     np.testing.assert_allclose(by_weight, by_id, atol=1e-6)
+
+
+def test_the_scales_share_the_published_refinements():
+    assert [phi_index(k, 10, 4) for k in range(10)] == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
+    assert [phi_index(k, 10, 1) for k in range(10)] == [0] * 10
+    for count in (3, 6, 10):
+        assert [phi_index(k, count, count) for k in range(count)] == list(range(count))

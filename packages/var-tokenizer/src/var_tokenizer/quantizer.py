@@ -15,7 +15,11 @@ def phi_index(scale: int, scales: int, phi_count: int) -> int:
     nearest serves. The outer margin is a third of a step for the published count of 4.
     """
     margin = 1 / (3 * phi_count) if phi_count == 4 else 1 / (2 * phi_count)
-    positions = np.linspace(margin, 1 - margin, phi_count)
+    # from both ends inwards, as torch.linspace: half-way between two the last bit decides
+    begin, end = margin, 1 - margin
+    step = (end - begin) / max(phi_count - 1, 1)
+    i = np.arange(phi_count)
+    positions = np.where(i < phi_count // 2, begin + step * i, end - step * (phi_count - 1 - i))
     return int(np.abs(positions - scale / max(scales - 1, 1)).argmin())
 
 
