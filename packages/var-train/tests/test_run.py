@@ -151,7 +151,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_that_names_it(tmp_path, ref
 
 @pytest.mark.slow
 def test_the_main_job_meets_its_goals_on_the_digits(tmp_path):
-    for attempt in ("first", "second"):  # a machine that is busy elsewhere gets a second attempt
+    for attempt in "abc":  # a machine that is busy elsewhere gets three attempts at the time
         out = tmp_path / attempt
         result = run("--out", out)
         assert result.returncode == 0, result.stderr

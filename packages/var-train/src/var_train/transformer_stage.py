@@ -19,7 +19,7 @@ from var_train.tokenizer_stage import check_finite, padded_batches, steps_in_epo
 class TransformerStage:
     """How the transformer is trained. Raises InputError for a value out of range."""
 
-    epochs: int = 10
+    epochs: int = 8
     """Passes over the training images."""
     batch: int = 64
     """Images a step."""
