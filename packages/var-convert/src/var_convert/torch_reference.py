@@ -207,6 +207,7 @@ class Quantizer(nn.Module):
         super().__init__()
         self.sizes = config.schedule.sizes
         self.embedding = nn.Embedding(config.vocab_size, config.latent_channels)
+        self.using_znorm = config.using_znorm
         self.quant_resi = Refinements(config)
         hits = torch.zeros(len(self.sizes), config.vocab_size)
         self.register_buffer("ema_vocab_hit_SV", hits)
@@ -224,6 +225,8 @@ class Quantizer(nn.Module):
             rest_bzyx = F.interpolate(rest_bzyx, size=self.sizes[k], mode="area")
         book_vz = self.embedding.weight
         x_nz = rest_bzyx.permute(0, 2, 3, 1).reshape(-1, book_vz.shape[1])
+        if self.using_znorm:  # of unit vectors, so that the smallest angle is the nearest
+            x_nz, book_vz = F.normalize(x_nz), F.normalize(book_vz)
         square_n1 = x_nz.square().sum(1, keepdim=True)
         return square_n1 + book_vz.square().sum(1) - 2 * x_nz @ book_vz.T
 

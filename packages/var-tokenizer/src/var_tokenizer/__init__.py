@@ -1,5 +1,6 @@
 """The multi-scale VQ tokenizer of VAR: images <-> token maps."""
 
+from var_tokenizer.autoencoder import Conv2d, GroupNorm
 from var_tokenizer.checkpoint import check_tensors, read_checkpoint, replacing, write_checkpoint
 from var_tokenizer.config import TokenizerConfig
 from var_tokenizer.errors import InputError
@@ -9,6 +10,8 @@ from var_tokenizer.tokenizer import LatentCodec, Tokenizer
 __all__ = [
     "SCALES_256",
     "SCALES_512",
+    "Conv2d",
+    "GroupNorm",
     "InputError",
     "LatentCodec",
     "Scale",

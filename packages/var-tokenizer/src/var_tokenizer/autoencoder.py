@@ -226,8 +226,12 @@ class Decoder(nn.Cell):
         self.norm_out = GroupNorm(widths[0])
         self.conv_out = Conv2d(rng, widths[0], 3, 3)
 
-    def construct(self, latent_byxz: Tensor) -> Tensor:
+    def features(self, latent_byxz: Tensor) -> Tensor:
+        """What the last convolution reads: (B, H, W, channels)."""
         x_byxc = self.mid(self.conv_in(latent_byxz))
         for i in range(len(self.up) - 1, -1, -1):
             x_byxc = self.up[i](x_byxc)
-        return self.conv_out(silu(self.norm_out(x_byxc)))
+        return silu(self.norm_out(x_byxc))
+
+    def construct(self, latent_byxz: Tensor) -> Tensor:
+        return self.conv_out(self.features(latent_byxz))

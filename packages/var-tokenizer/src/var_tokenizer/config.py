@@ -20,6 +20,8 @@ class TokenizerConfig:
     phi_count: 3x3 refinement convolutions shared between the K scales: 1 for all, 4 as
         published, or K for one each.
     scales: token-map sizes, coarse to fine; the last is the latent map's own size.
+    using_znorm: the nearest code is the one at the smallest angle, not at the smallest
+        Euclidean distance.
 
     Raises InputError that names the field, its value and what is allowed.
     """
@@ -31,6 +33,7 @@ class TokenizerConfig:
     res_blocks: int = 2
     phi_count: int = 4
     scales: tuple[Scale, ...] = SCALES_256
+    using_znorm: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", self.schedule.scales)

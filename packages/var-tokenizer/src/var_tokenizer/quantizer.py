@@ -31,6 +31,7 @@ class Codebook(nn.Cell):
         shape = (config.vocab_size, config.latent_channels)
         codes = np.zeros(shape) if rng is None else rng.standard_normal(shape)
         self.weight = Parameter(Tensor(codes.astype(np.float32)))
+        self.using_znorm = config.using_znorm
         self.matmul_nt = ops.MatMul(transpose_b=True)
         self.argmin = ops.Argmin(axis=-1)
 
@@ -39,10 +40,13 @@ class Codebook(nn.Cell):
         return ops.gather(self.weight, ids, 0)
 
     def nearest(self, vectors_nz: Tensor) -> Tensor:
-        """(N, z) -> (N) int32: the index of the code at the smallest Euclidean distance."""
-        # |v|^2 is the same for every code, so it cannot change which one is nearest
+        """(N, z) -> (N) int32: the index of the code at the smallest distance or angle."""
+        # the vector's own length is the same for every code: it cannot change which is nearest
         length_v = (self.weight * self.weight).sum(1)
-        return self.argmin(length_v - 2 * self.matmul_nt(vectors_nz, self.weight))
+        product_nv = self.matmul_nt(vectors_nz, self.weight)
+        if self.using_znorm:
+            return self.argmin(-product_nv * ops.rsqrt(ops.maximum(length_v, 1e-24)))
+        return self.argmin(length_v - 2 * product_nv)
 
 
 class Refinements(nn.Cell):
@@ -117,26 +121,32 @@ class MultiScaleQuantizer(nn.Cell):
         b, n, z = vectors_blz.shape
         return self.embedding.nearest(vectors_blz.reshape(b * n, z)).reshape(b, n)
 
-    def construct(self, latent_byxz: Tensor, beta: float) -> tuple[Tensor, Tensor, tuple]:
-        """The training pass: straight-through latent map, loss, ids of every scale.
+    def construct(
+        self, latent_byxz: Tensor, beta: float, kept_kb: Tensor | None
+    ) -> tuple[Tensor, Tensor, tuple, tuple]:
+        """The training pass: straight-through latent map, loss, ids and vectors of every scale.
 
         After every scale the running sum and the latent map are drawn to each other: the
         codes and refinements to the map with weight 1, the map to them (the commitment) with
         weight ``beta``; the mean over the K scales is the loss (VQ-VAE, arXiv:1711.00937).
+        kept_kb: see ``Tokenizer.construct``. The vectors (B, s_y * s_x, z) were looked up.
         """
         target = ops.stop_gradient(latent_byxz)
-        total, loss, ids = ops.zeros_like(latent_byxz), 0.0, ()
+        total, loss, ids, vectors = ops.zeros_like(latent_byxz), 0.0, (), ()
         for k in range(len(self.sizes)):
-            rest = target - ops.stop_gradient(total)
-            ids_bl = ops.stop_gradient(self.nearest(self.downsample(rest, k)))
-            total = total + self.contribution(ids_bl, k)
+            vectors_blz = self.downsample(target - ops.stop_gradient(total), k)
+            ids_bl = ops.stop_gradient(self.nearest(vectors_blz))
+            contribution = self.contribution(ids_bl, k)
+            if kept_kb is not None:
+                contribution = contribution * kept_kb[k].reshape(-1, 1, 1, 1)
+            total = total + contribution
             codes_error = total - target
             commitment_error = latent_byxz - ops.stop_gradient(total)
             loss = loss + (codes_error * codes_error).mean()
             loss = loss + beta * (commitment_error * commitment_error).mean()
-            ids = (*ids, ids_bl)
+            ids, vectors = (*ids, ids_bl), (*vectors, vectors_blz)
         straight_through = latent_byxz + ops.stop_gradient(total - latent_byxz)
-        return straight_through, loss / len(self.sizes), ids
+        return straight_through, loss / len(self.sizes), ids, vectors
 
     def _resize(self, x_bnz: Tensor, matrix: Tensor) -> Tensor:
         b, n, z = x_bnz.shape

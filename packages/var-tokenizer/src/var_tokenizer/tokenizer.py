@@ -6,7 +6,7 @@ from typing import Protocol
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 
 from var_tokenizer.autoencoder import Conv2d, Decoder, Encoder
 from var_tokenizer.checkpoint import check_tensors, read_checkpoint, write_checkpoint
@@ -208,12 +208,28 @@ class Tokenizer(nn.Cell):
         return self._compiled.decode(latent)
 
     # ------------------------------------------------------------ training
-    def construct(self, images_bcyx: Tensor, beta: float = 0.25) -> tuple[Tensor, Tensor, tuple]:
-        """Reconstruction (B, 3, H, W), unclipped; quantization loss; ids of every scale."""
-        latent = self.quant_conv(self.encoder(images_bcyx.transpose(0, 2, 3, 1)))
-        quantized, loss, ids = self.quantize(latent, beta)
-        reconstruction = self.decoder(self.post_quant_conv(quantized))
-        return reconstruction.transpose(0, 3, 1, 2), loss, ids
+    def construct(
+        self, images_byxc: Tensor, beta: float = 0.25, kept_kb: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, tuple, tuple]:
+        """The training pass on channels-last images (B, H, W, 3).
+
+        Returns the features (B, H, W, channels) that ``reconstruction`` reads, the quantization
+        loss with the commitment weighted by ``beta``, the ids (B, s_y * s_x) of every scale, and
+        the vectors (B, s_y * s_x, z) that were looked up for them.
+        kept_kb: (K, B), 0 for the scales that an image is reconstructed without, else 1.
+        """
+        latent = self.quant_conv(self.encoder(images_byxc))
+        quantized, loss, ids, vectors = self.quantize(latent, beta, kept_kb)
+        return self.decoder.features(self.post_quant_conv(quantized)), loss, ids, vectors
+
+    def reconstruction(self, features_byxc: Tensor) -> Tensor:
+        """The decoder's last convolution, for training: images (B, H, W, 3), unclipped."""
+        return self.decoder.conv_out(features_byxc)
+
+    @property
+    def last_layer(self) -> Parameter:
+        """The weight of that convolution, at which losses are balanced (arXiv:2012.09841)."""
+        return self.decoder.conv_out.weight
 
     # ------------------------------------------------------------ checks
     def _check_images(self, images: Array) -> Tensor:

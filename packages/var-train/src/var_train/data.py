@@ -264,6 +264,22 @@ def load_image_tree(
     return train, val
 
 
+def load_folder(folder: str | Path, image_size: tuple[int, int]) -> ImageSource:
+    """All JPEG and PNG files below ``folder``, at any depth, as images of one class.
+
+    They are decoded when a batch asks for them. Raises InputError where there is none, and where
+    too many are unreadable (see ``load_image_tree``).
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected one of images")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise InputError(f"{folder}: no image at any depth; expected {', '.join(SUFFIXES)} files")
+    labels_n = np.zeros(len(paths), np.int32)
+    return ImageFolder(folder, paths, labels_n, (folder.name,), image_size)
+
+
 def read_image(path: Path, image_size: tuple[int, int]) -> np.ndarray:
     """A JPEG or PNG file as uint8 (rows, columns, 3) of ``image_size`` (rows, columns).
 

@@ -1,19 +1,25 @@
 """Stage 1: the tokenizer, trained to reconstruct images from their token maps."""
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Parameter, Tensor, ops
 from var_tokenizer import InputError, Tokenizer
 
+from var_train import distributed
+from var_train.augment import augment, draw_augmentation
+from var_train.checkpoints import parameter_arrays, restore_parameters
+from var_train.codebook import CodebookHealth, CodebookKeeper
 from var_train.data import ImageSource, epoch_order
-from var_train.optimizer import AdamW, AdamWConfig
-from var_train.progress import MetricsLog, step_bar
+from var_train.discriminator import Adversary, PatchDiscriminator, hinge_loss
+from var_train.losses import LossWeights, ReconstructionLoss
+from var_train.measure import measure_tokenizer
+from var_train.optimizer import AdamW, AdamWConfig, Ema
 
-log = logging.getLogger(__name__)
+_MOST_ADAPTIVE = 1e4  # the published bound of the adaptive weight
 
 
 @dataclass(frozen=True)
@@ -23,122 +29,319 @@ class TokenizerStage:
     epochs: int = 3
     """Passes over the training images."""
     batch: int = 16
-    """Images a step."""
+    """Images a step, over all ranks."""
     optimizer: AdamWConfig = field(
         default_factory=lambda: AdamWConfig(learning_rate=2e-3, weight_decay=0.0)
     )
-    commitment: float = 0.25
-    """Weight of drawing the encoder's output to the codes (VQ-VAE's beta)."""
-    revive_every: int = 20
-    """Steps between revivals: a code that no image used since the last is placed on a random
-    residual vector of the batch at hand. The last quarter of the steps revives none."""
+    losses: LossWeights = field(default_factory=LossWeights)
+    adversary: Adversary = field(default_factory=Adversary)
+    codebook: CodebookHealth = field(default_factory=CodebookHealth)
+    ema: float = 0.0
+    """Decay a step of the averaged weights that are validated and saved; 0 for the last ones."""
+    flip: bool = False
+    """Mirror half of the training images left to right."""
+    validation_images: int = 1000
+    """Held-out images that are measured, at most."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "revive_every"):
+        for name in ("epochs", "batch", "validation_images"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.commitment < 0:
-            raise InputError(f"commitment is {self.commitment}; expected at least 0")
+        if not 0 <= self.ema < 1:
+            raise InputError(f"ema is {self.ema}; expected in [0, 1)")
 
 
-def train_tokenizer(
-    tokenizer: Tokenizer, train: ImageSource, stage: TokenizerStage, seed: int, metrics: MetricsLog
-) -> None:
-    """Trains ``tokenizer`` in place. Raises InputError where a batch is larger than the data."""
-    steps_per_epoch = steps_in_epoch(len(train), stage.batch)
-    steps = stage.epochs * steps_per_epoch
-    rng = np.random.default_rng((seed, 1))
-    step_fn, optimizer = _compile_step(tokenizer, stage)
-    first, _ = train.batch(epoch_order(len(train), seed, 0)[: stage.batch])
-    revive_codes(tokenizer, first, np.ones(tokenizer.vocab_size, bool), rng)
+class TokenizerTraining:
+    """The stage as the training loop runs it, on this worker.
 
-    used = np.zeros(tokenizer.vocab_size, bool)
-    usage = tokenizer.quantize.ema_vocab_hit_SV
-    with step_bar("tokenizer  ", steps) as bar:
-        for step in range(steps):
-            epoch, position = divmod(step, steps_per_epoch)
-            order = epoch_order(len(train), seed, epoch)
-            images, _ = train.batch(order[position * stage.batch :][: stage.batch])
-            loss, reconstruction, ids, norm = step_fn(
-                Tensor(images), optimizer.scalars(step, steps)
-            )
-            loss = check_finite(float(loss), "tokenizer", step)
-            hits_sv = count_hits(ids.asnumpy(), tokenizer)
-            used |= hits_sv.any(0)
-            # assigned in place: graphs that are compiled already keep the old data after set_data
-            ops.assign(usage, Tensor(smooth(usage.asnumpy(), hits_sv, step)))
-            metrics.write(
-                "tokenizer",
-                step,
-                loss=loss,
-                reconstruction=float(reconstruction),
-                gradient_norm=float(norm),
-                learning_rate=stage.optimizer.rate(step, steps),
-            )
-            bar.advance(len(images), loss)
-            if (step + 1) % stage.revive_every == 0 and step < 0.75 * steps:
-                revive_codes(tokenizer, images, ~used, rng)
-                log.info("step %d: revived %d codes", step, int((~used).sum()))
-                used[:] = False
-
-
-def _compile_step(tokenizer: Tokenizer, stage: TokenizerStage) -> tuple[Callable, AdamW]:
-    parameters = tokenizer.trainable_params()
-    optimizer = AdamW(parameters, stage.optimizer, lambda p: p.ndim > 1)
-    commitment = stage.commitment
-
-    def losses(images_bcyx: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        output_bcyx, quantization, ids = tokenizer(images_bcyx, commitment)
-        error = output_bcyx - images_bcyx
-        reconstruction = (error * error).mean() + error.abs().mean()
-        return reconstruction + quantization, reconstruction, ops.concat(ids, 1)
-
-    gradients_of = ms.value_and_grad(losses, None, parameters, has_aux=True)
-
-    @ms.jit
-    def step(images_bcyx: Tensor, scalars_3: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        (loss, reconstruction, ids), gradients = gradients_of(images_bcyx)
-        return loss, reconstruction, ids, optimizer(gradients, scalars_3)
-
-    return step, optimizer
-
-
-def count_hits(ids_bl: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-    """(K, V) float32: how often each scale chose each code, for ids (B, L) of all scales."""
-    return np.stack(
-        [
-            np.bincount(ids.ravel(), minlength=tokenizer.vocab_size)
-            for ids in tokenizer.schedule.split(ids_bl)
-        ]
-    ).astype(np.float32)
-
-
-def smooth(usage_sv: np.ndarray, hits_sv: np.ndarray, step: int) -> np.ndarray:
-    """The running usage that published checkpoints carry: slower once it has settled."""
-    keep = 0.0 if step == 0 else 0.9 if step < 100 else 0.99
-    return keep * usage_sv + np.float32(1 - keep) * hits_sv
-
-
-def revive_codes(
-    tokenizer: Tokenizer, images_bcyx: np.ndarray, dead_v: np.ndarray, rng: np.random.Generator
-) -> None:
-    """Places each code of ``dead_v`` (V,) on a residual vector of the images, at random.
-
-    Every scale is as likely as any other, so that the coarse ones, which have few tokens, get
-    their share of the codes.
+    Raises InputError where a batch is larger than the data, not divided by the workers, or too
+    small for the codebook.
     """
-    count = int(dead_v.sum())
-    if not count:
-        return
-    scales = [
-        np.asarray(v).reshape(-1, tokenizer.latent_channels)
-        for v in tokenizer.residual_vectors(images_bcyx)
-    ]
-    chosen = [scales[k] for k in rng.integers(len(scales), size=count)]
-    codebook = tokenizer.quantize.embedding.weight
-    codes_vz = codebook.asnumpy().copy()
-    codes_vz[dead_v] = [vectors[rng.integers(len(vectors))] for vectors in chosen]
-    ops.assign(codebook, Tensor(codes_vz))
+
+    name = "tokenizer"
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        train: ImageSource,
+        val: ImageSource,
+        config: TokenizerStage,
+        seed: int,
+    ) -> None:
+        self._tokenizer, self._config, self._seed = tokenizer, config, seed
+        self._train, self._val = train, val
+        self.batch = config.batch
+        self._steps_in_epoch = steps_in_epoch(len(train), config.batch)
+        self.steps = config.epochs * self._steps_in_epoch
+        share = distributed.share(config.batch)
+        self._own = slice(share * distributed.rank(), share * (distributed.rank() + 1))
+        self._keeper = CodebookKeeper(tokenizer, config.codebook, config.batch)
+        self._judged_from = round(config.adversary.start * self.steps)
+        self._balance = np.float32(0)  # no weight is known before the first judged step
+        self._compile()
+
+    # ------------------------------------------------------------ the step
+    def train_step(self, step: int) -> dict[str, float | list[float]]:
+        """Takes one step; all that is random in it is drawn from the seed and its number.
+
+        It is drawn for the whole batch, of which each worker takes its share.
+        """
+        config = self._config
+        rng = np.random.default_rng((self._seed, 1, step))
+        images_bcyx = self._images(step, rng)
+        if step == 0:
+            self._keeper.start(images_bcyx, np.random.default_rng((self._seed, 2)))
+        images = Tensor(np.ascontiguousarray(images_bcyx.transpose(0, 2, 3, 1)))
+        kept_kb = self._draw_kept(rng)[:, self._own]
+        scalars = self._optimizer.scalars(step, self.steps)
+        judged = config.adversary.weight > 0 and step >= self._judged_from
+        if judged:
+            size = self._tokenizer.config.image_size
+            changes = draw_augmentation(rng, config.batch, size, self._own)
+            balance = Tensor(self._balance)
+            values = self._judged_step(images, Tensor(kept_kb), scalars, balance, *changes)
+        else:
+            values = self._plain_step(images, Tensor(kept_kb), scalars)
+        loss, reconstruction, ids_bl, vectors_blz, output, features, norm = values
+        self._optimizer.count(float(norm))
+        losses = np.array([float(loss), float(reconstruction)])
+        mean_loss, mean_reconstruction = distributed.gather(losses).mean(0)
+        metrics: dict[str, float | list[float]] = {
+            "loss": float(mean_loss),
+            "reconstruction": float(mean_reconstruction),
+            "gradient_norm": float(norm),
+            "learning_rate": config.optimizer.rate(step, self.steps),
+        }
+        if judged:
+            scalars = self._judge_optimizer.scalars(
+                step - self._judged_from, self.steps - self._judged_from
+            )
+            judge_loss, balance, norm = self._judge_step(
+                images, output, features, scalars, *changes
+            )
+            self._judge_optimizer.count(float(norm))
+            self._balance = distributed.gather(balance.asnumpy()).mean(dtype=np.float32)
+            metrics |= {
+                "discriminator": float(judge_loss),
+                "adaptive_weight": float(self._balance),
+            }
+        metrics |= self._keeper.follow(
+            step, self.steps, ids_bl.asnumpy(), vectors_blz.asnumpy(), kept_kb, rng
+        )
+        if self._ema is not None:
+            self._ema.update(step)
+        return metrics
+
+    def _images(self, step: int, rng: np.random.Generator) -> np.ndarray:
+        """This worker's images of a step, (B, 3, H, W)."""
+        epoch, position = divmod(step, self._steps_in_epoch)
+        order = epoch_order(len(self._train), self._seed, epoch)
+        indices = order[position * self._config.batch :][: self._config.batch]
+        flip = rng.random(len(indices)) < 0.5
+        flip = flip[self._own] if self._config.flip else None
+        return self._train.batch(indices[self._own], flip)[0]
+
+    def _draw_kept(self, rng: np.random.Generator) -> np.ndarray:
+        """(K, B) float32: 1 for the scales that an image is reconstructed from."""
+        batch, scales = self._config.batch, len(self._tokenizer.schedule)
+        cut_b = rng.random(batch) < self._config.codebook.scale_dropout
+        last_b = np.where(cut_b, rng.integers(scales, size=batch), scales)
+        return (np.arange(scales)[:, None] <= last_b).astype(np.float32)
+
+    # ------------------------------------------------------------ compilation
+    def _compile(self) -> None:
+        """Builds the steps as closures, which MindSpore compiles when they are first called."""
+        tokenizer, config = self._tokenizer, self._config
+        rng = np.random.default_rng((self._seed, 3))
+        self._discriminator = PatchDiscriminator(config.adversary, rng)
+        loss_of = ReconstructionLoss(config.losses, tokenizer.config.image_size)
+        parameters = tokenizer.trainable_params()
+        if config.codebook.update == "ema":
+            codebook = tokenizer.quantize.embedding.weight
+            parameters = [p for p in parameters if p is not codebook]
+        self._optimizer = AdamW(parameters, config.optimizer, _is_matrix)
+        self._ema = Ema(tokenizer.trainable_params(), config.ema) if config.ema else None
+        self._plain_step = self._compile_plain_step(loss_of)
+        self._judged_step = self._compile_judged_step(loss_of)
+        self._judge_step = self._compile_judge_step(loss_of)
+
+    def _compile_plain_step(self, loss_of: ReconstructionLoss) -> Callable:
+        tokenizer, optimizer = self._tokenizer, self._optimizer
+        commitment = self._config.codebook.commitment
+        average = distributed.AllReduceMean(optimizer.parameters)
+
+        def losses(images: Tensor, kept_kb: Tensor) -> tuple:
+            features, quantization, ids, vectors = tokenizer(images, commitment, kept_kb)
+            output = tokenizer.reconstruction(features)
+            reconstruction = loss_of(output, images)
+            tokens = ops.concat(ids, 1), ops.concat(vectors, 1)
+            return reconstruction + quantization, reconstruction, *tokens, output, features
+
+        gradients_of = ms.value_and_grad(losses, None, optimizer.parameters, has_aux=True)
+
+        @ms.jit
+        def step(images: Tensor, kept_kb: Tensor, scalars_3: Tensor) -> tuple:
+            values, gradients = gradients_of(images, kept_kb)
+            return (*values, optimizer(average(gradients), scalars_3))
+
+        return step
+
+    def _compile_judged_step(self, loss_of: ReconstructionLoss) -> Callable:
+        """The plain step with the discriminator's verdict in its loss."""
+        tokenizer, optimizer = self._tokenizer, self._optimizer
+        discriminator = self._discriminator
+        commitment = self._config.codebook.commitment
+        average = distributed.AllReduceMean(optimizer.parameters)
+
+        def losses(
+            images: Tensor,
+            kept_kb: Tensor,
+            balance: Tensor,
+            colours: Tensor,
+            pixels: Tensor,
+            uncut: Tensor,
+        ) -> tuple:
+            features, quantization, ids, vectors = tokenizer(images, commitment, kept_kb)
+            output = tokenizer.reconstruction(features)
+            reconstruction = loss_of(output, images)
+            verdict = discriminator(augment(output, colours, pixels, uncut)).mean()
+            loss = reconstruction + quantization - balance * verdict
+            tokens = ops.concat(ids, 1), ops.concat(vectors, 1)
+            return loss, reconstruction, *tokens, output, features
+
+        gradients_of = ms.value_and_grad(losses, None, optimizer.parameters, has_aux=True)
+
+        @ms.jit
+        def step(
+            images: Tensor,
+            kept_kb: Tensor,
+            scalars_3: Tensor,
+            balance: Tensor,
+            colours: Tensor,
+            pixels: Tensor,
+            uncut: Tensor,
+        ) -> tuple:
+            values, gradients = gradients_of(images, kept_kb, balance, colours, pixels, uncut)
+            return (*values, optimizer(average(gradients), scalars_3))
+
+        return step
+
+    def _compile_judge_step(self, loss_of: ReconstructionLoss) -> Callable:
+        """The discriminator's step, and the adaptive weight for the tokenizer's next one.
+
+        VQGAN (arXiv:2012.09841, equation 7) weighs the adversarial loss so that both losses
+        have equal gradients at the decoder's last layer. Taken of the step at hand that needs a
+        second pass through the decoder; taken of the step before it does not.
+        """
+        tokenizer, discriminator = self._tokenizer, self._discriminator
+        config = self._config.adversary
+        optimizer = AdamW(discriminator.trainable_params(), config.optimizer, _is_matrix)
+        self._judge_optimizer = optimizer
+        average = distributed.AllReduceMean(optimizer.parameters)
+        weight = config.weight
+
+        def judgement(
+            images: Tensor, output: Tensor, colours: Tensor, pixels: Tensor, uncut: Tensor
+        ) -> Tensor:
+            real = discriminator(augment(images, colours, pixels, uncut))
+            return hinge_loss(real, discriminator(augment(output, colours, pixels, uncut)))
+
+        def reconstruction_loss(images: Tensor, features: Tensor) -> Tensor:
+            return loss_of(tokenizer.reconstruction(features), images)
+
+        def adversarial_loss(
+            features: Tensor, colours: Tensor, pixels: Tensor, uncut: Tensor
+        ) -> Tensor:
+            output = tokenizer.reconstruction(features)
+            return -discriminator(augment(output, colours, pixels, uncut)).mean()
+
+        last = [tokenizer.last_layer]
+        gradients_of = ms.value_and_grad(judgement, None, optimizer.parameters)
+        pull_of = ms.value_and_grad(reconstruction_loss, None, last)
+        push_of = ms.value_and_grad(adversarial_loss, None, last)
+
+        @ms.jit
+        def step(
+            images: Tensor,
+            output: Tensor,
+            features: Tensor,
+            scalars_3: Tensor,
+            colours: Tensor,
+            pixels: Tensor,
+            uncut: Tensor,
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            _, pull = pull_of(images, features)
+            _, push = push_of(features, colours, pixels, uncut)
+            ratio = _length(pull[0]) / (_length(push[0]) + 1e-4)
+            loss, gradients = gradients_of(images, output, colours, pixels, uncut)
+            norm = optimizer(average(gradients), scalars_3)
+            return loss, weight * ops.minimum(ratio, _MOST_ADAPTIVE), norm
+
+        return step
+
+    # ------------------------------------------------------------ held-out images
+    def validate(self, step: int) -> dict[str, float | list[float]]:
+        """Figures of held-out images (``TokenizerFigures``) with the weights to be saved.
+
+        The loss is the PSNR with its sign turned: the lowest is the best.
+        """
+        with self.final_weights():
+            figures = measure_tokenizer(
+                self._tokenizer, self._val, self._config.batch, self._config.validation_images
+            )
+        return {
+            "loss": -figures.psnr,
+            "scale_psnr": figures.scale_psnr,
+            "ssim": figures.ssim,
+            "codebook_usage": figures.codebook_usage,
+            "scale_codes_used": figures.scale_codes_used,
+            "scale_perplexity": figures.scale_perplexity,
+        }
+
+    @contextmanager
+    def final_weights(self) -> Iterator[None]:
+        """Inside the block the tokenizer has the weights that are to be saved."""
+        if self._ema is None:
+            yield
+        else:
+            with self._ema.applied():
+                yield
+
+    # ------------------------------------------------------------ resumption
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+        """All that the coming steps depend on."""
+        arrays = parameter_arrays("tokenizer", self._tokenizer.get_parameters())
+        arrays |= parameter_arrays("discriminator", self._discriminator.get_parameters())
+        arrays |= {f"codebook/{name}": array for name, array in self._keeper.arrays().items()}
+        state: dict[str, object] = {"balance": float(self._balance)}
+        for name, optimizer in self._optimizers().items():
+            moments, state[name] = optimizer.snapshot(name)
+            arrays |= moments
+        if self._ema is not None:
+            arrays |= self._ema.snapshot("ema")
+        return arrays, state
+
+    def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, object]) -> None:
+        """Puts back what ``state`` gave."""
+        restore_parameters("tokenizer", list(self._tokenizer.get_parameters()), arrays)
+        restore_parameters("discriminator", list(self._discriminator.get_parameters()), arrays)
+        self._keeper.restore({n: arrays[f"codebook/{n}"] for n in self._keeper.arrays()})
+        self._balance = np.float32(state["balance"])
+        for name, optimizer in self._optimizers().items():
+            optimizer.restore(name, arrays, state[name])
+        if self._ema is not None:
+            self._ema.restore("ema", arrays)
+
+    def _optimizers(self) -> dict[str, AdamW]:
+        return {"optimizer": self._optimizer, "judge_optimizer": self._judge_optimizer}
+
+
+def _is_matrix(parameter: Parameter) -> bool:
+    return parameter.ndim > 1
+
+
+def _length(gradient: Tensor) -> Tensor:
+    return ops.sqrt((gradient * gradient).sum())
 
 
 def steps_in_epoch(images: int, batch: int) -> int:
@@ -146,16 +349,6 @@ def steps_in_epoch(images: int, batch: int) -> int:
     if images < batch:
         raise InputError(f"batch is {batch}; expected at most {images}, the training images")
     return images // batch
-
-
-def check_finite(loss: float, stage: str, step: int) -> float:
-    """The loss itself; raises InputError where it is NaN or infinite."""
-    if not np.isfinite(loss):
-        raise InputError(
-            f"{stage} loss is {loss} at step {step}; expected a finite number "
-            "(a lower learning_rate or clip may help)"
-        )
-    return loss
 
 
 def reconstruct(

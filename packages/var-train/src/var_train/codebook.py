@@ -1,0 +1,233 @@
+"""The health of the codebook: how it starts, moves and keeps all of its codes in use.
+
+All of it works on NumPy arrays between the steps. What ranks must agree on is summed over them.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from mindspore import Tensor, ops
+from scipy.sparse import csr_matrix
+from sklearn.cluster import MiniBatchKMeans
+from var_tokenizer import InputError, Tokenizer
+
+from var_train import distributed
+
+log = logging.getLogger(__name__)
+
+Start = Literal["kmeans", "data", "random"]
+Update = Literal["ema", "gradient"]
+
+
+@dataclass(frozen=True)
+class CodebookHealth:
+    """How the codebook is trained. Raises InputError for a value out of range."""
+
+    start: Start = "data"
+    """Codes at first: centres of clusters of the vectors that the encoder makes of the first
+    batch, such vectors themselves, or random numbers."""
+    update: Update = "gradient"
+    """How codes follow the vectors they stand for: by moving averages (arXiv:1711.00937,
+    appendix A) or by the gradient of the quantization loss."""
+    ema_decay: float = 0.99
+    """Of the moving averages, a step."""
+    commitment: float = 0.25
+    """Weight of drawing the encoder's output to the codes (VQ-VAE's beta)."""
+    revive_every: int = 20
+    """Steps between revivals: a code that no image used since the last is placed on a vector of
+    the batch at hand. 0 for never. The last quarter of the steps revives none."""
+    scale_dropout: float = 0.0
+    """Share of the images that are reconstructed from their first scales alone, any number of
+    them, so that every prefix decodes well."""
+
+    def __post_init__(self) -> None:
+        for name, allowed, valid in (
+            ("start", ", ".join(get_args(Start)), self.start in get_args(Start)),
+            ("update", ", ".join(get_args(Update)), self.update in get_args(Update)),
+            ("ema_decay", "in [0, 1)", 0 <= self.ema_decay < 1),
+            ("commitment", "at least 0", 0 <= self.commitment < math.inf),
+            ("revive_every", "at least 0", self.revive_every >= 0),
+            ("scale_dropout", "in [0, 1]", 0 <= self.scale_dropout <= 1),
+        ):
+            if not valid:
+                raise InputError(f"{name} is {getattr(self, name)!r}; expected {allowed}")
+
+
+class CodebookKeeper:
+    """Places, moves, revives and watches the codes of a tokenizer in training.
+
+    Raises InputError where a batch (of ``batch`` images, over all ranks) has fewer vectors than
+    the codebook has codes: codes could neither start nor be revived apart from each other.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, health: CodebookHealth, batch: int) -> None:
+        vectors = batch * tokenizer.schedule.length
+        if health.start != "random" and vectors < tokenizer.vocab_size:
+            raise InputError(
+                f"vocab_size is {tokenizer.vocab_size}; a batch of {batch} images has {vectors} "
+                f"vectors to start codes from: expected at most {vectors}, or a larger batch"
+            )
+        self._tokenizer, self._health = tokenizer, health
+        v, z = tokenizer.vocab_size, tokenizer.latent_channels
+        self._used_v = np.zeros(v, bool)
+        self._count_v = np.ones(v, np.float32)
+        self._sum_vz = np.zeros((v, z), np.float32)
+        self._collapsed: set[int] = set()
+
+    # ------------------------------------------------------------ start
+    def start(self, images_bcyx: np.ndarray, rng: np.random.Generator) -> None:
+        """Places all codes, from the images (B, 3, H, W) of the first batch."""
+        everything = np.ones(self._tokenizer.vocab_size, bool)
+        if self._health.start != "random":
+            # what a scale has to describe depends on the codes of the coarser ones
+            for _ in range(2):
+                self._place(everything, self._residuals(images_bcyx), rng)
+        if self._health.start == "kmeans":
+            self._set(everything, self._centres(self._residuals(images_bcyx), rng))
+
+    def _centres(self, scales: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+        """(V, z): centres of clusters of vectors that are drawn evenly from the scales."""
+        v = self._tokenizer.vocab_size
+        share = -(-8 * v // len(scales))
+        drawn = np.concatenate([s[rng.integers(len(s), size=share)] for s in scales])
+        drawn = distributed.gather(drawn)[0]
+        means = MiniBatchKMeans(
+            v, init="random", n_init=1, batch_size=4 * v, random_state=int(rng.integers(2**31))
+        ).fit(drawn)
+        return means.cluster_centers_.astype(np.float32)
+
+    def _residuals(self, images_bcyx: np.ndarray) -> list[np.ndarray]:
+        z = self._tokenizer.latent_channels
+        return [np.asarray(v).reshape(-1, z) for v in self._tokenizer.residual_vectors(images_bcyx)]
+
+    # ------------------------------------------------------------ every step
+    def follow(
+        self,
+        step: int,
+        steps: int,
+        ids_bl: np.ndarray,
+        vectors_blz: np.ndarray,
+        kept_kb: np.ndarray,
+        rng: np.random.Generator,
+    ) -> dict[str, list[float] | float]:
+        """Moves and revives codes after a step; returns usage and perplexity of each scale.
+
+        ids_bl, vectors_blz: tokens (B, L) of all scales and the vectors (B, L, z) they stand
+        for. kept_kb: (K, B), 0 where a scale was dropped: those tokens do not count.
+        """
+        split = self._tokenizer.schedule.split
+        token_kept_bl = np.repeat(kept_kb.T, self._tokenizer.schedule.tokens, axis=1) > 0
+        hits_sv = count_hits(split(ids_bl), self._tokenizer.vocab_size, split(token_kept_bl))
+        hits_sv = distributed.all_reduce_sum(hits_sv)
+        self._used_v |= hits_sv.any(0)
+        usage = self._tokenizer.quantize.ema_vocab_hit_SV
+        usage_sv = smooth(usage.asnumpy(), hits_sv, step)
+        # assigned in place: graphs that are compiled already keep the old data after set_data
+        ops.assign(usage, Tensor(usage_sv))
+        if self._health.update == "ema":
+            self._average(ids_bl[token_kept_bl], vectors_blz[token_kept_bl])
+        revived = 0
+        every = self._health.revive_every
+        if every and (step + 1) % every == 0 and step < 0.75 * steps:
+            revived = int((~self._used_v).sum())
+            self._place(~self._used_v, split(vectors_blz), rng)
+            self._used_v[:] = False
+        perplexity = perplexities(usage_sv)
+        self._watch(step, usage_sv, perplexity)
+        return {"perplexity": perplexity, "revived": revived}
+
+    def _average(self, ids_n: np.ndarray, vectors_nz: np.ndarray) -> None:
+        n, v = len(ids_n), self._tokenizer.vocab_size
+        chosen = csr_matrix((np.ones(n, np.float32), (ids_n, np.arange(n))), shape=(v, n))
+        both = np.concatenate((chosen @ vectors_nz, np.bincount(ids_n, minlength=v)[:, None]), 1)
+        both = distributed.all_reduce_sum(both.astype(np.float32))
+        decay = np.float32(self._health.ema_decay)
+        self._sum_vz = decay * self._sum_vz + (1 - decay) * both[:, :-1]
+        self._count_v = decay * self._count_v + (1 - decay) * both[:, -1]
+        alive_v = self._count_v > 1e-3  # a code that nobody uses stays where it is
+        self._assign(alive_v, self._sum_vz[alive_v] / self._count_v[alive_v, None])
+
+    def _place(
+        self, chosen_v: np.ndarray, scales: Sequence[np.ndarray], rng: np.random.Generator
+    ) -> None:
+        """Places each code of ``chosen_v`` (V,) on a vector of a scale, at random.
+
+        Every scale is as likely as any other, so that the coarse ones, which have few tokens,
+        get their share of the codes. Each code takes its vector from one rank.
+        """
+        count = int(chosen_v.sum())
+        if not count:
+            return
+        z = self._tokenizer.latent_channels
+        flat = [scale.reshape(-1, z) for scale in scales]
+        own = [flat[k] for k in rng.integers(len(flat), size=count)]
+        vectors_nz = np.stack([vectors[rng.integers(len(vectors))] for vectors in own])
+        owner_n = np.arange(count) % distributed.size()
+        self._set(chosen_v, distributed.gather(vectors_nz)[owner_n, np.arange(count)])
+
+    def _set(self, chosen_v: np.ndarray, codes_nz: np.ndarray) -> None:
+        """Puts codes on new places, where their averages start again."""
+        self._count_v[chosen_v] = 1.0
+        self._sum_vz[chosen_v] = codes_nz
+        self._assign(chosen_v, codes_nz)
+
+    def _assign(self, chosen_v: np.ndarray, codes_nz: np.ndarray) -> None:
+        codebook = self._tokenizer.quantize.embedding.weight
+        codes_vz = codebook.asnumpy().copy()
+        codes_vz[chosen_v] = codes_nz
+        ops.assign(codebook, Tensor(codes_vz))
+
+    def _watch(self, step: int, usage_sv: np.ndarray, perplexity: list[float]) -> None:
+        """Warns of a scale whose tokens have shrunk to a twentieth of what they could be."""
+        if step < 100:  # the running usage has seen too little before
+            return
+        for k, (rows, columns) in enumerate(self._tokenizer.schedule.sizes):
+            # the running usage remembers about 100 steps
+            possible = min(self._tokenizer.vocab_size, 100 * float(usage_sv[k].sum()))
+            collapsed = perplexity[k] < max(1.5, 0.05 * possible)
+            if collapsed and k not in self._collapsed:
+                log.warning(
+                    "step %d: scale %dx%d has collapsed: perplexity %.1f of at most %.0f codes",
+                    *(step, rows, columns, perplexity[k], possible),
+                )
+            (self._collapsed.add if collapsed else self._collapsed.discard)(k)
+
+    # ------------------------------------------------------------ resumption
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that the coming steps depend on, beside the tokenizer's own parameters."""
+        return {"used": self._used_v, "count": self._count_v, "sum": self._sum_vz}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        self._used_v[:] = arrays["used"]
+        self._count_v[:] = arrays["count"]
+        self._sum_vz[:] = arrays["sum"]
+
+
+def count_hits(
+    ids: Sequence[np.ndarray], vocab_size: int, kept: Sequence[np.ndarray] | None = None
+) -> np.ndarray:
+    """(K, V) float32: how often each scale chose each code.
+
+    ids: K integer arrays. kept: K boolean arrays like them; where False a token does not count.
+    """
+    kept = [np.ones(i.shape, bool) for i in ids] if kept is None else kept
+    counts = [np.bincount(i[t], minlength=vocab_size) for i, t in zip(ids, kept, strict=True)]
+    return np.stack(counts).astype(np.float32)
+
+
+def perplexities(hits_sv: np.ndarray) -> list[float]:
+    """exp of the entropy of each row: how many codes a scale uses, were it evenly. 0 for none."""
+    totals = np.maximum(hits_sv.sum(1, keepdims=True), 1e-12)
+    shares = hits_sv / totals
+    entropies = -(shares * np.log(np.maximum(shares, 1e-12))).sum(1)
+    return [float(p) for p in np.where(hits_sv.any(1), np.exp(entropies), 0)]
+
+
+def smooth(usage_sv: np.ndarray, hits_sv: np.ndarray, step: int) -> np.ndarray:
+    """The running usage that published checkpoints carry: slower once it has settled."""
+    keep = 0.0 if step == 0 else 0.9 if step < 100 else 0.99
+    return keep * usage_sv + np.float32(1 - keep) * hits_sv

@@ -1,0 +1,98 @@
+"""``python -m var_train.evaluate tokenizer``: a trained tokenizer measured on a folder."""
+
+import os
+
+os.environ.setdefault("GLOG_v", "3")  # before MindSpore is imported: its warnings are not ours
+
+import dataclasses
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from var_tokenizer import InputError, Tokenizer
+
+from var_train.data import load_folder
+from var_train.features import FeatureNetwork
+from var_train.measure import TokenizerFigures, measure_tokenizer
+from var_train.report import save_reconstructions, write_report
+
+log = logging.getLogger("var_train")
+
+
+@dataclass(frozen=True)
+class TokenizerEvaluation:
+    """Measure a tokenizer on images: PSNR, SSIM, codes in use, rate, and a sheet to look at.
+
+    Writes OUT/tokenizer.json and OUT/reconstructions.png.
+    """
+
+    tokenizer: Path
+    """A tokenizer, .safetensors."""
+    data: Path
+    """A folder of JPEG and PNG files, searched to any depth."""
+    out: Path
+    """The folder for the figures and the sheet."""
+    batch: int = 50
+    """Images at once."""
+    feature_network: Path | None = None
+    """A VGG-like network, .safetensors, whose features give the FID."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise InputError(f"batch is {self.batch}; expected at least 1")
+
+
+def evaluate_tokenizer(config: TokenizerEvaluation) -> TokenizerFigures:
+    """Carries out ``config``; raises InputError for unusable files before it measures."""
+    tokenizer = Tokenizer.load(config.tokenizer)
+    network = (
+        None if config.feature_network is None else FeatureNetwork.load(config.feature_network)
+    )
+    images = load_folder(config.data, tokenizer.config.image_size)
+    figures = measure_tokenizer(tokenizer, images, config.batch, network=network)
+    save_reconstructions(tokenizer, images, config.out / "reconstructions.png", config.batch)
+    write_report(config.out / "tokenizer.json", dataclasses.asdict(figures))
+    return figures
+
+
+def _show(figures: TokenizerFigures) -> None:
+    table = Table("scale", "PSNR after it, dB", "codes used", "perplexity")
+    for k, (rows, columns) in enumerate(figures.scale_sizes):
+        table.add_row(
+            f"{rows}x{columns}",
+            f"{figures.scale_psnr[k]:.2f}",
+            str(figures.scale_codes_used[k]),
+            f"{figures.scale_perplexity[k]:.1f}",
+        )
+    console = Console()
+    console.print(table)
+    fid = "" if figures.fid is None else f"  FID {figures.fid:.3f}"
+    console.print(
+        f"{figures.images} images: PSNR {figures.psnr:.2f} dB  SSIM {figures.ssim:.3f}  "
+        f"codebook usage {figures.codebook_usage:.3f}  {figures.bits:.0f} bits an image "
+        f"({figures.entropy_bits:.0f} by entropy){fid}"
+    )
+
+
+def main() -> None:
+    """The command: exits with 2 and one line where the input is unusable."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    app = tyro.extras.SubcommandApp()
+
+    @app.command(name="tokenizer")
+    def _(config: tyro.conf.OmitArgPrefixes[TokenizerEvaluation]) -> None:
+        _show(evaluate_tokenizer(config))
+
+    try:
+        app.cli(prog="python -m var_train.evaluate", description=__doc__)
+    except InputError as error:
+        log.error("%s", error)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

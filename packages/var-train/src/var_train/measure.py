@@ -1,0 +1,108 @@
+"""What a tokenizer is worth, measured on images that it was not trained on."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from mindspore import Tensor
+from scipy.linalg import sqrtm
+from skimage.metrics import structural_similarity
+from var_tokenizer import Tokenizer
+
+from var_train.codebook import count_hits, perplexities
+from var_train.data import ImageSource
+from var_train.features import FeatureNetwork
+
+
+@dataclass(frozen=True)
+class TokenizerFigures:
+    """Figures of a tokenizer of K scales over a set of images; means are over the images."""
+
+    images: int
+    scale_sizes: tuple[tuple[int, int], ...]
+    """K pairs (rows, columns)."""
+    psnr: float
+    """Of the reconstruction, in dB; the range of images in [-1, 1] is 2."""
+    scale_psnr: list[float]
+    """K numbers: PSNR of the image after 1, 2, ... K scales."""
+    ssim: float
+    """Structural similarity (Wang et al. 2004, 7x7 windows) of the reconstruction, at most 1."""
+    codebook_usage: float
+    """Share of the codes that any scale used, in [0, 1]."""
+    scale_codes_used: list[int]
+    """K numbers: different codes that each scale used."""
+    scale_perplexity: list[float]
+    """K numbers: exp of the entropy of the codes of each scale, at most the vocabulary."""
+    bits: float
+    """An image's tokens, at log2(vocabulary) each."""
+    entropy_bits: float
+    """The same, each token at the entropy of its scale: what an ideal coder would need."""
+    fid: float | None
+    """Frechet distance between features of the images and of their reconstructions
+    (arXiv:1706.08500); None without a feature network."""
+
+
+def measure_tokenizer(
+    tokenizer: Tokenizer,
+    images: ImageSource,
+    batch: int,
+    limit: int | None = None,
+    network: FeatureNetwork | None = None,
+) -> TokenizerFigures:
+    """Encodes and decodes ``images``, evenly chosen where they are more than ``limit``."""
+    count = len(images) if limit is None else min(limit, len(images))
+    chosen = np.linspace(0, len(images) - 1, count).round().astype(int)
+    errors, similarities, features = [], [], []
+    hits_sv = np.zeros((len(tokenizer.schedule), tokenizer.vocab_size), np.float32)
+    for begin in range(0, count, batch):
+        wanted = len(chosen[begin : begin + batch])
+        # batches of one size compile once; what fills the last one up is cut off again
+        originals = images.batch(np.resize(chosen[begin : begin + batch], batch))[0]
+        ids = [np.asarray(i) for i in tokenizer.encode(originals)]
+        decoded = [np.asarray(d)[:wanted] for d in tokenizer.decode_progressive(ids)]
+        originals = originals[:wanted]
+        hits_sv += count_hits([i[:wanted] for i in ids], tokenizer.vocab_size)
+        errors.append([((d - originals) ** 2).mean((1, 2, 3)) for d in decoded])
+        for original, output in zip(originals, decoded[-1], strict=True):
+            similarities.append(
+                structural_similarity(original, output, channel_axis=0, data_range=2)
+            )
+        if network is not None:
+            features.append((_pooled(network, originals), _pooled(network, decoded[-1])))
+    scale_psnr = [
+        float(psnr(np.concatenate(of_scale)).mean()) for of_scale in zip(*errors, strict=True)
+    ]
+    perplexity = perplexities(hits_sv)
+    tokens = tokenizer.schedule.tokens
+    return TokenizerFigures(
+        images=count,
+        scale_sizes=tokenizer.schedule.sizes,
+        psnr=scale_psnr[-1],
+        scale_psnr=scale_psnr,
+        ssim=float(np.mean(similarities)),
+        codebook_usage=float(hits_sv.any(0).mean()),
+        scale_codes_used=hits_sv.astype(bool).sum(1).tolist(),
+        scale_perplexity=perplexity,
+        bits=tokenizer.schedule.length * math.log2(tokenizer.vocab_size),
+        entropy_bits=sum(n * math.log2(p) for n, p in zip(tokens, perplexity, strict=True)),
+        fid=fid(*(np.concatenate(f) for f in zip(*features, strict=True))) if features else None,
+    )
+
+
+def psnr(squared_error_n: np.ndarray) -> np.ndarray:
+    """dB, of mean squared errors of images in [-1, 1]."""
+    return 10 * np.log10(4 / np.maximum(squared_error_n, 1e-12))
+
+
+def fid(real_nf: np.ndarray, other_nf: np.ndarray) -> float:
+    """The Frechet distance of two sets of features (N, F), each taken as a normal distribution."""
+    real_ff, other_ff = np.cov(real_nf, rowvar=False), np.cov(other_nf, rowvar=False)
+    mean_f = real_nf.mean(0) - other_nf.mean(0)
+    root_ff = sqrtm(real_ff @ other_ff).real  # rounding alone makes it complex
+    return float(mean_f @ mean_f + np.trace(real_ff + other_ff - 2 * root_ff))
+
+
+def _pooled(network: FeatureNetwork, images_bcyx: np.ndarray) -> np.ndarray:
+    """(B, F) float64: means over the pixels of the network's last map."""
+    images_byxc = Tensor(np.ascontiguousarray(images_bcyx.transpose(0, 2, 3, 1)))
+    return network(images_byxc)[-1].asnumpy().mean((1, 2), dtype=np.float64)

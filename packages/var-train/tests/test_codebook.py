@@ -1,0 +1,193 @@
+"""The codebook starts on the data, follows it, and keeps its codes in use."""
+
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from var_tokenizer import InputError, Tokenizer, TokenizerConfig
+from var_train.codebook import CodebookHealth, CodebookKeeper, count_hits, perplexities
+
+CONFIG = TokenizerConfig(
+    vocab_size=16,
+    latent_channels=3,
+    channels=32,
+    channel_multipliers=(1, 1),
+    res_blocks=1,
+    phi_count=1,
+    scales=(1, 2, 4),
+)
+BATCH = 4
+IMAGES = np.random.default_rng(0).uniform(-1, 1, (BATCH, 3, 8, 8)).astype(np.float32)
+KEPT = np.ones((3, BATCH), np.float32)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Tokenizer:
+    return Tokenizer(CONFIG)
+
+
+@pytest.fixture
+def tokenizer(shared) -> Tokenizer:
+    """One compiled encoder for all tests; each places the codes itself."""
+    return shared
+
+
+def codes(tokenizer: Tokenizer) -> np.ndarray:
+    return tokenizer.quantize.embedding.weight.asnumpy().copy()
+
+
+def keeper(tokenizer: Tokenizer, **health: object) -> CodebookKeeper:
+    keeper = CodebookKeeper(tokenizer, CodebookHealth(**health), BATCH)
+    keeper.start(IMAGES, np.random.default_rng(1))
+    return keeper
+
+
+def tokens(ids: int | np.ndarray) -> np.ndarray:
+    return np.broadcast_to(np.asarray(ids, np.int32), (BATCH, CONFIG.schedule.length))
+
+
+def follow(keeper: CodebookKeeper, ids_bl, vectors_blz, step=0, steps=100, kept=KEPT):
+    return keeper.follow(step, steps, ids_bl, vectors_blz, kept, np.random.default_rng(step))
+
+
+def test_data_initialization_places_every_code_on_a_vector_that_was_looked_up(tokenizer):
+    keeper(tokenizer, start="data")
+    # the second placing used the vectors of the first codebook: repeat the first to find them
+    first = np.random.default_rng(1)
+    CodebookKeeper(tokenizer, CodebookHealth(), BATCH).start(IMAGES, first)
+    vectors = np.concatenate(
+        [np.asarray(v).reshape(-1, 3) for v in tokenizer.residual_vectors(IMAGES)]
+    )
+    spread = np.linalg.norm(vectors.std(0))
+    distance = np.linalg.norm(codes(tokenizer)[:, None] - vectors, axis=-1).min(1)
+    assert distance.max() < spread
+
+
+def test_kmeans_lies_closer_to_the_vectors_than_random_codes(tokenizer):
+    def mean_distance() -> float:
+        total = 0.0
+        for v in tokenizer.residual_vectors(IMAGES):
+            flat = np.asarray(v).reshape(-1, 3)
+            total += np.linalg.norm(flat[:, None] - codes(tokenizer), axis=-1).min(1).mean()
+        return total
+
+    keeper(tokenizer, start="kmeans")
+    clustered = mean_distance()
+    codebook = tokenizer.quantize.embedding.weight
+    codebook.set_data(type(codebook)(np.random.default_rng(5).standard_normal((16, 3), np.float32)))
+    assert clustered < mean_distance()
+
+
+def test_moving_averages_draw_a_code_to_the_mean_of_its_vectors(tokenizer):
+    health = keeper(tokenizer, update="ema", ema_decay=0.5, revive_every=0)
+    before = codes(tokenizer)
+    vectors = np.random.default_rng(2).standard_normal((BATCH, 21, 3)).astype(np.float32)
+    for step in range(30):
+        follow(health, tokens(7), vectors, step)
+    after = codes(tokenizer)
+    np.testing.assert_allclose(after[7], vectors.mean((0, 1)), atol=1e-4)
+    np.testing.assert_array_equal(np.delete(after, 7, 0), np.delete(before, 7, 0))
+
+
+def test_dropped_scales_neither_move_nor_count(tokenizer):
+    health = keeper(tokenizer, update="ema", ema_decay=0.0, revive_every=0)
+    before = codes(tokenizer)
+    kept = KEPT.copy()
+    kept[1:] = 0
+    ids = tokens(np.r_[3, np.full(20, 5)])
+    metrics = follow(health, ids, np.ones((BATCH, 21, 3), np.float32), kept=kept)
+    np.testing.assert_allclose(codes(tokenizer)[3], 1)
+    np.testing.assert_array_equal(codes(tokenizer)[5], before[5])
+    assert metrics["perplexity"][1:] == [0.0, 0.0]
+
+
+def test_revival_moves_the_codes_that_nobody_used_onto_vectors_of_the_batch(tokenizer):
+    health = keeper(tokenizer, revive_every=2)
+    before = codes(tokenizer)
+    vectors = 50 + np.random.default_rng(3).standard_normal((BATCH, 21, 3)).astype(np.float32)
+    used = [0, 1, 2, 3]
+    for step in range(2):
+        metrics = follow(health, tokens(np.resize(used, 21)), vectors, step)
+    assert metrics["revived"] == 12
+    np.testing.assert_array_equal(codes(tokenizer)[used], before[used])
+    batch = {tuple(v) for v in vectors.reshape(-1, 3)}
+    assert all(tuple(c) in batch for c in codes(tokenizer)[4:])
+
+
+def test_the_last_quarter_of_the_steps_revives_none(tokenizer):
+    health = keeper(tokenizer, revive_every=1)
+    assert follow(health, tokens(0), np.zeros((BATCH, 21, 3), np.float32), 75, 100)["revived"] == 0
+
+
+def test_a_collapsed_scale_is_named_in_a_warning_once(tokenizer, caplog):
+    health = keeper(tokenizer, revive_every=0)
+    rng = np.random.default_rng(4)
+    with caplog.at_level(logging.WARNING):
+        for step in range(100, 103):
+            ids = rng.integers(0, 16, (BATCH, 21)).astype(np.int32)
+            follow(health, ids, np.zeros((BATCH, 21, 3), np.float32), step, 1000)
+        assert not caplog.records
+        for step in range(103, 800):
+            follow(health, tokens(0), np.zeros((BATCH, 21, 3), np.float32), step, 1000)
+    warned = [r.getMessage() for r in caplog.records]
+    assert sorted(w.split("scale ")[1].split(" ")[0] for w in warned) == ["1x1", "2x2", "4x4"]
+
+
+def test_restored_state_goes_on_as_if_it_had_never_stopped(tokenizer):
+    rng = np.random.default_rng(6)
+    steps = [
+        (rng.integers(0, 16, (BATCH, 21)).astype(np.int32), rng.random((BATCH, 21, 3), np.float32))
+        for _ in range(6)
+    ]
+    health = keeper(tokenizer, update="ema", revive_every=4)
+    for step, (ids, vectors) in enumerate(steps[:3]):
+        follow(health, ids, vectors, step)
+    saved, codebook = {n: a.copy() for n, a in health.arrays().items()}, codes(tokenizer)
+    for step, (ids, vectors) in enumerate(steps[3:], 3):
+        follow(health, ids, vectors, step)
+    expected = codes(tokenizer)
+
+    again = CodebookKeeper(tokenizer, CodebookHealth(update="ema", revive_every=4), BATCH)
+    again.restore(saved)
+    weight = tokenizer.quantize.embedding.weight
+    weight.set_data(type(weight)(codebook))
+    for step, (ids, vectors) in enumerate(steps[3:], 3):
+        follow(again, ids, vectors, step)
+    np.testing.assert_array_equal(codes(tokenizer), expected)
+
+
+def test_a_batch_with_fewer_vectors_than_codes_is_refused():
+    small = Tokenizer(dataclasses.replace(CONFIG, vocab_size=85))
+    with pytest.raises(InputError, match=r"vocab_size is 85; .* 4 images has 84"):
+        CodebookKeeper(small, CodebookHealth(), BATCH)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("start", "zeros"),
+        ("update", "none"),
+        ("ema_decay", 1.0),
+        ("commitment", -1.0),
+        ("revive_every", -1),
+        ("scale_dropout", 1.5),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name_and_value(field, value):
+    with pytest.raises(InputError, match=f"{field} is {value!r}; expected"):
+        CodebookHealth(**{field: value})
+
+
+@given(st.integers(1, 64), st.integers(1, 20))
+def test_perplexity_is_the_number_of_codes_that_are_used_evenly(codes, times):
+    hits = np.zeros((2, 64), np.float32)
+    hits[0, :codes] = times
+    assert perplexities(hits) == pytest.approx([codes, 0.0], rel=1e-5)
+
+
+def test_hits_count_each_scales_codes_apart():
+    ids = [np.array([[1], [1]]), np.array([[0, 2], [2, 2]])]
+    np.testing.assert_array_equal(count_hits(ids, 3), [[0, 2, 0], [1, 0, 3]])

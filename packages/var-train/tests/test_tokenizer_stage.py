@@ -1,0 +1,109 @@
+"""Training a tokenizer: repeatable, resumable, and able to lower its losses."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from var_tokenizer import InputError, Tokenizer, TokenizerConfig
+from var_train.codebook import CodebookHealth
+from var_train.data import ImageSet
+from var_train.discriminator import Adversary
+from var_train.losses import LossWeights
+from var_train.tokenizer_stage import TokenizerStage, TokenizerTraining
+
+CONFIG = TokenizerConfig(
+    vocab_size=16,
+    latent_channels=4,
+    channels=32,
+    channel_multipliers=(1, 1),
+    res_blocks=1,
+    phi_count=2,
+    scales=(1, 2, (4, 5)),
+)
+
+
+def pictures(count: int, seed: int) -> ImageSet:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (count, 2, 2, 3), dtype=np.uint8)
+    pixels = np.kron(coarse, np.ones((1, 4, 5, 1), np.uint8))
+    return ImageSet(pixels, np.zeros(count, np.int32), ("coarse",))
+
+
+TRAIN, VAL = pictures(32, 0), pictures(6, 1)
+
+
+def training(stage: TokenizerStage, config: TokenizerConfig = CONFIG) -> TokenizerTraining:
+    return TokenizerTraining(Tokenizer(config, 0), TRAIN, VAL, stage, seed=0)
+
+
+def run(stage: TokenizerTraining, begin: int, end: int) -> list[dict]:
+    return [stage.train_step(step) for step in range(begin, end)]
+
+
+def assert_goes_on_alike(config: TokenizerStage, stop: int) -> None:
+    """A run of all steps, and one stopped after ``stop``, give the same metrics to the bit."""
+    whole = training(config)
+    expected = run(whole, 0, stop)
+    arrays, state = whole.state()
+    arrays = {name: array.copy() for name, array in arrays.items()}
+    expected += run(whole, stop, whole.steps)
+    resumed = training(config)
+    resumed.restore(arrays, state)
+    assert run(resumed, stop, resumed.steps) == expected[stop:]
+    for (name, ours), theirs in zip(
+        resumed.state()[0].items(), whole.state()[0].values(), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs, name)
+
+
+def test_a_resumed_run_gives_the_same_losses_and_weights_on_non_square_images():
+    assert_goes_on_alike(TokenizerStage(epochs=1, batch=4, flip=True, ema=0.9), stop=4)
+
+
+@pytest.mark.slow
+def test_every_remedy_and_loss_together_resume_exactly_and_repeat():
+    config = TokenizerStage(
+        epochs=1,
+        batch=4,
+        ema=0.9,
+        losses=LossWeights(structure=0.5),
+        adversary=Adversary(weight=0.5, start=0.25, channels=32),
+        codebook=CodebookHealth(start="kmeans", update="ema", revive_every=2, scale_dropout=0.5),
+    )
+    assert_goes_on_alike(config, stop=5)
+    assert run(training(config), 0, 8) == run(training(config), 0, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adversary", [0.0, 0.1])
+def test_training_lowers_the_error_on_held_out_images(adversary):
+    stage = training(
+        TokenizerStage(
+            epochs=15,
+            batch=8,
+            adversary=Adversary(weight=adversary, start=0.5, channels=32),
+            codebook=CodebookHealth(revive_every=4, scale_dropout=0.2),
+        )
+    )
+    metrics = run(stage, 0, stage.steps)
+    found = stage.validate(stage.steps - 1)
+    assert found["loss"] < -14
+    assert found["scale_psnr"][0] < found["scale_psnr"][-1] == -found["loss"]
+    assert ("discriminator" in metrics[-1]) == (adversary > 0)
+    assert "discriminator" not in metrics[0]
+
+
+def test_more_codes_than_a_batch_has_vectors_are_refused():
+    with pytest.raises(InputError, match="vocab_size is 101; a batch of 4 images has 100 vectors"):
+        training(TokenizerStage(batch=4), dataclasses.replace(CONFIG, vocab_size=101))
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(InputError, match="batch is 33; expected at most 32"):
+        training(TokenizerStage(batch=33))
+
+
+@pytest.mark.parametrize(("field", "value"), [("epochs", 0), ("batch", 0), ("ema", 1.0)])
+def test_settings_out_of_range_are_refused_by_name_and_value(field, value):
+    with pytest.raises(InputError, match=f"{field} is {value}; expected"):
+        TokenizerStage(**{field: value})
