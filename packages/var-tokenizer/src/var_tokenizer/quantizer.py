@@ -5,6 +5,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from var_tokenizer.autoencoder import Conv2d, Rng
 from var_tokenizer.config import TokenizerConfig
+from var_tokenizer.ops import nearest_code
 from var_tokenizer.resize import area_matrix, bicubic_matrix
 
 
@@ -31,8 +32,7 @@ class Codebook(nn.Cell):
         shape = (config.vocab_size, config.latent_channels)
         codes = np.zeros(shape) if rng is None else rng.standard_normal(shape)
         self.weight = Parameter(Tensor(codes.astype(np.float32)))
-        self.matmul_nt = ops.MatMul(transpose_b=True)
-        self.argmin = ops.Argmin(axis=-1)
+        self.nearest_code = nearest_code()
 
     def construct(self, ids: Tensor) -> Tensor:
         """Ids of any shape (...) to their codes (..., z)."""
@@ -40,9 +40,7 @@ class Codebook(nn.Cell):
 
     def nearest(self, vectors_nz: Tensor) -> Tensor:
         """(N, z) -> (N) int32: the index of the code at the smallest Euclidean distance."""
-        # |v|^2 is the same for every code, so it cannot change which one is nearest
-        length_v = (self.weight * self.weight).sum(1)
-        return self.argmin(length_v - 2 * self.matmul_nt(vectors_nz, self.weight))
+        return self.nearest_code(vectors_nz, self.weight)
 
 
 class Refinements(nn.Cell):
