@@ -1,8 +1,31 @@
+import logging
+
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
 from var_tokenizer import ops as fast
+from var_tokenizer.kernels import KernelLibrary
+
+ABSENT = KernelLibrary("var_tokenizer._absent")
+
+
+@pytest.fixture(params=["kernels", "composed"])
+def form(request, monkeypatch):
+    """Each form of the operators on the CPU: C++ kernels, and composed operators without them."""
+    if request.param == "composed":
+        monkeypatch.setattr(fast, "_kernels", ABSENT)
+    elif fast._kernels.path is None:
+        pytest.skip("the kernels were not built when the package was installed")
+    return request.param
+
+
+def test_operators_are_composed_where_the_kernels_are_absent(monkeypatch, caplog):
+    monkeypatch.setattr(fast, "_kernels", KernelLibrary("var_tokenizer._absent"))
+    with caplog.at_level(logging.INFO, "var_tokenizer.kernels"):
+        cells = [fast.conv2d(3), fast.group_norm(4), fast.upsample(), fast.nearest_code()]
+    assert not [type(cell) for cell in cells if "Kernel" in type(cell).__name__]
+    assert [r.levelname for r in caplog.records] == ["INFO"]
 
 
 def reference_conv(x_byxc, weight_ohwi, stride, pads):
@@ -20,61 +43,84 @@ def reference_conv(x_byxc, weight_ohwi, stride, pads):
 
 
 CONVOLUTIONS = [(1, 1, (0, 0)), (3, 1, (1, 1)), (3, 2, (0, 1)), (4, 2, (1, 1))]
+CHANNELS = [(3, 5), (16, 32), (20, 3)]
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), CHANNELS)
 @pytest.mark.parametrize(("kernel", "stride", "pads"), CONVOLUTIONS)
-def test_a_convolution_equals_its_definition(kernel, stride, pads):
+def test_a_convolution_equals_its_definition(form, kernel, stride, pads, inputs, outputs):
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((2, 6, 8, 3)).astype(np.float32)
-    weight = rng.standard_normal((5, kernel, kernel, 3)).astype(np.float32)
-    got = fast.conv2d(kernel, stride, pads)(Tensor(x), Tensor(weight)).asnumpy()
-    np.testing.assert_allclose(got, reference_conv(x, weight, stride, pads), atol=1e-5)
+    x = rng.standard_normal((2, 6, 8, inputs)).astype(np.float32)
+    weight = rng.standard_normal((outputs, kernel, kernel, inputs)).astype(np.float32)
+    bias = rng.standard_normal(outputs).astype(np.float32)
+    got = fast.conv2d(kernel, stride, pads)(Tensor(x), Tensor(weight), Tensor(bias)).asnumpy()
+    np.testing.assert_allclose(got, reference_conv(x, weight, stride, pads) + bias, atol=3e-5)
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), CHANNELS)
 @pytest.mark.parametrize(("kernel", "stride", "pads"), CONVOLUTIONS)
-def test_the_gradient_of_a_convolution_is_its_transpose(kernel, stride, pads):
+def test_the_gradient_of_a_convolution_is_its_transpose(
+    form, kernel, stride, pads, inputs, outputs
+):
     # a convolution is linear in x and in the weight: <conv(x', w'), g> = <x', dx> = <w', dw>
     rng = np.random.default_rng(1)
-    x, x2 = rng.standard_normal((2, 2, 6, 8, 3)).astype(np.float32)
-    weight, weight2 = rng.standard_normal((2, 5, kernel, kernel, 3)).astype(np.float32)
+    x, x2 = rng.standard_normal((2, 2, 6, 8, inputs)).astype(np.float32)
+    weight, weight2 = rng.standard_normal((2, outputs, kernel, kernel, inputs)).astype(np.float32)
+    bias = np.zeros(outputs, np.float32)
     g = rng.standard_normal(reference_conv(x, weight, stride, pads).shape).astype(np.float32)
     cell = fast.conv2d(kernel, stride, pads)
 
-    def product(x_byxc, weight_ohwi, g_byxo):
-        return (cell(x_byxc, weight_ohwi) * g_byxo).sum()
+    def product(x_byxc, weight_ohwi, bias_o, g_byxo):
+        return (cell(x_byxc, weight_ohwi, bias_o) * g_byxo).sum()
 
-    dx, dw = ms.grad(product, (0, 1))(Tensor(x), Tensor(weight), Tensor(g))
+    arguments = (Tensor(x), Tensor(weight), Tensor(bias), Tensor(g))
+    dx, dw, db = ms.grad(product, (0, 1, 2))(*arguments)
     through_x = (reference_conv(x2, weight, stride, pads) * g).sum()
     through_w = (reference_conv(x, weight2, stride, pads) * g).sum()
-    assert (dx.asnumpy() * x2).sum() == pytest.approx(through_x, rel=1e-4)
-    assert (dw.asnumpy() * weight2).sum() == pytest.approx(through_w, rel=1e-4)
+    assert (dx.asnumpy() * x2).sum() == pytest.approx(through_x, rel=1e-4, abs=1e-3)
+    assert (dw.asnumpy() * weight2).sum() == pytest.approx(through_w, rel=1e-4, abs=1e-3)
+    np.testing.assert_allclose(db.asnumpy(), g.sum((0, 1, 2)), atol=1e-4)
+
+
+def test_a_convolution_of_another_batch_size_is_as_exact(form):
+    rng = np.random.default_rng(5)
+    weight = rng.standard_normal((4, 3, 3, 4)).astype(np.float32)
+    cell, bias = fast.conv2d(3), np.zeros(4, np.float32)
+    for batch in (3, 1, 2):
+        x = rng.standard_normal((batch, 5, 7, 4)).astype(np.float32)
+        got = cell(Tensor(x), Tensor(weight), Tensor(bias)).asnumpy()
+        np.testing.assert_allclose(got, reference_conv(x, weight, 1, (1, 1)), atol=1e-5)
 
 
 def test_a_convolution_in_chunks_equals_one_in_one_piece(monkeypatch):
+    monkeypatch.setattr(fast, "_kernels", ABSENT)
     rng = np.random.default_rng(2)
     x, weight = rng.standard_normal((1, 16, 16, 4)), rng.standard_normal((4, 3, 3, 4))
     x, weight = Tensor(x.astype(np.float32)), Tensor(weight.astype(np.float32))
-    cell = fast.conv2d(3)
-    whole = cell(x, weight).asnumpy()
+    cell, bias = fast.conv2d(3), Tensor(np.zeros(4, np.float32))
+    whole = cell(x, weight, bias).asnumpy()
     monkeypatch.setattr(fast, "_MAX_COLUMNS", 3000)
-    np.testing.assert_allclose(cell(x, weight).asnumpy(), whole, atol=1e-5)
+    np.testing.assert_allclose(cell(x, weight, bias).asnumpy(), whole, atol=1e-5)
 
 
-def normalized(x_byxc, gain, bias, groups):
+def normalized(x_byxc, gain, bias, groups, silu):
     b, y, x, c = x_byxc.shape
     parts = x_byxc.astype(np.float64).reshape(b, y * x, groups, c // groups)
     mean, std = parts.mean((1, 3), keepdims=True), parts.std((1, 3), keepdims=True)
-    return ((parts - mean) / np.sqrt(std**2 + 1e-6)).reshape(b, y, x, c) * gain + bias
+    out = ((parts - mean) / np.sqrt(std**2 + 1e-6)).reshape(b, y, x, c) * gain + bias
+    return out / (1 + np.exp(-out)) if silu else out
 
 
-def test_group_norm_equals_its_definition_and_its_gradient_a_finite_difference():
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("shape", [(2, 4, 3, 16), (1, 20, 30, 8), (5, 1, 1, 20)])
+def test_group_norm_equals_its_definition_and_its_gradient_a_finite_difference(form, shape, silu):
     rng = np.random.default_rng(3)
-    x = rng.standard_normal((2, 4, 3, 16)).astype(np.float32) * 3 + 1
-    gain, bias = rng.standard_normal((2, 16)).astype(np.float32)
+    x = rng.standard_normal(shape).astype(np.float32) * 3 + 1
+    gain, bias = rng.standard_normal((2, shape[3])).astype(np.float32)
     g = rng.standard_normal(x.shape).astype(np.float32)
-    cell = fast.group_norm(4)
+    cell = fast.group_norm(4, silu=silu)
     got = cell(Tensor(x), Tensor(gain), Tensor(bias)).asnumpy()
-    np.testing.assert_allclose(got, normalized(x, gain, bias, 4), atol=1e-5)
+    np.testing.assert_allclose(got, normalized(x, gain, bias, 4, silu), atol=1e-5)
 
     def product(x_byxc, gain_c, bias_c):
         return (cell(x_byxc, gain_c, bias_c) * Tensor(g)).sum()
@@ -85,11 +131,38 @@ def test_group_norm_equals_its_definition_and_its_gradient_a_finite_difference()
         direction = rng.standard_normal(arguments[i].shape)
         step = [a + (1e-5 * direction if j == i else 0) for j, a in enumerate(arguments)]
         back = [a - (1e-5 * direction if j == i else 0) for j, a in enumerate(arguments)]
-        slope = ((normalized(*step, 4) - normalized(*back, 4)) * g).sum() / 2e-5
+        difference = normalized(*step, 4, silu) - normalized(*back, 4, silu)
+        slope = (difference * g).sum() / 2e-5
         assert (grad.asnumpy() * direction).sum() == pytest.approx(slope, rel=1e-3, abs=1e-3)
 
 
-def test_nearest_upsampling_repeats_every_pixel_twice_each_way():
-    x = np.arange(2 * 2 * 3 * 4, dtype=np.float32).reshape(2, 2, 3, 4)
-    got = fast.UpsampleNearest()(Tensor(x)).asnumpy()
-    np.testing.assert_array_equal(got, x.repeat(2, 1).repeat(2, 2))
+def test_group_norm_keeps_its_digits_far_from_zero(form):
+    x = 1000 + np.random.default_rng(6).standard_normal((1, 16, 16, 8)).astype(np.float32)
+    gain, bias = np.ones(8, np.float32), np.zeros(8, np.float32)
+    got = fast.group_norm(4)(Tensor(x), Tensor(gain), Tensor(bias)).asnumpy()
+    np.testing.assert_allclose(got, normalized(x, gain, bias, 4, False), atol=2e-3)
+
+
+def test_nearest_upsampling_repeats_every_pixel_twice_each_way_and_its_gradient_sums_them(form):
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((2, 2, 3, 5)).astype(np.float32)
+    g = rng.standard_normal((2, 4, 6, 5)).astype(np.float32)
+    cell = fast.upsample()
+    np.testing.assert_array_equal(cell(Tensor(x)).asnumpy(), x.repeat(2, 1).repeat(2, 2))
+    grad = ms.grad(lambda x_byxc: (cell(x_byxc) * Tensor(g)).sum())(Tensor(x))
+    np.testing.assert_allclose(grad.asnumpy(), g.reshape(2, 2, 2, 3, 2, 5).sum((2, 4)), atol=1e-5)
+
+
+@pytest.mark.parametrize(("vectors", "codes", "width"), [(7, 50, 8), (64, 128, 32), (1, 1, 3)])
+def test_the_nearest_code_is_the_one_at_the_smallest_distance(form, vectors, codes, width):
+    rng = np.random.default_rng(7)
+    v, book = rng.standard_normal((vectors, width)), rng.standard_normal((codes, width))
+    expected = ((v[:, None] - book) ** 2).sum(-1).argmin(1)
+    got = fast.nearest_code()(Tensor(v.astype(np.float32)), Tensor(book.astype(np.float32)))
+    np.testing.assert_array_equal(got.asnumpy(), expected)
+
+
+def test_of_equally_near_codes_the_first_is_taken(form):
+    book = np.tile(np.eye(4, dtype=np.float32), (20, 1))
+    got = fast.nearest_code()(Tensor(np.eye(4, dtype=np.float32)), Tensor(book))
+    np.testing.assert_array_equal(got.asnumpy(), [0, 1, 2, 3])

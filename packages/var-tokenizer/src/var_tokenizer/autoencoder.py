@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from var_tokenizer.config import GROUPS, TokenizerConfig
-from var_tokenizer.ops import UpsampleNearest, conv2d, group_norm, silu
+from var_tokenizer.ops import conv2d, group_norm, upsample
 
 Rng = np.random.Generator | None
 
@@ -42,22 +42,28 @@ class Conv2d(nn.Cell):
         self.conv2d = conv2d(kernel, stride, pads)
 
     def construct(self, x_byxc: Tensor) -> Tensor:
-        y_byxc = self.conv2d(x_byxc, self.weight)
-        rows = ops.bias_add(y_byxc.reshape(-1, y_byxc.shape[3]), self.bias)
-        return rows.reshape(y_byxc.shape)
+        return self.conv2d(x_byxc, self.weight, self.bias)
 
 
 class GroupNorm(nn.Cell):
     """Normalizes 32 groups of channels; learned gain ``weight`` and ``bias`` a channel."""
 
+    silu = False
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.weight = Parameter(Tensor(np.ones(channels, np.float32)))
         self.bias = Parameter(Tensor(np.zeros(channels, np.float32)))
-        self.group_norm = group_norm(GROUPS)
+        self.group_norm = group_norm(GROUPS, silu=self.silu)
 
     def construct(self, x_byxc: Tensor) -> Tensor:
         return self.group_norm(x_byxc, self.weight, self.bias)
+
+
+class NormSilu(GroupNorm):
+    """silu(norm(x)), what every convolution inside reads; silu is x * sigmoid(x)."""
+
+    silu = True
 
 
 class ResidualBlock(nn.Cell):
@@ -65,16 +71,16 @@ class ResidualBlock(nn.Cell):
 
     def __init__(self, rng: Rng, channels_in: int, channels_out: int) -> None:
         super().__init__()
-        self.norm1 = GroupNorm(channels_in)
+        self.norm1 = NormSilu(channels_in)
         self.conv1 = Conv2d(rng, channels_in, channels_out, 3)
-        self.norm2 = GroupNorm(channels_out)
+        self.norm2 = NormSilu(channels_out)
         self.conv2 = Conv2d(rng, channels_out, channels_out, 3)
         widens = channels_in != channels_out
         self.nin_shortcut = Conv2d(rng, channels_in, channels_out, 1) if widens else None
 
     def construct(self, x_byxc: Tensor) -> Tensor:
-        h = self.conv1(silu(self.norm1(x_byxc)))
-        h = self.conv2(silu(self.norm2(h)))
+        h = self.conv1(self.norm1(x_byxc))
+        h = self.conv2(self.norm2(h))
         return h + (x_byxc if self.nin_shortcut is None else self.nin_shortcut(x_byxc))
 
 
@@ -127,7 +133,7 @@ class Upsample(nn.Cell):
 
     def __init__(self, rng: Rng, channels: int) -> None:
         super().__init__()
-        self.repeat = UpsampleNearest()
+        self.repeat = upsample()
         self.conv = Conv2d(rng, channels, channels, 3)
 
     def construct(self, x_byxc: Tensor) -> Tensor:
@@ -191,14 +197,14 @@ class Encoder(nn.Cell):
             ]
         )
         self.mid = Middle(rng, widths[top])
-        self.norm_out = GroupNorm(widths[top])
+        self.norm_out = NormSilu(widths[top])
         self.conv_out = Conv2d(rng, widths[top], config.latent_channels, 3)
 
     def construct(self, images_byxc: Tensor) -> Tensor:
         x_byxc = self.conv_in(images_byxc)
         for level in self.down:
             x_byxc = level(x_byxc)
-        return self.conv_out(silu(self.norm_out(self.mid(x_byxc))))
+        return self.conv_out(self.norm_out(self.mid(x_byxc)))
 
 
 class Decoder(nn.Cell):
@@ -223,7 +229,7 @@ class Decoder(nn.Cell):
                 for i in range(top + 1)
             ]
         )
-        self.norm_out = GroupNorm(widths[0])
+        self.norm_out = NormSilu(widths[0])
         self.conv_out = Conv2d(rng, widths[0], 3, 3)
 
     def features(self, latent_byxz: Tensor) -> Tensor:
@@ -231,7 +237,7 @@ class Decoder(nn.Cell):
         x_byxc = self.mid(self.conv_in(latent_byxz))
         for i in range(len(self.up) - 1, -1, -1):
             x_byxc = self.up[i](x_byxc)
-        return silu(self.norm_out(x_byxc))
+        return self.norm_out(x_byxc)
 
     def construct(self, latent_byxz: Tensor) -> Tensor:
         return self.conv_out(self.features(latent_byxz))

@@ -1,11 +1,14 @@
 """The operators of the autoencoder, each in the form that is fast on the device at hand.
 
-Feature maps are channels-last, (B, Y, X, C): a pixel's channels lie together, so on the CPU a
-convolution is a lookup of pixel rows and one matrix product. ``nn.Conv2d``, ``nn.GroupNorm``,
-``Pad`` and strided slices are 10 to 100 times slower there than PyTorch; every other device
-uses MindSpore's own kernels. The models call these names and never ask for the device.
+Feature maps are channels-last, (B, Y, X, C). On the CPU ``nn.Conv2d``, ``nn.GroupNorm``, ``Pad``
+and strided slices are 10 to 100 times slower than PyTorch. There each operator is a C++ kernel
+(``cpp/``), or, where the package was installed without a compiler, composed of the MindSpore
+operators that are fast: a convolution is a lookup of pixel rows and one matrix product. Every
+other device uses MindSpore's own kernels. The models call these names and never ask for the
+device.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
 
@@ -14,6 +17,9 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
 
+from var_tokenizer.kernels import KernelLibrary, Shape
+
+_kernels = KernelLibrary("var_tokenizer._kernels")
 _MAX_COLUMNS = 16 * 2**20  # floats of unfolded pixels held at once: 64 MiB
 
 _matmul_nt = ops.MatMul(transpose_b=True)
@@ -23,11 +29,19 @@ _gather = ops.Gather()
 _concat = ops.Concat()
 _add_n = ops.AddN()
 _zeros_like = ops.ZerosLike()
+_sum = ops.ReduceSum()
 
 
 def on_cpu() -> bool:
     """Whether cells built now run on the CPU."""
     return ms.get_context("device_target") == "CPU"
+
+
+def _form(kernel: Callable, composed: Callable, native: Callable) -> Callable:
+    """Which of the three forms of an operator suits the device and the installation."""
+    if not on_cpu():
+        return native
+    return composed if _kernels.path is None else kernel
 
 
 # ---------------------------------------------------------------- convolution
@@ -84,6 +98,38 @@ def _chunks(rows: int, width: int) -> tuple:
     return tuple(pairwise(edges))
 
 
+class _KernelConv2d(nn.Cell):
+    """Convolution by oneDNN, with the layouts of its choice for the weights."""
+
+    def __init__(self, kernel: int, stride: int, pads: tuple[int, int]) -> None:
+        super().__init__()
+        # what the shapes of the arrays leave open
+        self.geometry = Tensor(np.array([stride, pads[0]], np.int32))
+
+        def out_shape(x: Shape, weight: Shape, bias: Shape, geometry: Shape) -> Shape:
+            rows, columns = ((n + sum(pads) - kernel) // stride + 1 for n in x[1:3])
+            return (x[0], rows, columns, weight[0])
+
+        setting = (kernel, stride, pads)
+        self.forward = _kernels.operator("conv2d", out_shape, setting=setting)
+        self.grad_x = _kernels.operator("conv2d_grad_x", lambda dout, weight, x, geometry: x)
+        self.grad_weight = _kernels.operator(
+            "conv2d_grad_weight",
+            lambda dout, x, weight, geometry: (weight, (weight[0],)),
+            outputs=2,
+        )
+
+    def construct(self, x_byxc: Tensor, weight_ohwi: Tensor, bias_o: Tensor) -> Tensor:
+        return self.forward(x_byxc, weight_ohwi, bias_o, self.geometry)
+
+    def bprop(
+        self, x_byxc: Tensor, weight_ohwi: Tensor, bias_o: Tensor, out: Tensor, dout: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        grad_x = self.grad_x(dout, weight_ohwi, x_byxc, self.geometry)
+        grad_weight, grad_bias = self.grad_weight(dout, x_byxc, weight_ohwi, self.geometry)
+        return grad_x, grad_weight, grad_bias
+
+
 class _UnfoldedConv2d(nn.Cell):
     """Convolution as a lookup of pixel rows and a matrix product, a bounded chunk at a time."""
 
@@ -91,7 +137,7 @@ class _UnfoldedConv2d(nn.Cell):
         super().__init__()
         self.kernel, self.stride, self.pads = kernel, stride, pads
 
-    def construct(self, x_byxc: Tensor, weight_ohwi: Tensor) -> Tensor:
+    def construct(self, x_byxc: Tensor, weight_ohwi: Tensor, bias_o: Tensor) -> Tensor:
         b, y, x, c = x_byxc.shape
         k = self.kernel
         out_y = (y + self.pads[0] + self.pads[1] - k) // self.stride + 1
@@ -103,11 +149,11 @@ class _UnfoldedConv2d(nn.Cell):
             columns = self._columns(pixels, (b, y, x), chunk, False)
             parts.append(_matmul_nt(columns, weight))
         rows = parts[0] if len(parts) == 1 else _concat(parts)
-        return rows.reshape(b, out_y, out_x, -1)
+        return ops.bias_add(rows, bias_o).reshape(b, out_y, out_x, -1)
 
     def bprop(
-        self, x_byxc: Tensor, weight_ohwi: Tensor, out: Tensor, dout: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self, x_byxc: Tensor, weight_ohwi: Tensor, bias_o: Tensor, out: Tensor, dout: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         b, y, x, c = x_byxc.shape
         o, k = weight_ohwi.shape[0], self.kernel
         grad = dout.reshape(-1, o)
@@ -124,7 +170,7 @@ class _UnfoldedConv2d(nn.Cell):
             columns = self._columns(reads, (b, y, x), chunk, True)
             parts.append(_matmul_nt(columns, weight))
         grad_x = parts[0] if len(parts) == 1 else _concat(parts)
-        return grad_x.reshape(x_byxc.shape), grad_weight
+        return grad_x.reshape(x_byxc.shape), grad_weight, _sum(grad, 0)
 
     def _with_zeros(self, rows: Tensor) -> Tensor:
         # Gather rejects indices outside of the table, and ops.EmbeddingLookup, which reads zeros
@@ -147,25 +193,47 @@ class _NativeConv2d(nn.Cell):
         super().__init__()
         self.stride, self.pads = stride, (pads[0], pads[1], pads[0], pads[1])
 
-    def construct(self, x_byxc: Tensor, weight_ohwi: Tensor) -> Tensor:
+    def construct(self, x_byxc: Tensor, weight_ohwi: Tensor, bias_o: Tensor) -> Tensor:
         x_bcyx = ops.pad(x_byxc.transpose(0, 3, 1, 2), self.pads)
         weight = weight_ohwi.transpose(0, 3, 1, 2)
-        return ops.conv2d(x_bcyx, weight, None, self.stride).transpose(0, 2, 3, 1)
+        return ops.conv2d(x_bcyx, weight, bias_o, self.stride).transpose(0, 2, 3, 1)
 
 
 def conv2d(kernel: int, stride: int = 1, pads: tuple[int, int] | None = None) -> nn.Cell:
-    """The convolution ``f(x (B,Y,X,I), weight (O,k,k,I)) -> (B,Y',X',O)``, without a bias.
+    """The convolution ``f(x (B,Y,X,I), weight (O,k,k,I), bias (O)) -> (B,Y',X',O)``.
 
     pads: zeros (before, after) both axes; by default half a kernel on either side.
     """
     pads = (kernel // 2, kernel // 2) if pads is None else pads
-    return (_UnfoldedConv2d if on_cpu() else _NativeConv2d)(kernel, stride, pads)
+    return _form(_KernelConv2d, _UnfoldedConv2d, _NativeConv2d)(kernel, stride, pads)
 
 
 # ---------------------------------------------------------------- normalization
 @constexpr
 def _constant(shape: tuple, value: float) -> Tensor:
     return Tensor(np.full(shape, value, np.float32))
+
+
+class _KernelGroupNorm(nn.Cell):
+    """Group norm, and the SiLU after it, in one kernel."""
+
+    def __init__(self, groups: int, epsilon: float, silu: bool) -> None:
+        super().__init__()
+        self.groups = Tensor(np.array([groups], np.int32))
+        self.epsilon = Tensor(np.array([epsilon], np.float32))
+        name = "group_norm_silu" if silu else "group_norm"
+        self.forward = _kernels.operator(name, lambda x, *_: x)
+        self.backward = _kernels.operator(
+            f"{name}_grad", lambda dout, x, gain, bias, *_: (x, gain, bias), outputs=3
+        )
+
+    def construct(self, x_byxc: Tensor, gain_c: Tensor, bias_c: Tensor) -> Tensor:
+        return self.forward(x_byxc, gain_c, bias_c, self.groups, self.epsilon)
+
+    def bprop(
+        self, x_byxc: Tensor, gain_c: Tensor, bias_c: Tensor, out: Tensor, dout: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self.backward(dout, x_byxc, gain_c, bias_c, self.groups, self.epsilon)
 
 
 class _RowsGroupNorm(nn.Cell):
@@ -230,21 +298,82 @@ class _NativeGroupNorm(nn.Cell):
         return y_bcyx.transpose(0, 2, 3, 1)
 
 
-def group_norm(groups: int, epsilon: float = 1e-6) -> nn.Cell:
-    """The group norm ``f(x (B,Y,X,C), gain (C), bias (C)) -> (B,Y,X,C)``."""
-    return (_RowsGroupNorm if on_cpu() else _NativeGroupNorm)(groups, epsilon)
+class _WithSilu(nn.Cell):
+    def __init__(self, norm: nn.Cell) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def construct(self, x_byxc: Tensor, gain_c: Tensor, bias_c: Tensor) -> Tensor:
+        y_byxc = self.norm(x_byxc, gain_c, bias_c)
+        return y_byxc * ops.sigmoid(y_byxc)
 
 
-# ---------------------------------------------------------------- the rest
-def silu(x: Tensor) -> Tensor:
-    """x * sigmoid(x)."""
-    return x * ops.sigmoid(x)
+def group_norm(groups: int, epsilon: float = 1e-6, silu: bool = False) -> nn.Cell:
+    """The group norm ``f(x (B,Y,X,C), gain (C), bias (C)) -> (B,Y,X,C)``.
+
+    silu: with x * sigmoid(x) after it.
+    """
+    form = _form(_KernelGroupNorm, _RowsGroupNorm, _NativeGroupNorm)
+    if form is _KernelGroupNorm:
+        return form(groups, epsilon, silu)
+    norm = form(groups, epsilon)
+    return _WithSilu(norm) if silu else norm
 
 
-class UpsampleNearest(nn.Cell):
-    """Doubles rows and columns: (B, Y, X, C) -> (B, 2Y, 2X, C)."""
+# ---------------------------------------------------------------- upsampling
+class _KernelUpsample(nn.Cell):
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward = _kernels.operator("upsample", lambda x: (x[0], 2 * x[1], 2 * x[2], x[3]))
+        self.backward = _kernels.operator(
+            "upsample_grad", lambda dout: (dout[0], dout[1] // 2, dout[2] // 2, dout[3])
+        )
 
+    def construct(self, x_byxc: Tensor) -> Tensor:
+        return self.forward(x_byxc)
+
+    def bprop(self, x_byxc: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
+        return (self.backward(dout),)
+
+
+class _ConcatUpsample(nn.Cell):
     def construct(self, x_byxc: Tensor) -> Tensor:
         b, y, x, c = x_byxc.shape
         rows = ops.concat((x_byxc, x_byxc), 3).reshape(b, y, 2 * x * c)
         return ops.concat((rows, rows), 2).reshape(b, 2 * y, 2 * x, c)
+
+
+def upsample() -> nn.Cell:
+    """The repetition of rows and columns, ``f(x (B,Y,X,C)) -> (B,2Y,2X,C)``."""
+    return _form(_KernelUpsample, _ConcatUpsample, _ConcatUpsample)()
+
+
+# ---------------------------------------------------------------- nearest code
+class _KernelNearest(nn.Cell):
+    def __init__(self) -> None:
+        super().__init__()
+        self.nearest = _kernels.operator(
+            "nearest_code", lambda vectors, codes: (vectors[0],), dtype=ms.int32
+        )
+
+    def construct(self, vectors_nz: Tensor, codes_vz: Tensor) -> Tensor:
+        return self.nearest(vectors_nz, codes_vz)
+
+
+class _ComposedNearest(nn.Cell):
+    def __init__(self) -> None:
+        super().__init__()
+        self.argmin = ops.Argmin(axis=-1)
+
+    def construct(self, vectors_nz: Tensor, codes_vz: Tensor) -> Tensor:
+        # |vector|^2 is the same for every code, so it cannot change which one is nearest
+        length_v = (codes_vz * codes_vz).sum(1)
+        return self.argmin(length_v - 2 * _matmul_nt(vectors_nz, codes_vz))
+
+
+def nearest_code() -> nn.Cell:
+    """The search ``f(vectors (N,z), codes (V,z)) -> (N) int32``.
+
+    Gives the first of the codes at the smallest Euclidean distance; without a gradient.
+    """
+    return _form(_KernelNearest, _ComposedNearest, _ComposedNearest)()

@@ -5,6 +5,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from var_tokenizer.autoencoder import Conv2d, Rng
 from var_tokenizer.config import TokenizerConfig
+from var_tokenizer.ops import nearest_code
 from var_tokenizer.resize import area_matrix, bicubic_matrix
 
 
@@ -32,8 +33,7 @@ class Codebook(nn.Cell):
         codes = np.zeros(shape) if rng is None else rng.standard_normal(shape)
         self.weight = Parameter(Tensor(codes.astype(np.float32)))
         self.using_znorm = config.using_znorm
-        self.matmul_nt = ops.MatMul(transpose_b=True)
-        self.argmin = ops.Argmin(axis=-1)
+        self.nearest_code = nearest_code()
 
     def construct(self, ids: Tensor) -> Tensor:
         """Ids of any shape (...) to their codes (..., z)."""
@@ -41,12 +41,11 @@ class Codebook(nn.Cell):
 
     def nearest(self, vectors_nz: Tensor) -> Tensor:
         """(N, z) -> (N) int32: the index of the code at the smallest distance or angle."""
-        # the vector's own length is the same for every code: it cannot change which is nearest
-        length_v = (self.weight * self.weight).sum(1)
-        product_nv = self.matmul_nt(vectors_nz, self.weight)
-        if self.using_znorm:
-            return self.argmin(-product_nv * ops.rsqrt(ops.maximum(length_v, 1e-24)))
-        return self.argmin(length_v - 2 * product_nv)
+        codes_vz = self.weight
+        if self.using_znorm:  # the smallest angle is the nearest of the codes of length 1
+            length_v1 = (codes_vz * codes_vz).sum(1, keepdims=True)
+            codes_vz = codes_vz * ops.rsqrt(ops.maximum(length_v1, 1e-24))
+        return self.nearest_code(vectors_nz, codes_vz)
 
 
 class Refinements(nn.Cell):

@@ -1,0 +1,86 @@
+// The part of oneDNN's C interface that the convolutions need (https://uxlfoundation.github.io/oneDNN).
+//
+// MindSpore ships the library without its headers, and the functions are looked up at run time, so
+// that building needs neither. Names and values are those of oneDNN 3.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+struct dnnl_engine;
+struct dnnl_stream;
+struct dnnl_memory_desc;
+struct dnnl_memory;
+struct dnnl_primitive_desc;
+struct dnnl_primitive;
+struct dnnl_primitive_attr;
+
+namespace onednn {
+
+constexpr int max_dims = 12;
+using Dims = int64_t[max_dims];
+struct Argument {
+    int index;
+    dnnl_memory* memory;
+};
+
+enum { cpu = 1, f32 = 3, any = 1, forward_training = 64, direct = 1, user_scratchpad = 1 };
+enum { query_src = 129, query_weights = 131, query_diff_weights = 132, query_scratchpad = 136 };
+enum {
+    arg_src = 1,
+    arg_dst = 17,
+    arg_weights = 33,
+    arg_bias = 41,
+    arg_scratchpad = 80,
+    arg_diff_src = 129,
+    arg_diff_dst = 145,
+    arg_diff_weights = 161,
+    arg_diff_bias = 169,
+};
+
+// name, result, parameters
+#define ONEDNN_FUNCTIONS(F)                                                                       \
+    F(engine_create, int, dnnl_engine**, int, size_t)                                             \
+    F(threadpool_interop_stream_create, int, dnnl_stream**, dnnl_engine*, void*)                  \
+    F(threadpool_interop_get_max_concurrency, int, int*)                                          \
+    F(threadpool_interop_set_max_concurrency, int, int)                                           \
+    F(memory_desc_create_with_strides, int, dnnl_memory_desc**, int, const int64_t*, int,         \
+      const int64_t*)                                                                             \
+    F(memory_desc_create_with_tag, int, dnnl_memory_desc**, int, const int64_t*, int, int)        \
+    F(memory_desc_destroy, int, dnnl_memory_desc*)                                                \
+    F(memory_desc_equal, int, const dnnl_memory_desc*, const dnnl_memory_desc*)                   \
+    F(memory_desc_get_size, size_t, const dnnl_memory_desc*)                                      \
+    F(memory_create, int, dnnl_memory**, const dnnl_memory_desc*, dnnl_engine*, void*)            \
+    F(memory_destroy, int, dnnl_memory*)                                                          \
+    F(memory_set_data_handle, int, dnnl_memory*, void*)                                           \
+    F(primitive_attr_create, int, dnnl_primitive_attr**)                                          \
+    F(primitive_attr_set_scratchpad_mode, int, dnnl_primitive_attr*, int)                         \
+    F(primitive_attr_destroy, int, dnnl_primitive_attr*)                                          \
+    F(convolution_forward_primitive_desc_create, int, dnnl_primitive_desc**, dnnl_engine*, int,   \
+      int, const dnnl_memory_desc*, const dnnl_memory_desc*, const dnnl_memory_desc*,             \
+      const dnnl_memory_desc*, const int64_t*, const int64_t*, const int64_t*, const int64_t*,    \
+      const dnnl_primitive_attr*)                                                                 \
+    F(convolution_backward_data_primitive_desc_create, int, dnnl_primitive_desc**, dnnl_engine*,  \
+      int, const dnnl_memory_desc*, const dnnl_memory_desc*, const dnnl_memory_desc*,             \
+      const int64_t*, const int64_t*, const int64_t*, const int64_t*, const dnnl_primitive_desc*, \
+      const dnnl_primitive_attr*)                                                                 \
+    F(convolution_backward_weights_primitive_desc_create, int, dnnl_primitive_desc**,             \
+      dnnl_engine*, int, const dnnl_memory_desc*, const dnnl_memory_desc*,                        \
+      const dnnl_memory_desc*, const dnnl_memory_desc*, const int64_t*, const int64_t*,           \
+      const int64_t*, const int64_t*, const dnnl_primitive_desc*, const dnnl_primitive_attr*)     \
+    F(reorder_primitive_desc_create, int, dnnl_primitive_desc**, const dnnl_memory_desc*,         \
+      dnnl_engine*, const dnnl_memory_desc*, dnnl_engine*, const dnnl_primitive_attr*)            \
+    F(primitive_desc_query_md, const dnnl_memory_desc*, const dnnl_primitive_desc*, int, int)     \
+    F(primitive_desc_destroy, int, dnnl_primitive_desc*)                                          \
+    F(primitive_create, int, dnnl_primitive**, const dnnl_primitive_desc*)                        \
+    F(primitive_execute, int, const dnnl_primitive*, dnnl_stream*, int, const Argument*)          \
+    F(primitive_destroy, int, dnnl_primitive*)
+
+#define ONEDNN_DECLARE(name, result, ...) extern result (*name)(__VA_ARGS__);
+ONEDNN_FUNCTIONS(ONEDNN_DECLARE)
+#undef ONEDNN_DECLARE
+
+extern dnnl_engine* engine;
+extern dnnl_stream* stream;  // its work runs on the threads of OpenMP
+
+}  // namespace onednn

@@ -1,0 +1,63 @@
+"""C++ functions that are compiled when a package is installed, as operators of MindSpore's graphs."""
+
+import ctypes
+import importlib.util
+import logging
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import mindspore as ms
+from mindspore import ops
+
+log = logging.getLogger(__name__)
+
+Shape = tuple[int, ...]
+
+
+class KernelLibrary:
+    """The shared library ``module``, an extension module's name, e.g. ``var_tokenizer._kernels``.
+
+    It is missing where the package was installed without a compiler; the operators are then
+    composed of MindSpore's own.
+    """
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+
+    @cached_property
+    def path(self) -> str | None:
+        """Where the library stands; None where it cannot be used, which is logged once."""
+        spec = importlib.util.find_spec(self.module)
+        if spec is None or spec.origin is None:
+            reason = "it was not built when the package was installed"
+        else:
+            onednn = Path(ms.__file__).parent / "lib" / "libdnnl.so.3"
+            try:
+                status = ctypes.CDLL(spec.origin).open_kernels(str(onednn).encode())
+                reason = f"open_kernels returned {status}" if status else ""
+            except OSError as error:
+                reason = str(error)
+            if not reason:
+                return spec.origin
+        log.info("%s is not used (%s): operators are composed, and slower", self.module, reason)
+        return None
+
+    def operator(
+        self,
+        name: str,
+        shapes: Callable[..., Shape | tuple[Shape, ...]],
+        outputs: int = 1,
+        dtype: ms.dtype = ms.float32,
+        setting: object = None,
+    ) -> ops.Custom:
+        """The function ``name`` of the library as an operator.
+
+        shapes: from the shapes of the inputs to that of the output, or to those of several.
+        setting: what ``shapes`` depends on besides; MindSpore remembers the shapes that it has
+        inferred, and would give those of another setting.
+        """
+        dtypes = dtype if outputs == 1 else (dtype,) * outputs
+        operator = ops.Custom(f"{self.path}:{name}", shapes, lambda *_: dtypes, func_type="aot")
+        operator.add_prim_attr("setting", str(setting))
+        return operator
