@@ -1,11 +1,18 @@
-"""AdamW with global-norm clipping (arXiv:1711.05101), compiled into the training step."""
+"""AdamW with global-norm clipping (arXiv:1711.05101), its schedules, and averaged weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from var_tokenizer import InputError
+
+from var_train.checkpoints import parameter_arrays, restore_parameters
+
+# The share of the steps after warmup that stays at the peak before the fall begins.
+_PLATEAU = {"cos": 0.0, "lin": 0.15, "lin0": 0.05, "lin00": 0.0, "exp": 0.15}
 
 
 @dataclass(frozen=True)
@@ -18,24 +25,45 @@ class AdamWConfig:
     """Decay of the first and the second moment."""
     weight_decay: float = 0.05
     """Decay of matrices; embeddings, biases and gains are exempt."""
+    weight_decay_end: float | None = None
+    """Decay at the last step, reached along half a cosine; None keeps it as it is."""
     clip: float = 2.0
     """Largest global norm of the gradient."""
+    schedule: str = "cos"
+    """How the rate falls: cos (half a cosine), lin, lin0 and lin00 (straight, after 15, 5 and 0 %
+    of the steps at the peak), linX with X in (0, 1) (straight in two parts that meet after that
+    fraction, the first half as steep), exp (exponentially, after 15 %)."""
     warmup: float = 0.05
     """Fraction of the steps that raise the rate from 0."""
     final: float = 0.01
-    """Rate at the end of the cosine that follows, as a fraction of the peak."""
+    """Rate at the end of the schedule, as a fraction of the peak."""
 
     def __post_init__(self) -> None:
         for field, allowed, valid in (
             ("learning_rate", "above 0", self.learning_rate > 0),
             ("betas", "two numbers in [0, 1)", all(0 <= b < 1 for b in self.betas)),
             ("weight_decay", "at least 0", self.weight_decay >= 0),
+            ("weight_decay_end", "at least 0", (self.weight_decay_end or 0) >= 0),
             ("clip", "above 0", self.clip > 0),
+            ("schedule", "cos, lin, lin0, lin00, lin0.1 to lin0.9 or exp", self._known_schedule()),
             ("warmup", "in [0, 1]", 0 <= self.warmup <= 1),
             ("final", "in [0, 1]", 0 <= self.final <= 1),
         ):
             if not valid:
                 raise InputError(f"{field} is {getattr(self, field)}; expected {allowed}")
+        if self.schedule == "exp" and self.final == 0:
+            raise InputError("final is 0; expected above 0 for the schedule exp")
+
+    def _known_schedule(self) -> bool:
+        return self.schedule in _PLATEAU or self._knee() is not None
+
+    def _knee(self) -> float | None:
+        """X of ``linX``."""
+        try:
+            knee = float(self.schedule.removeprefix("lin"))
+        except ValueError:
+            return None
+        return knee if self.schedule.startswith("lin0.") and 0 < knee < 1 else None
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of ``step`` (0-based) of ``steps``."""
@@ -43,12 +71,33 @@ class AdamWConfig:
         if step < warm:
             return self.learning_rate * (step + 1) / warm
         progress = (step - warm) / max(1, steps - warm)
-        cosine = 0.5 * (1 + np.cos(np.pi * progress))
-        return self.learning_rate * float(self.final + (1 - self.final) * cosine)
+        return self.learning_rate * float(self._fraction(progress))
+
+    def _fraction(self, progress: float) -> float:
+        """The share of the peak rate, ``progress`` in [0, 1) after warmup."""
+        knee = self._knee()
+        if knee is not None:
+            middle = (1 + self.final + (1 - self.final) * (1 - knee)) / 2
+            return float(np.interp(progress, (0, knee, 1), (1, middle, self.final)))
+        plateau = _PLATEAU[self.schedule]
+        fall = max(0.0, (progress - plateau) / (1 - plateau))
+        if self.schedule == "exp":
+            return self.final**fall
+        if self.schedule == "cos":
+            fall = 0.5 * (1 - np.cos(np.pi * fall))
+        return 1 - (1 - self.final) * fall
+
+    def decay(self, step: int, steps: int) -> float:
+        """The weight decay of ``step`` (0-based) of ``steps``."""
+        if self.weight_decay_end is None:
+            return self.weight_decay
+        cosine = 0.5 * (1 + np.cos(np.pi * step / max(1, steps - 1)))
+        return float(self.weight_decay_end + (self.weight_decay - self.weight_decay_end) * cosine)
 
 
 _sum_of_squares = ops.MultitypeFuncGraph("sum_of_squares")
 _update = ops.MultitypeFuncGraph("update")
+_average = ops.MultitypeFuncGraph("average")
 
 
 @_sum_of_squares.register("Tensor")
@@ -56,10 +105,16 @@ def _(gradient: Tensor) -> Tensor:
     return (gradient * gradient).sum()
 
 
+@_average.register("Tensor", "Tensor", "Tensor")
+def _(keep: Tensor, average: Parameter, parameter: Parameter) -> Tensor:
+    return ops.assign(average, keep * average + (1 - keep) * parameter)
+
+
 @_update.register(
     "Function",
-    "Number",
-    "Number",
+    "Tensor",
+    "Tensor",
+    "Tensor",
     "Tensor",
     "Tensor",
     "Bool",
@@ -70,19 +125,20 @@ def _(gradient: Tensor) -> Tensor:
 )
 def _(
     kernel: ops.Primitive,
-    beta1: float,
-    beta2: float,
     scalars_3: Tensor,
+    beta1: Tensor,
+    beta2: Tensor,
     factor: Tensor,
+    finite: Tensor,
     decays: bool,
     parameter: Parameter,
     first: Parameter,
     second: Parameter,
     gradient: Tensor,
 ) -> Tensor:
-    rate, epsilon, decay = scalars_3[0], scalars_3[1], scalars_3[2]
-    decay = decay if decays else 0.0
-    gradient = gradient * factor
+    rate, epsilon = scalars_3[0], scalars_3[1]
+    decay = scalars_3[2] if decays else 0.0
+    gradient = ops.select(finite, gradient * factor, ops.zeros_like(gradient))
     return kernel(parameter, first, second, rate, beta1, beta2, epsilon, decay, gradient)
 
 
@@ -91,6 +147,9 @@ class AdamW(nn.Cell):
 
     MindSpore's fused ``AdamWeightDecay`` kernel leaves out the bias correction; it is folded
     into the scalars that the kernel takes, so the result is AdamW's own.
+
+    A gradient that is not finite changes nothing. ``skipped`` counts such steps, for the bias
+    correction to leave them out; whoever reads the norm calls ``count``.
     """
 
     def __init__(
@@ -108,21 +167,104 @@ class AdamW(nn.Cell):
         self.kernel = ops.AdamWeightDecay()
         self.map = ops.HyperMap()
         self.beta1, self.beta2 = config.betas
+        self.skipped = 0
 
     def scalars(self, step: int, steps: int) -> Tensor:
         """What ``construct`` needs of the schedule: (rate, epsilon, decay) for the kernel."""
         beta1, beta2 = self.config.betas
-        rate = self.config.rate(step, steps)
-        correction1, correction2 = 1 - beta1 ** (step + 1), 1 - beta2 ** (step + 1)
+        rate, updates = self.config.rate(step, steps), step - self.skipped + 1
+        correction1, correction2 = 1 - beta1**updates, 1 - beta2**updates
         scaled_rate = rate * np.sqrt(correction2) / correction1
         epsilon = 1e-8 * np.sqrt(correction2)
-        decay = self.config.weight_decay * rate / scaled_rate
+        decay = self.config.decay(step, steps) * rate / scaled_rate
         return Tensor(np.array([scaled_rate, epsilon, decay], np.float32))
 
-    def construct(self, gradients: tuple[Tensor, ...], scalars_3: Tensor) -> Tensor:
-        """Updates the parameters in place; returns the global norm before clipping."""
-        norm = ops.sqrt(sum(self.map(_sum_of_squares, gradients)))
-        factor = ops.minimum(self.config.clip / (norm + 1e-6), 1.0)
-        update = ops.partial(_update, self.kernel, self.beta1, self.beta2, scalars_3, factor)
+    def construct(
+        self, gradients: tuple[Tensor, ...], scalars_3: Tensor, divisor: Tensor | float = 1.0
+    ) -> Tensor:
+        """Updates the parameters in place; returns the global norm before clipping.
+
+        divisor: of the gradients, before anything else (loss scale, accumulated parts).
+        """
+        norm = ops.sqrt(sum(self.map(_sum_of_squares, gradients))) / divisor
+        finite = ops.isfinite(norm)
+        factor = ops.minimum(self.config.clip / (norm + 1e-6), 1.0) / divisor
+        one = ops.ones_like(norm)
+        rates_3 = ops.select(finite, scalars_3, ops.zeros_like(scalars_3))
+        update = ops.partial(
+            _update,
+            self.kernel,
+            rates_3,
+            ops.select(finite, self.beta1 * one, one),
+            ops.select(finite, self.beta2 * one, one),
+            factor,
+            finite,
+        )
         done = self.map(update, self.decays, self.parameters, self.first, self.second, gradients)
         return ops.depend(norm, done)  # an update nobody waits for is optimized away
+
+    def count(self, norm: float) -> bool:
+        """Whether the step that returned ``norm`` changed the weights; counts it where not."""
+        finite = bool(np.isfinite(norm))
+        self.skipped += not finite
+        return finite
+
+    def snapshot(self, prefix: str) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+        """Arrays under ``prefix`` and JSON state of a ``Snapshot``."""
+        moments = (*self.first, *self.second)
+        return parameter_arrays(prefix, moments), {"skipped": self.skipped}
+
+    def restore(
+        self, prefix: str, arrays: Mapping[str, np.ndarray], state: Mapping[str, object]
+    ) -> None:
+        """Puts back what ``snapshot`` gave."""
+        restore_parameters(prefix, (*self.first, *self.second), arrays)
+        self.skipped = int(state["skipped"])
+
+
+class Ema(nn.Cell):
+    """The exponential moving average of parameters.
+
+    Update ``t`` (0-based) keeps ``min(decay, (1 + t) / (10 + t))`` of it, so that the first
+    weights, which are random, are soon forgotten.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter], decay: float) -> None:
+        """decay: in (0, 1)."""
+        super().__init__()
+        self.decay = decay
+        self.parameters = ParameterTuple(parameters)
+        self.averages = self.parameters.clone("ema", init="same")
+        self.map = ops.HyperMap()
+        averages, owners, each = self.averages, self.parameters, self.map
+
+        @ms.jit
+        def update(keep: Tensor) -> Tensor:
+            return ops.depend(keep, each(ops.partial(_average, keep), averages, owners))
+
+        self._update = update
+
+    def update(self, step: int) -> None:
+        """Takes in the weights that step ``step`` (0-based) left."""
+        keep = min(self.decay, (1 + step) / (10 + step))
+        self._update(Tensor(np.float32(keep)))
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside the block the model has the averaged weights: to validate, sample or save."""
+        own = [Tensor(p.asnumpy().copy()) for p in self.parameters]
+        for parameter, average in zip(self.parameters, self.averages, strict=True):
+            ops.assign(parameter, Tensor(average.asnumpy()))
+        try:
+            yield
+        finally:
+            for parameter, array in zip(self.parameters, own, strict=True):
+                ops.assign(parameter, array)
+
+    def snapshot(self, prefix: str) -> dict[str, np.ndarray]:
+        """Arrays under ``prefix`` of a ``Snapshot``."""
+        return parameter_arrays(prefix, self.averages)
+
+    def restore(self, prefix: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Puts back what ``snapshot`` gave."""
+        restore_parameters(prefix, self.averages, arrays)

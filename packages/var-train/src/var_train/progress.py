@@ -1,4 +1,4 @@
-"""What a run shows and records while it works: a progress bar and ``metrics.jsonl``."""
+"""What a run shows and records while it works: bar, ``metrics.jsonl``, TensorBoard, pictures."""
 
 import json
 import time
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -15,40 +17,123 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from var_tokenizer import InputError
+from tensorboardX import SummaryWriter
+from var_tokenizer import InputError, replacing
+
+from var_train import distributed
+
+Value = float | list[float] | np.ndarray
 
 
 class MetricsLog:
-    """Appends one JSON object a line: ``{"stage", "step", "seconds", ...}``.
+    """Records the values of steps in ``FOLDER/metrics.jsonl`` and for TensorBoard.
 
-    ``seconds`` counts from when the log was opened. Raises InputError where the file cannot be
-    written.
+    A line of ``metrics.jsonl`` is a JSON object ``{"stage", "step", "seconds", ...}``, where
+    ``seconds`` counts the time of all processes that wrote to the file. Validations have the
+    stage "validation" and name the stage that they measure as "of". Pictures, uint8 (Y, X, 3),
+    become files in ``FOLDER/pictures``. TensorBoard reads ``FOLDER/tensorboard``.
+
+    Worker 0 alone writes. Raises InputError where the folder cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, folder: Path, resume: bool = False) -> None:
+        """resume: keep what an earlier process recorded."""
+        self.folder = Path(folder)
+        self._path = self.folder / "metrics.jsonl"
+        self._writes = distributed.rank() == 0
+        self._boards: dict[str, SummaryWriter] = {}
+        self._file = None
+        if not self._writes:
+            return
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("w", buffering=1)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("a" if resume else "w", buffering=1)
         except OSError as error:
-            raise InputError(f"{path}: cannot write here: {error.strerror}") from error
-        self._started = time.monotonic()
-
-    def write(self, stage: str, step: int, **values: float | list[float]) -> None:
-        seconds = round(time.monotonic() - self._started, 2)
-        self._file.write(
-            json.dumps({"stage": stage, "step": step, "seconds": seconds, **values}) + "\n"
+            raise InputError(f"{self._path}: cannot write here: {error.strerror}") from error
+        self._started = time.monotonic() - max(
+            (line["seconds"] for line in self._lines()), default=0
         )
 
-    def close(self) -> None:
+    def write(self, stage: str, step: int, **values: Value) -> None:
+        """Records the values of one training step."""
+        self._record(stage, stage, step, values)
+
+    def write_validation(self, stage: str, step: int, **values: Value) -> None:
+        """Records a validation after ``step``."""
+        self._record("validation", stage, step, values)
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Forgets what is on record of ``stage`` from ``step`` on: these steps come again."""
+        if not self._writes:
+            return
+        kept = [
+            line
+            for line in self._lines()
+            if line.get("of", line["stage"]) != stage or line["step"] < step
+        ]
         self._file.close()
+        with replacing(self._path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._file = self._path.open("a", buffering=1)
+        self._board(stage, step)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        for board in self._boards.values():
+            board.close()
+
+    def _record(self, kind: str, stage: str, step: int, values: dict[str, Value]) -> None:
+        if not self._writes:
+            return
+        numbers = {k: v for k, v in values.items() if not isinstance(v, np.ndarray)}
+        seconds = round(time.monotonic() - self._started, 2)
+        line = {"stage": kind, "step": step, "seconds": seconds, **numbers}
+        if kind != stage:
+            line["of"] = stage
+        board = self._board(stage)
+        prefix = "" if kind == stage else f"{kind}/"
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            for name, value in values.items():
+                if isinstance(value, np.ndarray):
+                    path = self.folder / "pictures" / f"{stage}-{name}-{step + 1:08d}.png"
+                    with replacing(path) as temporary:
+                        Image.fromarray(value).save(temporary, "PNG")
+                    board.add_image(prefix + name, value, step, dataformats="HWC")
+                elif isinstance(value, list):
+                    for k, item in enumerate(value):
+                        board.add_scalar(f"{prefix}{name}/{k}", item, step)
+                else:
+                    board.add_scalar(prefix + name, value, step)
+        except OSError as error:
+            raise InputError(f"{self.folder}: cannot write: {error.strerror}") from error
+
+    def _board(self, stage: str, purge_step: int | None = None) -> SummaryWriter:
+        if stage not in self._boards:
+            folder = str(self.folder / "tensorboard" / stage)
+            self._boards[stage] = SummaryWriter(folder, purge_step=purge_step, flush_secs=10)
+        return self._boards[stage]
+
+    def _lines(self) -> list[dict]:
+        """What the file holds; a line that a killed process left unfinished does not count."""
+        lines = []
+        for text in self._path.read_text().splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                continue
+        return lines
 
 
 class StepBar:
     """A progress bar over training steps with the loss, images a second and the time left."""
 
-    def __init__(self, progress: Progress, title: str, steps: int) -> None:
+    def __init__(self, progress: Progress, title: str, steps: int, done: int = 0) -> None:
         self._progress = progress
-        self._task = progress.add_task(title, total=steps, loss="compiling", speed="")
+        self._task = progress.add_task(
+            title, total=steps, completed=done, loss="compiling", speed=""
+        )
         self._last = time.monotonic()
         self._rate = 0.0
 
@@ -62,8 +147,8 @@ class StepBar:
 
 
 @contextmanager
-def step_bar(title: str, steps: int) -> Iterator[StepBar]:
-    """Shows a ``StepBar`` on stderr while the block runs."""
+def step_bar(title: str, steps: int, done: int = 0) -> Iterator[StepBar]:
+    """Shows a ``StepBar`` on stderr while the block runs, on worker 0."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -73,5 +158,6 @@ def step_bar(title: str, steps: int) -> Iterator[StepBar]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        yield StepBar(progress, title, steps)
+    hidden = distributed.rank() > 0
+    with Progress(*columns, console=Console(stderr=True), disable=hidden) as progress:
+        yield StepBar(progress, title, steps, done)

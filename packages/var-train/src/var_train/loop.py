@@ -1,0 +1,198 @@
+"""The training loop of both stages: resumes, records, validates, saves, and stops in order."""
+
+import json
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from var_tokenizer import InputError
+
+from var_train import distributed
+from var_train.checkpoints import CheckpointFolder, Snapshot
+from var_train.progress import MetricsLog, Value, step_bar
+
+log = logging.getLogger(__name__)
+
+
+class Stage(Protocol):
+    """What is trained, one step at a time.
+
+    All randomness of a step comes from its number (``np.random.default_rng((seed, stage number,
+    step))``), so a stage that is restored after n steps goes on as if it had never stopped.
+    Every worker calls everything here, in the same order.
+    """
+
+    name: str
+    """"tokenizer" or "transformer"."""
+    steps: int
+    """All steps of the training."""
+    batch: int
+    """Images a step, of all workers together."""
+
+    def train_step(self, step: int) -> dict[str, float | list[float]]:
+        """Step ``step`` (0-based); its metrics, "loss" among them, the same on every worker."""
+
+    def validate(self, step: int) -> dict[str, Value] | None:
+        """Measures the model that step ``step`` left; the lowest "loss" is the best model.
+
+        Pictures, uint8 (Y, X, 3), are allowed among the values.
+        """
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+        """Everything that training changes: arrays by name, and the rest as JSON has it."""
+
+    def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, object]) -> None:
+        """Puts back what ``state`` gave."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Checkpoints and validations of a stage. Raises InputError for a value out of range."""
+
+    checkpoint_every: int = 500
+    """Steps between checkpoints; each validation writes one too."""
+    keep: int = 3
+    """How many of the newest checkpoints stay, beside the best."""
+    validations: int = 5
+    """How often the held-out images are measured, evenly over the run."""
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint_every", "keep", "validations"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
+
+
+class Stopwatch:
+    """Where the time of a step goes: ``with watch("data"): ...``."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self._seconds[part] = self._seconds.get(part, 0.0) + time.perf_counter() - begin
+
+    def lap(self) -> dict[str, float]:
+        """``seconds_PART`` of each part since the last lap."""
+        seconds, self._seconds = self._seconds, {}
+        return {f"seconds_{part}": round(value, 6) for part, value in seconds.items()}
+
+
+def train(
+    stage: Stage,
+    folder: Path,
+    metrics: MetricsLog,
+    config: LoopConfig,
+    settings: dict[str, object],
+    resume: bool = True,
+) -> dict[str, float | list[float]]:
+    """Trains ``stage`` to its last step; returns the last validation's numbers.
+
+    folder: of the run; checkpoints lie in ``FOLDER/checkpoints/STAGE``. settings: what must be
+    the same for a run to be resumed, as JSON has it. resume: go on from the newest checkpoint,
+    where there is one; else all checkpoints of the stage are removed.
+
+    SIGTERM saves after the step at hand and exits with status 0. Raises InputError for a
+    checkpoint of other settings, a loss that is not finite (the last good checkpoint stays) and
+    a disk that cannot be written.
+    """
+    checkpoints = CheckpointFolder(folder / "checkpoints" / stage.name, config.keep)
+    settings = json.loads(json.dumps(settings))  # tuples as the lists that come back
+    if distributed.rank() == 0 and not resume:
+        checkpoints.clear()
+    done, best, validation = 0, math.inf, {}
+    snapshot = checkpoints.newest() if resume else None
+    _check_same_step(snapshot)
+    if snapshot:
+        _check_settings(checkpoints.folder, snapshot.state["settings"], settings)
+        stage.restore(snapshot.arrays, snapshot.state["stage"])
+        done, validation = snapshot.step, snapshot.state["validation"]
+        best = snapshot.state["best_loss"] or math.inf
+        log.info("%s: resumed after step %d of %d", stage.name, done, stage.steps)
+    metrics.rewind(stage.name, done)
+
+    def save(is_best: bool = False) -> None:
+        arrays, state = stage.state()
+        if distributed.rank() == 0:
+            kept = {"settings": settings, "validation": validation, "stage": state}
+            kept["best_loss"] = best if math.isfinite(best) else None
+            checkpoints.save(Snapshot(done, arrays, kept), is_best)
+
+    validate_after = set(np.linspace(0, stage.steps, config.validations + 1).astype(int)[1:])
+    with _sigterm() as terminated, step_bar(stage.name.ljust(11), stage.steps, done) as bar:
+        while done < stage.steps:
+            begin = time.perf_counter()
+            values = stage.train_step(done)
+            seconds = time.perf_counter() - begin
+            loss = check_finite(values["loss"], stage.name, done)
+            speed = {"images_per_second": stage.batch / seconds, "seconds_step": seconds}
+            metrics.write(stage.name, done, **values, **speed)
+            bar.advance(stage.batch, loss)
+            done += 1
+            is_best = False
+            if done in validate_after:
+                found = stage.validate(done - 1)
+                if found is not None:
+                    metrics.write_validation(stage.name, done - 1, **found)
+                    validation = {k: v for k, v in found.items() if not isinstance(v, np.ndarray)}
+                    is_best = validation.get("loss", math.inf) < best
+                    best = min(best, validation.get("loss", math.inf))
+            stop = distributed.any_worker(terminated())
+            if done in validate_after or done % config.checkpoint_every == 0 or stop:
+                save(is_best)
+            if stop:
+                log.info("%s: terminated; saved after step %d", stage.name, done)
+                raise SystemExit(0)
+    return validation
+
+
+def check_finite(loss: float, stage: str, step: int) -> float:
+    """The loss itself; raises InputError where it is NaN or infinite."""
+    if not np.isfinite(loss):
+        raise InputError(
+            f"{stage} loss is {loss} at step {step}; expected a finite number "
+            "(a lower learning_rate or clip may help)"
+        )
+    return loss
+
+
+def _check_same_step(snapshot: Snapshot | None) -> None:
+    steps = distributed.gather(np.array(snapshot.step if snapshot else 0))
+    if (steps != steps[0]).any():
+        raise InputError(
+            f"the workers found checkpoints of steps {steps.tolist()}; expected the same one "
+            "(the run folder must be shared by all nodes)"
+        )
+
+
+def _check_settings(folder: Path, saved: object, settings: object, name: str = "") -> None:
+    """Raises InputError that names the first setting in which a checkpoint differs."""
+    if isinstance(saved, Mapping) and isinstance(settings, Mapping):
+        for key in sorted({*saved, *settings}):
+            inner = f"{name}.{key}".lstrip(".")
+            _check_settings(folder, saved.get(key), settings.get(key), inner)
+    elif saved != settings:
+        raise InputError(
+            f"{folder}: was trained with {name} = {saved}, now it is {settings}; expected the "
+            "same settings (--no-resume starts from the beginning, another --out beside it)"
+        )
+
+
+@contextmanager
+def _sigterm() -> Iterator:
+    """Yields a function that says whether SIGTERM came since the block began."""
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, before)
