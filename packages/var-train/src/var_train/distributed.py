@@ -51,8 +51,8 @@ def gather(array: np.ndarray) -> np.ndarray:
     array = np.ascontiguousarray(array)
     if size() == 1:
         return array[None]
-    # as int64, since the collectives of the CPU lack some dtypes (float64 for one)
-    raw = np.zeros(-(-array.nbytes // 8), np.int64)
+    # as int32: the collectives of the CPU lack float64 and drop the upper half of an int64
+    raw = np.zeros(-(-array.nbytes // 4), np.int32)
     raw.view(np.uint8)[: array.nbytes] = array.reshape(-1).view(np.uint8)
     rows = ops.AllGather()(Tensor(raw[None])).asnumpy()
     data = np.ascontiguousarray(rows).view(np.uint8)[:, : array.nbytes]
@@ -71,7 +71,7 @@ def any_worker(flag: bool) -> bool:
 
 def wait_for_all() -> None:
     """Returns when every worker is here."""
-    gather(np.zeros(1, np.int64))
+    gather(np.zeros(1, np.int32))
 
 
 def synchronize(parameters: Sequence[Parameter]) -> None:

@@ -1,5 +1,6 @@
 """The training loop of both stages: resumes, records, validates, saves, and stops in order."""
 
+import json
 import logging
 import math
 import signal
@@ -105,6 +106,7 @@ def train(
     a disk that cannot be written.
     """
     checkpoints = CheckpointFolder(folder / "checkpoints" / stage.name, config.keep)
+    settings = json.loads(json.dumps(settings))  # tuples as the lists that come back
     if distributed.rank() == 0 and not resume:
         checkpoints.clear()
     done, best, validation = 0, math.inf, {}
@@ -147,7 +149,7 @@ def train(
             stop = distributed.any_worker(terminated())
             if done in validate_after or done % config.checkpoint_every == 0 or stop:
                 save(is_best)
-            if stop and done < stage.steps:
+            if stop:
                 log.info("%s: terminated; saved after step %d", stage.name, done)
                 raise SystemExit(0)
     return validation

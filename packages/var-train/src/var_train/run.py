@@ -105,7 +105,7 @@ def run(config: Run) -> dict[str, object]:
     for stage in (config.train_tokenizer, config.train_transformer):
         steps_in_epoch(len(train), stage.batch)
     log.info("%d training and %d validation images", len(train), len(val))
-    metrics = MetricsLog(config.out / "metrics.jsonl")
+    metrics = MetricsLog(config.out)
     seconds = {}
 
     tokenizer = Tokenizer(config.tokenizer, config.seed)
