@@ -48,7 +48,7 @@ def test_a_closed_stream_stops_its_generation_before_the_next_scale():
 
 def test_a_generation_stops_between_scales_when_its_time_is_over():
     reached, seen = [], []
-    with pytest.raises(TimeOverError, match="stopped after scale 2 of 5: .* 0.2 s"):
+    with pytest.raises(TimeOverError, match=r"stopped after scale 2 of 5: .* 0\.2 s"):
         for k, _ in Streamer(SCALES, seconds=0.2).stream(drawing(reached, slow=1)):
             seen.append(k)
     assert seen == [0, 1] == reached
