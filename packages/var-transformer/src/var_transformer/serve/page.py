@@ -36,6 +36,7 @@ _STYLE = """
 .pictures img, .canvas canvas { image-rendering: pixelated; }
 footer { display: none !important; }
 """
+Value = str | float | bool | None  # of a control
 Update = tuple[Any, ...]  # of the pictures, the status line, the download and the chosen picture
 
 
@@ -191,7 +192,7 @@ class _Studio:
         return self.size[0] * self._zoom, self.size[1] * self._zoom
 
     # ------------------------------------------------------------ the buttons
-    def draw(self, *settings: Any) -> Iterator[Update]:  # noqa: ANN401 what controls hold
+    def draw(self, *settings: Value) -> Iterator[Update]:
         with _errors_shown():
             labels, seed, sampler = self._request(*settings)
             yield from self._updates(
@@ -207,7 +208,7 @@ class _Studio:
                 ),
             )
 
-    def redraw(self, painted: dict[str, Any] | None, *settings: Any) -> Iterator[Update]:  # noqa: ANN401
+    def redraw(self, painted: dict[str, Any] | None, *settings: Value) -> Iterator[Update]:
         with _errors_shown():
             labels, seed, sampler = self._request(*settings)
             image_cyx, mask_yx = self._read_canvas(painted)
