@@ -6,16 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TextColumn
 from var_tokenizer import InputError
+from var_transformer import progress_bar
 
 
 class MetricsLog:
@@ -64,14 +57,5 @@ class StepBar:
 @contextmanager
 def step_bar(title: str, steps: int) -> Iterator[StepBar]:
     """Shows a ``StepBar`` on stderr while the block runs."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}  {task.fields[speed]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with progress_bar(TextColumn("{task.fields[loss]}  {task.fields[speed]}")) as progress:
         yield StepBar(progress, title, steps)

@@ -3,6 +3,7 @@
 from var_transformer.config import TransformerConfig
 from var_transformer.edit import box_mask, edit, tokens_to_redraw
 from var_transformer.generate import Generation, Refiner, check_pair, generate
+from var_transformer.progress import progress_bar
 from var_transformer.sampler import Sampler, check_sampler
 from var_transformer.transformer import Transformer
 
@@ -17,5 +18,6 @@ __all__ = [
     "check_sampler",
     "edit",
     "generate",
+    "progress_bar",
     "tokens_to_redraw",
 ]

@@ -19,7 +19,6 @@ from var_tokenizer import InputError, Tokenizer, replacing
 from var_transformer.command import (
     class_names,
     class_number,
-    image_bar,
     load_pair,
     log,
     run_command,
@@ -35,6 +34,7 @@ from var_transformer.pictures import (
     save_png,
     to_pixels,
 )
+from var_transformer.progress import progress_bar
 from var_transformer.sampler import Sampler
 from var_transformer.transformer import Transformer
 
@@ -140,7 +140,7 @@ def _write_images(
     """
     count = len(targets)
     batch = batch_size(config, model, tokenizer, count)
-    with image_bar() as bar:
+    with progress_bar() as bar:
         task = bar.add_task("sampling", total=count)
         for begin in range(0, count, batch):
             numbers = np.arange(begin, min(begin + batch, count))

@@ -73,11 +73,11 @@ def make_page(
                         redraw = gr.Button("Redraw", variant="primary", elem_id="redraw")
                 status = gr.Markdown(elem_id="status", min_height=28)
                 pictures = gr.Gallery(
-                    label="Pictures",
+                    show_label=False,
                     format="png",
                     columns=4,
                     object_fit="contain",
-                    height=440,
+                    height=400,
                     buttons=["fullscreen"],
                     interactive=False,
                     elem_id="pictures",
