@@ -1,5 +1,6 @@
 """The next-scale transformer of VAR: token maps -> next token map."""
 
+from var_transformer.attention import Backend
 from var_transformer.config import TransformerConfig
 from var_transformer.editing import box_mask, edit, tokens_to_redraw
 from var_transformer.generate import Generation, check_pair, generate
@@ -7,6 +8,7 @@ from var_transformer.sampler import Sampler, check_sampler
 from var_transformer.transformer import Transformer
 
 __all__ = [
+    "Backend",
     "Generation",
     "Sampler",
     "Transformer",
