@@ -335,10 +335,17 @@ class Transformer(nn.Cell):
         """Logits (B, s_y * s_x, V) of one scale, and the cache grown by it.
 
         inputs_blz: None at scale 0, which starts from the class alone. cache: None at scale 0.
-        Raises InputError for a cache that is full, of another batch or not at this scale.
+        Raises InputError for a cache that is full, of another batch or not at this scale, and
+        for inputs of another shape.
         """
-        cache = cache or self.new_cache(class_bc.shape[0])
-        cache.check(self.config.schedule, scale, class_bc.shape[0])
+        batch, schedule = class_bc.shape[0], self.config.schedule
+        cache = cache or self.new_cache(batch)
+        cache.check(schedule, scale, batch)
+        expected = (batch, schedule.tokens[scale], self.config.latent_channels)
+        if inputs_blz is not None and tuple(inputs_blz.shape) != expected:
+            raise InputError(
+                f"inputs of scale {scale} have shape {tuple(inputs_blz.shape)}; expected {expected}"
+            )
         # plain tuples would be compiled in as constants
         modulations, past = ms.mutable(modulations), cache.tensors and ms.mutable(cache.tensors)
         logits, grown = self._compiled.extend(scale, inputs_blz, class_bc, modulations, past)

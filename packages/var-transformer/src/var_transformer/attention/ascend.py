@@ -88,6 +88,7 @@ class AscendAttention(NextScaleAttention):
         self, q: Tensor, k: Tensor, v: Tensor, index: int, past: Kept
     ) -> tuple[Tensor, Kept]:
         b, length, heads, d = k.shape
+        check_cache(past[0].shape, (b, self.offsets[-1], heads, d))
         begin, end = self.offsets[index], self.offsets[index + 1]
         # to the operator, images are the blocks of a paged cache
         slots = _slots(b, self.offsets[-1], begin, end)
@@ -97,7 +98,7 @@ class AscendAttention(NextScaleAttention):
             q,
             past[0],
             past[1],
-            actual_seq_lengths_kv=(end,) * b,
+            actual_seq_lengths_kv=_lengths(b, end),
             num_heads=heads,
             scale=1.0,
             input_layout="BSND",
@@ -108,6 +109,13 @@ class AscendAttention(NextScaleAttention):
     def merged(self, mixed: Tensor) -> Tensor:
         b, length, heads, d = mixed.shape
         return mixed.reshape(b, length, heads * d)
+
+
+@constexpr
+def check_cache(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Raises InputError for a cache of another batch, schedule or model; inference lets it pass."""
+    if shape != expected:
+        raise InputError(f"cache has shape {shape}; expected {expected}: images, tokens, heads, d")
 
 
 @constexpr
@@ -122,3 +130,9 @@ def _slots(batch: int, length: int, begin: int, end: int) -> Tensor:
     """(B * (end - begin),) int32: where the rows of one scale lie in a cache of all."""
     rows = np.arange(batch)[:, None] * length + np.arange(begin, end)[None, :]
     return Tensor(rows.reshape(-1).astype(np.int32))
+
+
+@constexpr
+def _lengths(batch: int, end: int) -> Tensor:
+    """(B,) int64: how many rows of each image's cache are filled."""
+    return Tensor(np.full(batch, end, np.int64))
