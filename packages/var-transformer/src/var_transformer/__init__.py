@@ -1,5 +1,6 @@
 """The next-scale transformer of VAR: token maps -> next token map."""
 
+from var_transformer.attention import Backend
 from var_transformer.config import TransformerConfig
 from var_transformer.edit import box_mask, edit, tokens_to_redraw
 from var_transformer.generate import Generation, Refiner, check_pair, generate
@@ -8,6 +9,7 @@ from var_transformer.sampler import Sampler, check_sampler
 from var_transformer.transformer import Transformer
 
 __all__ = [
+    "Backend",
     "Generation",
     "Refiner",
     "Sampler",

@@ -7,9 +7,10 @@ import numpy as np
 from mindspore import Tensor
 from var_tokenizer import InputError, LatentCodec
 
+from var_transformer.attention import Cache
 from var_transformer.sampler import Guidance, Sampler, ScaleSettings
 from var_transformer.sampling import draw, filter_logits, gumbel_mixture, softmax
-from var_transformer.transformer import Array, Cache, Transformer
+from var_transformer.transformer import Array, Transformer
 
 OnScale = Callable[[int, np.ndarray], None]  # scale, images (B, 3, H, W) in [0, 1]
 
@@ -197,7 +198,7 @@ class _Passes:
         self._free = False
         self._class_bc = self._class_bc[:n]
         self._modulations = tuple(m[:n] for m in self._modulations)
-        self._cache = tuple((keys[:n], values[:n]) for keys, values in self._cache)
+        self._cache = self._cache.first(n)
 
 
 def _filtered(logits_blv: np.ndarray, settings: ScaleSettings) -> np.ndarray:

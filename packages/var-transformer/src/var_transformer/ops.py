@@ -64,28 +64,6 @@ class Linear(nn.Cell):
         return ops.bias_add(rows, bias_o).reshape(*x.shape[:-1], -1)
 
 
-class Attend(nn.Cell):
-    """softmax(q k^T) v, heads apart: (B, H, Lq, d) x (B, H, Lk, d) -> (B, H, Lq, d).
-
-    Where a mask is given, (Lq, Lk) with 0 for visible and a large negative number for hidden
-    keys, it is added to the scores. Queries come already scaled.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scores = ops.BatchMatMul(transpose_b=True)
-        self.mix = ops.BatchMatMul()
-        self.softmax = ops.Softmax(-1)
-
-    def construct(
-        self, q_bhld: Tensor, k_bhld: Tensor, v_bhld: Tensor, mask_ll: Tensor | None
-    ) -> Tensor:
-        scores_bhll = self.scores(q_bhld, k_bhld)
-        if mask_ll is not None:
-            scores_bhll = scores_bhll + mask_ll
-        return self.mix(self.softmax(scores_bhll), v_bhld)
-
-
 class UnitLength(nn.Cell):
     """x / max(|x|, 1e-12) over the last axis."""
 

@@ -16,14 +16,15 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from var_tokenizer import InputError, check_tensors, read_checkpoint, write_checkpoint
 
+from var_transformer import attention
 from var_transformer import ops as fast
+from var_transformer.attention import Backend, Cache
 from var_transformer.config import TransformerConfig
 
 Array = np.ndarray | Tensor
 Rng = np.random.Generator | None
-Cache = tuple[tuple[Tensor, Tensor], ...]  # keys and values so far, of each block
+Kept = tuple[Tensor, ...]  # what attention keeps of the scales so far
 
-_HIDDEN = -1e9  # added to the score of a key that a query must not see
 _MAX_LOG_SCALE = math.log(100)  # of the learned attention scale
 
 
@@ -75,10 +76,9 @@ class Attention(nn.Cell):
     The scale is exp(min(scale_mul, log 100)); without QK-L2 it is 0.25 / sqrt(d), as published.
     """
 
-    def __init__(self, config: TransformerConfig, rng: Rng, std: float) -> None:
+    def __init__(self, config: TransformerConfig, rng: Rng, std: float, backend: Backend) -> None:
         super().__init__()
         c, h = config.width, config.heads
-        self.heads = h
         self.mat_qkv = Linear(rng, c, 3 * c, std, has_bias=False)
         self.q_bias = _normal(None, (c,), 0)
         self.v_bias = _normal(None, (c,), 0)
@@ -88,32 +88,18 @@ class Attention(nn.Cell):
             self.scale_mul_1H11 = None
         self.fixed_scale = 0.25 / math.sqrt(c // h)
         self.proj = Linear(rng, c, c, std / math.sqrt(2 * config.depth))
-        self.unit_length = fast.UnitLength()
-        self.attend = fast.Attend()
+        self.attend = attention.build(config.schedule, h, c // h, config.qk_l2_norm, backend)
 
-    def construct(
-        self, x_blc: Tensor, mask_ll: Tensor | None, past: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Attends to ``past`` (keys and values so far) and to x; also returns both joined."""
-        b, length, c = x_blc.shape
+    def construct(self, x_blc: Tensor, index: int | None, past: Kept) -> tuple[Tensor, Kept]:
+        """Attends to x and, where it is the one scale ``index``, to the scales before it."""
         qkv_bias = ops.concat((self.q_bias, ops.zeros_like(self.q_bias), self.v_bias))
         qkv = self.mat_qkv.linear(x_blc, self.mat_qkv.weight, qkv_bias)
-        q, k, v = ops.split(qkv, c, 2)
-        q_bhld, k_bhld, v_bhld = self._heads(q), self._heads(k), self._heads(v)
-        if self.scale_mul_1H11 is None:
-            q_bhld = q_bhld * self.fixed_scale
-        else:
+        q_blc, k_blc, v_blc = ops.split(qkv, x_blc.shape[-1], 2)
+        scale = self.fixed_scale
+        if self.scale_mul_1H11 is not None:
             scale = ops.exp(ops.minimum(self.scale_mul_1H11, _MAX_LOG_SCALE))
-            q_bhld, k_bhld = self.unit_length(q_bhld) * scale, self.unit_length(k_bhld)
-        if past is not None:
-            k_bhld = ops.concat((past[0], k_bhld), 2)
-            v_bhld = ops.concat((past[1], v_bhld), 2)
-        mixed = self.attend(q_bhld, k_bhld, v_bhld, mask_ll)
-        return self.proj(mixed.transpose(0, 2, 1, 3).reshape(b, length, c)), (k_bhld, v_bhld)
-
-    def _heads(self, x_blc: Tensor) -> Tensor:
-        b, length, c = x_blc.shape
-        return x_blc.reshape(b, length, self.heads, c // self.heads).transpose(0, 2, 1, 3)
+        mixed_blc, kept = self.attend(q_blc, k_blc, v_blc, scale, index, past)
+        return self.proj(mixed_blc), kept
 
 
 class FeedForward(nn.Cell):
@@ -133,10 +119,10 @@ class FeedForward(nn.Cell):
 class Block(nn.Cell):
     """x + gate * attention(modulate(norm x)), then the same with the feed-forward network."""
 
-    def __init__(self, config: TransformerConfig, rng: Rng, std: float) -> None:
+    def __init__(self, config: TransformerConfig, rng: Rng, std: float, backend: Backend) -> None:
         super().__init__()
         self.norm = fast.LayerNorm()
-        self.attn = Attention(config, rng, std)
+        self.attn = Attention(config, rng, std, backend)
         self.ffn = FeedForward(config, rng, std)
         if config.shared_adaln:
             self.ada_gss = _normal(rng, (1, 1, 6, config.width), config.width**-0.5)
@@ -149,16 +135,16 @@ class Block(nn.Cell):
         self,
         x_blc: Tensor,
         modulation_b6c: Tensor,
-        mask_ll: Tensor | None,
-        past: tuple[Tensor, Tensor] | None,
-        keep_2b11: Tensor | None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        keep_2b11: Tensor | None = None,
+        index: int | None = None,
+        past: Kept = (),
+    ) -> tuple[Tensor, Kept]:
         gate1, gate2, scale1, scale2, shift1, shift2 = ops.split(modulation_b6c, 1, 1)
         if keep_2b11 is not None:  # drop path: a dropped image passes the block unchanged
             gate1, gate2 = gate1 * keep_2b11[0], gate2 * keep_2b11[1]
-        attended, cache = self.attn(modulate(self.norm(x_blc), scale1, shift1), mask_ll, past)
+        attended, kept = self.attn(modulate(self.norm(x_blc), scale1, shift1), index, past)
         x_blc = x_blc + gate1 * attended
-        return x_blc + gate2 * self.ffn(modulate(self.norm(x_blc), scale2, shift2)), cache
+        return x_blc + gate2 * self.ffn(modulate(self.norm(x_blc), scale2, shift2)), kept
 
 
 class HeadNorm(nn.Cell):
@@ -197,9 +183,9 @@ class _Compiled:
             inputs_blz: Tensor | None,
             class_bc: Tensor,
             modulations: tuple[Tensor, ...],
-            cache: Cache | None,
-        ) -> tuple[Tensor, Cache]:
-            return model.grow(scale, inputs_blz, class_bc, modulations, cache)
+            past: Kept,
+        ) -> tuple[Tensor, Kept]:
+            return model.grow(scale, inputs_blz, class_bc, modulations, past)
 
         self.logits, self.condition, self.extend = logits, condition, extend
 
@@ -209,9 +195,15 @@ class Transformer(nn.Cell):
 
     Arrays go in as NumPy arrays or MindSpore tensors and come out as MindSpore tensors.
     Weights are drawn from ``seed`` as published; ``Transformer.load`` reads them from a file.
+    ``backend`` says which attention computes; by default what is right for the device.
     """
 
-    def __init__(self, config: TransformerConfig, seed: int | None = 0) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        seed: int | None = 0,
+        backend: Backend = Backend(),  # noqa: B008 (frozen)
+    ) -> None:
         super().__init__()
         rng = None if seed is None else np.random.default_rng(seed)
         c, std = config.width, math.sqrt(1 / (3 * config.width))
@@ -225,11 +217,10 @@ class Transformer(nn.Cell):
         self.lvl_embed = Embedding(rng, len(schedule), c, std)
         if config.shared_adaln:
             self.shared_ada_lin = nn.SequentialCell(SiLU(), Linear(rng, c, 6 * c, std))
-        self.blocks = nn.CellList([Block(config, rng, std) for _ in range(config.depth)])
+        self.blocks = nn.CellList([Block(config, rng, std, backend) for _ in range(config.depth)])
         self.head_nm = HeadNorm(config, rng, std)
         self.head = Linear(rng, c, config.vocab_size, 0.02 * std)  # init_head
         self.scale_of_token = Tensor(schedule.scale_of_token)
-        self.mask_ll = Tensor(np.where(schedule.visible, 0, _HIDDEN).astype(np.float32))
         self._compiled = _Compiled(self)
         if rng is not None:
             self._scale_modulation()
@@ -248,10 +239,14 @@ class Transformer(nn.Cell):
 
     # ------------------------------------------------------------ files
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Transformer":
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        backend: Backend = Backend(),  # noqa: B008 (frozen)
+    ) -> "Transformer":
         """Reads a native file; raises InputError for one that is not a whole transformer."""
         config, tensors = read_checkpoint(path, "transformer", TransformerConfig)
-        model = cls(config, seed=None)
+        model = cls(config, None, backend)
         parameters = dict(model.parameters_and_names())
         check_tensors(str(path), {n: tuple(p.shape) for n, p in parameters.items()}, tensors)
         for name, parameter in parameters.items():
@@ -310,7 +305,7 @@ class Transformer(nn.Cell):
         modulations = self.modulations(class_bc)
         for i in range(len(self.blocks)):
             keep = None if keep_d2b11 is None else keep_d2b11[i]
-            x_blc, _ = self.blocks[i](x_blc, modulations[i], self.mask_ll, None, keep)
+            x_blc, _ = self.blocks[i](x_blc, modulations[i], keep)
         return self.head(self.head_nm(x_blc, class_bc))
 
     # ------------------------------------------------------------ scale by scale
@@ -337,13 +332,29 @@ class Transformer(nn.Cell):
         modulations: tuple[Tensor, ...],
         cache: Cache | None,
     ) -> tuple[Tensor, Cache]:
-        """Logits (B, s_y * s_x, V) of one scale, and the keys and values grown by it.
+        """Logits (B, s_y * s_x, V) of one scale, and the cache grown by it.
 
         inputs_blz: None at scale 0, which starts from the class alone. cache: None at scale 0.
+        Raises InputError for a cache that is full, of another batch or not at this scale, and
+        for inputs of another shape.
         """
+        batch, schedule = class_bc.shape[0], self.config.schedule
+        cache = cache or self.new_cache(batch)
+        cache.check(schedule, scale, batch)
+        expected = (batch, schedule.tokens[scale], self.config.latent_channels)
+        if inputs_blz is not None and tuple(inputs_blz.shape) != expected:
+            raise InputError(
+                f"inputs of scale {scale} have shape {tuple(inputs_blz.shape)}; expected {expected}"
+            )
         # plain tuples would be compiled in as constants
-        cache = None if cache is None else ms.mutable(cache)
-        return self._compiled.extend(scale, inputs_blz, class_bc, ms.mutable(modulations), cache)
+        modulations, past = ms.mutable(modulations), cache.tensors and ms.mutable(cache.tensors)
+        logits, grown = self._compiled.extend(scale, inputs_blz, class_bc, modulations, past)
+        return logits, cache.after(grown)
+
+    def new_cache(self, batch: int) -> Cache:
+        """The cache of ``batch`` images before the first scale."""
+        empty = (block.attn.attend.empty_cache(batch) for block in self.blocks)
+        return Cache(batch, tuple(tensor for tensors in empty for tensor in tensors))
 
     def grow(
         self,
@@ -351,8 +362,8 @@ class Transformer(nn.Cell):
         inputs_blz: Tensor | None,
         class_bc: Tensor,
         modulations: tuple[Tensor, ...],
-        cache: Cache | None,
-    ) -> tuple[Tensor, Cache]:
+        past: Kept,
+    ) -> tuple[Tensor, Kept]:
         """The uncompiled body of ``extend``."""
         if inputs_blz is None:
             x_blc = class_bc.expand_dims(1) + self.pos_start
@@ -361,8 +372,9 @@ class Transformer(nn.Cell):
         begin, end = self.offsets[scale], self.offsets[scale + 1]
         x_blc = x_blc + self.lvl_embed.weight[scale] + self.pos_1LC[:, begin:end]
         grown = ()
+        each = len(past) // len(self.blocks)
         for i in range(len(self.blocks)):
-            past = None if cache is None else cache[i]
-            x_blc, kv = self.blocks[i](x_blc, modulations[i], None, past, None)
-            grown = (*grown, kv)
+            of_block = past[each * i : each * (i + 1)]
+            x_blc, kept = self.blocks[i](x_blc, modulations[i], None, scale, of_block)
+            grown = grown + kept
         return self.head(self.head_nm(x_blc, class_bc)), grown

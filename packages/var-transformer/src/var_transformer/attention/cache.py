@@ -1,0 +1,39 @@
+"""Keys and values of the scales that a generation has finished."""
+
+from dataclasses import dataclass, replace
+
+from mindspore import Tensor
+from var_tokenizer import InputError, ScaleSchedule
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values of a batch, after the first ``scales`` scales of the schedule.
+
+    tensors: keys and values of block 0, of block 1, ...; the images are the leading axis and the
+    rest is the backend's own. Where the backend writes in place, caches of later scales share
+    the tensors of earlier ones.
+    """
+
+    batch: int
+    tensors: tuple[Tensor, ...] = ()
+    scales: int = 0
+
+    def check(self, schedule: ScaleSchedule, scale: int, batch: int) -> None:
+        """Raises InputError unless ``batch`` images can be extended by ``scale``."""
+        if self.batch != batch:
+            raise InputError(f"cache is of a batch of {self.batch}; expected {batch}, the inputs'")
+        if self.scales == len(schedule):
+            raise InputError(
+                f"cache is full: it holds all {self.scales} scales ({schedule.length} tokens)"
+            )
+        if self.scales != scale:
+            raise InputError(f"cache holds {self.scales} scales; scale {scale} expects {scale}")
+
+    def after(self, tensors: tuple[Tensor, ...]) -> "Cache":
+        """The cache one scale later; no tensors where they were written in place."""
+        return replace(self, tensors=tensors or self.tensors, scales=self.scales + 1)
+
+    def first(self, count: int) -> "Cache":
+        """The cache of the first ``count`` images alone."""
+        return replace(self, batch=count, tensors=tuple(t[:count] for t in self.tensors))

@@ -1,0 +1,67 @@
+"""Next-scale attention composed of plain operators, for any device and dtype."""
+
+import numpy as np
+from mindspore import Tensor, ops
+from mindspore.ops import constexpr
+from var_tokenizer import ScaleSchedule
+
+from var_transformer.attention.base import Kept, NextScaleAttention
+
+_HIDDEN = -1e9  # added to the score of a key that a query must not see
+_LAUNCH = 10_000  # scores; fits what segments of d16 cost on two cores (see the benchmark)
+
+
+class PortableAttention(NextScaleAttention):
+    """Heads apart (B, H, L, d), scores as batched matrix products.
+
+    The cache grows by concatenation: with composed operators a write in place costs the CPU
+    more (a scattered write and a strided read, 7.2 ms against 3.5 at the last scale of d16).
+    """
+
+    axis = 2
+
+    def __init__(self, schedule: ScaleSchedule, heads: int, unit_length: bool) -> None:
+        super().__init__(schedule, heads, unit_length, _LAUNCH)
+        self.scores = ops.BatchMatMul(transpose_b=True)
+        self.mix = ops.BatchMatMul()
+        self.softmax = ops.Softmax(-1)
+
+    def empty_cache(self, batch: int) -> Kept:
+        return ()
+
+    def heads_of(
+        self, q_blc: Tensor, k_blc: Tensor, v_blc: Tensor, scale: Tensor | float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q_bhld, k_bhld, v_bhld = self._apart(q_blc), self._apart(k_blc), self._apart(v_blc)
+        if self.unit_length is not None:
+            q_bhld, k_bhld = self.unit_length(q_bhld), self.unit_length(k_bhld)
+        return q_bhld * scale, k_bhld, v_bhld
+
+    def _apart(self, x_blc: Tensor) -> Tensor:
+        b, length, c = x_blc.shape
+        return x_blc.reshape(b, length, self.heads, c // self.heads).transpose(0, 2, 1, 3)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, segment: tuple[int, int, bool]) -> Tensor:
+        scores_bhll = self.scores(q, k)
+        if segment[2]:
+            scores_bhll = scores_bhll + _added_mask(self.tokens, segment[1])
+        return self.mix(self.softmax(scores_bhll), v)
+
+    def extend(
+        self, q: Tensor, k: Tensor, v: Tensor, index: int, past: Kept
+    ) -> tuple[Tensor, Kept]:
+        if len(past) > 0:
+            k, v = ops.concat((past[0], k), 2), ops.concat((past[1], v), 2)
+        return self.mix(self.softmax(self.scores(q, k)), v), (k, v)
+
+    def merged(self, mixed: Tensor) -> Tensor:
+        b, heads, length, d = mixed.shape
+        return mixed.transpose(0, 2, 1, 3).reshape(b, length, heads * d)
+
+
+@constexpr
+def _added_mask(tokens: tuple[int, ...], end: int) -> Tensor:
+    """(end, end): 0 for a visible key, a large negative number for a hidden one."""
+    scale_of_token = np.repeat(np.arange(len(tokens)), tokens)[:end]
+    visible = scale_of_token[:, None] >= scale_of_token[None, :]
+    return Tensor(np.where(visible, 0, _HIDDEN).astype(np.float32))
