@@ -35,14 +35,19 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 def test(session: nox.Session) -> None:
     """The fast tests of all packages."""
-    install(session, *PACKAGES, extras=(TORCH, "pytest", "hypothesis"))
+    web = str(ROOT / "packages" / "var-transformer") + "[web]"
+    install(session, *PACKAGES, extras=(web, TORCH, "pytest", "hypothesis", "selenium"))
     tests = ["tests", *(f"packages/{name}/tests" for name in PACKAGES)]
     pytest(session, "python", *tests, "-m", "not slow", *session.posargs)
 
 
 @nox.session(venv_backend="none", requires=["test"])
 def slow(session: nox.Session) -> None:
-    """Full published sizes and long runs, in the environment of `test`, which runs first."""
+    """Full published sizes, long runs and the web page, in the environment of `test`.
+
+    The web page's tests need Chromium, are skipped without it, and fail without it where
+    REQUIRE_CHROMIUM is set.
+    """
     python = str(ROOT / ".nox" / "test" / "bin" / "python")
     # a process for each file: MindSpore keeps the gigabytes that it once took
     for path in sorted(ROOT.glob("packages/*/tests/test_*.py")):

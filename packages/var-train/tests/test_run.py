@@ -20,12 +20,14 @@ FILES = {
     "samples.png",
     "reconstructions.png",
     "metrics.jsonl",
+    "checkpoints",
+    "tensorboard",
     "report.json",
 }
 SMALL = """
     --tokenizer.channel-multipliers 1 1 --tokenizer.vocab-size 16 --tokenizer.scales 1 2 4
     --transformer.depth 1 --transformer.width 32 --transformer.heads 2
-    --train-tokenizer.batch 4 --train-tokenizer.epochs 2 --train-tokenizer.revive-every 2
+    --train-tokenizer.batch 4 --train-tokenizer.epochs 2 --train-tokenizer.codebook.revive-every 2
     --train-transformer.batch 4 --train-transformer.epochs 2
     --sampling.per-class 2 --sampling.batch 4
 """
@@ -102,7 +104,9 @@ def test_metrics_hold_every_step_and_the_validation_of_every_scale(finished):
         steps = [line for line in lines if line["stage"] == stage]
         assert [line["step"] for line in steps] == list(range(6))
         assert all(np.isfinite(line["loss"]) for line in steps)
-    last = [line for line in lines if line["stage"] == "validation"][-1]
+    validations = {line["of"]: line for line in lines if line["stage"] == "validation"}
+    assert len(validations["tokenizer"]["scale_psnr"]) == 3
+    last = validations["transformer"]
     assert len(last["scale_loss"]) == len(last["scale_accuracy"]) == 3
 
 

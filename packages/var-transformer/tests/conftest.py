@@ -44,3 +44,21 @@ def randomized(model: Transformer) -> Transformer:
 @pytest.fixture(scope="session")
 def make_config():
     return small
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    return lambda **changes: randomized(Transformer(small(**changes)))
+
+
+@pytest.fixture
+def no_model_runs(monkeypatch):
+    """Fails a test in which a transformer or the tokenizer's decoder runs."""
+
+    def unexpected(*_args):
+        raise AssertionError("a model ran")
+
+    for name in ("condition", "extend", "logits"):
+        monkeypatch.setattr(Transformer, name, unexpected)
+    for name in ("add_scale", "decode", "decode_latent"):
+        monkeypatch.setattr(Tokenizer, name, unexpected)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from var_tokenizer import InputError
-from var_transformer import Transformer, edit, generate
+from var_transformer import Refiner, Transformer, edit, generate
 from var_transformer.command import class_names, class_number
 from var_transformer.pictures import read_image, to_pixels
 from var_transformer.sample import Sample, run
@@ -24,10 +24,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWa
 
 
 @pytest.fixture(scope="module")
-def pair(model, tokenizer, tmp_path_factory):
+def pair(model, tokenizer, make_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pair")
     model.save(folder / "m.safetensors")
     tokenizer.save(folder / "t.safetensors")
+    make_model(depth=1, width=16).save(folder / "small.safetensors")
     (folder / "names.txt").write_text("cat\ndog, hound\neel\nfox\ngnu\n")
     return folder
 
@@ -53,10 +54,12 @@ def call(module, *arguments):
 @pytest.fixture(scope="module")
 def sampled(pair, tmp_path_factory):
     out = tmp_path_factory.mktemp("sampled")
+    options = {"per-class": 2, "animate": "gif", "refined-scales": 1}
     code = call(
         "sample",
-        *arguments(pair, out, classes="hound,3", seed=7, **{"per-class": 2, "animate": "gif"}),
+        *arguments(pair, out, classes="hound,3", seed=7, **options),
         *("--npz", "--class-names", pair / "names.txt", "--cfg", "2", "--top-k", "5", "4", "3"),
+        *("--refiner", pair / "small.safetensors"),
     )
     assert code == 0
     return out
@@ -79,9 +82,11 @@ def test_it_writes_each_image_a_grid_an_animation_and_the_evaluators_array(sampl
 
 
 @pytest.mark.slow  # compiles batches of 8 once more
-def test_the_files_are_what_generate_gives(sampled, model, tokenizer):
+def test_the_files_are_what_generate_gives(sampled, model, tokenizer, make_model):
     labels = np.array([1, 1, 3, 3, 3, 3, 3, 3])
-    out = generate(model, tokenizer, labels, cfg=2.0, top_k=(5, 4, 3), seed=7)
+    refiner = Refiner(make_model(depth=1, width=16), 1)
+    settings = {"cfg": 2.0, "top_k": (5, 4, 3), "seed": 7}
+    out = generate(model, tokenizer, labels, refiner=refiner, **settings)
     for n, pixels in enumerate(to_pixels(out.images)[:4]):
         got = read_image(next(sampled.glob(f"{n:06d}_*.png"))).astype(int)
         assert np.abs(got - pixels).max() <= 1
@@ -101,6 +106,8 @@ def test_a_finished_run_only_joins_its_files_again_and_other_settings_are_an_err
         sampled,
         per_class=2,
         sampler=Sampler(cfg=2.0, top_k=(5, 4, 3)),
+        refiner=pair / "small.safetensors",
+        refined_scales=1,
         seed=7,
     )
     before = (sampled / "grid.png").read_bytes()
@@ -109,6 +116,8 @@ def test_a_finished_run_only_joins_its_files_again_and_other_settings_are_an_err
     assert (sampled / "grid.png").read_bytes() == before
     with pytest.raises(InputError, match="seed is 8 and was 7"):
         run(dataclasses.replace(same, seed=8))
+    with pytest.raises(InputError, match="refined_scales is 2 and was 1"):
+        run(dataclasses.replace(same, refined_scales=2))
     with pytest.raises(InputError, match="sampler is"):
         run(dataclasses.replace(same, sampler=Sampler()))
 
@@ -123,10 +132,12 @@ def test_a_finished_run_only_joins_its_files_again_and_other_settings_are_an_err
         ({"top-k": "33"}, "top_k is 33; expected 0 to 32"),
         ({"per-class": "0"}, "per_class is 0; expected at least 1"),
         ({"model": "absent.safetensors"}, "absent.safetensors: no such file"),
+        ({"refiner": "m.safetensors"}, "refined_scales is 0; expected both or none"),
+        ({"refined-scales": "1"}, "refiner is None and refined_scales is 1"),
     ],
 )
-def test_bad_input_ends_with_2_and_a_line_before_any_file_is_written(
-    pair, tmp_path, caplog, changes, message
+def test_bad_input_ends_with_2_and_a_line_before_any_model_runs_or_file_is_written(
+    pair, tmp_path, caplog, no_model_runs, changes, message
 ):
     code = call("sample", *arguments(pair, tmp_path / "out", **{"classes": "1"} | changes))
     assert code == 2 and message in caplog.text and not (tmp_path / "out").exists()
@@ -197,7 +208,7 @@ def test_edit_redraws_a_mask_as_the_function_does(
     ],
 )
 def test_an_image_or_mask_of_another_size_ends_with_2_and_both_values(
-    pair, tmp_path, caplog, monkeypatch, size, way, message
+    pair, tmp_path, caplog, monkeypatch, no_model_runs, size, way, message
 ):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", size).save("image.png")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from var_tokenizer import InputError, ScaleSchedule
-from var_transformer import box_mask, edit, generate, tokens_to_redraw
+from var_transformer import Sampler, box_mask, edit, generate, tokens_to_redraw
 
 LABELS = np.array([1, 4, 1])  # three, as in the other tests: shapes compile once
 SIDE = 6
@@ -26,9 +26,9 @@ def test_with_every_pixel_kept_it_is_the_tokenizers_reconstruction(model, tokeni
 @pytest.mark.parametrize("more_smooth", [False, True])
 def test_with_nothing_kept_it_is_plain_generation(model, tokenizer, image, more_smooth):
     mask = np.ones((SIDE, SIDE), bool)
-    settings = {"cfg": 2.0, "top_p": 0.9, "seed": 3, "more_smooth": more_smooth}
-    out = edit(model, tokenizer, image, mask, LABELS, **settings)
-    expected = generate(model, tokenizer, LABELS, **settings)
+    settings = {"cfg": 2.0, "top_p": 0.9, "more_smooth": more_smooth}
+    out = edit(model, tokenizer, image, mask, LABELS, Sampler(**settings), seed=3)
+    expected = generate(model, tokenizer, LABELS, seed=3, **settings)
     np.testing.assert_array_equal(out.images, expected.images)
     for got, ids in zip(out.ids, expected.ids, strict=True):
         np.testing.assert_array_equal(got, ids)
@@ -39,7 +39,8 @@ def test_outside_the_mask_the_tokens_are_the_images_at_every_scale(
     model, tokenizer, image, more_smooth
 ):
     mask = box_mask((0, 0, 3, 6), SIDE, SIDE)
-    out = edit(model, tokenizer, image, mask, LABELS, seed=1, more_smooth=more_smooth)
+    sampler = Sampler(more_smooth=more_smooth)
+    out = edit(model, tokenizer, image, mask, LABELS, sampler, seed=1)
     original = [ids.asnumpy() for ids in tokenizer.encode(image[None])]
     redrawn = tokens_to_redraw(mask, tokenizer.schedule)
     for got, ids, marked in zip(out.ids, original, redrawn, strict=True):
@@ -74,10 +75,12 @@ def test_a_token_is_redrawn_by_the_share_of_its_rectangle_inside_the_mask():
         ),
         ({"image": np.full((3, 6, 6), 255.0)}, r"\[255, 255\]; expected \[-1, 1\]"),
         ({"label": 6}, "6; expected 0 to 4"),
-        ({"top_k": 33}, "top_k is 33; expected 0 to 32"),
+        ({"sampler": Sampler(top_k=33)}, "top_k is 33; expected 0 to 32"),
     ],
 )
-def test_bad_input_is_an_error_with_both_values(model, tokenizer, image, change, message):
+def test_bad_input_is_an_error_with_both_values_before_any_model_runs(
+    model, tokenizer, image, no_model_runs, change, message
+):
     arguments = {"image": image, "mask": np.ones((6, 6), bool), "label": 1} | change
     with pytest.raises(InputError, match=message):
         edit(model, tokenizer, **arguments)
@@ -87,3 +90,11 @@ def test_bad_input_is_an_error_with_both_values(model, tokenizer, image, change,
 def test_a_box_that_is_empty_or_leaves_the_image_is_an_error(box):
     with pytest.raises(InputError, match="box is"):
         box_mask(box, 6, 6)
+
+
+def test_the_packages_edit_stays_the_function_when_modules_of_its_are_imported():
+    import var_transformer
+    import var_transformer.edit
+    import var_transformer.edit.__main__
+
+    assert var_transformer.edit is edit

@@ -1,9 +1,14 @@
 import numpy as np
 import pytest
 from var_tokenizer import InputError
-from var_transformer import generate
+from var_transformer import Refiner, Transformer, generate
 
 LABELS = np.array([1, 4, 1])
+
+
+@pytest.fixture(scope="module")
+def smaller(make_model):
+    return make_model(depth=1, width=16)
 
 
 def test_a_generation_has_one_image_a_label_and_ids_of_every_scale(model, tokenizer):
@@ -41,11 +46,8 @@ def test_top_k_of_1_takes_the_likeliest_token_whatever_the_seed(model, tokenizer
 
 def test_guidance_grows_linearly_over_the_scales(model, tokenizer):
     out = generate(model, tokenizer, LABELS, cfg=3.0, top_k=1)
-    inputs = np.asarray(tokenizer.teacher_inputs(out.ids))
-    conditional = np.asarray(model.logits(LABELS, inputs))
-    free = np.asarray(model.logits(np.full(3, 5), inputs))
     strength = 3.0 * model.config.schedule.scale_of_token[:, None] / 2
-    guided = (1 + strength) * conditional - strength * free
+    guided = guided_logits(model, tokenizer, out.ids, strength)
     np.testing.assert_array_equal(guided.argmax(-1), np.concatenate(out.ids, 1))
 
 
@@ -58,38 +60,71 @@ def test_more_smooth_keeps_the_range_and_is_seeded(model, tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("argument", "value"), [("cfg", -1.0), ("cfg", float("nan")), ("top_p", 1.5), ("top_k", 33)]
+    ("argument", "value", "message"),
+    [
+        ("labels", np.array([1, 6]), "labels hold 6; expected 0 to 4"),
+        ("labels", np.array([-1]), "labels hold -1; expected 0 to 4"),
+        ("cfg", -1.0, "cfg is -1.0; expected at least 0"),
+        ("cfg", float("nan"), "cfg is nan; expected at least 0"),
+        ("top_p", 1.5, "top_p is 1.5; expected 0 to 1"),
+        ("top_k", 33, "top_k is 33; expected 0 to 32, the vocabulary"),
+    ],
 )
-def test_a_sampler_setting_out_of_range_is_an_error_that_names_it(
-    model, tokenizer, argument, value
+def test_a_setting_out_of_range_is_an_error_with_both_values_before_any_model_runs(
+    model, tokenizer, no_model_runs, argument, value, message
 ):
-    with pytest.raises(InputError, match=argument):
-        generate(model, tokenizer, LABELS, **{argument: value})
+    with pytest.raises(InputError, match=message):
+        generate(model, tokenizer, **{"labels": LABELS} | {argument: value})
 
 
-def teacher_forced(model, tokenizer, ids, labels):
-    return np.asarray(model.logits(labels, np.asarray(tokenizer.teacher_inputs(ids))))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocab_size": 16}, "vocab_size is 16 in the transformer and 32 in the tokenizer"),
+        ({"latent_channels": 4}, "latent_channels is 4 in the transformer and 8 in the tokenizer"),
+        ({"scales": (1, 3)}, r"scales is \(1, 3\) in the transformer and \(1, 2, 3\) in the tok"),
+    ],
+)
+def test_a_mismatched_pair_is_an_error_with_both_values_before_any_model_runs(
+    model, tokenizer, no_model_runs, make_config, change, message
+):
+    other = Transformer(make_config(**change))
+    with pytest.raises(InputError, match=message):
+        generate(other, tokenizer, LABELS)
+    with pytest.raises(InputError, match=message):
+        generate(model, tokenizer, LABELS, refiner=Refiner(other, 1))
+
+
+def guided_logits(model, tokenizer, ids, strength):
+    """Of all scales, teacher forced: what a generation without a cache would compute."""
+    inputs = np.asarray(tokenizer.teacher_inputs(ids))
+    conditional = np.asarray(model.logits(LABELS, inputs))
+    free = np.asarray(model.logits(np.full(3, 5), inputs))
+    return (1 + strength) * conditional - strength * free
+
+
+def count_rows(model, monkeypatch):
+    """The list to which each later pass of ``model`` adds its number of rows."""
+    rows, extend = [], model.extend
+
+    def counted(scale, inputs_blz, class_bc, *others):
+        rows.append(class_bc.shape[0])
+        return extend(scale, inputs_blz, class_bc, *others)
+
+    monkeypatch.setattr(model, "extend", counted)
+    return rows
 
 
 def test_scales_after_the_last_guided_one_skip_the_unconditional_half(
     model, tokenizer, monkeypatch
 ):
-    rows = []
-    extend = model.extend
-
-    def counted(scale, inputs_blz, class_bc, modulations, cache):
-        rows.append(class_bc.shape[0])
-        return extend(scale, inputs_blz, class_bc, modulations, cache)
-
-    monkeypatch.setattr(model, "extend", counted)
+    rows = count_rows(model, monkeypatch)
     out = generate(
         model, tokenizer, LABELS, cfg=3.0, top_k=1, guidance="constant", guided_scales=(1,)
     )
     assert rows == [6, 6, 3]
-    conditional = teacher_forced(model, tokenizer, out.ids, LABELS)
-    free = teacher_forced(model, tokenizer, out.ids, np.full(3, 5))
     strength = np.where(model.config.schedule.scale_of_token == 1, 3.0, 0.0)[:, None]
-    guided = (1 + strength) * conditional - strength * free
+    guided = guided_logits(model, tokenizer, out.ids, strength)
     np.testing.assert_array_equal(guided.argmax(-1), np.concatenate(out.ids, 1))
 
 
@@ -115,3 +150,52 @@ def test_on_scale_sees_the_picture_after_every_scale(model, tokenizer):
 def test_a_bad_seed_or_number_is_an_error_that_names_it(model, tokenizer, argument, value):
     with pytest.raises(InputError, match=argument):
         generate(model, tokenizer, LABELS, **{argument: value})
+
+
+@pytest.mark.parametrize("more_smooth", [False, True])
+def test_a_refiner_equal_to_the_model_changes_nothing(model, tokenizer, more_smooth):
+    settings = {"cfg": 3.0, "seed": 4, "more_smooth": more_smooth}
+    expected = generate(model, tokenizer, LABELS, **settings)
+    for scales in (1, 2):
+        out = generate(model, tokenizer, LABELS, refiner=Refiner(model, scales), **settings)
+        np.testing.assert_array_equal(out.images, expected.images)
+
+
+def test_the_last_scales_are_the_refiners_guided_and_with_all_the_draft_in_view(
+    model, smaller, tokenizer
+):
+    out = generate(model, tokenizer, LABELS, cfg=3.0, top_k=1, refiner=Refiner(smaller, 1))
+    scale_of_token = model.config.schedule.scale_of_token
+    strength = 3.0 * scale_of_token[:, None] / 2
+    ids_bl, drafted = np.concatenate(out.ids, 1), scale_of_token < 2
+    for author, its_own in ((model, drafted), (smaller, ~drafted)):
+        chosen = guided_logits(author, tokenizer, out.ids, strength).argmax(-1)
+        np.testing.assert_array_equal(chosen[:, its_own], ids_bl[:, its_own])
+        assert (chosen != ids_bl).any()  # the other's differ: the test can tell them apart
+
+
+@pytest.mark.parametrize(
+    ("guided_scales", "rows", "refiner_rows"),
+    [((1,), [6, 6], [3, 3, 3]), ((2,), [3, 3], [6, 6, 6])],
+)
+def test_drafter_and_refiner_each_run_the_unconditional_half_only_for_their_own_guidance(
+    model, smaller, tokenizer, monkeypatch, guided_scales, rows, refiner_rows
+):
+    counted, counted_refiner = (count_rows(m, monkeypatch) for m in (model, smaller))
+    settings = {"guidance": "constant", "guided_scales": guided_scales}
+    generate(model, tokenizer, LABELS, refiner=Refiner(smaller, 1), **settings)
+    assert (counted, counted_refiner) == (rows, refiner_rows)
+
+
+@pytest.mark.parametrize("scales", [0, 3, 1.5])
+def test_a_refiner_of_no_scales_or_of_all_is_an_error(
+    model, smaller, tokenizer, no_model_runs, scales
+):
+    with pytest.raises(InputError, match=f"scales is {scales}; expected 1 to 2"):
+        generate(model, tokenizer, LABELS, refiner=Refiner(smaller, scales))
+
+
+def test_a_refiner_of_other_classes_is_an_error(model, tokenizer, make_config, no_model_runs):
+    other = Transformer(make_config(num_classes=7))
+    with pytest.raises(InputError, match="num_classes is 7 in the refiner and 5 in the transf"):
+        generate(model, tokenizer, LABELS, refiner=Refiner(other, 1))

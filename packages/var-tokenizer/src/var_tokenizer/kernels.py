@@ -1,4 +1,4 @@
-"""C++ functions that are compiled when a package is installed, as operators of MindSpore's graphs."""
+"""C++ functions, compiled when a package is installed, as operators of MindSpore's graphs."""
 
 import ctypes
 import importlib.util

@@ -83,9 +83,7 @@ class CodebookKeeper:
         """Places all codes, from the images (B, 3, H, W) of the first batch."""
         everything = np.ones(self._tokenizer.vocab_size, bool)
         if self._health.start != "random":
-            # what a scale has to describe depends on the codes of the coarser ones
-            for _ in range(2):
-                self._place(everything, self._residuals(images_bcyx), rng)
+            self._place(everything, self._residuals(images_bcyx), rng)
         if self._health.start == "kmeans":
             self._set(everything, self._centres(self._residuals(images_bcyx), rng))
 

@@ -8,17 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TextColumn
 from tensorboardX import SummaryWriter
 from var_tokenizer import InputError, replacing
+from var_transformer import progress_bar
 
 from var_train import distributed
 
@@ -149,15 +142,7 @@ class StepBar:
 @contextmanager
 def step_bar(title: str, steps: int, done: int = 0) -> Iterator[StepBar]:
     """Shows a ``StepBar`` on stderr while the block runs, on worker 0."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}  {task.fields[speed]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    hidden = distributed.rank() > 0
-    with Progress(*columns, console=Console(stderr=True), disable=hidden) as progress:
+    bar = progress_bar(TextColumn("{task.fields[loss]}  {task.fields[speed]}"))
+    bar.disable = distributed.rank() > 0
+    with bar as progress:
         yield StepBar(progress, title, steps, done)

@@ -4,11 +4,12 @@ import os
 
 os.environ.setdefault("GLOG_v", "3")  # before MindSpore is imported: its warnings are not ours
 
+import json
 import logging
 import resource
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import tyro
@@ -16,6 +17,8 @@ from var_tokenizer import InputError, Tokenizer, TokenizerConfig
 from var_transformer import Transformer, TransformerConfig, check_sampler
 
 from var_train.data import ImageSet, ImageSource, load_digits_split, load_image_tree
+from var_train.loop import LoopConfig
+from var_train.loop import train as train_stage
 from var_train.progress import MetricsLog
 from var_train.report import (
     Sampling,
@@ -28,9 +31,9 @@ from var_train.report import (
 )
 from var_train.tokenizer_stage import (
     TokenizerStage,
+    TokenizerTraining,
     reconstruct,
     steps_in_epoch,
-    train_tokenizer,
 )
 from var_train.transformer_stage import TokenSet, TransformerStage, train_transformer
 
@@ -74,6 +77,9 @@ class Run:
     )
     """Image side = last scale * 2 ** (channel multipliers - 1)."""
     transformer: TransformerSize = field(default_factory=TransformerSize)
+    resume: bool = True
+    """Go on from the newest checkpoint of the tokenizer in OUT, where there is one."""
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(validations=1))
     train_tokenizer: TokenizerStage = field(default_factory=TokenizerStage)
     train_transformer: TransformerStage = field(default_factory=TransformerStage)
     sampling: Sampling = field(default_factory=Sampling)
@@ -105,11 +111,13 @@ def run(config: Run) -> dict[str, object]:
     for stage in (config.train_tokenizer, config.train_transformer):
         steps_in_epoch(len(train), stage.batch)
     log.info("%d training and %d validation images", len(train), len(val))
-    metrics = MetricsLog(config.out)
+    metrics = MetricsLog(config.out, config.resume)
     seconds = {}
 
     tokenizer = Tokenizer(config.tokenizer, config.seed)
-    train_tokenizer(tokenizer, train, config.train_tokenizer, config.seed, metrics)
+    stage = TokenizerTraining(tokenizer, train, val, config.train_tokenizer, config.seed)
+    train_stage(stage, config.out, metrics, config.loop, _settings(config), config.resume)
+    stage.finish()
     tokenizer.save(config.out / "tokenizer.safetensors")
     seconds["tokenizer"] = _since(started, seconds)
 
@@ -119,6 +127,7 @@ def run(config: Run) -> dict[str, object]:
     save_reconstructions(tokenizer, val, config.out / "reconstructions.png", batch)
     seconds["tokens"] = _since(started, seconds)
 
+    metrics.rewind("transformer", 0)
     model = Transformer(model_config, config.seed)
     validation = train_transformer(
         model,
@@ -160,6 +169,17 @@ def _load(config: Run) -> tuple[ImageSource, ImageSource]:
             f"the digits are (32, 32) images; expected a tokenizer of that, not {size}"
         )
     return load_digits_split()
+
+
+def _settings(config: Run) -> dict[str, object]:
+    """What a tokenizer's training depends on, as JSON has it."""
+    parts = {
+        "tokenizer": asdict(config.tokenizer),
+        "train_tokenizer": asdict(config.train_tokenizer),
+        "seed": config.seed,
+        "data": None if config.data is None else str(config.data.resolve()),
+    }
+    return json.loads(json.dumps(parts, default=str))
 
 
 def _since(started: float, before: dict[str, float]) -> float:

@@ -285,7 +285,7 @@ class TokenizerTraining:
 
         The loss is the PSNR with its sign turned: the lowest is the best.
         """
-        with self.final_weights():
+        with self._final_weights():
             figures = measure_tokenizer(
                 self._tokenizer, self._val, self._config.batch, self._config.validation_images
             )
@@ -299,13 +299,19 @@ class TokenizerTraining:
         }
 
     @contextmanager
-    def final_weights(self) -> Iterator[None]:
-        """Inside the block the tokenizer has the weights that are to be saved."""
+    def _final_weights(self) -> Iterator[None]:
+        """Inside the block the tokenizer has the weights that ``finish`` leaves it with."""
         if self._ema is None:
             yield
         else:
             with self._ema.applied():
                 yield
+
+    def finish(self) -> None:
+        """Leaves the tokenizer with the weights that are to be saved."""
+        if self._ema is not None:
+            for parameter, average in zip(self._ema.parameters, self._ema.averages, strict=True):
+                ops.assign(parameter, Tensor(average.asnumpy()))
 
     # ------------------------------------------------------------ resumption
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:

@@ -10,9 +10,10 @@ from var_tokenizer import InputError, Tokenizer
 from var_transformer import Transformer, check_pair
 
 from var_train.data import epoch_order
+from var_train.loop import check_finite
 from var_train.optimizer import AdamW, AdamWConfig
 from var_train.progress import MetricsLog, step_bar
-from var_train.tokenizer_stage import check_finite, padded_batches, steps_in_epoch
+from var_train.tokenizer_stage import padded_batches, steps_in_epoch
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def train_transformer(
             bar.advance(len(labels), loss)
             if step in validate_at:
                 validation = validate(model, tokenizer, val, stage.batch)
-                metrics.write("validation", step, **validation)
+                metrics.write_validation("transformer", step, **validation)
     return validation
 
 

@@ -1,13 +1,17 @@
 """The next-scale transformer of VAR: token maps -> next token map."""
 
+from var_transformer.attention import Backend
 from var_transformer.config import TransformerConfig
-from var_transformer.editing import box_mask, edit, tokens_to_redraw
-from var_transformer.generate import Generation, check_pair, generate
+from var_transformer.edit import box_mask, edit, tokens_to_redraw
+from var_transformer.generate import Generation, Refiner, check_pair, generate
+from var_transformer.progress import progress_bar
 from var_transformer.sampler import Sampler, check_sampler
 from var_transformer.transformer import Transformer
 
 __all__ = [
+    "Backend",
     "Generation",
+    "Refiner",
     "Sampler",
     "Transformer",
     "TransformerConfig",
@@ -16,5 +20,6 @@ __all__ = [
     "check_sampler",
     "edit",
     "generate",
+    "progress_bar",
     "tokens_to_redraw",
 ]

@@ -10,14 +10,6 @@ from typing import TypeVar
 import tyro
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from var_tokenizer import InputError, Tokenizer
 
 from var_transformer.generate import check_pair
@@ -84,16 +76,3 @@ def class_number(text: str, num_classes: int, names: list[str] | None) -> int:
 
 def _synonyms(name: str) -> set[str]:
     return {name.lower(), *(part.strip().lower() for part in name.split(","))}
-
-
-def image_bar() -> Progress:
-    """A progress bar over images on stderr, with the time left."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )

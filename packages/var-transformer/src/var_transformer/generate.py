@@ -31,6 +31,31 @@ class KeptTokens:
     kept: list[np.ndarray]
 
 
+@dataclass(frozen=True)
+class Refiner:
+    """A smaller transformer that draws the last ``scales`` scales (collaborative decoding).
+
+    The larger one drafts the coarse scales, where the image is decided; the last ones hold most
+    of the tokens and need less of a model (arXiv:2411.17787).
+    """
+
+    model: Transformer
+    scales: int
+
+    def check(self, model: Transformer, tokenizer: LatentCodec) -> None:
+        """Raises InputError unless it can go on where ``model`` stops."""
+        check_pair(self.model, tokenizer)
+        ours, theirs = self.model.config.num_classes, model.config.num_classes
+        if ours != theirs:
+            raise InputError(
+                f"num_classes is {ours} in the refiner and {theirs} in the transformer; "
+                "expected the same"
+            )
+        most = len(tokenizer.schedule) - 1
+        if not isinstance(self.scales, int | np.integer) or not 1 <= self.scales <= most:
+            raise InputError(f"the refiner's scales is {self.scales}; expected 1 to {most}")
+
+
 def generate(
     model: Transformer,
     tokenizer: LatentCodec,
@@ -46,6 +71,7 @@ def generate(
     guided_scales: tuple[int, ...] | None = None,
     numbers: Sequence[int] | None = None,
     on_scale: OnScale | None = None,
+    refiner: Refiner | None = None,
 ) -> Generation:
     """Generates one image a label.
 
@@ -53,19 +79,22 @@ def generate(
     temperature: see ``Sampler``. more_smooth: mixes codes by a Gumbel softmax; the ids are then
     those drawn beside it. seed: at least 0; image n draws from the random stream (seed, n),
     where n counts the batch from 0 or is what ``numbers``, B ints from 0, says.
-    on_scale: called with k and the images so far, (B, 3, H, W) in [0, 1], after every scale.
+    on_scale: called with k and the images so far, (B, 3, H, W) in [0, 1], after every scale; what
+    it raises ends the generation. refiner: a smaller model for the last scales.
 
     Raises InputError for a label, number or sampler setting out of range, and for a tokenizer
-    whose vocabulary, latent channels or schedule differ from the model's.
+    whose vocabulary, latent channels or schedule differ from the model's or the refiner's.
     """
     sampler = Sampler(cfg, guidance, guided_scales, top_k, top_p, temperature, more_smooth)
     labels_b = model.check_labels(labels)
     check_pair(model, tokenizer)
+    if refiner is not None:
+        refiner.check(model, tokenizer)
     sampler.check(len(tokenizer.schedule), tokenizer.vocab_size)
     streams = random_streams(seed, range(len(labels_b)) if numbers is None else numbers)
     if len(streams) != len(labels_b):
         raise InputError(f"numbers has {len(streams)} entries; expected one for each label")
-    return draw_scales(model, tokenizer, labels_b, sampler, streams, on_scale=on_scale)
+    return draw_scales(model, tokenizer, labels_b, sampler, streams, None, on_scale, refiner)
 
 
 def random_streams(seed: int, numbers: Sequence[int]) -> list[np.random.Generator]:
@@ -84,13 +113,20 @@ def draw_scales(
     streams: Sequence[np.random.Generator],
     kept: KeptTokens | None = None,
     on_scale: OnScale | None = None,
+    refiner: Refiner | None = None,
 ) -> Generation:
     """The loop over the scales; arguments are checked already. kept: tokens that are given."""
     scales = len(tokenizer.schedule)
+    refined = 0 if refiner is None else refiner.scales
     passes = _Passes(model, labels_b)
-    inputs_blz, latent, ids, images = None, None, [], None
-    for k, settings in enumerate(sampler.plan(scales)):
-        logits_blv = _filtered(passes.guided_logits(k, inputs_blz, settings), settings)
+    inputs: list[np.ndarray | None] = [None]  # what each scale reads: nothing at the first
+    latent, ids, images = None, [], None
+    for k, settings in enumerate(sampler.plan(scales, refined)):
+        if refined and k == scales - refined:
+            passes = _Passes(refiner.model, labels_b)
+            for scale, inputs_blz in enumerate(inputs[:k]):  # for the keys and values of the draft
+                passes.guided_logits(scale, inputs_blz, settings)
+        logits_blv = _filtered(passes.guided_logits(k, inputs[k], settings), settings)
         uniform_bl = np.stack([stream.random(logits_blv.shape[1]) for stream in streams])
         tokens = draw(softmax(logits_blv), uniform_bl)
         if kept is not None:
@@ -106,7 +142,7 @@ def draw_scales(
             tokens = mixed
         latent = tokenizer.add_scale(latent, tokens, k)
         if k + 1 < scales:
-            inputs_blz = tokenizer.scale_input(latent, k + 1).asnumpy()
+            inputs.append(tokenizer.scale_input(latent, k + 1).asnumpy())
         if on_scale is not None or k + 1 == scales:
             images = (tokenizer.decode_latent(latent).asnumpy() + 1) / 2
         if on_scale is not None:

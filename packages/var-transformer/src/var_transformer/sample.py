@@ -19,12 +19,11 @@ from var_tokenizer import InputError, Tokenizer, replacing
 from var_transformer.command import (
     class_names,
     class_number,
-    image_bar,
     load_pair,
     log,
     run_command,
 )
-from var_transformer.generate import generate
+from var_transformer.generate import Refiner, generate
 from var_transformer.pictures import (
     AnimationFormat,
     animation_path,
@@ -35,6 +34,7 @@ from var_transformer.pictures import (
     save_png,
     to_pixels,
 )
+from var_transformer.progress import progress_bar
 from var_transformer.sampler import Sampler
 from var_transformer.transformer import Transformer
 
@@ -64,6 +64,10 @@ class Sample:
     per_class: int = 1
     """Images of each class."""
     sampler: Annotated[Sampler, tyro.conf.arg(name="")] = field(default_factory=Sampler)
+    refiner: Path | None = None
+    """A smaller transformer of the same tokenizer that draws the last --refined-scales scales."""
+    refined_scales: int = 0
+    """How many of the last scales the refiner draws."""
     seed: int = 0
     """Image n draws from the random stream (seed, n)."""
     batch: int = 0
@@ -80,6 +84,11 @@ class Sample:
         for name, least in (("per_class", 1), ("seed", 0), ("batch", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        if (self.refiner is None) != (self.refined_scales == 0):
+            raise InputError(
+                f"refiner is {self.refiner} and refined_scales is {self.refined_scales}; "
+                "expected both or none"
+            )
 
 
 def run(config: Sample) -> None:
@@ -91,6 +100,10 @@ def run(config: Sample) -> None:
     config.check()
     model, tokenizer = load_pair(config.tokenizer, config.model)
     config.sampler.check(len(tokenizer.schedule), tokenizer.vocab_size)
+    refiner = None
+    if config.refiner is not None:
+        refiner = Refiner(Transformer.load(config.refiner), config.refined_scales)
+        refiner.check(model, tokenizer)
     num_classes = model.config.num_classes
     names = None if config.class_names is None else class_names(config.class_names, num_classes)
     classes = [class_number(text, num_classes, names) for text in config.classes.split(",")]
@@ -99,7 +112,7 @@ def run(config: Sample) -> None:
     _settle(config, labels_n)
     _remove_leftovers(config.out)
 
-    _write_images(config, model, tokenizer, labels_n, targets)
+    _write_images(config, model, tokenizer, refiner, labels_n, targets)
     shown = [
         targets[row * config.per_class + column]
         for row in range(min(len(classes), _GRID_ROWS))
@@ -116,6 +129,7 @@ def _write_images(
     config: Sample,
     model: Transformer,
     tokenizer: Tokenizer,
+    refiner: Refiner | None,
     labels_n: np.ndarray,
     targets: list[Path],
 ) -> None:
@@ -126,7 +140,7 @@ def _write_images(
     """
     count = len(targets)
     batch = batch_size(config, model, tokenizer, count)
-    with image_bar() as bar:
+    with progress_bar() as bar:
         task = bar.add_task("sampling", total=count)
         for begin in range(0, count, batch):
             numbers = np.arange(begin, min(begin + batch, count))
@@ -146,6 +160,7 @@ def _write_images(
                 on_scale=None
                 if config.animate is None
                 else lambda _k, images, frames=frames: frames.append(to_pixels(images)),
+                refiner=refiner,
                 **vars(config.sampler),
             )
             pixels_nyxc = to_pixels(out.images)
@@ -167,6 +182,8 @@ def _settle(config: Sample, labels_n: np.ndarray) -> None:
     settings = {
         "tokenizer": _digest(config.tokenizer),
         "model": _digest(config.model),
+        "refiner": None if config.refiner is None else _digest(config.refiner),
+        "refined_scales": config.refined_scales,
         "classes": [int(label) for label in labels_n[:: config.per_class]],
         "per_class": config.per_class,
         "seed": config.seed,

@@ -17,7 +17,7 @@ class ScaleSettings:
 
     strength: of guidance, at least 0. ratio: the position of the scale in [0, 1].
     free: whether the unconditional half must run, for this scale's guidance or as the cache of
-    a later one's.
+    a later one's of the same model.
     """
 
     strength: float
@@ -91,15 +91,19 @@ class Sampler:
             if scale >= scales:
                 raise InputError(f"guided_scales holds {scale}; expected 0 to {scales - 1}")
 
-    def plan(self, scales: int) -> tuple[ScaleSettings, ...]:
-        """The settings of each of ``scales`` scales, coarse to fine."""
+    def plan(self, scales: int, refined: int = 0) -> tuple[ScaleSettings, ...]:
+        """The settings of each of ``scales`` scales, coarse to fine.
+
+        refined: the number of last scales that another model draws.
+        """
+        drafted = scales - refined
         ratios = [k / max(scales - 1, 1) for k in range(scales)]
         guided = range(scales) if self.guided_scales is None else self.guided_scales
         strengths = [self._strength(ratios[k]) if k in guided else 0.0 for k in range(scales)]
         return tuple(
             ScaleSettings(
                 strength=strengths[k],
-                free=any(strengths[k:]),
+                free=any(strengths[k:] if k >= drafted else strengths[k:drafted]),
                 top_k=_of_scale(self.top_k, k),
                 top_p=_of_scale(self.top_p, k),
                 temperature=_of_scale(self.temperature, k),

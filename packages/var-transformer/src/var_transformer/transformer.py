@@ -18,7 +18,7 @@ from var_tokenizer import InputError, check_tensors, read_checkpoint, write_chec
 
 from var_transformer import attention
 from var_transformer import ops as fast
-from var_transformer.attention import Cache
+from var_transformer.attention import Backend, Cache
 from var_transformer.config import TransformerConfig
 
 Array = np.ndarray | Tensor
@@ -76,7 +76,7 @@ class Attention(nn.Cell):
     The scale is exp(min(scale_mul, log 100)); without QK-L2 it is 0.25 / sqrt(d), as published.
     """
 
-    def __init__(self, config: TransformerConfig, rng: Rng, std: float) -> None:
+    def __init__(self, config: TransformerConfig, rng: Rng, std: float, backend: Backend) -> None:
         super().__init__()
         c, h = config.width, config.heads
         self.mat_qkv = Linear(rng, c, 3 * c, std, has_bias=False)
@@ -88,7 +88,7 @@ class Attention(nn.Cell):
             self.scale_mul_1H11 = None
         self.fixed_scale = 0.25 / math.sqrt(c // h)
         self.proj = Linear(rng, c, c, std / math.sqrt(2 * config.depth))
-        self.attend = attention.build(config.schedule, h, c // h, config.qk_l2_norm)
+        self.attend = attention.build(config.schedule, h, c // h, config.qk_l2_norm, backend)
 
     def construct(self, x_blc: Tensor, index: int | None, past: Kept) -> tuple[Tensor, Kept]:
         """Attends to x and, where it is the one scale ``index``, to the scales before it."""
@@ -119,10 +119,10 @@ class FeedForward(nn.Cell):
 class Block(nn.Cell):
     """x + gate * attention(modulate(norm x)), then the same with the feed-forward network."""
 
-    def __init__(self, config: TransformerConfig, rng: Rng, std: float) -> None:
+    def __init__(self, config: TransformerConfig, rng: Rng, std: float, backend: Backend) -> None:
         super().__init__()
         self.norm = fast.LayerNorm()
-        self.attn = Attention(config, rng, std)
+        self.attn = Attention(config, rng, std, backend)
         self.ffn = FeedForward(config, rng, std)
         if config.shared_adaln:
             self.ada_gss = _normal(rng, (1, 1, 6, config.width), config.width**-0.5)
@@ -195,9 +195,15 @@ class Transformer(nn.Cell):
 
     Arrays go in as NumPy arrays or MindSpore tensors and come out as MindSpore tensors.
     Weights are drawn from ``seed`` as published; ``Transformer.load`` reads them from a file.
+    ``backend`` says which attention computes; by default what is right for the device.
     """
 
-    def __init__(self, config: TransformerConfig, seed: int | None = 0) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        seed: int | None = 0,
+        backend: Backend = Backend(),  # noqa: B008 (frozen)
+    ) -> None:
         super().__init__()
         rng = None if seed is None else np.random.default_rng(seed)
         c, std = config.width, math.sqrt(1 / (3 * config.width))
@@ -211,7 +217,7 @@ class Transformer(nn.Cell):
         self.lvl_embed = Embedding(rng, len(schedule), c, std)
         if config.shared_adaln:
             self.shared_ada_lin = nn.SequentialCell(SiLU(), Linear(rng, c, 6 * c, std))
-        self.blocks = nn.CellList([Block(config, rng, std) for _ in range(config.depth)])
+        self.blocks = nn.CellList([Block(config, rng, std, backend) for _ in range(config.depth)])
         self.head_nm = HeadNorm(config, rng, std)
         self.head = Linear(rng, c, config.vocab_size, 0.02 * std)  # init_head
         self.scale_of_token = Tensor(schedule.scale_of_token)
@@ -233,10 +239,14 @@ class Transformer(nn.Cell):
 
     # ------------------------------------------------------------ files
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Transformer":
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        backend: Backend = Backend(),  # noqa: B008 (frozen)
+    ) -> "Transformer":
         """Reads a native file; raises InputError for one that is not a whole transformer."""
         config, tensors = read_checkpoint(path, "transformer", TransformerConfig)
-        model = cls(config, seed=None)
+        model = cls(config, None, backend)
         parameters = dict(model.parameters_and_names())
         check_tensors(str(path), {n: tuple(p.shape) for n, p in parameters.items()}, tensors)
         for name, parameter in parameters.items():
@@ -325,10 +335,17 @@ class Transformer(nn.Cell):
         """Logits (B, s_y * s_x, V) of one scale, and the cache grown by it.
 
         inputs_blz: None at scale 0, which starts from the class alone. cache: None at scale 0.
-        Raises InputError for a cache that is full, of another batch or not at this scale.
+        Raises InputError for a cache that is full, of another batch or not at this scale, and
+        for inputs of another shape.
         """
-        cache = cache or self.new_cache(class_bc.shape[0])
-        cache.check(self.config.schedule, scale, class_bc.shape[0])
+        batch, schedule = class_bc.shape[0], self.config.schedule
+        cache = cache or self.new_cache(batch)
+        cache.check(schedule, scale, batch)
+        expected = (batch, schedule.tokens[scale], self.config.latent_channels)
+        if inputs_blz is not None and tuple(inputs_blz.shape) != expected:
+            raise InputError(
+                f"inputs of scale {scale} have shape {tuple(inputs_blz.shape)}; expected {expected}"
+            )
         # plain tuples would be compiled in as constants
         modulations, past = ms.mutable(modulations), cache.tensors and ms.mutable(cache.tensors)
         logits, grown = self._compiled.extend(scale, inputs_blz, class_bc, modulations, past)

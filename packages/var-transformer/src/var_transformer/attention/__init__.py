@@ -3,23 +3,65 @@
 One interface for training (all scales at once, arXiv:2404.02905, figure 4) and generation (one
 scale after another, with a cache); the models never ask what is behind it.
 
-    attend = build(schedule, heads, head_width, unit_length)
+    attend = build(schedule, heads, head_width, unit_length, backend)
     y_blc, _ = attend(q_blc, k_blc, v_blc, scale, None, ())               # all scales at once
     y_blc, kept = attend(q_blc, k_blc, v_blc, scale, k, cache_of_block)   # scale k alone
 """
 
-from mindspore import nn
-from var_tokenizer import ScaleSchedule
+from dataclasses import dataclass
 
+import mindspore as ms
+from var_tokenizer import InputError, ScaleSchedule
+
+from var_transformer.attention.ascend import AscendAttention
+from var_transformer.attention.base import NextScaleAttention
 from var_transformer.attention.cache import Cache
 from var_transformer.attention.portable import PortableAttention
 
-__all__ = ["Cache", "build"]
+__all__ = ["Backend", "Cache", "NextScaleAttention", "build"]
 
 
-def build(schedule: ScaleSchedule, heads: int, head_width: int, unit_length: bool) -> nn.Cell:
-    """The attention of one block, for the device at hand.
+@dataclass(frozen=True)
+class Backend:
+    """Which attention computes, and in which type.
+
+    name: "ascend" (fused operators, float16 or bfloat16), "portable" (any device and type), or
+    "auto", which is ascend on an Ascend in one of its types, and else portable.
+    dtype: of queries, keys and values in ascend attention and its cache; portable attention
+    computes in the type that it is given.
+
+    Raises InputError for an unknown name.
+    """
+
+    name: str = "auto"
+    dtype: ms.Type = ms.float32
+
+    def __post_init__(self) -> None:
+        if self.name not in ("auto", "ascend", "portable"):
+            raise InputError(
+                f"attention backend is {self.name!r}; expected auto, ascend or portable"
+            )
+
+    @property
+    def fused(self) -> bool:
+        """Whether the fused operators of Ascend compute, on the device that is set now."""
+        if self.name != "auto":
+            return self.name == "ascend"
+        return ms.get_context("device_target") == "Ascend" and self.dtype != ms.float32
+
+
+def build(
+    schedule: ScaleSchedule,
+    heads: int,
+    head_width: int,
+    unit_length: bool,
+    backend: Backend = Backend(),
+) -> NextScaleAttention:
+    """The attention of one block.
 
     unit_length: scales queries and keys to length 1 first (QK-L2).
+    Raises InputError for a head width or dtype that the fused operators do not take.
     """
+    if backend.fused:
+        return AscendAttention(schedule, heads, head_width, unit_length, backend.dtype)
     return PortableAttention(schedule, heads, unit_length)

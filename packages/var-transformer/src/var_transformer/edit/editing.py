@@ -19,7 +19,7 @@ from var_transformer.generate import (
     draw_scales,
     random_streams,
 )
-from var_transformer.sampler import Guidance, Sampler
+from var_transformer.sampler import Sampler
 from var_transformer.transformer import Array, Transformer
 
 
@@ -42,23 +42,18 @@ def edit(
     image: Array,
     mask: np.ndarray,
     label: int | Array,
-    cfg: float = 1.5,
-    top_k: int | tuple[int, ...] = 0,
-    top_p: float | tuple[float, ...] = 0.0,
+    sampler: Sampler | None = None,
     seed: int = 0,
-    more_smooth: bool = False,
     *,
-    temperature: float | tuple[float, ...] = 1.0,
-    guidance: Guidance = "linear",
-    guided_scales: tuple[int, ...] | None = None,
     on_scale: OnScale | None = None,
 ) -> Generation:
     """Redraws the part of ``image`` that ``mask`` marks, as of class ``label``.
 
     image: (3, H, W) float in [-1, 1]. mask: (H, W) bool, true where it is redrawn; which tokens
     that means, ``tokens_to_redraw`` says. label: a class, or (B,) of them for B variants; the
-    label num_classes means "no class". The other arguments are those of ``generate``: variant n
-    draws from the random stream (seed, n).
+    label num_classes means "no class". sampler: how the new tokens are drawn; by default as
+    ``generate`` does. Variant n draws from the random stream (seed, n). on_scale: as in
+    ``generate``.
 
     A mask that is false everywhere gives the tokenizer's reconstruction, one that is true
     everywhere what ``generate`` gives. Pixels outside the mask are decoded from the image's own
@@ -66,7 +61,7 @@ def edit(
 
     Raises InputError as ``generate`` does, and for an image or mask of another shape or range.
     """
-    sampler = Sampler(cfg, guidance, guided_scales, top_k, top_p, temperature, more_smooth)
+    sampler = Sampler() if sampler is None else sampler
     labels_b = model.check_labels(np.atleast_1d(label))
     check_pair(model, tokenizer)
     sampler.check(len(tokenizer.schedule), tokenizer.vocab_size)

@@ -13,7 +13,7 @@ import tyro
 from var_tokenizer import InputError
 
 from var_transformer.command import class_names, class_number, load_pair, log, run_command
-from var_transformer.editing import box_mask, edit
+from var_transformer.edit.editing import box_mask, edit
 from var_transformer.pictures import (
     AnimationFormat,
     animation_path,
@@ -97,11 +97,11 @@ def run(config: Edit) -> None:
         pixels_yxc.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1,
         mask_yx,
         np.full(config.count, label, np.int32),
-        seed=config.seed,
+        config.sampler,
+        config.seed,
         on_scale=None
         if config.animate is None
         else lambda _k, images: frames.append(to_pixels(images)),
-        **vars(config.sampler),
     )
     for n, variant_yxc in enumerate(to_pixels(out.images)):
         path = config.out / f"{n:06d}_{label}.png"

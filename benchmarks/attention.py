@@ -1,0 +1,69 @@
+"""Portable attention in segments against one call under the full mask, d16, float32, CPU.
+
+    python benchmarks/attention.py [--batch 2] [--pairs 15]
+
+Prints the medians of both and the median of the ratio pair by pair, forward and with gradient.
+"""
+
+import argparse
+import logging
+import time
+from collections.abc import Callable
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+from var_transformer import Backend, TransformerConfig
+from var_transformer.attention import build, portable
+
+log = logging.getLogger("benchmark")
+
+
+def passes(attend: nn.Cell, scale: Tensor) -> dict[str, Callable[..., object]]:
+    def mixed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(q, k, v, scale, None, ())[0]
+
+    def loss(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return mixed(q, k, v).square().sum()
+
+    return {"forward": ms.jit(mixed), "with gradient": ms.jit(ms.grad(loss, (0, 1, 2)))}
+
+
+def seconds(function: Callable[..., object], tensors: list[Tensor]) -> float:
+    start = time.perf_counter()
+    results = function(*tensors)
+    for result in results if isinstance(results, tuple) else (results,):
+        result.asnumpy().sum()  # graphs run on while their results are not read
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--pairs", type=int, default=15)
+    options = parser.parse_args()
+    config = TransformerConfig.preset("d16")
+    rng = np.random.default_rng(0)
+    shape = (options.batch, config.schedule.length, config.width)
+    tensors = [Tensor(rng.standard_normal(shape).astype(np.float32)) for _ in range(3)]
+    scale = Tensor(np.full((1, config.heads, 1, 1), 4, np.float32))
+    forms = {}
+    for form, launch in (("masked", 1e9), ("segmented", portable._LAUNCH)):
+        portable._LAUNCH = launch
+        attend = build(config.schedule, config.heads, 64, True, Backend("portable"))
+        log.info("%s: %d calls", form, len(attend.plans[-1]))
+        forms[form] = passes(attend, scale)
+    for name in ("forward", "with gradient"):
+        samples = {form: [] for form in forms}
+        for pair in range(options.pairs + 2):
+            for form in forms if pair % 2 else reversed(forms):
+                samples[form].append(seconds(forms[form][name], tensors))
+        kept = {form: np.array(values[2:]) for form, values in samples.items()}
+        ratio = np.median(kept["segmented"] / kept["masked"])
+        medians = ", ".join(f"{form} {np.median(kept[form]) * 1e3:.0f} ms" for form in kept)
+        log.info("%s: %s, ratio %.2f", name, medians, ratio)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    main()

@@ -1,0 +1,138 @@
+"""Next-scale attention on Ascend's fused operators.
+
+Training runs ``ops.flash_attention_score``, generation ``ops.fused_infer_attention_score``:
+
+| operator | layouts | length of the keys in a longer buffer | gradient |
+| --- | --- | --- | --- |
+| flash_attention_score | BSH BNSD SBH BSND TND | no: the prefix would be copied out | yes |
+| prompt_flash_attention | BSH BNSD | yes | no |
+| fused_infer_attention_score | BSH BNSD BSND | yes | no |
+
+So generation reads its keys where they lie, in the layout that the projection leaves them in, and
+nothing is transposed, copied or masked.
+"""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, ops
+from mindspore.ops import auto_generate, constexpr
+from var_tokenizer import InputError, ScaleSchedule
+
+from var_transformer.attention.base import Kept, NextScaleAttention
+from var_transformer.attention.segments import launch_scores
+from var_transformer.devices import DEVICES
+
+DTYPES = (ms.float16, ms.bfloat16)
+_BATCH = 96  # images a device in the published training of d16; segments are cut for it
+
+
+class AscendAttention(NextScaleAttention):
+    """Heads in place, (B, L, H, d) (BSND); float16 or bfloat16; head width a multiple of 16.
+
+    The cache of a block is two buffers (B, L, H, d), written in place. Raises InputError for
+    another dtype or head width.
+    """
+
+    axis = 1
+
+    def __init__(
+        self,
+        schedule: ScaleSchedule,
+        heads: int,
+        head_width: int,
+        unit_length: bool,
+        dtype: ms.Type,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise InputError(
+                f"attention dtype is {dtype}; Ascend's fused operators take Float16 or BFloat16"
+            )
+        if head_width % 16 or not 16 <= head_width <= 512:
+            raise InputError(
+                f"head width is {head_width}; Ascend's fused operators take multiples of 16 "
+                "up to 512"
+            )
+        launch = launch_scores(DEVICES["ascend-910b"], _BATCH * heads, head_width)
+        super().__init__(schedule, heads, unit_length, launch)
+        self.head_width = head_width
+        self.dtype = dtype
+        self.write = auto_generate.ReshapeAndCache()
+
+    def empty_cache(self, batch: int) -> Kept:
+        shape = (batch, self.offsets[-1], self.heads, self.head_width)
+        return ops.zeros(shape, self.dtype), ops.zeros(shape, self.dtype)
+
+    def heads_of(
+        self, q_blc: Tensor, k_blc: Tensor, v_blc: Tensor, scale: Tensor | float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q_blhd, k_blhd, v_blhd = self._apart(q_blc), self._apart(k_blc), self._apart(v_blc)
+        if self.unit_length is not None:
+            # lengths are summed in float32; the learned scale is folded into the queries
+            q_blhd = self.unit_length(q_blhd.astype(ms.float32)) * scale.reshape(1, 1, -1, 1)
+            k_blhd = self.unit_length(k_blhd.astype(ms.float32))
+        else:
+            q_blhd = q_blhd * scale
+        return q_blhd.astype(self.dtype), k_blhd.astype(self.dtype), v_blhd.astype(self.dtype)
+
+    def _apart(self, x_blc: Tensor) -> Tensor:
+        b, length, _ = x_blc.shape
+        return x_blc.reshape(b, length, self.heads, self.head_width)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, segment: tuple[int, int, bool]) -> Tensor:
+        mask_ll = _hidden(self.tokens, segment[1]) if segment[2] else None
+        return ops.flash_attention_score(
+            q, k, v, self.heads, attn_mask=mask_ll, input_layout="BSND", sparse_mode=0
+        )
+
+    def extend(
+        self, q: Tensor, k: Tensor, v: Tensor, index: int, past: Kept
+    ) -> tuple[Tensor, Kept]:
+        b, length, heads, d = k.shape
+        check_cache(past[0].shape, (b, self.offsets[-1], heads, d))
+        begin, end = self.offsets[index], self.offsets[index + 1]
+        # to the operator, images are the blocks of a paged cache
+        slots = _slots(b, self.offsets[-1], begin, end)
+        flat = (b, length, heads * d)
+        self.write(k.reshape(flat), v.reshape(flat), past[0], past[1], slots)
+        mixed_blhd = ops.fused_infer_attention_score(
+            q,
+            past[0],
+            past[1],
+            actual_seq_lengths_kv=_lengths(b, end),
+            num_heads=heads,
+            scale=1.0,
+            input_layout="BSND",
+            inner_precise=0,  # sums of float16 in float32
+        )[0]
+        return mixed_blhd, ()
+
+    def merged(self, mixed: Tensor) -> Tensor:
+        b, length, heads, d = mixed.shape
+        return mixed.reshape(b, length, heads * d)
+
+
+@constexpr
+def check_cache(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Raises InputError for a cache of another batch, schedule or model; inference lets it pass."""
+    if shape != expected:
+        raise InputError(f"cache has shape {shape}; expected {expected}: images, tokens, heads, d")
+
+
+@constexpr
+def _hidden(tokens: tuple[int, ...], end: int) -> Tensor:
+    """(end, end) bool, True where a query must not see a key: the operator's sense."""
+    scale_of_token = np.repeat(np.arange(len(tokens)), tokens)[:end]
+    return Tensor(scale_of_token[:, None] < scale_of_token[None, :])
+
+
+@constexpr
+def _slots(batch: int, length: int, begin: int, end: int) -> Tensor:
+    """(B * (end - begin),) int32: where the rows of one scale lie in a cache of all."""
+    rows = np.arange(batch)[:, None] * length + np.arange(begin, end)[None, :]
+    return Tensor(rows.reshape(-1).astype(np.int32))
+
+
+@constexpr
+def _lengths(batch: int, end: int) -> Tensor:
+    """(B,) int64: how many rows of each image's cache are filled."""
+    return Tensor(np.full(batch, end, np.int64))

@@ -1,0 +1,166 @@
+"""What a training step and a generation cost on a device, part by part, on paper.
+
+python -m var_transformer.cost --preset d16 --batch 96 --device ascend-910b
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import mindspore as ms
+from rich.console import Console
+from rich.table import Table
+from var_tokenizer import InputError, TokenizerConfig
+
+from var_transformer import cost_model
+from var_transformer.attention import Backend, build
+from var_transformer.command import run_command
+from var_transformer.config import TransformerConfig
+from var_transformer.cost_model import Part, total
+from var_transformer.devices import Device, device
+
+# Seconds that a port of VAR-d16 to MindSpore publishes for Ascend 910B.
+PUBLISHED_STEP = {("d16", 96): 1.70}
+PUBLISHED_IMAGE = {("d16", 8): 0.32}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Prints multiply-adds, bytes, launches, memory and roofline time of every part."""
+
+    preset: str = "d16"
+    """d16, d20, d24, d30 (256 px) or d36-s (512 px)."""
+    batch: int = 96
+    """Images of a training step."""
+    images: int = 8
+    """Images of a generation, with guidance."""
+    device: str = "ascend-910b"
+    """ascend-910b, ascend-910a or cpu; published peaks, see devices.py."""
+
+    def __post_init__(self) -> None:
+        TransformerConfig.preset(self.preset)
+        device(self.device)
+        for field in ("batch", "images"):
+            value = getattr(self, field)
+            if value < 1:
+                raise InputError(f"{field} is {value}; expected at least 1")
+
+
+def run(options: Cost) -> None:
+    console = Console(width=132)
+    for table in tables(options):
+        console.print(table)
+
+
+def tables(options: Cost) -> list[Table]:
+    """The attention's calls, the training step, the generation."""
+    config, on = TransformerConfig.preset(options.preset), device(options.device)
+    name = "portable" if options.device == "cpu" else "ascend"
+    width = config.width // config.heads
+    attend = build(
+        config.schedule, config.heads, width, config.qk_l2_norm, Backend(name, ms.float16)
+    )
+    masked, segmented = cost_model.calls(attend, True), cost_model.calls(attend, False)
+    steps = [
+        cost_model.training_step(config, options.batch, plan, on) for plan in (masked, segmented)
+    ]
+    codec = TokenizerConfig(scales=config.scales)
+    generations = [
+        cost_model.generation(config, codec, options.images, in_place, on)
+        for in_place in (False, True)
+    ]
+    published_step = PUBLISHED_STEP.get((options.preset, options.batch))
+    published_image = PUBLISHED_IMAGE.get((options.preset, options.images))
+    return [
+        _calls(config, masked, segmented),
+        _table(
+            f"Training step of {options.preset}, batch {options.batch}, on {on.name}",
+            ("masked", "segmented"),
+            steps,
+            on,
+            f"a step (published: {published_step or '-'})",
+            1,
+        ),
+        _table(
+            f"Generation by {options.preset}, batch {options.images}, with guidance, on {on.name}",
+            ("cache joined", "cache in place"),
+            generations,
+            on,
+            f"an image (published: {published_image or '-'})",
+            options.images,
+        ),
+    ]
+
+
+def _calls(
+    config: TransformerConfig, masked: tuple[cost_model.Call, ...], segmented: tuple
+) -> Table:
+    table = Table(title="Training attention of one block, one head and image")
+    for column in ("", "launches", "scores", "of the full mask"):
+        table.add_column(column, justify="right" if column else "left")
+    table.add_column("calls, queries x keys")
+    everywhere = tuple((b, e, False) for b, e in itertools.pairwise(config.schedule.offsets))
+    rows = (("masked", masked), ("segmented", segmented), ("cut everywhere", everywhere))
+    for name, plan in rows:
+        scores = sum((end - begin) * end for begin, end, _ in plan)
+        shapes = " ".join(f"{e - b}x{e}{' masked' * m}" for b, e, m in plan)
+        share = f"{scores / config.schedule.length**2:.3f}"
+        table.add_row(name, str(len(plan)), f"{scores:,}", share, shapes)
+    return table
+
+
+def _table(
+    title: str,
+    variants: tuple[str, str],
+    parts: list[list[Part]],
+    on: Device,
+    unit: str,
+    images: int,
+) -> Table:
+    """One row a part; both variants side by side where they differ."""
+    table = Table(title=f"{title}\n{variants[0]} -> {variants[1]} where they differ")
+    columns = ("part", "multiply-adds (G)", "bytes moved (GB)", "launches", "memory (GB)")
+    for column in (*columns, "roofline (ms)"):
+        table.add_column(column, justify="left" if column == "part" else "right")
+    sums = [total(variant) for variant in parts]
+    for one, other in zip(*parts, strict=True):
+        table.add_row(one.name, *_cells(one, other, on))
+    table.add_section()
+    # a part waits for the one before: the sum of the rooflines, not the roofline of the sum
+    times = [sum(part.seconds(on) for part in variant) for variant in parts]
+    cells = _cells(*sums, on)[:-1]
+    table.add_row("total", *cells, _both(*(f"{1e3 * t:,.1f}" for t in times)))
+    launching = [s.launches * on.launch for s in sums]
+    least = [max(pair) / images for pair in zip(times, launching, strict=True)]
+    host = _both(*(f"{1e3 * t:,.1f}" for t in launching))
+    fits = "fits" if sums[1].memory <= on.memory else "does not fit"
+    table.caption = (
+        f"dispatch by the host {host} ms; at least {_both(*(f'{t:.3f}' for t in least))} s {unit}; "
+        f"{fits} into {on.memory / 1e9:.0f} GB without recomputation"
+    )
+    return table
+
+
+def _cells(one: Part, other: Part, on: Device) -> list[str]:
+    def numbers(part: Part) -> list[str]:
+        return [
+            f"{part.madds / 1e9:,.1f}",
+            f"{part.bytes / 1e9:,.2f}",
+            f"{part.launches:,}",
+            f"{part.memory / 1e9:,.2f}",
+            f"{1e3 * part.seconds(on):,.2f}",
+        ]
+
+    return [_both(a, b) for a, b in zip(numbers(one), numbers(other), strict=True)]
+
+
+def _both(one: str, other: str) -> str:
+    return one if one == other else f"{one} -> {other}"
+
+
+def main() -> None:
+    """The command: exits with 2 and one line where the input is unusable."""
+    run_command(Cost, "var_transformer.cost", run)
+
+
+if __name__ == "__main__":
+    main()

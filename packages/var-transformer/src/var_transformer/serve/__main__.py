@@ -1,0 +1,67 @@
+"""``python -m var_transformer.serve``: a web page for a trained model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from var_tokenizer import InputError
+
+from var_transformer.command import class_names, load_pair, log, run_command
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Serve a web page: generate pictures, watch them sharpen, edit them with a brush.
+
+    Needs the extra [web]. One pair of models is held in memory, and one visitor's pictures are
+    drawn at a time; the others wait in a queue.
+    """
+
+    tokenizer: Path
+    """The tokenizer, a .safetensors file."""
+    model: Path
+    """The transformer, a .safetensors file."""
+    class_names: Path | None = None
+    """A text file whose n-th line, from 0, names class n; commas part synonyms."""
+    host: str = "127.0.0.1"
+    """The address to listen on. 0.0.0.0 lets other machines in; there is no password."""
+    port: int = 7860
+    """The port to listen on."""
+    max_images: int = 8
+    """Pictures that a visitor may ask for at once."""
+    max_seconds: float = 120.0
+    """Seconds that a generation may take; it is stopped before the next scale."""
+
+    def check(self) -> None:
+        """Raises InputError for a field out of range."""
+        for name, least, most in (("port", 1, 65535), ("max_images", 1, 64)):
+            if not least <= getattr(self, name) <= most:
+                raise InputError(f"{name} is {getattr(self, name)}; expected {least} to {most}")
+        if not self.max_seconds > 0:
+            raise InputError(f"max_seconds is {self.max_seconds}; expected above 0")
+
+
+def run(config: Serve) -> None:
+    """Serves the page until it is interrupted; raises InputError for unusable settings."""
+    config.check()
+    try:
+        from var_transformer.serve.page import launch, make_page
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{error}; expected the extra: pip install 'var-transformer[web]'"
+        ) from error
+    model, tokenizer = load_pair(config.tokenizer, config.model)
+    names = None
+    if config.class_names is not None:
+        names = class_names(config.class_names, model.config.num_classes)
+    page = make_page(model, tokenizer, names, config.max_images, config.max_seconds)
+    log.info("serving %s; Ctrl-C ends it", launch(page, config.host, config.port))
+    page.block_thread()
+
+
+def main() -> None:
+    """The command: exits with 2 and one line where the input is unusable."""
+    run_command(Serve, "var_transformer.serve", run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+import itertools
+
+import mindspore as ms
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mindspore import Tensor
+from var_tokenizer import SCALES_256, SCALES_512, InputError, ScaleSchedule
+from var_transformer import Backend, TransformerConfig
+from var_transformer.attention import Cache, build, portable
+from var_transformer.attention.segments import cut, cut_at, scores
+from var_transformer.devices import DEVICES, device
+
+LABELS = np.array([0, 3])
+
+
+# ---------------------------------------------------------------- segments
+@pytest.mark.parametrize(("scales", "least"), [(SCALES_256, 0.619), (SCALES_512, 0.652)])
+def test_full_segmentation_needs_the_published_share_of_the_scores(scales, least):
+    schedule = ScaleSchedule(scales)
+    share = scores(cut_at(schedule, 1)) / schedule.length**2
+    assert share == pytest.approx(least, abs=5e-4)
+
+
+@pytest.mark.parametrize("preset", ["d16", "d20", "d24", "d30", "d36-s"])
+def test_training_on_ascend_multiplies_few_scores_in_vain(preset):
+    config = TransformerConfig.preset(preset)
+    width = config.width // config.heads
+    backend = Backend("ascend", ms.float16)
+    attend = build(config.schedule, config.heads, width, config.qk_l2_norm, backend)
+    used = sum((end - begin) * end for begin, end, _ in attend.plans[-1])
+    most = 0.69 if config.shared_adaln else 0.66  # 512 px, 256 px
+    assert used / config.schedule.length**2 <= most
+    assert len(attend.plans[-1]) < len(config.schedule)  # coarse scales share a launch
+
+
+schedules = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=7).map(
+    lambda steps: ScaleSchedule(
+        tuple(itertools.accumulate(steps, lambda a, b: (a[0] + b[0], a[1] + b[1]), initial=(1, 1)))
+    )
+)
+
+
+@given(schedules, st.floats(0, 1e5))
+def test_a_cut_covers_every_query_once_and_every_key_it_sees(schedule, launch):
+    plan = cut(schedule, launch)
+    assert [s.begin for s in plan] == [0, *(s.end for s in plan[:-1])]
+    assert plan[-1].end == schedule.length
+    for segment in plan:
+        visible = schedule.visible[segment.begin : segment.end]
+        assert not visible[:, segment.end :].any()
+        assert segment.masked or visible[:, : segment.end].all()
+
+
+@given(schedules, st.floats(0, 1e5))
+def test_no_other_cut_is_cheaper(schedule, launch):
+    def cost(plan):
+        return len(plan) * launch + scores(plan)
+
+    best = cost(cut(schedule, launch))
+    assert all(best <= cost(cut_at(schedule, k + 1)) for k in range(len(schedule)))
+
+
+def test_free_launches_cut_everywhere_and_dear_ones_nowhere():
+    schedule = ScaleSchedule()
+    assert len(cut(schedule, 0)) == len(schedule)
+    assert len(cut(schedule, 1e9)) == 1
+
+
+# ---------------------------------------------------------------- the portable backend
+def mixed_and_gradients(attend, q, k, v, d_y):
+    def loss(q_blc, k_blc, v_blc):
+        return (attend(q_blc, k_blc, v_blc, 0.25, None, ())[0] * d_y).sum()
+
+    mixed = attend(q, k, v, 0.25, None, ())[0]
+    return [x.asnumpy() for x in (mixed, *ms.grad(loss, (0, 1, 2))(q, k, v))]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_portable_segments_equal_the_full_mask_forward_and_gradient(monkeypatch, seed):
+    rng = np.random.default_rng(seed)
+    sizes = list(itertools.accumulate(rng.integers(0, 4, (5, 2)), initial=np.array([1, 1])))
+    schedule = ScaleSchedule(tuple((int(y), int(x)) for y, x in sizes))
+    shape = (2, schedule.length, 32)
+    tensors = [Tensor(rng.standard_normal(shape).astype(np.float32)) for _ in range(4)]
+    results = []
+    for launch in (10.0 ** rng.uniform(0, 4), 1e9):  # the last one: one call under one mask
+        monkeypatch.setattr(portable, "_LAUNCH", launch)
+        attend = build(schedule, 2, 16, False, Backend("portable"))
+        results.append(mixed_and_gradients(attend, *tensors))
+    assert len(attend.plans[-1]) == 1
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
+def test_the_first_scales_alone_attend_as_they_do_among_all(monkeypatch):
+    monkeypatch.setattr(portable, "_LAUNCH", 10.0)
+    schedule, rng = ScaleSchedule((1, 2, 3, 4)), np.random.default_rng(0)
+    attend = build(schedule, 2, 16, True, Backend("portable"))
+    q, k, v = (rng.standard_normal((2, 30, 32)).astype(np.float32) for _ in range(3))
+    scale = Tensor(np.full((1, 2, 1, 1), 4, np.float32))
+    whole = attend(*map(Tensor, (q, k, v)), scale, None, ())[0].asnumpy()
+    for end in schedule.offsets[1:]:
+        part = attend(*(Tensor(x[:, :end]) for x in (q, k, v)), scale, None, ())[0].asnumpy()
+        np.testing.assert_allclose(part, whole[:, :end], atol=1e-6)
+
+
+# ---------------------------------------------------------------- the choice of a backend
+@pytest.mark.parametrize(
+    ("target", "name", "dtype", "fused"),
+    [
+        ("CPU", "auto", ms.float16, False),
+        ("Ascend", "auto", ms.float16, True),
+        ("Ascend", "auto", ms.bfloat16, True),
+        ("Ascend", "auto", ms.float32, False),
+        ("Ascend", "portable", ms.float16, False),
+        ("CPU", "ascend", ms.float16, True),
+    ],
+)
+def test_the_backend_follows_device_and_dtype_unless_it_is_named(
+    monkeypatch, target, name, dtype, fused
+):
+    monkeypatch.setattr(ms, "get_context", lambda _: target)
+    assert Backend(name, dtype).fused is fused
+
+
+def test_an_unknown_backend_is_an_error_that_lists_the_known():
+    with pytest.raises(InputError, match="'cuda'; expected auto, ascend or portable"):
+        Backend("cuda")
+
+
+def test_an_unknown_device_is_an_error_that_lists_the_known():
+    with pytest.raises(InputError, match=f"'h100'; expected one of {', '.join(DEVICES)}"):
+        device("h100")
+
+
+# ---------------------------------------------------------------- the cache
+def after(model, scales: int, batch: int = 2) -> tuple[Cache, tuple]:
+    """A cache of so many scales, and the model's condition."""
+    class_bc, modulations = model.condition(model.check_labels(LABELS[:batch]))
+    schedule, rng, cache = model.config.schedule, np.random.default_rng(0), None
+    for k in range(scales):
+        inputs = rng.standard_normal((batch, schedule.tokens[k], model.config.latent_channels))
+        inputs_blz = Tensor(inputs.astype(np.float32)) if k else None
+        _, cache = model.extend(k, inputs_blz, class_bc, modulations, cache)
+    return cache, (class_bc, modulations)
+
+
+def test_a_full_cache_is_an_error_that_says_so(model):
+    cache, condition = after(model, len(model.config.schedule))
+    with pytest.raises(InputError, match="cache is full: it holds all 3 scales"):
+        model.extend(3, None, *condition, cache)
+
+
+def test_a_cache_of_another_batch_is_an_error_that_names_both(model):
+    cache, _ = after(model, 1)
+    _, condition = after(model, 0, batch=1)
+    inputs = Tensor(np.zeros((1, 4, model.config.latent_channels), np.float32))
+    with pytest.raises(InputError, match="batch of 2; expected 1"):
+        model.extend(1, inputs, *condition, cache)
+
+
+def test_a_scale_out_of_turn_is_an_error_that_names_both(model):
+    cache, condition = after(model, 1)
+    inputs = Tensor(np.zeros((2, 9, model.config.latent_channels), np.float32))
+    with pytest.raises(InputError, match="holds 1 scales; scale 2 expects 2"):
+        model.extend(2, inputs, *condition, cache)
+
+
+def test_tokens_of_another_scale_are_an_error_that_names_both(model):
+    cache, condition = after(model, 1)
+    inputs = Tensor(np.zeros((2, 9, model.config.latent_channels), np.float32))
+    with pytest.raises(InputError, match=r"shape \(2, 9, 8\); expected \(2, 4, 8\)"):
+        model.extend(1, inputs, *condition, cache)
+
+
+@pytest.mark.parametrize("index", [None, 2])
+def test_tokens_that_the_schedule_does_not_have_are_an_error_that_names_both(index):
+    attend = build(ScaleSchedule((1, 2, 3)), 2, 16, False)
+    x = Tensor(np.zeros((1, 7, 32), np.float32))
+    with pytest.raises(InputError, match=r"7 tokens; expected (14|9), those of (the|scale 2)"):
+        attend(x, x, x, 0.25, index, ())
+
+
+def test_the_first_images_of_a_cache_go_on_as_they_would_alone(model):
+    cache, (class_bc, modulations) = after(model, 2)
+    rng = np.random.default_rng(1)
+    inputs = rng.standard_normal((2, 9, model.config.latent_channels)).astype(np.float32)
+    both, _ = model.extend(2, Tensor(inputs), class_bc, modulations, cache)
+    one = tuple(m[:1] for m in modulations)
+    alone, _ = model.extend(2, Tensor(inputs[:1]), class_bc[:1], one, cache.first(1))
+    np.testing.assert_allclose(alone.asnumpy(), both.asnumpy()[:1], atol=1e-5)

@@ -1,0 +1,351 @@
+"""The web page as a visitor meets it, in a real headless Chromium."""
+# ruff: noqa: E402 what the imports below the skips need may be missing
+
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+import urllib.parse
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from var_tokenizer import InputError
+from var_transformer import Sampler, edit, generate
+from var_transformer.pictures import to_pixels
+
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+if not (BROWSER and DRIVER) and not os.environ.get("REQUIRE_CHROMIUM"):
+    pytest.skip("needs chromium and chromedriver on the PATH", allow_module_level=True)
+if not os.environ.get("REQUIRE_CHROMIUM"):
+    pytest.importorskip("gradio", reason="needs the extra [web]")
+    pytest.importorskip("selenium")
+
+from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from var_transformer.serve import page as page_module
+from var_transformer.serve.__main__ import Serve, run
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # those of Gradio's own code
+]
+
+NAMES = ["cat", "dog, hound", "eel", "fox", "gnu"]
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --enable-unsafe-swiftshader --disable-quic "
+    "--no-first-run --disable-background-networking --disable-component-update --disable-sync "
+    "--window-size=1200,1500"
+)
+PATIENCE = 60  # seconds, on a busy machine
+
+connections = []  # what this process connects to
+sys.addaudithook(lambda event, args: event == "socket.connect" and connections.append(args[1]))
+
+
+class Visitor:
+    """A browser window with the page."""
+
+    def __init__(self, driver, url):
+        self.driver, self.folder = (
+            driver,
+            Path(driver.capabilities["chrome"]["userDataDir"]).parent / "downloads",
+        )
+        driver.get(url)
+        self.wait(lambda: self.all("button#generate"))
+
+    def wait(self, condition):
+        end = time.monotonic() + PATIENCE
+        while not (value := condition()):
+            assert time.monotonic() < end, self.driver.find_element(By.TAG_NAME, "body").text
+            time.sleep(0.05)
+        return value
+
+    def all(self, selector):
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def one(self, selector):
+        return self.wait(lambda: self.all(selector))[0]
+
+    def click(self, selector):
+        self.one(selector).click()
+
+    def fill(self, selector, text):
+        field = self.one(selector)
+        field.click()
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(str(text), Keys.ENTER)
+
+    @property
+    def status(self):
+        return self.driver.execute_script("return document.querySelector('#status').innerText")
+
+    def wait_for_end(self):
+        self.wait(lambda: self.status.startswith("Class"))
+
+    def shown(self):
+        """The pictures on the page as uint8 (N, H, W, 3)."""
+        sources = self.driver.execute_script(
+            "return [...document.querySelectorAll('#pictures img')].map(image => image.src)"
+        )
+        return [np.asarray(Image.open(fetch(source)).convert("RGB")) for source in sources]
+
+    def downloaded(self):
+        """What the download button gives, uint8 (N, H, W, 3)."""
+        self.wait(lambda: self.one("#download").is_enabled())
+        self.click("#download")
+        path = self.wait(lambda: next(self.folder.glob("[!.]*.*[!d]"), None))
+        data = io.BytesIO(path.read_bytes())
+        path.unlink()
+        if not zipfile.is_zipfile(data):
+            return [np.asarray(Image.open(data))]
+        with zipfile.ZipFile(data) as archive:
+            return [np.asarray(Image.open(archive.open(name))) for name in archive.namelist()]
+
+    def message(self):
+        """The text of the message that the page shows; closes it."""
+        text = self.wait(lambda: self.one(".toast-message-text").text)  # it slides in
+        self.click(".toast-close")
+        self.wait(lambda: not self.all(".toast-body"))
+        return text
+
+
+def fetch(url):
+    with urllib.request.urlopen(url) as response:
+        return io.BytesIO(response.read())
+
+
+@pytest.fixture(scope="module")
+def driver():
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    with tempfile.TemporaryDirectory() as folder:
+        for flag in (*FLAGS.split(), f"--user-data-dir={folder}/profile"):
+            options.add_argument(flag)
+        browser = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+        downloads = {"behavior": "allow", "downloadPath": f"{folder}/downloads"}
+        browser.execute_cdp_cmd("Browser.setDownloadBehavior", downloads)
+        yield browser
+        browser.quit()
+
+
+@pytest.fixture(scope="module")
+def serve(model, tokenizer):
+    pages = []
+
+    def start(max_seconds):
+        page = page_module.make_page(model, tokenizer, NAMES, 3, max_seconds)
+        pages.append(page)
+        return page_module.launch(page, "127.0.0.1", None)
+
+    yield start
+    for page in pages:
+        page.close()
+
+
+@pytest.fixture(scope="module")
+def url(serve):
+    return serve(max_seconds=1000)
+
+
+@pytest.fixture
+def visitor(driver, url):
+    return Visitor(driver, url)
+
+
+class Gate:
+    """Holds every scale of a generation until the test lets it pass."""
+
+    def __init__(self):
+        self.reached = 0
+        self._passes = threading.Semaphore(0)
+
+    def arrive(self):
+        self.reached += 1
+        assert self._passes.acquire(timeout=PATIENCE)
+
+    def let_pass(self, scales=1):
+        self._passes.release(scales)
+
+
+@pytest.fixture
+def gate(tokenizer, monkeypatch):
+    gate, decode = Gate(), tokenizer.decode_latent
+
+    def held(latent):
+        gate.arrive()
+        return decode(latent)
+
+    monkeypatch.setattr(tokenizer, "decode_latent", held)
+    yield gate
+    gate.let_pass(100)
+
+
+@pytest.fixture(scope="module")
+def frames(model, tokenizer):
+    """What ``ask_for_three`` asks for: pixels (3, H, W, 3) after each scale."""
+    seen = []
+    labels, show = np.full(3, 1), lambda _k, images: seen.append(to_pixels(images))
+    generate(model, tokenizer, labels, cfg=2.0, seed=7, on_scale=show)
+    return seen
+
+
+def ask_for_three(visitor):
+    """Class "hound", seed 7, guidance 2, three pictures: shapes that other tests compiled."""
+    visitor.fill("#class input", "hound")
+    visitor.fill("#seed input", 7)
+    visitor.fill("#guidance input[type=number]", 2)
+    visitor.fill("#count input[type=number]", 3)
+    visitor.click("button#generate")
+
+
+def test_pictures_of_a_class_sharpen_scale_by_scale_and_are_those_of_generate(
+    visitor, frames, gate
+):
+    ask_for_three(visitor)
+    for k in (0, 1):
+        gate.let_pass()
+        visitor.wait(lambda k=k: visitor.status == f"Scale {k + 2} of 3 …")
+        visitor.wait(lambda k=k: np.array_equal(visitor.shown(), frames[k]))
+    gate.let_pass()
+    visitor.wait_for_end()
+    np.testing.assert_array_equal(visitor.shown(), frames[2])
+    np.testing.assert_array_equal(visitor.downloaded(), frames[2])
+
+
+def test_a_picture_is_edited_with_a_brush(visitor, model, tokenizer, monkeypatch):
+    calls = []
+
+    def noted(*arguments, **more):
+        calls.append(arguments)
+        return edit(*arguments, **more)
+
+    monkeypatch.setattr(page_module, "edit", noted)
+    ask_for_three(visitor)
+    visitor.wait_for_end()
+    before = visitor.downloaded()
+    visitor.all("#pictures button img")[1].click()
+    visitor.click("#to-canvas")
+    canvas = visitor.one("#canvas canvas")
+    visitor.click("#canvas button[title=Brush]")
+    time.sleep(1)  # the canvas takes the picture in
+    stroke = ActionChains(visitor.driver).move_to_element_with_offset(canvas, -40, -30)
+    stroke.click_and_hold().move_by_offset(20, 0).move_by_offset(20, 0).release().perform()
+    time.sleep(1)  # the stroke reaches the server
+    visitor.click("button#redraw")
+    visitor.wait(lambda: calls and visitor.status.startswith("Class"))
+
+    _, _, image, mask, labels, sampler, seed = calls[0]
+    np.testing.assert_array_equal(np.rint((image + 1) * 127.5), before[1].transpose(2, 0, 1))
+    assert mask.any() and not mask.all() and mask[2, 2] and not mask[-1].any()
+    assert (labels.tolist(), sampler, seed) == ([1, 1, 1], Sampler(cfg=2.0), 7)
+    expected = edit(model, tokenizer, image, mask, labels, sampler, seed)
+    np.testing.assert_array_equal(visitor.downloaded(), to_pixels(expected.images))
+
+
+@pytest.mark.parametrize(
+    ("selector", "text", "message"),
+    [
+        ("#class input", "cow", "class is 'cow'; expected 0 to 4"),
+        ("#seed input", "-1", "seed is -1; expected an integer of at least 0"),
+        ("#seed input", "", "seed is empty; expected a number"),
+    ],
+)
+def test_bad_input_is_a_message_in_the_page(visitor, no_model_runs, selector, text, message):
+    visitor.fill(selector, text or Keys.BACKSPACE)
+    visitor.click("button#generate")
+    assert message in visitor.message()
+
+
+def test_an_empty_canvas_is_a_message_in_the_page(visitor, no_model_runs):
+    visitor.click("button[role=tab]:nth-of-type(2)")
+    visitor.click("button#redraw")
+    assert "the canvas is empty" in visitor.message()
+
+
+def test_a_generation_whose_visitor_leaves_stops_before_its_next_scale(
+    driver, url, gate, frames, caplog
+):
+    caplog.set_level("INFO", "var_transformer")
+    visitor = Visitor(driver, url)
+    ask_for_three(visitor)
+    visitor.wait(lambda: gate.reached == 1)
+    driver.get("about:blank")
+    gate.let_pass()
+    time.sleep(2)  # the server sees that nobody listens
+    gate.let_pass()
+    visitor.wait(lambda: "stopped after scale 2 of 3: the visitor left" in caplog.text)
+    assert gate.reached == 2
+    gate.let_pass(3)
+    again = Visitor(driver, url)  # the models are free for others
+    ask_for_three(again)
+    again.wait_for_end()
+    np.testing.assert_array_equal(again.shown(), frames[2])
+
+
+def test_a_generation_stops_between_scales_when_its_time_is_over(driver, serve, gate, frames):
+    visitor = Visitor(driver, serve(max_seconds=0.2))
+    ask_for_three(visitor)
+    visitor.wait(lambda: gate.reached == 1)
+    time.sleep(0.3)
+    gate.let_pass(3)
+    visitor.wait_for_end()
+    expected = "stopped after scale 1 of 3: a generation may take 0.2 s"
+    assert expected in visitor.status and expected in visitor.message()
+    assert gate.reached == 1
+    np.testing.assert_array_equal(visitor.downloaded(), frames[0])  # what there is can be kept
+
+
+def test_no_other_host_is_asked_for_anything(driver):
+    """Of all the tests above: fonts, analytics and version checks would show here."""
+    hosts = set()
+    for entry in driver.get_log("performance"):
+        message = json.loads(entry["message"])["message"]
+        if message["method"] == "Network.requestWillBeSent":
+            hosts.add(urllib.parse.urlsplit(message["params"]["request"]["url"]))
+    assert {url.hostname for url in hosts if url.scheme in ("http", "https", "ws")} == {"127.0.0.1"}
+    assert {address[0] for address in connections if isinstance(address, tuple)} <= {
+        "127.0.0.1",
+        "::1",
+    }
+
+
+@pytest.fixture
+def config(model, tokenizer, tmp_path):
+    model.save(tmp_path / "m.safetensors")
+    tokenizer.save(tmp_path / "t.safetensors")
+    return {"tokenizer": tmp_path / "t.safetensors", "model": tmp_path / "m.safetensors"}
+
+
+def test_the_command_serves_on_127_0_0_1_unless_told_otherwise(config, monkeypatch):
+    served = []
+    monkeypatch.setattr(page_module.gr.Blocks, "block_thread", lambda page: served.append(page))
+    run(Serve(**config, port=7911))
+    assert served[0].server_name == "127.0.0.1"
+    with pytest.raises(InputError, match="port is 7911: Cannot find empty port"):
+        run(Serve(**config, port=7911))
+    served[0].close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"port": 0}, "port is 0; expected 1 to 65535"),
+        ({"max_images": 0}, "max_images is 0; expected 1 to 64"),
+        ({"max_seconds": 0.0}, "max_seconds is 0.0; expected above 0"),
+        ({"class_names": "absent.txt"}, "absent.txt: not a readable text file"),
+    ],
+)
+def test_an_unusable_setting_is_an_error_before_anything_is_served(config, changes, message):
+    with pytest.raises(InputError, match=message):
+        run(Serve(**config | changes))
