@@ -56,6 +56,7 @@ def assert_goes_on_alike(config: TokenizerStage, stop: int) -> None:
         np.testing.assert_array_equal(ours, theirs, name)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_gives_the_same_losses_and_weights_on_non_square_images():
     assert_goes_on_alike(TokenizerStage(epochs=1, batch=4, flip=True, ema=0.9), stop=4)
 
