@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -85,13 +87,40 @@ def test_non_square_images_go_there_and_back():
 
 
 def test_the_training_pass_reconstructs_what_encode_and_decode_do(tiny, images_bcyx):
-    output, loss, ids = tiny.construct(Tensor(images_bcyx))
+    images_byxc = np.ascontiguousarray(np.asarray(images_bcyx).transpose(0, 2, 3, 1))
+    features, loss, ids, vectors = tiny.construct(Tensor(images_byxc))
+    output = tiny.reconstruction(features).transpose(0, 3, 1, 2)
+    for a, b in zip(vectors, tiny.residual_vectors(images_bcyx), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-5)
     expected_ids = tiny.encode(images_bcyx)
     for a, b in zip(ids, expected_ids, strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
     expected = np.asarray(tiny.decode(expected_ids))
     np.testing.assert_allclose(np.clip(np.asarray(output), -1, 1), expected, atol=1e-4)
     assert float(loss) > 0
+
+
+def test_a_dropped_scale_leaves_the_reconstruction_of_the_scales_before(tiny, images_bcyx):
+    images_byxc = np.ascontiguousarray(np.asarray(images_bcyx).transpose(0, 2, 3, 1))
+    kept_kb = np.ones((len(tiny.schedule), len(images_byxc)), np.float32)
+    kept_kb[1:] = 0
+    features, *_ = tiny.construct(Tensor(images_byxc), 0.25, Tensor(kept_kb))
+    output = np.asarray(tiny.reconstruction(features).transpose(0, 3, 1, 2))
+    expected = np.asarray(tiny.decode_progressive(tiny.encode(images_bcyx))[0])
+    np.testing.assert_allclose(np.clip(output, -1, 1), expected, atol=1e-4)
+
+
+def test_with_znorm_the_length_of_a_code_does_not_matter(tiny, images_bcyx):
+    config = dataclasses.replace(tiny.config, using_znorm=True)
+    ids = []
+    for factor in (1.0, 7.0):
+        tokenizer = Tokenizer(config, 0)
+        codes = tokenizer.quantize.embedding.weight
+        longer_v1 = np.ones((config.vocab_size, 1), np.float32)
+        longer_v1[::3] = factor
+        codes.set_data(Tensor(codes.asnumpy() * longer_v1))
+        ids.append(np.asarray(tokenizer.encode(images_bcyx)[0]))
+    np.testing.assert_array_equal(*ids)
 
 
 def test_images_of_another_shape_are_an_error_that_names_both(tiny):
