@@ -75,25 +75,6 @@ def test_every_remedy_and_loss_together_resume_exactly_and_repeat():
     assert run(training(config), 0, 8) == run(training(config), 0, 8)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("adversary", [0.0, 0.1])
-def test_training_lowers_the_error_on_held_out_images(adversary):
-    stage = training(
-        TokenizerStage(
-            epochs=15,
-            batch=8,
-            adversary=Adversary(weight=adversary, start=0.5, channels=32),
-            codebook=CodebookHealth(revive_every=4, scale_dropout=0.2),
-        )
-    )
-    metrics = run(stage, 0, stage.steps)
-    found = stage.validate(stage.steps - 1)
-    assert found["loss"] < -14
-    assert found["scale_psnr"][0] < found["scale_psnr"][-1] == -found["loss"]
-    assert ("discriminator" in metrics[-1]) == (adversary > 0)
-    assert "discriminator" not in metrics[0]
-
-
 def test_more_codes_than_a_batch_has_vectors_are_refused():
     with pytest.raises(InputError, match="vocab_size is 101; a batch of 4 images has 100 vectors"):
         training(TokenizerStage(batch=4), dataclasses.replace(CONFIG, vocab_size=101))
