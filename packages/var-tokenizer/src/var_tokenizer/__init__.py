@@ -4,6 +4,7 @@ from var_tokenizer.autoencoder import Conv2d, GroupNorm
 from var_tokenizer.checkpoint import check_tensors, read_checkpoint, replacing, write_checkpoint
 from var_tokenizer.config import TokenizerConfig
 from var_tokenizer.errors import InputError
+from var_tokenizer.kernels import KernelLibrary
 from var_tokenizer.schedule import SCALES_256, SCALES_512, Scale, ScaleSchedule
 from var_tokenizer.tokenizer import LatentCodec, Tokenizer
 
@@ -13,6 +14,7 @@ __all__ = [
     "Conv2d",
     "GroupNorm",
     "InputError",
+    "KernelLibrary",
     "LatentCodec",
     "Scale",
     "ScaleSchedule",
