@@ -52,6 +52,20 @@ class LayerNorm(nn.Cell):
         return self.layer_norm(x_blc, gain, bias)[0]
 
 
+class ModulatedNorm(nn.Cell):
+    """The adaptive layer norm of DiT (arXiv:2212.09748): layer_norm(x) * (1 + scale) + shift.
+
+    ``f(x (B,L,C), scale (B,1,C), shift (B,1,C)) -> (B,L,C)``; the norm is ``LayerNorm``'s.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = LayerNorm()
+
+    def construct(self, x_blc: Tensor, scale_b1c: Tensor, shift_b1c: Tensor) -> Tensor:
+        return self.norm(x_blc) * (1 + scale_b1c) + shift_b1c
+
+
 class Linear(nn.Cell):
     """x @ weight.T + bias over the last axis; ``weight`` is (outputs, inputs)."""
 

@@ -66,10 +66,6 @@ class SiLU(nn.Cell):
         return x * ops.sigmoid(x)
 
 
-def modulate(x_blc: Tensor, scale_b1c: Tensor, shift_b1c: Tensor) -> Tensor:
-    return x_blc * (1 + scale_b1c) + shift_b1c
-
-
 class Attention(nn.Cell):
     """Multi-head self-attention; with QK-L2 norm, cosine scores times a learned scale a head.
 
@@ -117,11 +113,11 @@ class FeedForward(nn.Cell):
 
 
 class Block(nn.Cell):
-    """x + gate * attention(modulate(norm x)), then the same with the feed-forward network."""
+    """x + gate * attention(modulated_norm(x)), then the same with the feed-forward network."""
 
     def __init__(self, config: TransformerConfig, rng: Rng, std: float, backend: Backend) -> None:
         super().__init__()
-        self.norm = fast.LayerNorm()
+        self.modulated_norm = fast.ModulatedNorm()
         self.attn = Attention(config, rng, std, backend)
         self.ffn = FeedForward(config, rng, std)
         if config.shared_adaln:
@@ -142,9 +138,9 @@ class Block(nn.Cell):
         gate1, gate2, scale1, scale2, shift1, shift2 = ops.split(modulation_b6c, 1, 1)
         if keep_2b11 is not None:  # drop path: a dropped image passes the block unchanged
             gate1, gate2 = gate1 * keep_2b11[0], gate2 * keep_2b11[1]
-        attended, kept = self.attn(modulate(self.norm(x_blc), scale1, shift1), index, past)
+        attended, kept = self.attn(self.modulated_norm(x_blc, scale1, shift1), index, past)
         x_blc = x_blc + gate1 * attended
-        return x_blc + gate2 * self.ffn(modulate(self.norm(x_blc), scale2, shift2)), kept
+        return x_blc + gate2 * self.ffn(self.modulated_norm(x_blc, scale2, shift2)), kept
 
 
 class HeadNorm(nn.Cell):
@@ -152,12 +148,12 @@ class HeadNorm(nn.Cell):
 
     def __init__(self, config: TransformerConfig, rng: Rng, std: float) -> None:
         super().__init__()
-        self.norm = fast.LayerNorm()
+        self.modulated_norm = fast.ModulatedNorm()
         self.ada_lin = nn.SequentialCell(SiLU(), Linear(rng, config.width, 2 * config.width, std))
 
     def construct(self, x_blc: Tensor, class_bc: Tensor) -> Tensor:
         scale_b1c, shift_b1c = ops.split(self.ada_lin(class_bc).expand_dims(1), x_blc.shape[-1], 2)
-        return modulate(self.norm(x_blc), scale_b1c, shift_b1c)
+        return self.modulated_norm(x_blc, scale_b1c, shift_b1c)
 
 
 class _Compiled:
