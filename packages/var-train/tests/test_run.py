@@ -120,6 +120,24 @@ def test_the_same_seed_trains_the_same_weights(finished, tmp_path):
         assert all((first[n] == second[n]).all() for n in first)
 
 
+@pytest.mark.slow
+def test_stage_by_stage_trains_the_same_models_as_all_at_once(finished, tmp_path):
+    data, first, second = finished.parent / "images", tmp_path / "first", tmp_path / "second"
+    result = run("--stage", "tokenizer", "--data", data, "--out", first, *SMALL.split())
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in first.iterdir()} == FILES - {
+        "transformer.safetensors",
+        "samples.png",
+    }
+    file = first / "tokenizer.safetensors"
+    arguments = ("--data", data, "--out", second, "--tokenizer-file", file, *SMALL.split())
+    result = run("--stage", "transformer", *arguments)
+    assert result.returncode == 0, result.stderr
+    for written in (file, second / "transformer.safetensors"):
+        ours, theirs = load_file(written), load_file(finished / written.name)
+        assert all((ours[n] == theirs[n]).all() for n in theirs)
+
+
 def test_help_names_the_data_layout():
     result = run("--help")
     assert result.returncode == 0
@@ -134,6 +152,8 @@ def test_help_names_the_data_layout():
         (("--transformer.heads", "3"), "heads is 3; expected a divisor of width 128"),
         (("--tokenizer.scales", "1", "2"), "(16, 16)"),
         (("--train-tokenizer.batch", "100000"), "batch is 100000"),
+        (("--stage", "transformer"), "tokenizer.safetensors: no such file"),
+        (("--tokenizer-file", "t.safetensors"), "tokenizer_file is t.safetensors and stage all"),
         (("--train-transformer.epochs", "0"), "epochs is 0"),
         (("--sampling.cfg", "-1"), "cfg is -1.0"),
         (("--sampling.top-k", "129"), "top_k is 129"),

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from var_tokenizer import InputError, Tokenizer, TokenizerConfig
@@ -57,8 +58,15 @@ class Run:
     Without arguments it trains on 1,797 real handwritten digits that come with the package. In
     OUT it writes tokenizer.safetensors, transformer.safetensors, samples.png,
     reconstructions.png, metrics.jsonl and report.json.
+
+    Raises InputError for settings that do not go together.
     """
 
+    stage: Literal["all", "tokenizer", "transformer"] = "all"
+    """What to train; the transformer alone needs a tokenizer that is trained."""
+    tokenizer_file: Path | None = None
+    """The tokenizer for the stage transformer; by default OUT/tokenizer.safetensors. It brings
+    its own configuration, so --tokenizer.* is not read."""
     data: Path | None = None
     """An image tree, DATA/train/CLASS/*.jpg|png and DATA/val/CLASS/*; by default the digits."""
     out: Path = Path("runs/digits")
@@ -84,6 +92,13 @@ class Run:
     train_transformer: TransformerStage = field(default_factory=TransformerStage)
     sampling: Sampling = field(default_factory=Sampling)
 
+    def __post_init__(self) -> None:
+        if self.tokenizer_file is not None and self.stage != "transformer":
+            raise InputError(
+                f"tokenizer_file is {self.tokenizer_file} and stage {self.stage}; "
+                "expected a tokenizer_file with the stage transformer only"
+            )
+
 
 def run(config: Run) -> dict[str, object]:
     """Carries out ``config`` and returns what ``report.json`` holds.
@@ -91,64 +106,53 @@ def run(config: Run) -> dict[str, object]:
     Raises InputError for unusable data or settings, before any file is written.
     """
     started = time.monotonic()
-    train, val = _load(config)
-    model_config = TransformerConfig(
-        depth=config.transformer.depth,
-        width=config.transformer.width,
-        heads=config.transformer.heads,
-        shared_adaln=config.transformer.shared_adaln,
-        num_classes=len(train.classes),
-        vocab_size=config.tokenizer.vocab_size,
-        latent_channels=config.tokenizer.latent_channels,
-        scales=config.tokenizer.scales,
-    )
-    check_sampler(
-        config.sampling.cfg,
-        config.sampling.top_k,
-        config.sampling.top_p,
-        config.tokenizer.vocab_size,
-    )
-    for stage in (config.train_tokenizer, config.train_transformer):
-        steps_in_epoch(len(train), stage.batch)
+    tokenizer = _tokenizer(config)
+    train, val = _load(config, tokenizer.config.image_size)
+    if config.stage != "transformer":
+        stage = TokenizerTraining(tokenizer, train, val, config.train_tokenizer, config.seed)
+    if config.stage != "tokenizer":
+        steps_in_epoch(len(train), config.train_transformer.batch)
+        model_config = _model_config(config, tokenizer.config, len(train.classes))
+        sampling = config.sampling
+        check_sampler(sampling.cfg, sampling.top_k, sampling.top_p, tokenizer.vocab_size)
     log.info("%d training and %d validation images", len(train), len(val))
     metrics = MetricsLog(config.out, config.resume)
-    seconds = {}
-
-    tokenizer = Tokenizer(config.tokenizer, config.seed)
-    stage = TokenizerTraining(tokenizer, train, val, config.train_tokenizer, config.seed)
-    train_stage(stage, config.out, metrics, config.loop, _settings(config), config.resume)
-    stage.finish()
-    tokenizer.save(config.out / "tokenizer.safetensors")
-    seconds["tokenizer"] = _since(started, seconds)
-
+    seconds: dict[str, float] = {}
     batch = config.train_tokenizer.batch
-    train_ids, _ = reconstruct(tokenizer, train, batch)
+
+    if config.stage != "transformer":
+        train_stage(stage, config.out, metrics, config.loop, _settings(config), config.resume)
+        stage.finish()
+        tokenizer.save(config.out / "tokenizer.safetensors")
+        save_reconstructions(tokenizer, val, config.out / "reconstructions.png", batch)
+        seconds["tokenizer"] = _since(started, seconds)
     val_ids, reconstructions = reconstruct(tokenizer, val, batch)
-    save_reconstructions(tokenizer, val, config.out / "reconstructions.png", batch)
-    seconds["tokens"] = _since(started, seconds)
+    figures = tokenizer_figures(val_ids, reconstructions, val, tokenizer.vocab_size)
 
-    metrics.rewind("transformer", 0)
-    model = Transformer(model_config, config.seed)
-    validation = train_transformer(
-        model,
-        tokenizer,
-        TokenSet(train_ids, train.labels_n),
-        TokenSet(val_ids, val.labels_n),
-        config.train_transformer,
-        config.seed,
-        metrics,
-    )
-    model.save(config.out / "transformer.safetensors")
-    seconds["transformer"] = _since(started, seconds)
+    if config.stage != "tokenizer":
+        train_ids, _ = reconstruct(tokenizer, train, batch)
+        seconds["tokens"] = _since(started, seconds)
+        metrics.rewind("transformer", 0)
+        model = Transformer(model_config, config.seed)
+        figures |= train_transformer(
+            model,
+            tokenizer,
+            TokenSet(train_ids, train.labels_n),
+            TokenSet(val_ids, val.labels_n),
+            config.train_transformer,
+            config.seed,
+            metrics,
+        )
+        model.save(config.out / "transformer.safetensors")
+        seconds["transformer"] = _since(started, seconds)
+        generated, labels_n = sample_classes(model, tokenizer, config.sampling, config.seed)
+        save_samples(
+            generated, config.sampling.per_class, train.classes, config.out / "samples.png"
+        )
+        seconds["sampling"] = _since(started, seconds)
+        if isinstance(train, ImageSet) and isinstance(val, ImageSet) and config.data is None:
+            figures |= digit_figures(generated, labels_n, reconstructions, train, val)
 
-    generated, labels_n = sample_classes(model, tokenizer, config.sampling, config.seed)
-    save_samples(generated, config.sampling.per_class, train.classes, config.out / "samples.png")
-    seconds["sampling"] = _since(started, seconds)
-
-    figures = tokenizer_figures(val_ids, reconstructions, val, config.tokenizer.vocab_size)
-    figures |= validation
-    if isinstance(train, ImageSet) and isinstance(val, ImageSet) and config.data is None:
-        figures |= digit_figures(generated, labels_n, reconstructions, train, val)
     figures["seconds"] = {k: round(v, 1) for k, v in seconds.items()}
     figures["total_seconds"] = round(time.monotonic() - started, 1)
     figures["peak_memory_gib"] = round(
@@ -160,13 +164,31 @@ def run(config: Run) -> dict[str, object]:
     return figures
 
 
-def _load(config: Run) -> tuple[ImageSource, ImageSource]:
-    size = config.tokenizer.image_size
+def _tokenizer(config: Run) -> Tokenizer:
+    if config.stage == "transformer":
+        return Tokenizer.load(config.tokenizer_file or config.out / "tokenizer.safetensors")
+    return Tokenizer(config.tokenizer, config.seed)
+
+
+def _model_config(config: Run, tokenizer: TokenizerConfig, classes: int) -> TransformerConfig:
+    return TransformerConfig(
+        depth=config.transformer.depth,
+        width=config.transformer.width,
+        heads=config.transformer.heads,
+        shared_adaln=config.transformer.shared_adaln,
+        num_classes=classes,
+        vocab_size=tokenizer.vocab_size,
+        latent_channels=tokenizer.latent_channels,
+        scales=tokenizer.scales,
+    )
+
+
+def _load(config: Run, image_size: tuple[int, int]) -> tuple[ImageSource, ImageSource]:
     if config.data is not None:
-        return load_image_tree(config.data, size)
-    if size != (32, 32):
+        return load_image_tree(config.data, image_size)
+    if image_size != (32, 32):
         raise InputError(
-            f"the digits are (32, 32) images; expected a tokenizer of that, not {size}"
+            f"the digits are (32, 32) images; expected a tokenizer of that, not {image_size}"
         )
     return load_digits_split()
 
