@@ -13,6 +13,12 @@ from mindspore import ops
 log = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
+_THREADS = "var_tokenizer._kernels"  # the library whose threads all share
+
+
+def _file_of(module: str) -> str | None:
+    spec = importlib.util.find_spec(module)
+    return None if spec is None else spec.origin
 
 
 class KernelLibrary:
@@ -20,6 +26,10 @@ class KernelLibrary:
 
     It is missing where the package was installed without a compiler; the operators are then
     composed of MindSpore's own.
+
+    The library has a function ``open_kernels(onednn, thread_count, run_jobs)`` that readies it and
+    returns 0: the path of MindSpore's oneDNN, and the two functions of ``cpp/threads.h``, because
+    all libraries of a process share the threads of the tokenizer's.
     """
 
     def __init__(self, module: str) -> None:
@@ -28,18 +38,21 @@ class KernelLibrary:
     @cached_property
     def path(self) -> str | None:
         """Where the library stands; None where it cannot be used, which is logged once."""
-        spec = importlib.util.find_spec(self.module)
-        if spec is None or spec.origin is None:
+        path, threads = _file_of(self.module), _file_of(_THREADS)
+        if path is None or threads is None:
             reason = "it was not built when the package was installed"
         else:
             onednn = Path(ms.__file__).parent / "lib" / "libdnnl.so.3"
             try:
-                status = ctypes.CDLL(spec.origin).open_kernels(str(onednn).encode())
+                shared = ctypes.CDLL(threads)
+                status = ctypes.CDLL(path).open_kernels(
+                    str(onednn).encode(), shared.thread_count, shared.run_jobs
+                )
                 reason = f"open_kernels returned {status}" if status else ""
             except OSError as error:
                 reason = str(error)
             if not reason:
-                return spec.origin
+                return path
         log.info("%s is not used (%s): operators are composed, and slower", self.module, reason)
         return None
 

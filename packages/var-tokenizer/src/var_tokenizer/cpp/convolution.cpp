@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <map>
 #include <memory>
+#include <mutex>
 
 #include "kernel.h"
 #include "onednn.h"
@@ -92,7 +93,7 @@ class Convolution {
     Convolution(Pass pass, const Shape& s) : pass_(pass) {
         int concurrency;
         check(threadpool_interop_get_max_concurrency(&concurrency));
-        check(threadpool_interop_set_max_concurrency(omp_get_max_threads()));
+        check(threadpool_interop_set_max_concurrency(thread_count()));
         create(s);
         check(threadpool_interop_set_max_concurrency(concurrency));
     }
@@ -204,7 +205,8 @@ class Convolution {
 int run(Pass pass, const Shape& shape, void* src, void* weights, void* bias, void* dst) {
     constexpr size_t most = 1024;  // shapes; beyond it, callers vary a dimension without end
     static std::map<std::array<int64_t, 11>, Convolution> primitives;
-    std::lock_guard<std::mutex> lock(cores());
+    static std::mutex mutex;  // MindSpore may run independent operators at once
+    std::lock_guard<std::mutex> lock(mutex);
     try {
         if (primitives.size() > most) primitives.clear();
         auto found = primitives.try_emplace(shape.key(pass), pass, shape).first;

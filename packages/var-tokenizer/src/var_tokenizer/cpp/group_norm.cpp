@@ -48,14 +48,13 @@ Shape shape_of(const int64_t* x, void* groups) {
 // work(image, chunk) for every chunk of an image
 template <typename Work>
 void over_chunks(const Shape& s, int64_t image, Work work) {
-#pragma omp parallel for schedule(static) if (s.images < omp_get_max_threads())
-    for (int64_t i = 0; i < s.chunks(); ++i) work(image, i);
+    parallel_for(s.chunks(), [&](int64_t i) { work(image, i); });
 }
 
 // work(image) for every image: each on one thread where there are enough of them, else all on one
 template <typename Work>
 void over_images(const Shape& s, Work work) {
-#pragma omp parallel for schedule(static) if (s.images >= omp_get_max_threads())
+    if (s.images >= thread_count()) return parallel_for(s.images, work);
     for (int64_t b = 0; b < s.images; ++b) work(b);
 }
 
@@ -204,7 +203,6 @@ void gradients(const Shape& s, const float* grad, const float* x, const float* g
 
 template <bool silu>
 int forward(void** params, int64_t** shapes) {
-    std::lock_guard<std::mutex> lock(cores());
     normalize<silu>(shape_of(shapes[0], params[3]), floats(params, 0), floats(params, 1),
                     floats(params, 2), *floats(params, 4), floats(params, 5));
     return 0;
@@ -212,7 +210,6 @@ int forward(void** params, int64_t** shapes) {
 
 template <bool silu>
 int backward(void** params, int64_t** shapes) {
-    std::lock_guard<std::mutex> lock(cores());
     gradients<silu>(shape_of(shapes[0], params[4]), floats(params, 0), floats(params, 1),
                     floats(params, 2), floats(params, 3), *floats(params, 5), floats(params, 6),
                     floats(params, 7), floats(params, 8));

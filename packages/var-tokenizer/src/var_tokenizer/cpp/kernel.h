@@ -1,10 +1,9 @@
-// What every kernel of this library shares: how MindSpore calls it, and on which threads it runs.
+// What every kernel of this library shares: how MindSpore calls it.
 #pragma once
 
-#include <omp.h>
-
 #include <cstdint>
-#include <mutex>
+
+#include "threads.h"
 
 // The signature of ops.Custom(func_type="aot"): inputs come first in `params`, then outputs, all
 // of them dense; `shapes[i]` has `ndims[i]` entries. 0 means success.
@@ -13,11 +12,5 @@
                         [[maybe_unused]] int* ndims, [[maybe_unused]] int64_t** shapes,     \
                         [[maybe_unused]] const char** dtypes, [[maybe_unused]] void* stream, \
                         [[maybe_unused]] void* extra)
-
-// MindSpore may run independent operators at once; each kernel takes all cores, so they queue.
-inline std::mutex& cores() {
-    static std::mutex mutex;
-    return mutex;
-}
 
 inline float* floats(void** params, int i) { return static_cast<float*>(params[i]); }

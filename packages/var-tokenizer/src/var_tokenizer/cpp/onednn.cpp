@@ -4,7 +4,7 @@
 
 #include <functional>
 
-#include "kernel.h"
+#include "threads.h"
 
 namespace onednn {
 
@@ -21,11 +21,10 @@ namespace {
 // library brings no threads of its own.
 class Threads {
    public:
-    virtual int get_num_threads() const { return omp_get_max_threads(); }
-    virtual bool get_in_parallel() const { return omp_in_parallel(); }
+    virtual int get_num_threads() const { return thread_count(); }
+    virtual bool get_in_parallel() const { return false; }
     virtual void parallel_for(int n, const std::function<void(int, int)>& body) {
-#pragma omp parallel for schedule(static, 1)
-        for (int i = 0; i < n; ++i) body(i, n);
+        ::parallel_for(n, [&](int64_t i) { body(int(i), n); });
     }
     virtual uint64_t get_flags() const { return 0; }  // parallel_for returns when all is done
     virtual void wait() {}
@@ -54,8 +53,9 @@ bool processor_is_the_one_built_for() {
 }  // namespace
 }  // namespace onednn
 
-// Readies the kernels; `path` is oneDNN's shared library. 0 if they can be used in this process.
-extern "C" int open_kernels(const char* path) {
+// Readies the kernels; `path` is oneDNN's shared library, the rest are functions of threads.h, for
+// libraries that have none of their own. 0 if the kernels can be used in this process.
+extern "C" int open_kernels(const char* path, const void*, const void*) {
     using namespace onednn;
     if (!processor_is_the_one_built_for()) return 1;
     void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);

@@ -81,6 +81,6 @@ ONEDNN_FUNCTIONS(ONEDNN_DECLARE)
 #undef ONEDNN_DECLARE
 
 extern dnnl_engine* engine;
-extern dnnl_stream* stream;  // its work runs on the threads of OpenMP
+extern dnnl_stream* stream;  // its work runs on the threads of threads.h
 
 }  // namespace onednn

@@ -9,12 +9,10 @@
 
 // x (B, Y, X, C) -> (B, 2Y, 2X, C)
 KERNEL(upsample) {
-    std::lock_guard<std::mutex> lock(cores());
     const int64_t rows = shapes[0][0] * shapes[0][1], width = shapes[0][2], c = shapes[0][3];
     const float* x = floats(params, 0);
     float* out = floats(params, 1);
-#pragma omp parallel for schedule(static)
-    for (int64_t y = 0; y < rows; ++y) {
+    parallel_for(rows, [&](int64_t y) {
         float* to = out + y * 4 * width * c;
         for (int64_t i = 0; i < width; ++i) {
             const float* from = x + (y * width + i) * c;
@@ -22,18 +20,16 @@ KERNEL(upsample) {
             std::copy(from, from + c, to + (2 * i + 1) * c);
         }
         std::copy(to, to + 2 * width * c, to + 2 * width * c);
-    }
+    });
     return 0;
 }
 
 // gradient of the result (B, 2Y, 2X, C) -> gradient of x (B, Y, X, C)
 KERNEL(upsample_grad) {
-    std::lock_guard<std::mutex> lock(cores());
     const int64_t rows = shapes[1][0] * shapes[1][1], width = shapes[1][2], c = shapes[1][3];
     const float* grad = floats(params, 0);
     float* out = floats(params, 1);
-#pragma omp parallel for schedule(static)
-    for (int64_t y = 0; y < rows; ++y) {
+    parallel_for(rows, [&](int64_t y) {
         for (int64_t i = 0; i < width; ++i) {
             const float* above = grad + (y * 4 * width + 2 * i) * c;
             const float* below = above + 2 * width * c;
@@ -41,13 +37,12 @@ KERNEL(upsample_grad) {
 #pragma omp simd
             for (int64_t j = 0; j < c; ++j) to[j] = above[j] + above[c + j] + below[j] + below[c + j];
         }
-    }
+    });
     return 0;
 }
 
 // vectors (N, z), codes (V, z) -> (N) int32: the first code at the smallest distance
 KERNEL(nearest_code) {
-    std::lock_guard<std::mutex> lock(cores());
     constexpr int64_t lanes = 16, block = 4;  // codes and vectors that are compared at once
     const int64_t n = shapes[0][0], z = shapes[0][1], v = shapes[1][0];
     const float *vectors = floats(params, 0), *codes = floats(params, 1);
@@ -65,8 +60,8 @@ KERNEL(nearest_code) {
         }
         lengths[k] = length;
     }
-#pragma omp parallel for schedule(static)
-    for (int64_t first = 0; first < n; first += block) {
+    parallel_for((n + block - 1) / block, [&](int64_t i) {
+        const int64_t first = i * block;
         const int64_t count = std::min(block, n - first);
         const float* rows[block];
         for (int64_t q = 0; q < block; ++q) {
@@ -111,6 +106,6 @@ KERNEL(nearest_code) {
             }
             ids[first + q] = id;
         }
-    }
+    });
     return 0;
 }
