@@ -89,12 +89,11 @@ class Attention(nn.Cell):
     def construct(self, x_blc: Tensor, index: int | None, past: Kept) -> tuple[Tensor, Kept]:
         """Attends to x and, where it is the one scale ``index``, to the scales before it."""
         qkv_bias = ops.concat((self.q_bias, ops.zeros_like(self.q_bias), self.v_bias))
-        qkv = self.mat_qkv.linear(x_blc, self.mat_qkv.weight, qkv_bias)
-        q_blc, k_blc, v_blc = ops.split(qkv, x_blc.shape[-1], 2)
+        qkv_bl3c = self.mat_qkv.linear(x_blc, self.mat_qkv.weight, qkv_bias)
         scale = self.fixed_scale
         if self.scale_mul_1H11 is not None:
             scale = ops.exp(ops.minimum(self.scale_mul_1H11, _MAX_LOG_SCALE))
-        mixed_blc, kept = self.attend(q_blc, k_blc, v_blc, scale, index, past)
+        mixed_blc, kept = self.attend.projected(qkv_bl3c, scale, index, past)
         return self.proj(mixed_blc), kept
 
 
@@ -117,7 +116,7 @@ class Block(nn.Cell):
 
     def __init__(self, config: TransformerConfig, rng: Rng, std: float, backend: Backend) -> None:
         super().__init__()
-        self.modulated_norm = fast.ModulatedNorm()
+        self.modulated_norm, self.gated_sum = fast.ModulatedNorm(), fast.GatedSum()
         self.attn = Attention(config, rng, std, backend)
         self.ffn = FeedForward(config, rng, std)
         if config.shared_adaln:
@@ -139,8 +138,9 @@ class Block(nn.Cell):
         if keep_2b11 is not None:  # drop path: a dropped image passes the block unchanged
             gate1, gate2 = gate1 * keep_2b11[0], gate2 * keep_2b11[1]
         attended, kept = self.attn(self.modulated_norm(x_blc, scale1, shift1), index, past)
-        x_blc = x_blc + gate1 * attended
-        return x_blc + gate2 * self.ffn(self.modulated_norm(x_blc, scale2, shift2)), kept
+        x_blc = self.gated_sum(x_blc, attended, gate1)
+        expanded = self.ffn(self.modulated_norm(x_blc, scale2, shift2))
+        return self.gated_sum(x_blc, expanded, gate2), kept
 
 
 class HeadNorm(nn.Cell):

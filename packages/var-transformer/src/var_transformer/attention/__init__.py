@@ -16,7 +16,9 @@ from var_tokenizer import InputError, ScaleSchedule
 from var_transformer.attention.ascend import AscendAttention
 from var_transformer.attention.base import NextScaleAttention
 from var_transformer.attention.cache import Cache
+from var_transformer.attention.cpu import CpuAttention
 from var_transformer.attention.portable import PortableAttention
+from var_transformer.ops import kernels
 
 __all__ = ["Backend", "Cache", "NextScaleAttention", "build"]
 
@@ -26,7 +28,8 @@ class Backend:
     """Which attention computes, and in which type.
 
     name: "ascend" (fused operators, float16 or bfloat16), "portable" (any device and type), or
-    "auto", which is ascend on an Ascend in one of its types, and else portable.
+    "auto", which is ascend on an Ascend in one of its types, C++ kernels on a CPU that has them,
+    and else portable.
     dtype: of queries, keys and values in ascend attention and its cache; portable attention
     computes in the type that it is given.
 
@@ -64,4 +67,7 @@ def build(
     """
     if backend.fused:
         return AscendAttention(schedule, heads, head_width, unit_length, backend.dtype)
+    library = kernels()
+    if backend.name == "auto" and library is not None and head_width % 16 == 0:
+        return CpuAttention(schedule, heads, head_width, unit_length, library)
     return PortableAttention(schedule, heads, unit_length)

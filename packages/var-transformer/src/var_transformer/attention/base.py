@@ -57,6 +57,13 @@ class NextScaleAttention(nn.Cell):
             mixed, kept = self.extend(q, k, v, index, past)
         return self.merged(mixed).astype(q_blc.dtype), kept
 
+    def projected(
+        self, qkv_bl3c: Tensor, scale: Tensor | float, index: int | None, past: Kept
+    ) -> tuple[Tensor, Kept]:
+        """As ``construct``, for queries, keys and values side by side, (B, L, 3 * C)."""
+        q_blc, k_blc, v_blc = ops.split(qkv_bl3c, qkv_bl3c.shape[-1] // 3, 2)
+        return self.construct(q_blc, k_blc, v_blc, scale, index, past)
+
     def _all_scales(self, q: Tensor, k: Tensor, v: Tensor, plan: tuple) -> Tensor:
         if len(plan) == 1:
             return self.attend(q, k, v, plan[0])

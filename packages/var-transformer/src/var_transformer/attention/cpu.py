@@ -1,0 +1,109 @@
+"""Next-scale attention by the C++ kernels (``cpp/attention.cpp``): float32, on a CPU."""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+from mindspore.ops import constexpr
+from var_tokenizer import KernelLibrary, ScaleSchedule
+
+from var_transformer.attention.base import Kept, NextScaleAttention, check_tokens, last_scale
+
+_LANES = 16  # floats that the kernels take at once
+
+
+class CpuAttention(NextScaleAttention):
+    """Neither heads nor scores are laid out in memory; other types are cast to float32.
+
+    The cache of a block is two buffers, written in place: keys (B, H, d, L rounded up to whole
+    vectors) and values (B, H, L, d). The head width is a multiple of 16.
+    """
+
+    axis = 1
+
+    def __init__(
+        self,
+        schedule: ScaleSchedule,
+        heads: int,
+        head_width: int,
+        unit_length: bool,
+        library: KernelLibrary,
+    ) -> None:
+        super().__init__(schedule, heads, unit_length, 0.0)
+        self.head_width = head_width
+        self.all_scales = _AllScales(library, schedule, heads, unit_length)
+        self.unit = Tensor(np.array([unit_length], np.int32))
+        self.cached = library.operator(
+            "cached_attention", lambda qkv, *_: (qkv[0], qkv[1], qkv[2] // 3)
+        )
+
+    def construct(
+        self,
+        q_blc: Tensor,
+        k_blc: Tensor,
+        v_blc: Tensor,
+        scale: Tensor | float,
+        index: int | None,
+        past: Kept,
+    ) -> tuple[Tensor, Kept]:
+        return self.projected(ops.concat((q_blc, k_blc, v_blc), 2), scale, index, past)
+
+    def projected(
+        self, qkv_bl3c: Tensor, scale: Tensor | float, index: int | None, past: Kept
+    ) -> tuple[Tensor, Kept]:
+        dtype = qkv_bl3c.dtype
+        qkv_bl3c = qkv_bl3c.astype(ms.float32)
+        scale_h = _filled(self.heads, scale) if isinstance(scale, float) else scale.reshape(-1)
+        if index is None:
+            last_scale(qkv_bl3c.shape[1], self.offsets)
+            return self.all_scales(qkv_bl3c, scale_h)[0].astype(dtype), ()
+        check_tokens(qkv_bl3c.shape[1], index, self.tokens)
+        begin = _position(self.offsets[index])
+        return self.cached(qkv_bl3c, scale_h, begin, self.unit, *past).astype(dtype), ()
+
+    def empty_cache(self, batch: int) -> Kept:
+        length, d = self.offsets[-1], self.head_width
+        padded = -(-length // _LANES) * _LANES
+        keys = ops.zeros((batch, self.heads, d, padded), ms.float32)
+        return keys, ops.zeros((batch, self.heads, length, d), ms.float32)
+
+
+class _AllScales(nn.Cell):
+    """Mixed values (B, L, C), and per head and query the logarithm that the gradient needs."""
+
+    def __init__(
+        self, library: KernelLibrary, schedule: ScaleSchedule, heads: int, unit_length: bool
+    ) -> None:
+        super().__init__()
+        self.offsets = Tensor(np.array(schedule.offsets, np.int32))
+        self.unit = Tensor(np.array([unit_length], np.int32))
+        self.forward = library.operator(
+            "next_scale_attention",
+            lambda qkv, scale, *_: (
+                (qkv[0], qkv[1], qkv[2] // 3),
+                (qkv[0], scale[0], qkv[1]),
+            ),
+            outputs=2,
+        )
+        self.backward = library.operator(
+            "next_scale_attention_grad",
+            lambda dmixed, qkv, scale, *_: (qkv, scale),
+            outputs=2,
+        )
+
+    def construct(self, qkv_bl3c: Tensor, scale_h: Tensor) -> tuple[Tensor, Tensor]:
+        return self.forward(qkv_bl3c, scale_h, self.offsets, self.unit)
+
+    def bprop(
+        self, qkv_bl3c: Tensor, scale_h: Tensor, out: tuple, dout: tuple
+    ) -> tuple[Tensor, Tensor]:
+        return self.backward(dout[0], qkv_bl3c, scale_h, self.offsets, self.unit, *out)
+
+
+@constexpr
+def _filled(width: int, value: float) -> Tensor:
+    return Tensor(np.full(width, value, np.float32))
+
+
+@constexpr
+def _position(token: int) -> Tensor:
+    return Tensor(np.array([token], np.int32))

@@ -1,0 +1,257 @@
+// Next-scale attention: a token sees its own and all coarser scales (arXiv:2404.02905, figure 4).
+//
+// A job is one head of one image. Scores exist for a few queries at a time, and the backward pass
+// computes them again, so that nothing of size L x L is ever stored (as in arXiv:2205.14135).
+
+#include <cmath>
+#include <vector>
+
+#include "exponential.h"
+#include "kernel.h"
+#include "tile.h"
+
+namespace {
+
+constexpr int64_t group = 24;  // queries whose scores exist at once
+
+int64_t whole_vectors(int64_t n) { return (n + lanes - 1) / lanes * lanes; }
+
+// Memory of one thread that lasts between jobs: getting it anew would cost page faults.
+float* scratch(int64_t size) {
+    thread_local std::vector<float> memory;
+    if (int64_t(memory.size()) < size) memory.resize(size);
+    return memory.data();
+}
+
+struct Shape {
+    int64_t images, tokens, heads, d;
+    bool unit_length;
+
+    Shape(const int64_t* qkv, const int64_t* scale, bool unit)
+        : images(qkv[0]),
+          tokens(qkv[1]),
+          heads(scale[0]),
+          d(qkv[2] / (3 * scale[0])),
+          unit_length(unit) {}
+
+    int64_t width() const { return heads * d; }
+};
+
+// One over the length of a vector, at most 1e12.
+float inverse_length(const float* x, int64_t d) {
+    float square = 0;
+#pragma omp simd reduction(+ : square)
+    for (int64_t j = 0; j < d; ++j) square += x[j] * x[j];
+    return 1 / std::max(std::sqrt(square), 1e-12f);
+}
+
+// The rows of one head of one image within (B, L, parts * C), and copies of them.
+struct Head {
+    const Shape& s;
+    int64_t image, head;
+
+    const float* row(const float* qkv, int64_t part, int64_t token) const {
+        return qkv + ((image * s.tokens + token) * 3 + part) * s.width() + head * s.d;
+    }
+    float* row(float* qkv, int64_t part, int64_t token) const {
+        return const_cast<float*>(row(static_cast<const float*>(qkv), part, token));
+    }
+    int64_t merged(int64_t token) const {
+        return (image * s.tokens + token) * s.width() + head * s.d;
+    }
+
+    float factor(const float* x, float scale) const {
+        return s.unit_length ? scale * inverse_length(x, s.d) : scale;
+    }
+
+    void copy(const float* x, float factor, float* to) const {
+#pragma omp simd
+        for (int64_t j = 0; j < s.d; ++j) to[j] = factor * x[j];
+    }
+
+    void copy_across(const float* x, float factor, float* to, int64_t to_row) const {
+        for (int64_t j = 0; j < s.d; ++j) to[j * to_row] = factor * x[j];
+    }
+
+    void queries(const float* qkv, float scale, float* q_ld) const {
+        for (int64_t t = 0; t < s.tokens; ++t) {
+            const float* x = row(qkv, 0, t);
+            copy(x, factor(x, scale), q_ld + t * s.d);
+        }
+    }
+
+    float key_factor(const float* x) const { return factor(x, 1); }
+};
+
+// Softmax of the first `keys` of a row in place, not divided by its sum; returns sum and logarithm.
+struct Sum {
+    float total, log;
+};
+Sum exponentials(float* row, int64_t keys) {
+    float top = row[0], total = 0;
+#pragma omp simd reduction(max : top)
+    for (int64_t i = 0; i < keys; ++i) top = std::max(top, row[i]);
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < keys; ++i) {
+        row[i] = exponential(row[i] - top);
+        total += row[i];
+    }
+    return {total, top + std::log(total)};
+}
+
+// Values mixed for queries `begin` to `end` over the first `keys` keys.
+void attend(const Head& h, int64_t begin, int64_t end, int64_t keys, const float* q_ld,
+            const float* keys_dl, int64_t keys_row, const float* values_ld, float* scores,
+            float* mixed_blc, float* log_sums_l) {
+    const int64_t d = h.s.d, scores_row = whole_vectors(keys);
+    for (int64_t first = begin; first < end; first += group) {
+        const int64_t rows = std::min(group, end - first);
+        multiply(rows, keys, d, {q_ld + first * d, d, 1}, keys_dl, keys_row, scores, scores_row);
+        float totals[group];
+        for (int64_t i = 0; i < rows; ++i) {
+            const Sum sum = exponentials(scores + i * scores_row, keys);
+            totals[i] = sum.total;
+            if (log_sums_l) log_sums_l[first + i] = sum.log;
+        }
+        float* to = mixed_blc + h.merged(first);
+        multiply(rows, d, keys, {scores, scores_row, 1}, values_ld, d, to, h.s.width());
+        for (int64_t i = 0; i < rows; ++i) h.copy(to + i * h.s.width(), 1 / totals[i], to + i * h.s.width());
+    }
+}
+
+// work(first token, token after the last) for every scale
+template <typename Work>
+void over_scales(const int32_t* offsets, int64_t tokens, Work work) {
+    for (int64_t k = 0; offsets[k] < tokens; ++k) work(offsets[k], offsets[k + 1]);
+}
+
+}  // namespace
+
+// qkv (B, L, 3 C), scale (H), offsets (K + 1) int32, unit length (1) int32
+// -> mixed (B, L, C), logarithms of the sums of the exponentials (B, H, L)
+KERNEL(next_scale_attention) {
+    const Shape s(shapes[0], shapes[1], *ints(params, 3));
+    const float *qkv = floats(params, 0), *scales = floats(params, 1);
+    const int32_t* offsets = ints(params, 2);
+    float *mixed = floats(params, 4), *log_sums = floats(params, 5);
+    parallel_for(s.images * s.heads, [&](int64_t job) {
+        const Head h{s, job / s.heads, job % s.heads};
+        const int64_t l = s.tokens, d = s.d, padded = whole_vectors(l);
+        float* memory = scratch(2 * l * d + d * padded + group * padded);
+        float *q_ld = memory, *v_ld = q_ld + l * d, *k_dl = v_ld + l * d, *scores = k_dl + d * padded;
+        h.queries(qkv, scales[h.head], q_ld);
+        for (int64_t t = 0; t < l; ++t) {
+            const float* k = h.row(qkv, 1, t);
+            h.copy_across(k, h.key_factor(k), k_dl + t, padded);
+            h.copy(h.row(qkv, 2, t), 1, v_ld + t * d);
+        }
+        over_scales(offsets, l, [&](int64_t begin, int64_t end) {
+            attend(h, begin, end, end, q_ld, k_dl, padded, v_ld, scores, mixed, log_sums + job * l);
+        });
+    });
+    return 0;
+}
+
+// gradient of mixed (B, L, C), qkv, scale, offsets, unit length, mixed, logarithms
+// -> gradients of qkv and of scale
+KERNEL(next_scale_attention_grad) {
+    const Shape s(shapes[1], shapes[2], *ints(params, 4));
+    const float *grad = floats(params, 0), *qkv = floats(params, 1), *scales = floats(params, 2);
+    const float *mixed = floats(params, 5), *log_sums = floats(params, 6);
+    const int32_t* offsets = ints(params, 3);
+    float *grad_qkv = floats(params, 7), *grad_scale = floats(params, 8);
+    std::vector<float> scale_sums(s.images * s.heads);
+    parallel_for(s.images * s.heads, [&](int64_t job) {
+        const Head h{s, job / s.heads, job % s.heads};
+        const int64_t l = s.tokens, d = s.d, padded = whole_vectors(l);
+        float* memory = scratch(6 * l * d + 2 * d * padded + 2 * group * padded + l);
+        float *q_ld = memory, *k_ld = q_ld + l * d, *out_ld = k_ld + l * d;  // out: gradient of mixed
+        float *dq_ld = out_ld + l * d, *dk_ld = dq_ld + l * d, *dv_ld = dk_ld + l * d;
+        float *k_dl = dv_ld + l * d, *v_dl = k_dl + d * padded, *scores = v_dl + d * padded;
+        float *dscores = scores + group * padded, *along_l = dscores + group * padded;
+        h.queries(qkv, scales[h.head], q_ld);
+        for (int64_t t = 0; t < l; ++t) {
+            const float* k = h.row(qkv, 1, t);
+            h.copy(k, h.key_factor(k), k_ld + t * d);
+            h.copy_across(k_ld + t * d, 1, k_dl + t, padded);
+            h.copy_across(h.row(qkv, 2, t), 1, v_dl + t, padded);
+            h.copy(grad + h.merged(t), 1, out_ld + t * d);
+            float along = 0;
+            const float* m = mixed + h.merged(t);
+#pragma omp simd reduction(+ : along)
+            for (int64_t j = 0; j < d; ++j) along += m[j] * out_ld[t * d + j];
+            along_l[t] = along;
+        }
+        std::fill_n(dk_ld, 2 * l * d, 0.0f);
+        over_scales(offsets, l, [&](int64_t begin, int64_t end) {
+            for (int64_t first = begin; first < end; first += group) {
+                const int64_t rows = std::min(group, end - first), row = whole_vectors(end);
+                const float *q = q_ld + first * d, *out = out_ld + first * d;
+                multiply(rows, end, d, {q, d, 1}, k_dl, padded, scores, row);
+                multiply(rows, end, d, {out, d, 1}, v_dl, padded, dscores, row);
+                for (int64_t i = 0; i < rows; ++i) {
+                    const float log_sum = log_sums[job * l + first + i], along = along_l[first + i];
+                    float *p = scores + i * row, *dp = dscores + i * row;
+#pragma omp simd
+                    for (int64_t j = 0; j < end; ++j) {
+                        p[j] = exponential(p[j] - log_sum);
+                        dp[j] = p[j] * (dp[j] - along);
+                    }
+                }
+                multiply(rows, d, end, {dscores, row, 1}, k_ld, d, dq_ld + first * d, d);
+                multiply(end, d, rows, {scores, 1, row}, out, d, dv_ld, d, true);
+                multiply(end, d, rows, {dscores, 1, row}, q, d, dk_ld, d, true);
+            }
+        });
+        float scale_sum = 0;
+        for (int64_t t = 0; t < l; ++t) {
+            h.copy(dv_ld + t * d, 1, h.row(grad_qkv, 2, t));
+            const float *parts[] = {q_ld, k_ld}, *grads[] = {dq_ld, dk_ld};
+            for (int part = 0; part < 2; ++part) {
+                // y = scale x, or scale x / |x|: the gradient of x has no share along x then
+                const float *y = parts[part] + t * d, *dy = grads[part] + t * d;
+                const float scale = part ? 1 : scales[h.head];
+                const float factor = h.factor(h.row(qkv, part, t), scale);
+                float dot = 0;
+#pragma omp simd reduction(+ : dot)
+                for (int64_t j = 0; j < d; ++j) dot += y[j] * dy[j];
+                if (part == 0) scale_sum += dot / scale;
+                const float share = s.unit_length ? dot / (scale * scale) : 0;
+                float* to = h.row(grad_qkv, part, t);
+#pragma omp simd
+                for (int64_t j = 0; j < d; ++j) to[j] = factor * (dy[j] - share * y[j]);
+            }
+        }
+        scale_sums[job] = scale_sum;
+    });
+    for (int64_t head = 0; head < s.heads; ++head) {
+        grad_scale[head] = 0;
+        for (int64_t b = 0; b < s.images; ++b) grad_scale[head] += scale_sums[b * s.heads + head];
+    }
+    return 0;
+}
+
+// qkv (B, l, 3 C) of one scale, scale (H), begin (1) int32, unit length (1) int32, and the cache,
+// keys (B, H, d, L') and values (B, H, L, d): token `begin` and later ones are written there
+// -> mixed (B, l, C)
+KERNEL(cached_attention) {
+    const Shape s(shapes[0], shapes[1], *ints(params, 3));
+    const float *qkv = floats(params, 0), *scales = floats(params, 1);
+    const int64_t begin = *ints(params, 2), keys_row = shapes[4][3], length = shapes[5][2];
+    float* mixed = floats(params, 6);
+    parallel_for(s.images * s.heads, [&](int64_t job) {
+        const Head h{s, job / s.heads, job % s.heads};
+        const int64_t d = s.d, end = begin + s.tokens;
+        float *k_dl = floats(params, 4) + job * d * keys_row;
+        float *v_ld = floats(params, 5) + job * length * d;
+        float* q_ld = scratch(s.tokens * d + group * whole_vectors(end));
+        h.queries(qkv, scales[h.head], q_ld);
+        for (int64_t t = 0; t < s.tokens; ++t) {
+            const float* k = h.row(qkv, 1, t);
+            h.copy_across(k, h.key_factor(k), k_dl + begin + t, keys_row);
+            h.copy(h.row(qkv, 2, t), 1, v_ld + (begin + t) * d);
+        }
+        attend(h, 0, s.tokens, end, q_ld, k_dl, keys_row, v_ld, q_ld + s.tokens * d, mixed, nullptr);
+    });
+    return 0;
+}

@@ -1,0 +1,119 @@
+// What a block does around its branches (DiT, arXiv:2212.09748): modulated layer norm, gates.
+
+#include <cmath>
+
+#include "rows.h"
+
+namespace {
+
+constexpr float epsilon = 1e-6f;
+
+struct Statistics {
+    float mean, inverse_std;
+
+    Statistics(const float* x, int64_t c) {
+        float sum = 0, square = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < c; ++j) sum += x[j];
+        mean = sum / float(c);
+#pragma omp simd reduction(+ : square)
+        for (int64_t j = 0; j < c; ++j) square += (x[j] - mean) * (x[j] - mean);
+        inverse_std = 1 / std::sqrt(square / float(c) + epsilon);
+    }
+};
+
+}  // namespace
+
+// x (B, L, C), scale (B, 1, C), shift (B, 1, C) -> norm(x) * (1 + scale) + shift
+KERNEL(modulated_norm) {
+    const Rows rows(shapes[0]);
+    const int64_t c = rows.channels;
+    const float *x = floats(params, 0), *scales = floats(params, 1), *shifts = floats(params, 2);
+    float* y = floats(params, 3);
+    rows.over_chunks([&](int64_t image, int64_t, int64_t begin, int64_t end) {
+        const float *scale = scales + image * c, *shift = shifts + image * c;
+        for (int64_t r = begin; r < end; ++r) {
+            const float* from = x + r * c;
+            float* to = y + r * c;
+            const Statistics s(from, c);
+#pragma omp simd
+            for (int64_t j = 0; j < c; ++j)
+                to[j] = (from[j] - s.mean) * s.inverse_std * (1 + scale[j]) + shift[j];
+        }
+    });
+    return 0;
+}
+
+// gradient of the result, x, scale -> gradients of x, scale and shift
+KERNEL(modulated_norm_grad) {
+    const Rows rows(shapes[0]);
+    const int64_t c = rows.channels;
+    const float *grad = floats(params, 0), *x = floats(params, 1), *scales = floats(params, 2);
+    float* grad_x = floats(params, 3);
+    TokenSums of_scale(rows), of_shift(rows);
+    rows.over_chunks([&](int64_t image, int64_t chunk, int64_t begin, int64_t end) {
+        const float* scale = scales + image * c;
+        float *scale_sum = of_scale.part(image, chunk), *shift_sum = of_shift.part(image, chunk);
+        for (int64_t r = begin; r < end; ++r) {
+            const float *from = x + r * c, *g = grad + r * c;
+            float* to = grad_x + r * c;
+            const Statistics s(from, c);
+            float along = 0, constant = 0;
+#pragma omp simd reduction(+ : along, constant)
+            for (int64_t j = 0; j < c; ++j) {
+                const float hat = (from[j] - s.mean) * s.inverse_std, d = g[j] * (1 + scale[j]);
+                scale_sum[j] += g[j] * hat;
+                shift_sum[j] += g[j];
+                along += d * hat;
+                constant += d;
+            }
+            along /= float(c), constant /= float(c);
+#pragma omp simd
+            for (int64_t j = 0; j < c; ++j) {
+                const float hat = (from[j] - s.mean) * s.inverse_std, d = g[j] * (1 + scale[j]);
+                to[j] = s.inverse_std * (d - constant - hat * along);
+            }
+        }
+    });
+    of_scale.add_up(floats(params, 4));
+    of_shift.add_up(floats(params, 5));
+    return 0;
+}
+
+// x (B, L, C), branch (B, L, C), gate (B, 1, C) -> x + gate * branch
+KERNEL(gated_sum) {
+    const Rows rows(shapes[0]);
+    const int64_t c = rows.channels;
+    const float *x = floats(params, 0), *branch = floats(params, 1), *gates = floats(params, 2);
+    float* y = floats(params, 3);
+    rows.over_chunks([&](int64_t image, int64_t, int64_t begin, int64_t end) {
+        const float* gate = gates + image * c;
+        for (int64_t r = begin; r < end; ++r) {
+#pragma omp simd
+            for (int64_t j = 0; j < c; ++j) y[r * c + j] = x[r * c + j] + gate[j] * branch[r * c + j];
+        }
+    });
+    return 0;
+}
+
+// gradient of the result, branch, gate -> gradients of branch and gate; that of x is the result's
+KERNEL(gated_sum_grad) {
+    const Rows rows(shapes[0]);
+    const int64_t c = rows.channels;
+    const float *grad = floats(params, 0), *branch = floats(params, 1), *gates = floats(params, 2);
+    float* grad_branch = floats(params, 3);
+    TokenSums of_gate(rows);
+    rows.over_chunks([&](int64_t image, int64_t chunk, int64_t begin, int64_t end) {
+        const float* gate = gates + image * c;
+        float* gate_sum = of_gate.part(image, chunk);
+        for (int64_t r = begin; r < end; ++r) {
+#pragma omp simd
+            for (int64_t j = 0; j < c; ++j) {
+                grad_branch[r * c + j] = grad[r * c + j] * gate[j];
+                gate_sum[j] += grad[r * c + j] * branch[r * c + j];
+            }
+        }
+    });
+    of_gate.add_up(floats(params, 4));
+    return 0;
+}

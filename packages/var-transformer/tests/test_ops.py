@@ -1,0 +1,159 @@
+"""Both forms of each operator on the CPU, C++ kernel and composed, against definitions."""
+
+import logging
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+from var_tokenizer import KernelLibrary, ScaleSchedule
+from var_transformer import ops as fast
+from var_transformer.attention import Backend, build
+
+ABSENT = KernelLibrary("var_transformer._absent")
+
+
+@pytest.fixture(params=["kernels", "composed"])
+def form(request, monkeypatch):
+    if request.param == "composed":
+        monkeypatch.setattr(fast, "_kernels", ABSENT)
+    elif fast._kernels.path is None:
+        pytest.skip("the kernels were not built when the package was installed")
+    return request.param
+
+
+def both_forms(monkeypatch, make):
+    """What ``make`` gives with the kernels and without them."""
+    if fast._kernels.path is None:
+        pytest.skip("the kernels were not built when the package was installed")
+    kernel = make()
+    monkeypatch.setattr(fast, "_kernels", ABSENT)
+    return kernel, make()
+
+
+def value_and_gradients(cell, arrays, weight):
+    """Float32 arrays: the value, and the gradients of its product with ``weight``."""
+    tensors = [Tensor(a.astype(np.float32)) for a in arrays]
+    weight = Tensor(weight.astype(np.float32))
+
+    def product(*inputs):
+        return (cell(*inputs) * weight).sum()
+
+    gradients = ms.grad(product, tuple(range(len(arrays))))(*tensors)
+    gradients = gradients if isinstance(gradients, tuple) else (gradients,)
+    return [x.asnumpy() for x in (cell(*tensors), *gradients)]
+
+
+def numeric_gradient(function, arrays, weight, which):
+    """Of sum(function(*arrays) * weight), by central differences in float64."""
+    gradient = np.empty(arrays[which].shape)
+    for index in np.ndindex(gradient.shape):
+        ends = []
+        for step in (1e-5, -1e-5):
+            moved = [a.copy() for a in arrays]
+            moved[which][index] += step
+            ends.append((function(*moved) * weight).sum())
+        gradient[index] = (ends[0] - ends[1]) / 2e-5
+    return gradient
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def modulated_norm(x_blc, scale_b1c, shift_b1c):
+    centred = x_blc - x_blc.mean(-1, keepdims=True)
+    normal = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+    return normal * (1 + scale_b1c) + shift_b1c
+
+
+def gated_sum(x_blc, branch_blc, gate_b1c):
+    return x_blc + gate_b1c * branch_blc
+
+
+TOKENS, VECTOR = (2, 19, 5), (2, 1, 5)  # more tokens than one chunk of the kernels
+CASES = [
+    pytest.param(fast.Gelu, gelu, [(3, 7)], id="gelu"),
+    pytest.param(fast.ModulatedNorm, modulated_norm, [TOKENS, VECTOR, VECTOR], id="norm"),
+    pytest.param(fast.GatedSum, gated_sum, [TOKENS, TOKENS, VECTOR], id="gated sum"),
+]
+
+
+@pytest.mark.parametrize(("cell", "definition", "shapes"), CASES)
+def test_an_operator_and_its_gradients_follow_the_definition(form, cell, definition, shapes):
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape) for shape in shapes]
+    weight = rng.standard_normal(shapes[0])
+    value, *gradients = value_and_gradients(cell(), arrays, weight)
+    np.testing.assert_allclose(value, definition(*arrays), atol=3e-6)
+    for which, gradient in enumerate(gradients):
+        expected = numeric_gradient(definition, arrays, weight, which)
+        np.testing.assert_allclose(gradient, expected, atol=3e-5)
+
+
+@pytest.mark.parametrize(("cell", "definition", "shapes"), CASES)
+def test_operators_take_float16(form, cell, definition, shapes):
+    arrays = [np.random.default_rng(0).standard_normal(s).astype(np.float16) for s in shapes]
+    value = cell()(*map(Tensor, arrays))
+    assert value.dtype == ms.float16
+    np.testing.assert_allclose(value.asnumpy(), definition(*arrays), atol=2e-2)
+
+
+def test_operators_are_composed_where_the_kernels_are_absent(monkeypatch, caplog):
+    monkeypatch.setattr(fast, "_kernels", KernelLibrary("var_transformer._absent"))
+    with caplog.at_level(logging.INFO, "var_tokenizer.kernels"):
+        assert fast.kernels() is None
+    assert [r.levelname for r in caplog.records] == ["INFO"]
+
+
+class Attend(nn.Cell):
+    def __init__(self, attend):
+        super().__init__()
+        self.attend = attend
+
+    def construct(self, qkv_bl3c, scale_1h11):
+        return self.attend.projected(qkv_bl3c, scale_1h11, None, ())[0]
+
+
+@pytest.mark.parametrize("unit_length", [True, False])
+@pytest.mark.parametrize(("heads", "width", "scales"), [(2, 32, 3), (3, 16, 5), (1, 80, 4)])
+def test_attention_and_its_gradients_agree_in_both_forms(
+    monkeypatch, unit_length, heads, width, scales
+):
+    schedule, rng = ScaleSchedule(tuple(range(1, scales + 1))), np.random.default_rng(0)
+    qkv = rng.standard_normal((2, schedule.length, 3 * heads * width))
+    scale = rng.uniform(1, 4, (1, heads, 1, 1)) / (1 if unit_length else np.sqrt(width))
+    weight = rng.standard_normal((2, schedule.length, heads * width))
+    results = [
+        value_and_gradients(Attend(attend), (qkv, scale), weight)
+        for attend in both_forms(monkeypatch, lambda: build(schedule, heads, width, unit_length))
+    ]
+    for kernel, composed in zip(*results, strict=True):
+        assert np.abs(composed).max() > 0.1
+        np.testing.assert_allclose(kernel, composed, rtol=3e-5, atol=2e-5)
+
+
+def test_scale_by_scale_attention_agrees_in_both_forms(monkeypatch):
+    schedule, rng = ScaleSchedule((1, 2, 3)), np.random.default_rng(0)
+    qkv = rng.standard_normal((2, schedule.length, 96)).astype(np.float32)
+    scale, mixed = Tensor(np.full((1, 2, 1, 1), 3, np.float32)), []
+    for attend in both_forms(monkeypatch, lambda: build(schedule, 2, 16, True)):
+        cache, parts = attend.empty_cache(2), []
+        for k in range(3):
+            part = Tensor(qkv[:, schedule.offsets[k] : schedule.offsets[k + 1]])
+            part, kept = attend.projected(part, scale, k, cache)
+            cache = kept or cache
+            parts.append(part.asnumpy())
+        mixed.append(np.concatenate(parts, 1))
+    np.testing.assert_allclose(*mixed, atol=2e-6)
+
+
+@pytest.mark.parametrize("count", [1, 5, 14])
+def test_the_first_scales_alone_are_attended_as_among_all(form, count):
+    schedule, rng = ScaleSchedule((1, 2, 3)), np.random.default_rng(0)
+    attend = build(schedule, 2, 16, True, Backend())
+    qkv = rng.standard_normal((1, 14, 96)).astype(np.float32)
+    scale = Tensor(np.full((1, 2, 1, 1), 3, np.float32))
+    whole = attend.projected(Tensor(qkv), scale, None, ())[0].asnumpy()
+    part = attend.projected(Tensor(qkv[:, :count]), scale, None, ())[0].asnumpy()
+    np.testing.assert_allclose(part, whole[:, :count], atol=1e-6)
