@@ -23,7 +23,8 @@ def form(request, monkeypatch):
 def test_operators_are_composed_where_the_kernels_are_absent(monkeypatch, caplog):
     monkeypatch.setattr(fast, "_kernels", KernelLibrary("var_tokenizer._absent"))
     with caplog.at_level(logging.INFO, "var_tokenizer.kernels"):
-        cells = [fast.conv2d(3), fast.group_norm(4), fast.upsample(), fast.nearest_code()]
+        cells = [fast.conv2d(3), fast.group_norm(4), fast.nearest_code()]
+        cells += [fast.conv2d_plus(3), fast.upsampled_conv2d()]
     assert not [type(cell) for cell in cells if "Kernel" in type(cell).__name__]
     assert [r.levelname for r in caplog.records] == ["INFO"]
 
@@ -143,14 +144,73 @@ def test_group_norm_keeps_its_digits_far_from_zero(form):
     np.testing.assert_allclose(got, normalized(x, gain, bias, 4, False), atol=2e-3)
 
 
-def test_nearest_upsampling_repeats_every_pixel_twice_each_way_and_its_gradient_sums_them(form):
-    rng = np.random.default_rng(4)
-    x = rng.standard_normal((2, 2, 3, 5)).astype(np.float32)
-    g = rng.standard_normal((2, 4, 6, 5)).astype(np.float32)
-    cell = fast.upsample()
-    np.testing.assert_array_equal(cell(Tensor(x)).asnumpy(), x.repeat(2, 1).repeat(2, 2))
-    grad = ms.grad(lambda x_byxc: (cell(x_byxc) * Tensor(g)).sum())(Tensor(x))
-    np.testing.assert_allclose(grad.asnumpy(), g.reshape(2, 2, 2, 3, 2, 5).sum((2, 4)), atol=1e-5)
+# maps large enough for Winograd's way, whose tiles of 4x4 fit or hang over; channels in vectors of
+# 16, results in blocks of 32, or neither
+SHAPES = [(1, 24, 24, 16, 32), (2, 17, 23, 32, 64), (3, 13, 19, 48, 32), (33, 3, 5, 32, 32)]
+SHAPES += [(2, 18, 22, 20, 32), (2, 18, 22, 32, 16), (600, 1, 1, 32, 32)]
+
+
+def arrays(b, y, x, c, o, seed=8):
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((o, 3, 3, c)) / (3 * np.sqrt(c))
+    shapes = (b, y, x, c), (o,), (b, y, x, o)
+    x, bias, plus = (rng.standard_normal(shape) for shape in shapes)
+    return [a.astype(np.float32) for a in (x, weight, bias, plus)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_3x3_convolution_of_a_large_map_equals_its_definition_whatever_is_added(form, shape):
+    x, weight, bias, plus = arrays(*shape)
+    expected = reference_conv(x, weight, 1, (1, 1)) + bias
+    got = fast.conv2d(3)(Tensor(x), Tensor(weight), Tensor(bias)).asnumpy()
+    np.testing.assert_allclose(got, expected, atol=2e-5)
+    assert np.sqrt(((got - expected) ** 2).mean()) < 3e-6
+    got = fast.conv2d_plus(3)(Tensor(x), Tensor(weight), Tensor(bias), Tensor(plus)).asnumpy()
+    np.testing.assert_allclose(got, expected + plus, atol=2e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_gradients_of_a_3x3_convolution_of_a_large_map_equal_their_definition(form, shape):
+    x, weight, bias, g = arrays(*shape)
+    y, across = shape[1:3]
+    cell = fast.conv2d_plus(3)
+
+    def product(x_byxc, weight_ohwi, bias_o, plus_byxo):
+        return (cell(x_byxc, weight_ohwi, bias_o, plus_byxo) * Tensor(g)).sum()
+
+    arguments = (Tensor(x), Tensor(weight), Tensor(bias), Tensor(g))
+    dx, dw, db, dplus = (d.asnumpy() for d in ms.grad(product, (0, 1, 2, 3))(*arguments))
+    turned = weight[:, ::-1, ::-1].transpose(3, 1, 2, 0)
+    np.testing.assert_allclose(dx, reference_conv(g, turned, 1, (1, 1)), atol=2e-5)
+    padded = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    for i in range(3):
+        for j in range(3):
+            tap = np.einsum("byxc,byxo->oc", padded[:, i : i + y, j : j + across], g, optimize=True)
+            np.testing.assert_allclose(dw[:, i, j], tap, atol=3e-4)
+    np.testing.assert_allclose(db, g.sum((0, 1, 2), dtype=np.float64), atol=3e-4)
+    np.testing.assert_array_equal(dplus, g)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 3, 5, 5), (1, 13, 11, 32, 32), (2, 9, 14, 16, 32)])
+def test_an_upsampled_convolution_is_the_convolution_of_the_repeated_pixels(form, shape):
+    b, y, across, c, o = shape
+    x, weight, bias, _ = arrays(*shape)
+    *_, g = arrays(b, 2 * y, 2 * across, c, o)
+    fused, conv = fast.upsampled_conv2d(), fast.conv2d(3)
+
+    def product(cell, x_byxc, weight_ohwi, bias_o):
+        return (cell(x_byxc, weight_ohwi, bias_o) * Tensor(g)).sum()
+
+    repeated = x.repeat(2, 1).repeat(2, 2)
+    parameters = Tensor(weight), Tensor(bias)
+    expected = conv(Tensor(repeated), *parameters).asnumpy()
+    np.testing.assert_allclose(fused(Tensor(x), *parameters).asnumpy(), expected, atol=1e-5)
+    dx, dw, db = ms.grad(lambda *a: product(fused, *a), (0, 1, 2))(Tensor(x), *parameters)
+    wide, *rest = ms.grad(lambda *a: product(conv, *a), (0, 1, 2))(Tensor(repeated), *parameters)
+    summed = wide.asnumpy().reshape(b, y, 2, across, 2, c).sum((2, 4))
+    np.testing.assert_allclose(dx.asnumpy(), summed, atol=2e-5)
+    for got, wanted in zip((dw, db), rest, strict=True):
+        np.testing.assert_allclose(got.asnumpy(), wanted.asnumpy(), atol=2e-4)
 
 
 @pytest.mark.parametrize(("vectors", "codes", "width"), [(7, 50, 8), (64, 128, 32), (1, 1, 3)])

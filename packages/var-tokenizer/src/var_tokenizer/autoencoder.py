@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from var_tokenizer.config import GROUPS, TokenizerConfig
-from var_tokenizer.ops import conv2d, group_norm, upsample
+from var_tokenizer.ops import conv2d, conv2d_plus, group_norm, upsampled_conv2d
 
 Rng = np.random.Generator | None
 
@@ -45,6 +45,25 @@ class Conv2d(nn.Cell):
         return self.conv2d(x_byxc, self.weight, self.bias)
 
 
+class Conv2dPlus(Conv2d):
+    """A convolution of stride 1, and the addition of what it refines."""
+
+    def __init__(self, rng: Rng, channels_in: int, channels_out: int, kernel: int) -> None:
+        super().__init__(rng, channels_in, channels_out, kernel)
+        self.conv2d = conv2d_plus(kernel)
+
+    def construct(self, x_byxc: Tensor, plus_byxc: Tensor) -> Tensor:
+        return self.conv2d(x_byxc, self.weight, self.bias, plus_byxc)
+
+
+class UpsampledConv2d(Conv2d):
+    """A 3x3 convolution of the map with its rows and columns repeated."""
+
+    def __init__(self, rng: Rng, channels: int) -> None:
+        super().__init__(rng, channels, channels, 3)
+        self.conv2d = upsampled_conv2d()
+
+
 class GroupNorm(nn.Cell):
     """Normalizes 32 groups of channels; learned gain ``weight`` and ``bias`` a channel."""
 
@@ -74,14 +93,14 @@ class ResidualBlock(nn.Cell):
         self.norm1 = NormSilu(channels_in)
         self.conv1 = Conv2d(rng, channels_in, channels_out, 3)
         self.norm2 = NormSilu(channels_out)
-        self.conv2 = Conv2d(rng, channels_out, channels_out, 3)
+        self.conv2 = Conv2dPlus(rng, channels_out, channels_out, 3)
         widens = channels_in != channels_out
         self.nin_shortcut = Conv2d(rng, channels_in, channels_out, 1) if widens else None
 
     def construct(self, x_byxc: Tensor) -> Tensor:
         h = self.conv1(self.norm1(x_byxc))
-        h = self.conv2(self.norm2(h))
-        return h + (x_byxc if self.nin_shortcut is None else self.nin_shortcut(x_byxc))
+        shortcut = x_byxc if self.nin_shortcut is None else self.nin_shortcut(x_byxc)
+        return self.conv2(self.norm2(h), shortcut)
 
 
 class PixelAttention(nn.Cell):
@@ -91,7 +110,7 @@ class PixelAttention(nn.Cell):
         super().__init__()
         self.norm = GroupNorm(channels)
         self.qkv = Conv2d(rng, channels, 3 * channels, 1)
-        self.proj_out = Conv2d(rng, channels, channels, 1)
+        self.proj_out = Conv2dPlus(rng, channels, channels, 1)
         self.scale = channels**-0.5
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
@@ -101,7 +120,7 @@ class PixelAttention(nn.Cell):
         qkv = self.qkv(self.norm(x_byxc)).reshape(b, y * x, 3 * c)
         q_bnc, k_bnc, v_bnc = ops.split(qkv, c, 2)
         weights_bnn = ops.softmax(self.scores(q_bnc * self.scale, k_bnc), -1)
-        return x_byxc + self.proj_out(self.mix(weights_bnn, v_bnc).reshape(b, y, x, c))
+        return self.proj_out(self.mix(weights_bnn, v_bnc).reshape(b, y, x, c), x_byxc)
 
 
 class Middle(nn.Cell):
@@ -133,11 +152,10 @@ class Upsample(nn.Cell):
 
     def __init__(self, rng: Rng, channels: int) -> None:
         super().__init__()
-        self.repeat = upsample()
-        self.conv = Conv2d(rng, channels, channels, 3)
+        self.conv = UpsampledConv2d(rng, channels)
 
     def construct(self, x_byxc: Tensor) -> Tensor:
-        return self.conv(self.repeat(x_byxc))
+        return self.conv(x_byxc)
 
 
 class Level(nn.Cell):

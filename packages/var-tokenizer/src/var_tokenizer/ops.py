@@ -99,24 +99,31 @@ def _chunks(rows: int, width: int) -> tuple:
 
 
 class _KernelConv2d(nn.Cell):
-    """Convolution by oneDNN, with the layouts of its choice for the weights."""
+    """Convolution by Winograd's way or oneDNN, as the shapes ask for."""
 
-    def __init__(self, kernel: int, stride: int, pads: tuple[int, int]) -> None:
+    def __init__(
+        self, kernel: int, stride: int, pads: tuple[int, int], upsampled: bool = False
+    ) -> None:
         super().__init__()
         # what the shapes of the arrays leave open
-        self.geometry = Tensor(np.array([stride, pads[0]], np.int32))
+        self.geometry = Tensor(np.array([stride, pads[0], upsampled], np.int32))
+        setting = (kernel, stride, pads, upsampled)
 
-        def out_shape(x: Shape, weight: Shape, bias: Shape, geometry: Shape) -> Shape:
-            rows, columns = ((n + sum(pads) - kernel) // stride + 1 for n in x[1:3])
+        def out_shape(x: Shape, weight: Shape, *_: Shape) -> Shape:
+            times = 2 if upsampled else 1
+            rows, columns = ((n * times + sum(pads) - kernel) // stride + 1 for n in x[1:3])
             return (x[0], rows, columns, weight[0])
 
-        setting = (kernel, stride, pads)
         self.forward = _kernels.operator("conv2d", out_shape, setting=setting)
-        self.grad_x = _kernels.operator("conv2d_grad_x", lambda dout, weight, x, geometry: x)
+        self.forward_plus = _kernels.operator("conv2d_plus", out_shape, setting=setting)
+        self.grad_x = _kernels.operator(
+            "conv2d_grad_x", lambda dout, weight, x, geometry: x, setting=setting
+        )
         self.grad_weight = _kernels.operator(
             "conv2d_grad_weight",
             lambda dout, x, weight, geometry: (weight, (weight[0],)),
             outputs=2,
+            setting=setting,
         )
 
     def construct(self, x_byxc: Tensor, weight_ohwi: Tensor, bias_o: Tensor) -> Tensor:
@@ -128,6 +135,28 @@ class _KernelConv2d(nn.Cell):
         grad_x = self.grad_x(dout, weight_ohwi, x_byxc, self.geometry)
         grad_weight, grad_bias = self.grad_weight(dout, x_byxc, weight_ohwi, self.geometry)
         return grad_x, grad_weight, grad_bias
+
+
+class _KernelConv2dPlus(_KernelConv2d):
+    """Convolution, and the addition after it, in one kernel."""
+
+    def construct(
+        self, x_byxc: Tensor, weight_ohwi: Tensor, bias_o: Tensor, plus_byxo: Tensor
+    ) -> Tensor:
+        return self.forward_plus(x_byxc, weight_ohwi, bias_o, plus_byxo, self.geometry)
+
+    def bprop(
+        self,
+        x_byxc: Tensor,
+        weight_ohwi: Tensor,
+        bias_o: Tensor,
+        plus_byxo: Tensor,
+        out: Tensor,
+        dout: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        grad_x = self.grad_x(dout, weight_ohwi, x_byxc, self.geometry)
+        grad_weight, grad_bias = self.grad_weight(dout, x_byxc, weight_ohwi, self.geometry)
+        return grad_x, grad_weight, grad_bias, dout
 
 
 class _UnfoldedConv2d(nn.Cell):
@@ -206,6 +235,45 @@ def conv2d(kernel: int, stride: int = 1, pads: tuple[int, int] | None = None) ->
     """
     pads = (kernel // 2, kernel // 2) if pads is None else pads
     return _form(_KernelConv2d, _UnfoldedConv2d, _NativeConv2d)(kernel, stride, pads)
+
+
+class _ThenPlus(nn.Cell):
+    def __init__(self, conv: nn.Cell) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def construct(
+        self, x_byxc: Tensor, weight_ohwi: Tensor, bias_o: Tensor, plus_byxo: Tensor
+    ) -> Tensor:
+        return self.conv(x_byxc, weight_ohwi, bias_o) + plus_byxo
+
+
+class _AfterUpsampling(nn.Cell):
+    def __init__(self, conv: nn.Cell) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def construct(self, x_byxc: Tensor, weight_ohwi: Tensor, bias_o: Tensor) -> Tensor:
+        b, y, x, c = x_byxc.shape
+        rows = ops.concat((x_byxc, x_byxc), 3).reshape(b, y, 2 * x * c)
+        repeated = ops.concat((rows, rows), 2).reshape(b, 2 * y, 2 * x, c)
+        return self.conv(repeated, weight_ohwi, bias_o)
+
+
+def conv2d_plus(kernel: int) -> nn.Cell:
+    """``conv2d`` with an addition, ``f(x, weight, bias, plus (B,Y,X,O)) -> (B,Y,X,O)``."""
+    conv = conv2d(kernel)
+    if isinstance(conv, _KernelConv2d):
+        return _KernelConv2dPlus(kernel, 1, (kernel // 2, kernel // 2))
+    return _ThenPlus(conv)
+
+
+def upsampled_conv2d() -> nn.Cell:
+    """The 3x3 ``conv2d`` of x with its rows and columns repeated, ``-> (B,2Y,2X,O)``."""
+    conv = conv2d(3)
+    if isinstance(conv, _KernelConv2d):
+        return _KernelConv2d(3, 1, (1, 1), upsampled=True)
+    return _AfterUpsampling(conv)
 
 
 # ---------------------------------------------------------------- normalization
@@ -318,34 +386,6 @@ def group_norm(groups: int, epsilon: float = 1e-6, silu: bool = False) -> nn.Cel
         return form(groups, epsilon, silu)
     norm = form(groups, epsilon)
     return _WithSilu(norm) if silu else norm
-
-
-# ---------------------------------------------------------------- upsampling
-class _KernelUpsample(nn.Cell):
-    def __init__(self) -> None:
-        super().__init__()
-        self.forward = _kernels.operator("upsample", lambda x: (x[0], 2 * x[1], 2 * x[2], x[3]))
-        self.backward = _kernels.operator(
-            "upsample_grad", lambda dout: (dout[0], dout[1] // 2, dout[2] // 2, dout[3])
-        )
-
-    def construct(self, x_byxc: Tensor) -> Tensor:
-        return self.forward(x_byxc)
-
-    def bprop(self, x_byxc: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
-        return (self.backward(dout),)
-
-
-class _ConcatUpsample(nn.Cell):
-    def construct(self, x_byxc: Tensor) -> Tensor:
-        b, y, x, c = x_byxc.shape
-        rows = ops.concat((x_byxc, x_byxc), 3).reshape(b, y, 2 * x * c)
-        return ops.concat((rows, rows), 2).reshape(b, 2 * y, 2 * x, c)
-
-
-def upsample() -> nn.Cell:
-    """The repetition of rows and columns, ``f(x (B,Y,X,C)) -> (B,2Y,2X,C)``."""
-    return _form(_KernelUpsample, _ConcatUpsample, _ConcatUpsample)()
 
 
 # ---------------------------------------------------------------- nearest code

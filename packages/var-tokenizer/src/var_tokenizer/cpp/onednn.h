@@ -24,7 +24,7 @@ struct Argument {
     dnnl_memory* memory;
 };
 
-enum { cpu = 1, f32 = 3, any = 1, forward_training = 64, direct = 1, user_scratchpad = 1 };
+enum { cpu = 1, f32 = 3, any = 1, forward_training = 64, convolution_direct = 1, user_scratchpad = 1 };
 enum { query_src = 129, query_weights = 131, query_diff_weights = 132, query_scratchpad = 136 };
 enum {
     arg_src = 1,

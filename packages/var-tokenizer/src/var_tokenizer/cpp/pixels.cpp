@@ -1,18 +1,12 @@
-// Copies of pixels, and the search for the nearest code.
+#include "pixels.h"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
-#include <vector>
 
-#include "kernel.h"
+#include "threads.h"
 
-// x (B, Y, X, C) -> (B, 2Y, 2X, C)
-KERNEL(upsample) {
-    const int64_t rows = shapes[0][0] * shapes[0][1], width = shapes[0][2], c = shapes[0][3];
-    const float* x = floats(params, 0);
-    float* out = floats(params, 1);
-    parallel_for(rows, [&](int64_t y) {
+void upsample(const Map& map, const float* x, float* out) {
+    const int64_t width = map.x, c = map.c;
+    parallel_for(map.b * map.y, [&](int64_t y) {
         float* to = out + y * 4 * width * c;
         for (int64_t i = 0; i < width; ++i) {
             const float* from = x + (y * width + i) * c;
@@ -21,91 +15,19 @@ KERNEL(upsample) {
         }
         std::copy(to, to + 2 * width * c, to + 2 * width * c);
     });
-    return 0;
 }
 
-// gradient of the result (B, 2Y, 2X, C) -> gradient of x (B, Y, X, C)
-KERNEL(upsample_grad) {
-    const int64_t rows = shapes[1][0] * shapes[1][1], width = shapes[1][2], c = shapes[1][3];
-    const float* grad = floats(params, 0);
-    float* out = floats(params, 1);
-    parallel_for(rows, [&](int64_t y) {
+void upsample_grad(const Map& map, const float* grad, float* out) {
+    const int64_t width = map.x, c = map.c;
+    parallel_for(map.b * map.y, [&](int64_t y) {
         for (int64_t i = 0; i < width; ++i) {
             const float* above = grad + (y * 4 * width + 2 * i) * c;
             const float* below = above + 2 * width * c;
             float* to = out + (y * width + i) * c;
 #pragma omp simd
-            for (int64_t j = 0; j < c; ++j) to[j] = above[j] + above[c + j] + below[j] + below[c + j];
+            for (int64_t j = 0; j < c; ++j) {
+                to[j] = above[j] + above[c + j] + below[j] + below[c + j];
+            }
         }
     });
-    return 0;
-}
-
-// vectors (N, z), codes (V, z) -> (N) int32: the first code at the smallest distance
-KERNEL(nearest_code) {
-    constexpr int64_t lanes = 16, block = 4;  // codes and vectors that are compared at once
-    const int64_t n = shapes[0][0], z = shapes[0][1], v = shapes[1][0];
-    const float *vectors = floats(params, 0), *codes = floats(params, 1);
-    int32_t* ids = static_cast<int32_t*>(params[2]);
-    const int64_t tiles = (v + lanes - 1) / lanes;
-    // 16 codes side by side; those after the last are infinitely far
-    std::vector<float> columns(tiles * z * lanes, 0.0f);
-    std::vector<float> lengths(tiles * lanes, std::numeric_limits<float>::infinity());
-    for (int64_t k = 0; k < v; ++k) {
-        float length = 0;
-        for (int64_t i = 0; i < z; ++i) {
-            const float value = codes[k * z + i];
-            columns[((k / lanes) * z + i) * lanes + k % lanes] = value;
-            length += value * value;
-        }
-        lengths[k] = length;
-    }
-    parallel_for((n + block - 1) / block, [&](int64_t i) {
-        const int64_t first = i * block;
-        const int64_t count = std::min(block, n - first);
-        const float* rows[block];
-        for (int64_t q = 0; q < block; ++q) {
-            rows[q] = vectors + (first + std::min(q, count - 1)) * z;
-        }
-        float least[block][lanes];
-        int32_t at[block][lanes];
-        for (int64_t q = 0; q < block; ++q) {
-            std::fill_n(least[q], lanes, std::numeric_limits<float>::infinity());
-            std::fill_n(at[q], lanes, 0);
-        }
-        for (int64_t t = 0; t < tiles; ++t) {
-            float dot[block][lanes] = {};
-            for (int64_t i = 0; i < z; ++i) {
-                const float* column = &columns[(t * z + i) * lanes];
-                for (int64_t q = 0; q < block; ++q) {
-                    const float value = rows[q][i];
-#pragma omp simd
-                    for (int64_t j = 0; j < lanes; ++j) dot[q][j] += value * column[j];
-                }
-            }
-            for (int64_t q = 0; q < block; ++q) {
-#pragma omp simd
-                for (int64_t j = 0; j < lanes; ++j) {
-                    // |vector|^2 is the same for every code
-                    const float distance = lengths[t * lanes + j] - 2 * dot[q][j];
-                    const bool closer = distance < least[q][j];
-                    least[q][j] = closer ? distance : least[q][j];
-                    at[q][j] = closer ? int32_t(t) : at[q][j];
-                }
-            }
-        }
-        for (int64_t q = 0; q < count; ++q) {
-            float best = least[q][0];
-            int32_t id = at[q][0] * int32_t(lanes);
-            for (int64_t j = 1; j < lanes; ++j) {
-                const int32_t other = at[q][j] * int32_t(lanes) + int32_t(j);
-                if (least[q][j] < best || (least[q][j] == best && other < id)) {
-                    best = least[q][j];
-                    id = other;
-                }
-            }
-            ids[first + q] = id;
-        }
-    });
-    return 0;
 }

@@ -1,0 +1,187 @@
+#include "direct.h"
+
+#include <array>
+#include <map>
+#include <memory>
+
+#include "buffer.h"
+#include "onednn.h"
+#include "threads.h"
+
+namespace direct {
+
+namespace {
+
+using namespace onednn;
+
+template <typename T, int (*&destroy)(T*)>
+struct Destroy {
+    void operator()(T* object) const { destroy(object); }
+};
+using Desc = std::unique_ptr<dnnl_memory_desc, Destroy<dnnl_memory_desc, memory_desc_destroy>>;
+using Memory = std::unique_ptr<dnnl_memory, Destroy<dnnl_memory, memory_destroy>>;
+using Attr =
+    std::unique_ptr<dnnl_primitive_attr, Destroy<dnnl_primitive_attr, primitive_attr_destroy>>;
+using PrimitiveDesc =
+    std::unique_ptr<dnnl_primitive_desc, Destroy<dnnl_primitive_desc, primitive_desc_destroy>>;
+using Primitive = std::unique_ptr<dnnl_primitive, Destroy<dnnl_primitive, primitive_destroy>>;
+
+void check(int status) {
+    if (status) throw Failure{};
+}
+
+Desc strided(std::initializer_list<int64_t> dims, std::initializer_list<int64_t> strides) {
+    dnnl_memory_desc* desc;
+    check(memory_desc_create_with_strides(&desc, int(dims.size()), dims.begin(), f32,
+                                          strides.begin()));
+    return Desc(desc);
+}
+
+Desc preferred(std::initializer_list<int64_t> dims) {
+    dnnl_memory_desc* desc;
+    check(memory_desc_create_with_tag(&desc, int(dims.size()), dims.begin(), f32, any));
+    return Desc(desc);
+}
+
+Memory memory_of(const dnnl_memory_desc* desc) {
+    dnnl_memory* memory;
+    check(memory_create(&memory, desc, engine, nullptr));
+    return Memory(memory);
+}
+
+Primitive primitive_of(const dnnl_primitive_desc* desc) {
+    dnnl_primitive* primitive;
+    check(primitive_create(&primitive, desc));
+    return Primitive(primitive);
+}
+
+// One pass of a convolution of one shape. oneDNN chooses the layout of the weights; maps and the
+// weights outside are plain.
+class Convolution {
+   public:
+    Convolution(Pass pass, const Shape& s) : pass_(pass) {
+        int concurrency;
+        check(threadpool_interop_get_max_concurrency(&concurrency));
+        check(threadpool_interop_set_max_concurrency(thread_count()));
+        create(s);
+        check(threadpool_interop_set_max_concurrency(concurrency));
+    }
+
+    // src, weights, bias, dst, or their gradients, as the pass reads or writes them
+    void run(void* src, void* weights, void* bias, void* dst) {
+        static Buffer reordered, scratchpad;
+        check(memory_set_data_handle(src_.get(), src));
+        check(memory_set_data_handle(plain_.get(), weights));
+        check(memory_set_data_handle(bias_.get(), bias));
+        check(memory_set_data_handle(dst_.get(), dst));
+        check(memory_set_data_handle(scratchpad_.get(), scratchpad.floats(floats(scratchpad_size_))));
+        void* blocked = reorder_ ? reordered.floats(floats(weights_size_)) : weights;
+        check(memory_set_data_handle(weights_.get(), blocked));
+        if (reorder_ && pass_ != backward_weights) reorder(plain_.get(), weights_.get());
+        if (pass_ == forward) {
+            execute({{arg_src, src_.get()},
+                     {arg_weights, weights_.get()},
+                     {arg_bias, bias_.get()},
+                     {arg_dst, dst_.get()},
+                     {arg_scratchpad, scratchpad_.get()}});
+        } else if (pass_ == backward_data) {
+            execute({{arg_diff_src, src_.get()},
+                     {arg_weights, weights_.get()},
+                     {arg_diff_dst, dst_.get()},
+                     {arg_scratchpad, scratchpad_.get()}});
+        } else {
+            execute({{arg_src, src_.get()},
+                     {arg_diff_weights, weights_.get()},
+                     {arg_diff_bias, bias_.get()},
+                     {arg_diff_dst, dst_.get()},
+                     {arg_scratchpad, scratchpad_.get()}});
+            if (reorder_) reorder(weights_.get(), plain_.get());
+        }
+    }
+
+   private:
+    static int64_t floats(size_t bytes) { return int64_t(bytes + 3) / 4; }
+
+    void create(const Shape& s) {
+        const int64_t k = s.kernel;
+        Desc src = strided({s.b, s.c, s.y, s.x}, {s.y * s.x * s.c, 1, s.x * s.c, s.c});
+        Desc dst = strided({s.b, s.o, s.out_y, s.out_x},
+                           {s.out_y * s.out_x * s.o, 1, s.out_x * s.o, s.o});
+        Desc plain = strided({s.o, s.c, k, k}, {k * k * s.c, 1, k * s.c, s.c});
+        Desc bias = strided({s.o}, {1});
+        Desc weights = preferred({s.o, s.c, k, k});
+        const int64_t stride[] = {s.stride, s.stride}, dilation[] = {0, 0};
+        const int64_t before[] = {s.before, s.before};
+        const int64_t after[] = {(s.out_y - 1) * s.stride + k - s.before - s.y,
+                                 (s.out_x - 1) * s.stride + k - s.before - s.x};
+        dnnl_primitive_attr* raw;
+        check(primitive_attr_create(&raw));
+        Attr attr(raw);
+        check(primitive_attr_set_scratchpad_mode(raw, user_scratchpad));
+
+        dnnl_primitive_desc* created;
+        check(convolution_forward_primitive_desc_create(
+            &created, engine, forward_training, convolution_direct, src.get(), weights.get(), bias.get(),
+            dst.get(), stride, dilation, before, after, raw));
+        PrimitiveDesc desc(created);
+        if (pass_ == backward_data) {
+            check(convolution_backward_data_primitive_desc_create(
+                &created, engine, convolution_direct, src.get(), weights.get(), dst.get(), stride, dilation,
+                before, after, desc.get(), raw));
+            desc.reset(created);
+        } else if (pass_ == backward_weights) {
+            check(convolution_backward_weights_primitive_desc_create(
+                &created, engine, convolution_direct, src.get(), weights.get(), bias.get(), dst.get(), stride,
+                dilation, before, after, desc.get(), raw));
+            desc.reset(created);
+        }
+        primitive_ = primitive_of(desc.get());
+
+        const bool writes_weights = pass_ == backward_weights;
+        const dnnl_memory_desc* chosen = primitive_desc_query_md(
+            desc.get(), writes_weights ? query_diff_weights : query_weights, 0);
+        const dnnl_memory_desc* scratch = primitive_desc_query_md(desc.get(), query_scratchpad, 0);
+        weights_size_ = memory_desc_get_size(chosen);
+        scratchpad_size_ = memory_desc_get_size(scratch);
+        src_ = memory_of(src.get());
+        dst_ = memory_of(dst.get());
+        bias_ = memory_of(bias.get());
+        plain_ = memory_of(plain.get());
+        weights_ = memory_of(chosen);
+        scratchpad_ = memory_of(scratch);
+        if (!memory_desc_equal(chosen, plain.get())) {
+            const dnnl_memory_desc* from = writes_weights ? chosen : plain.get();
+            const dnnl_memory_desc* to = writes_weights ? plain.get() : chosen;
+            check(reorder_primitive_desc_create(&created, from, engine, to, engine, nullptr));
+            reorder_ = primitive_of(PrimitiveDesc(created).get());
+        }
+    }
+
+    void reorder(dnnl_memory* from, dnnl_memory* to) {
+        const Argument arguments[] = {{arg_src, from}, {arg_dst, to}};
+        check(primitive_execute(reorder_.get(), stream, 2, arguments));
+    }
+
+    void execute(std::initializer_list<Argument> arguments) {
+        check(primitive_execute(primitive_.get(), stream, int(arguments.size()),
+                                arguments.begin()));
+    }
+
+    Pass pass_;
+    Primitive primitive_, reorder_;
+    Memory src_, weights_, plain_, bias_, dst_, scratchpad_;
+    size_t weights_size_ = 0, scratchpad_size_ = 0;
+};
+
+}  // namespace
+
+void convolve(Pass pass, const Shape& s, float* src, float* weights, float* bias, float* dst) {
+    constexpr size_t most = 1024;  // shapes; beyond it, callers vary a dimension without end
+    static std::map<std::array<int64_t, 11>, Convolution> convolutions;
+    if (convolutions.size() > most) convolutions.clear();
+    const std::array<int64_t, 11> key{pass,     s.b,      s.y,      s.x,     s.c,    s.o,
+                                      s.kernel, s.stride, s.before, s.out_y, s.out_x};
+    convolutions.try_emplace(key, pass, s).first->second.run(src, weights, bias, dst);
+}
+
+}  // namespace direct

@@ -1,0 +1,266 @@
+// Winograd's minimal filtering F(4x4, 3x3) (arXiv:1509.09308): 36 products give 16 pixels.
+//
+// A tile of 6x6 pixels goes over into the values of its polynomial at 6x6 points, as does each
+// kernel of 3x3; the products of the two, summed over the channels, are 36 matrix products; what
+// they give goes back into 4x4 pixels of the result. The points are 0, +-1/sqrt(2), +-sqrt(2) and
+// infinity: errors are 5 times those of a direct convolution, half of those at 0, +-1, +-2.
+
+#include "winograd.h"
+
+#include <algorithm>
+
+#include "buffer.h"
+#include "threads.h"
+
+namespace winograd {
+
+namespace {
+
+using Lanes = float __attribute__((vector_size(64), aligned(4), may_alias));
+
+constexpr int lanes = 16;     // channels in a vector
+constexpr int block = 32;     // output channels whose products are taken together
+constexpr int max_rows = 14;  // tiles in one product: 14 x 2 sums, 2 vectors of U and one of V
+constexpr int points = 36;
+constexpr int group_size = 28;  // tiles at most whose values one thread holds at once
+constexpr float near = 0.70710678f, far = 1.41421356f;
+
+inline Lanes load(const float* from) { return *reinterpret_cast<const Lanes*>(from); }
+inline void store(float* to, Lanes value) { *reinterpret_cast<Lanes*>(to) = value; }
+
+// The values at the six points, of six pixels,
+inline void transform_pixels(const Lanes (&d)[6], Lanes (&v)[6]) {
+    const Lanes even_near = d[4] - 2.0f * d[2], odd_near = near * d[3] - far * d[1];
+    const Lanes even_far = d[4] - 0.5f * d[2], odd_far = far * d[3] - near * d[1];
+    v[0] = d[0] - 2.5f * d[2] + d[4];
+    v[1] = even_near + odd_near;
+    v[2] = even_near - odd_near;
+    v[3] = even_far + odd_far;
+    v[4] = even_far - odd_far;
+    v[5] = d[1] - 2.5f * d[3] + d[5];
+}
+
+// of three weights,
+inline void transform_weights(const Lanes (&g)[3], Lanes (&u)[6]) {
+    const Lanes even_near = (g[0] + 0.5f * g[2]) * (-2.0f / 3), odd_near = g[1] * (near * -2 / 3);
+    const Lanes even_far = (g[0] + 2.0f * g[2]) * (1.0f / 6), odd_far = g[1] * (far / 6);
+    u[0] = g[0];
+    u[1] = even_near + odd_near;
+    u[2] = even_near - odd_near;
+    u[3] = even_far + odd_far;
+    u[4] = even_far - odd_far;
+    u[5] = g[2];
+}
+
+// and from the products at the six points to four pixels.
+inline void transform_products(const Lanes (&m)[6], Lanes (&y)[4]) {
+    const Lanes sum_near = m[1] + m[2], difference_near = m[1] - m[2];
+    const Lanes sum_far = m[3] + m[4], difference_far = m[3] - m[4];
+    y[0] = m[0] + sum_near + sum_far;
+    y[1] = near * difference_near + far * difference_far;
+    y[2] = 0.5f * sum_near + 2.0f * sum_far;
+    y[3] = (near / 2) * difference_near + (far * 2) * difference_far + m[5];
+}
+
+// Three rows of three weights to U (points, c, block), at one of its input channels
+void transform_kernel(const Lanes (&g)[9], int64_t c, float* u) {
+    Lanes columns[6][3];
+    for (int x = 0; x < 3; ++x) {
+        const Lanes column[3] = {g[x], g[3 + x], g[6 + x]};
+        Lanes along[6];
+        transform_weights(column, along);
+        for (int p = 0; p < 6; ++p) columns[p][x] = along[p];
+    }
+    for (int p = 0; p < 6; ++p) {
+        Lanes values[6];
+        transform_weights(columns[p], values);
+        for (int q = 0; q < 6; ++q) store(u + (p * 6 + q) * c * block, values[q]);
+    }
+}
+
+// weight (o, 3, 3, c) -> U (o / block, points, c, block)
+void transform_all_weights(const Shape& s, const float* weight, float* u) {
+    const int64_t vectors = s.o / lanes;
+    parallel_for(vectors * (s.c / lanes), [&](int64_t job) {
+        const int64_t o = job % vectors * lanes, c = job / vectors * lanes;
+        alignas(64) float turned[lanes][9][lanes];  // input channels, taps, output channels
+        for (int i = 0; i < lanes; ++i) {
+            for (int tap = 0; tap < 9; ++tap) {
+                const float* from = weight + ((o + i) * 9 + tap) * s.c + c;
+                for (int j = 0; j < lanes; ++j) turned[j][tap][i] = from[j];
+            }
+        }
+        for (int j = 0; j < lanes; ++j) {
+            Lanes g[9];
+            for (int tap = 0; tap < 9; ++tap) g[tap] = load(turned[j][tap]);
+            transform_kernel(g, s.c, u + (o / block * points * s.c + c + j) * block + o % block);
+        }
+    });
+}
+
+// As before, of the weight (c, 3, 3, o) of the convolution whose transpose is wanted
+void transform_transposed_weights(const Shape& s, const float* weight, float* u) {
+    parallel_for(s.c, [&](int64_t c) {
+        for (int64_t o = 0; o < s.o; o += lanes) {
+            Lanes g[9];
+            for (int tap = 0; tap < 9; ++tap) g[tap] = load(weight + (c * 9 + 8 - tap) * s.o + o);
+            transform_kernel(g, s.c, u + (o / block * points * s.c + c) * block + o % block);
+        }
+    });
+}
+
+// Tiles first .. first + count - 1 of all images, row by row, in blocks of nearly equal size
+struct Group {
+    int64_t first, count, blocks;
+    Group(int64_t begin, int64_t end)
+        : first(begin), count(end - begin), blocks((count + max_rows - 1) / max_rows) {}
+    int64_t begin(int64_t i) const { return count * i / blocks; }
+    int64_t rows(int64_t i) const { return begin(i + 1) - begin(i); }
+};
+
+// The pixels of a group -> V (points, blocks, c / lanes, rows, lanes)
+void transform_tiles(const Shape& s, const Group& group, const float* x, float* v) {
+    const int64_t across = (s.x + 3) / 4, down = (s.y + 3) / 4, halve = s.upsampled ? 1 : 0;
+    const int64_t stored_x = s.x >> halve, stored_y = s.y >> halve;
+    for (int64_t i = 0; i < group.blocks; ++i) {
+        const int64_t rows = group.rows(i);
+        for (int64_t r = 0; r < rows; ++r) {
+            const int64_t tile = group.first + group.begin(i) + r;
+            const int64_t top = tile / across % down * 4 - 1, left = tile % across * 4 - 1;
+            const float* image = x + tile / across / down * stored_y * stored_x * s.c;
+            const float* at[6][6];
+            for (int64_t p = 0; p < 6; ++p) {
+                for (int64_t q = 0; q < 6; ++q) {
+                    const int64_t row = top + p, column = left + q;
+                    const bool inside = row >= 0 && row < s.y && column >= 0 && column < s.x;
+                    at[p][q] = inside ? image + ((row >> halve) * stored_x + (column >> halve)) * s.c
+                                      : nullptr;
+                }
+            }
+            float* to = v + group.begin(i) * s.c + r * lanes;
+            for (int64_t c = 0; c < s.c; c += lanes) {
+                Lanes columns[6][6];
+                for (int q = 0; q < 6; ++q) {
+                    Lanes d[6], along[6];
+                    for (int p = 0; p < 6; ++p) d[p] = at[p][q] ? load(at[p][q] + c) : Lanes{};
+                    transform_pixels(d, along);
+                    for (int p = 0; p < 6; ++p) columns[p][q] = along[p];
+                }
+                for (int p = 0; p < 6; ++p) {
+                    Lanes values[6];
+                    transform_pixels(columns[p], values);
+                    for (int q = 0; q < 6; ++q) {
+                        store(to + (p * 6 + q) * group.count * s.c + c * rows, values[q]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+// (rows, c) of V times (c, block) of U -> (rows, block)
+template <int rows>
+void multiply(int64_t c, const float* v, const float* u, float* m) {
+    Lanes sums[rows][2] = {};
+    for (int64_t i = 0; i < c / lanes; ++i, v += rows * lanes, u += lanes * block) {
+#pragma GCC unroll 4
+        for (int j = 0; j < lanes; ++j) {
+            const Lanes left = load(u + j * block), right = load(u + j * block + lanes);
+#pragma GCC unroll 14
+            for (int r = 0; r < rows; ++r) {
+                sums[r][0] += v[r * lanes + j] * left;
+                sums[r][1] += v[r * lanes + j] * right;
+            }
+        }
+    }
+#pragma GCC unroll 14
+    for (int r = 0; r < rows; ++r) {
+        store(m + r * block, sums[r][0]);
+        store(m + r * block + lanes, sums[r][1]);
+    }
+}
+
+using Multiply = void (*)(int64_t, const float*, const float*, float*);
+constexpr Multiply multiply_rows[max_rows + 1] = {
+    nullptr,     multiply<1>, multiply<2>,  multiply<3>,  multiply<4>,
+    multiply<5>, multiply<6>, multiply<7>,  multiply<8>,  multiply<9>,
+    multiply<10>, multiply<11>, multiply<12>, multiply<13>, multiply<14>,
+};
+
+// Products M (points, count, block) -> channels o .. o + block - 1 of the group's pixels
+void transform_products_of(const Shape& s, const Group& group, const float* m, int64_t o,
+                     const float* bias, const float* plus, float* out) {
+    const int64_t across = (s.x + 3) / 4, down = (s.y + 3) / 4;
+    for (int64_t t = 0; t < group.count; ++t) {
+        const int64_t tile = group.first + t;
+        const int64_t top = tile / across % down * 4, left = tile % across * 4;
+        const int64_t corner = ((tile / across / down * s.y + top) * s.x + left) * s.o + o;
+        const int64_t rows = std::min<int64_t>(4, s.y - top);
+        const int64_t columns = std::min<int64_t>(4, s.x - left);
+        for (int64_t half = 0; half < block; half += lanes) {
+            Lanes down_columns[4][6];
+            for (int q = 0; q < 6; ++q) {
+                Lanes products[6], along[4];
+                for (int p = 0; p < 6; ++p) {
+                    products[p] = load(m + ((p * 6 + q) * group.count + t) * block + half);
+                }
+                transform_products(products, along);
+                for (int p = 0; p < 4; ++p) down_columns[p][q] = along[p];
+            }
+            const Lanes added = bias ? load(bias + o + half) : Lanes{};
+            for (int p = 0; p < rows; ++p) {
+                Lanes pixels[4];
+                transform_products(down_columns[p], pixels);
+                for (int q = 0; q < columns; ++q) {
+                    const int64_t to = corner + (p * s.x + q) * s.o + half;
+                    const Lanes value = pixels[q] + added;
+                    store(out + to, plus ? value + load(plus + to) : value);
+                }
+            }
+        }
+    }
+}
+
+// The convolution with the weights U
+void convolve_transformed(const Shape& s, const float* x, const float* u, const float* bias,
+                          const float* plus, float* out) {
+    const int64_t tiles = s.b * ((s.y + 3) / 4) * ((s.x + 3) / 4);
+    const int64_t groups = (tiles + group_size - 1) / group_size;
+    parallel_for(groups, [&](int64_t job) {
+        thread_local Buffer pixels, products;
+        const Group group(tiles * job / groups, tiles * (job + 1) / groups);
+        float* v = pixels.floats(points * group.count * s.c);
+        float* m = products.floats(points * group.count * block);
+        transform_tiles(s, group, x, v);
+        for (int64_t o = 0; o < s.o; o += block) {
+            for (int p = 0; p < points; ++p) {
+                for (int64_t i = 0; i < group.blocks; ++i) {
+                    const int64_t begin = group.begin(i);
+                    multiply_rows[group.rows(i)](s.c, v + (p * group.count + begin) * s.c,
+                                                 u + (o * points + p * block) * s.c,
+                                                 m + (p * group.count + begin) * block);
+                }
+            }
+            transform_products_of(s, group, m, o, bias, plus, out);
+        }
+    });
+}
+
+Buffer weights;
+
+}  // namespace
+
+void convolve(const Shape& s, const float* x, const float* weight, const float* bias,
+              const float* plus, float* out) {
+    float* u = weights.floats(points * s.c * s.o);
+    transform_all_weights(s, weight, u);
+    convolve_transformed(s, x, u, bias, plus, out);
+}
+
+void convolve_transposed(const Shape& s, const float* x, const float* weight, float* out) {
+    float* u = weights.floats(points * s.c * s.o);
+    transform_transposed_weights(s, weight, u);
+    convolve_transformed(s, x, u, nullptr, nullptr, out);
+}
+
+}  // namespace winograd

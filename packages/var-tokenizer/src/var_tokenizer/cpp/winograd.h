@@ -1,0 +1,24 @@
+// 3x3 convolutions of stride 1 with a quarter of the multiplications.
+#pragma once
+
+#include <cstdint>
+
+namespace winograd {
+
+// x (b, y, x, c) -> (b, y, x, o), zeros around x
+struct Shape {
+    int64_t b, y, x, c, o;
+    bool upsampled;  // whether x is stored at half of y and x, each of its pixels standing for 2x2
+};
+
+// Whether `convolve` takes these channels.
+inline bool takes(int64_t c, int64_t o) { return c % 16 == 0 && o % 32 == 0; }
+
+// weight (o, 3, 3, c); one call at a time; plus, of the result's shape, is added where it is given.
+void convolve(const Shape& shape, const float* x, const float* weight, const float* bias,
+              const float* plus, float* out);
+
+// The gradient of x of the convolution with weight (c, 3, 3, o), here of c results and o inputs.
+void convolve_transposed(const Shape& shape, const float* x, const float* weight, float* out);
+
+}  // namespace winograd
