@@ -64,6 +64,15 @@ def test_round_trip_through_all_three_formats_is_bit_identical(save_pth, config)
     assert identical(around(path), state)
 
 
+def test_a_lookup_by_angle_is_told_once_and_kept_in_every_format(save_pth):
+    path, _ = save_pth(SMALL_TOKENIZER)
+    assert not inspect(path).config.using_znorm
+    around(path, using_znorm=True)
+    for name in ("b.safetensors", "c.ckpt", "d.pth"):
+        config = dataclasses.replace(SMALL_TOKENIZER, using_znorm=True)
+        assert inspect(path.with_name(name)).config == config
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("config", [SMALL_TOKENIZER, SMALL_TRANSFORMER], ids=["vae", "var"])
 def test_round_trip_keeps_the_element_type(save_pth, config, dtype):

@@ -40,11 +40,18 @@ class Reading:
     """Scale schedule where a foreign file does not tell it, e.g. 1,2,3 or 1,2x3,4x6."""
     heads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Attention heads of a foreign transformer without QK-L2 norm, if not width / 64."""
+    using_znorm: bool = False
+    """A foreign tokenizer looks codes up by angle, which its file does not tell."""
 
     def arguments(self) -> dict:
         """As ``convert``, ``inspect`` and ``verify`` take them."""
         scales = None if self.scales is None else parse_scales(self.scales)
-        return {"only": self.only, "scales": scales, "heads": self.heads}
+        return {
+            "only": self.only,
+            "scales": scales,
+            "heads": self.heads,
+            "using_znorm": self.using_znorm,
+        }
 
 
 @dataclass(frozen=True)

@@ -41,20 +41,21 @@ def convert(
     dtype: str | None = None,
     scales: Sequence[Scale] | None = None,
     heads: int | None = None,
+    using_znorm: bool = False,
     force: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Conversion:
     """Writes the model of ``source`` as ``target``; suffixes choose the formats.
 
     only: "tokenizer" or "transformer", of a trainer checkpoint that holds both. dtype: "float32",
-    "float16" or "bfloat16" for all floating tensors; None keeps each as it is. scales, heads:
-    what a foreign file leaves open (see README). force: replace a target that exists.
+    "float16" or "bfloat16" for all floating tensors; None keeps each as it is. scales, heads,
+    using_znorm: what a foreign file leaves open (see README). force: replace a target that exists.
 
     Raises InputError for anything unusable, and then leaves the target as it was.
     """
     source, target = Path(source), Path(target)
     _check_request(target, only, dtype, force)
-    model = open_model(source, only, scales, heads)
+    model = open_model(source, only, scales, heads, using_znorm)
     tell_assumptions(model)
     model = model.as_dtype(SHORT_NAMES.get(dtype or ""))
     return write_model(model, target, progress)

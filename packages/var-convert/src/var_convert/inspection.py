@@ -48,6 +48,7 @@ def inspect(
     only: str | None = None,
     scales: Sequence[Scale] | None = None,
     heads: int | None = None,
+    using_znorm: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Inspection:
     """Kind, architecture, size, tensors and checksum of a file; arguments as of ``convert``.
@@ -55,7 +56,7 @@ def inspect(
     Raises InputError for a file that is not exactly one model of VAR.
     """
     path = Path(path)
-    model = open_model(path, only, scales, heads)
+    model = open_model(path, only, scales, heads, using_znorm)
     checksum, not_finite = _read_through(model.tensors, progress)
     learned = [entry for name, entry in model.tensors.items() if name != HITS]
     return Inspection(

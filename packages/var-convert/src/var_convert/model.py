@@ -101,11 +101,13 @@ def open_model(
     only: str | None = None,
     scales: Sequence[Scale] | None = None,
     heads: int | None = None,
+    using_znorm: bool = False,
 ) -> Model:
     """The model of a file, or the one of kind ``only`` of a trainer checkpoint that holds two.
 
-    scales, heads: replace what the file says or leaves open. Raises InputError where the file
-    is unusable, holds no model of that kind, or is not exactly what its architecture needs.
+    scales, heads, using_znorm: replace what the file says or leaves open. Raises InputError where
+    the file is unusable, holds no model of that kind, or is not exactly what its architecture
+    needs.
     """
     found = {}
     for weights in read_weights(path):
@@ -120,9 +122,15 @@ def open_model(
         raise InputError(f"{path}: holds a {', '.join(found)}; expected a {kind}")
     if heads and kind == "tokenizer":
         raise InputError(f"{path}: heads is {heads}; expected none for a tokenizer")
+    if using_znorm and kind == "transformer":
+        raise InputError(f"{path}: using_znorm is True; expected False for a transformer")
     if kind == "tokenizer" and scales is None and "transformer" in found:
         scales = _sibling_scales(found["transformer"])
-    return _checked(found[kind], kind, scales, heads)
+    model = _checked(found[kind], kind, scales, heads)
+    if not using_znorm:
+        return model
+    config = dataclasses.replace(model.config, using_znorm=True)
+    return dataclasses.replace(model, architecture=Architecture(config, model.architecture.assumed))
 
 
 def _noted_kind(weights: Weights) -> str | None:

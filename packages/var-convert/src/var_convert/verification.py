@@ -56,6 +56,7 @@ def verify(
     only: str | None = None,
     scales: Sequence[Scale] | None = None,
     heads: int | None = None,
+    using_znorm: bool = False,
     forward: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Verification:
@@ -67,7 +68,7 @@ def verify(
     Raises InputError for unusable files, files of different kinds, and for ``forward`` without
     PyTorch or of different architectures.
     """
-    models = [open_model(Path(path), only, scales, heads) for path in (a, b)]
+    models = [open_model(Path(path), only, scales, heads, using_znorm) for path in (a, b)]
     if models[0].kind != models[1].kind:
         raise InputError(f"{b}: holds a {models[1].kind}; expected a {models[0].kind} as in {a}")
     model_a, model_b = _fill_in(models[0], models[1]), _fill_in(models[1], models[0])
