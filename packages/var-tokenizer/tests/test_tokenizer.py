@@ -110,6 +110,15 @@ def test_a_dropped_scale_leaves_the_reconstruction_of_the_scales_before(tiny, im
     np.testing.assert_allclose(np.clip(output, -1, 1), expected, atol=1e-4)
 
 
+def test_scales_that_an_image_goes_without_add_nothing_to_its_loss(tiny, images_bcyx):
+    images = Tensor(np.ascontiguousarray(np.asarray(images_bcyx).transpose(0, 2, 3, 1)))
+    kept_kb = np.zeros((len(tiny.schedule), len(images_bcyx)), np.float32)
+    assert float(tiny.construct(images, 0.25, Tensor(kept_kb))[1]) == 0
+    kept_kb[0] = 1
+    first = float(tiny.construct(images, 0.25, Tensor(kept_kb))[1])
+    assert 0 < first < float(tiny.construct(images, 0.25)[1])
+
+
 def test_with_znorm_the_length_of_a_code_does_not_matter(tiny, images_bcyx):
     config = dataclasses.replace(tiny.config, using_znorm=True)
     ids = []

@@ -81,14 +81,15 @@ def test_kmeans_lies_closer_to_the_vectors_than_random_codes(tokenizer):
     assert clustered < mean_distance()
 
 
-def test_moving_averages_draw_a_code_to_the_mean_of_its_vectors(tokenizer):
+def test_moving_averages_draw_a_code_to_its_vectors_every_scale_alike(tokenizer):
     health = keeper(tokenizer, update="ema", ema_decay=0.5, revive_every=0)
     before = codes(tokenizer)
     vectors = np.random.default_rng(2).standard_normal((BATCH, 21, 3)).astype(np.float32)
     for step in range(30):
         follow(health, tokens(7), vectors, step)
     after = codes(tokenizer)
-    np.testing.assert_allclose(after[7], vectors.mean((0, 1)), atol=1e-4)
+    means = [part.mean((0, 1)) for part in CONFIG.schedule.split(vectors)]
+    np.testing.assert_allclose(after[7], np.mean(means, 0), atol=1e-4)
     np.testing.assert_array_equal(np.delete(after, 7, 0), np.delete(before, 7, 0))
 
 
@@ -115,6 +116,16 @@ def test_revival_moves_the_codes_that_nobody_used_onto_vectors_of_the_batch(toke
     np.testing.assert_array_equal(codes(tokenizer)[used], before[used])
     batch = {tuple(v) for v in vectors.reshape(-1, 3)}
     assert all(tuple(c) in batch for c in codes(tokenizer)[4:])
+
+
+def test_a_scale_of_too_few_codes_gets_the_least_used_ones(tokenizer):
+    health = keeper(tokenizer, revive_every=1)
+    ids = np.zeros((BATCH, 21), np.int32)  # the 1x1 scale uses one code, though 5 are its due
+    ids[:, 1:] = np.resize(np.arange(16), (BATCH, 20))
+    vectors = np.random.default_rng(3).standard_normal((BATCH, 21, 3)).astype(np.float32)
+    metrics = follow(health, ids, vectors)
+    placed = {tuple(v) for v in codes(tokenizer)} & {tuple(v) for v in vectors[:, 0]}
+    assert metrics["revived"] == len(placed) == 4
 
 
 def test_the_last_quarter_of_the_steps_revives_none(tokenizer):

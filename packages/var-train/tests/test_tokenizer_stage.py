@@ -4,11 +4,15 @@ import dataclasses
 
 import numpy as np
 import pytest
+from mindspore import Tensor, ops
 from var_tokenizer import InputError, Tokenizer, TokenizerConfig
+from var_train.checkpoints import CheckpointFolder
 from var_train.codebook import CodebookHealth
 from var_train.data import ImageSet
 from var_train.discriminator import Adversary
+from var_train.loop import LoopConfig, train
 from var_train.losses import LossWeights
+from var_train.progress import MetricsLog
 from var_train.tokenizer_stage import TokenizerStage, TokenizerTraining
 
 CONFIG = TokenizerConfig(
@@ -89,3 +93,51 @@ def test_a_batch_larger_than_the_data_is_refused():
 def test_settings_out_of_range_are_refused_by_name_and_value(field, value):
     with pytest.raises(InputError, match=f"{field} is {value}; expected"):
         TokenizerStage(**{field: value})
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    tokenizer = Tokenizer(CONFIG, 0)
+    stage = TokenizerTraining(tokenizer, TRAIN, VAL, TokenizerStage(epochs=1, batch=4), seed=0)
+    healthy_step = stage.train_step
+
+    def poisoned_step(step: int) -> dict:
+        if step == 3:
+            ops.assign(tokenizer.quant_conv.bias, Tensor(np.full(4, np.nan, np.float32)))
+        return healthy_step(step)
+
+    stage.train_step = poisoned_step
+    often = LoopConfig(checkpoint_every=2, validations=1)
+    with pytest.raises(InputError, match="tokenizer loss is nan at step 3"):
+        train(stage, tmp_path, MetricsLog(tmp_path), often, settings={})
+    kept = CheckpointFolder(tmp_path / "checkpoints" / "tokenizer").newest()
+    assert kept.step == 2
+    assert all(np.isfinite(array).all() for array in kept.arrays.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("downsampling", "scales", "size"),
+    [
+        (4, (1, (2, 3), (8, 12)), (32, 48)),
+        (8, (1, 2, (3, 4), (6, 8)), (48, 64)),
+        (16, (1, 4, 16, 32), (512, 512)),
+    ],
+)
+def test_any_geometry_trains(downsampling, scales, size):
+    config = TokenizerConfig(
+        vocab_size=64,
+        latent_channels=4,
+        channels=32,
+        channel_multipliers=(1,) * (downsampling.bit_length()),
+        res_blocks=1,
+        scales=scales,
+    )
+    assert (config.downsampling, config.image_size) == (downsampling, size)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (2, *size, 3), dtype=np.uint8)
+    images = ImageSet(pixels, np.zeros(2, np.int32), ("noise",))
+    stage = TokenizerStage(epochs=2, batch=1, losses=LossWeights(structure=1.0))
+    one = TokenizerTraining(Tokenizer(config, 0), images, images, stage, seed=0)
+    losses = [one.train_step(step)["loss"] for step in range(one.steps)]
+    assert losses[-1] < losses[0]
+    assert np.isfinite(one.validate(one.steps - 1)["scale_psnr"]).all()

@@ -128,7 +128,8 @@ class MultiScaleQuantizer(nn.Cell):
         After every scale the running sum and the latent map are drawn to each other: the
         codes and refinements to the map with weight 1, the map to them (the commitment) with
         weight ``beta``; the mean over the K scales is the loss (VQ-VAE, arXiv:1711.00937).
-        kept_kb: see ``Tokenizer.construct``. The vectors (B, s_y * s_x, z) were looked up.
+        kept_kb: see ``Tokenizer.construct``; a scale that an image is reconstructed without adds
+        nothing to its loss. The vectors (B, s_y * s_x, z) were looked up.
         """
         target = ops.stop_gradient(latent_byxz)
         total, loss, ids, vectors = ops.zeros_like(latent_byxz), 0.0, (), ()
@@ -136,11 +137,10 @@ class MultiScaleQuantizer(nn.Cell):
             vectors_blz = self.downsample(target - ops.stop_gradient(total), k)
             ids_bl = ops.stop_gradient(self.nearest(vectors_blz))
             contribution = self.contribution(ids_bl, k)
-            if kept_kb is not None:
-                contribution = contribution * kept_kb[k].reshape(-1, 1, 1, 1)
-            total = total + contribution
-            codes_error = total - target
-            commitment_error = latent_byxz - ops.stop_gradient(total)
+            kept_b111 = 1.0 if kept_kb is None else kept_kb[k].reshape(-1, 1, 1, 1)
+            total = total + kept_b111 * contribution
+            codes_error = kept_b111 * (total - target)
+            commitment_error = kept_b111 * (latent_byxz - ops.stop_gradient(total))
             loss = loss + (codes_error * codes_error).mean()
             loss = loss + beta * (commitment_error * commitment_error).mean()
             ids, vectors = (*ids, ids_bl), (*vectors, vectors_blz)

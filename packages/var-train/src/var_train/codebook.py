@@ -38,8 +38,10 @@ class CodebookHealth:
     commitment: float = 0.25
     """Weight of drawing the encoder's output to the codes (VQ-VAE's beta)."""
     revive_every: int = 20
-    """Steps between revivals: a code that no image used since the last is placed on a vector of
-    the batch at hand. 0 for never. The last quarter of the steps revives none."""
+    """Steps between revivals: codes that no image used since the last are placed on vectors of
+    the batch at hand. A scale that uses fewer codes than its even part of them gets these first,
+    and the least used codes of all if they are too few. 0 for never. The last quarter of the steps
+    revives none."""
     scale_dropout: float = 0.0
     """Share of the images that are reconstructed from their first scales alone, any number of
     them, so that every prefix decodes well."""
@@ -73,7 +75,12 @@ class CodebookKeeper:
             )
         self._tokenizer, self._health = tokenizer, health
         v, z = tokenizer.vocab_size, tokenizer.latent_channels
-        self._used_v = np.zeros(v, bool)
+        # Every scale counts alike, as in the loss of the gradient update: else the fine scales,
+        # which have nearly all of the tokens, would draw the codes away from the coarse ones.
+        tokens_k = np.array(tokenizer.schedule.tokens)
+        weight_k = tokenizer.schedule.length / (len(tokens_k) * tokens_k)
+        self._weight_l = np.repeat(weight_k, tokens_k).astype(np.float32)
+        self._hits_sv = np.zeros((len(tokens_k), v), np.float32)  # since the last revival
         self._count_v = np.ones(v, np.float32)
         self._sum_vz = np.zeros((v, z), np.float32)
         self._collapsed: set[int] = set()
@@ -81,9 +88,12 @@ class CodebookKeeper:
     # ------------------------------------------------------------ start
     def start(self, images_bcyx: np.ndarray, rng: np.random.Generator) -> None:
         """Places all codes, from the images (B, 3, H, W) of the first batch."""
-        everything = np.ones(self._tokenizer.vocab_size, bool)
+        everything = np.arange(self._tokenizer.vocab_size)
         if self._health.start != "random":
-            self._place(everything, self._residuals(images_bcyx), rng)
+            scales = self._residuals(images_bcyx)
+            share_k = self._at_most(len(everything) // len(scales), scales)
+            share_k[-1] += len(everything) - share_k.sum()
+            self._place(everything, share_k, scales, rng)
         if self._health.start == "kmeans":
             self._set(everything, self._centres(self._residuals(images_bcyx), rng))
 
@@ -121,62 +131,84 @@ class CodebookKeeper:
         token_kept_bl = np.repeat(kept_kb.T, self._tokenizer.schedule.tokens, axis=1) > 0
         hits_sv = count_hits(split(ids_bl), self._tokenizer.vocab_size, split(token_kept_bl))
         hits_sv = distributed.all_reduce_sum(hits_sv)
-        self._used_v |= hits_sv.any(0)
+        self._hits_sv += hits_sv
         usage = self._tokenizer.quantize.ema_vocab_hit_SV
         usage_sv = smooth(usage.asnumpy(), hits_sv, step)
         # assigned in place: graphs that are compiled already keep the old data after set_data
         ops.assign(usage, Tensor(usage_sv))
         if self._health.update == "ema":
-            self._average(ids_bl[token_kept_bl], vectors_blz[token_kept_bl])
+            weight_bl = token_kept_bl * self._weight_l
+            self._average(ids_bl.ravel(), vectors_blz.reshape(ids_bl.size, -1), weight_bl.ravel())
         revived = 0
         every = self._health.revive_every
         if every and (step + 1) % every == 0 and step < 0.75 * steps:
-            revived = int((~self._used_v).sum())
-            self._place(~self._used_v, split(vectors_blz), rng)
-            self._used_v[:] = False
+            revived = self._revive(split(vectors_blz), rng)
+            self._hits_sv[:] = 0
         perplexity = perplexities(usage_sv)
         self._watch(step, usage_sv, perplexity)
         return {"perplexity": perplexity, "revived": revived}
 
-    def _average(self, ids_n: np.ndarray, vectors_nz: np.ndarray) -> None:
+    def _average(self, ids_n: np.ndarray, vectors_nz: np.ndarray, weight_n: np.ndarray) -> None:
         n, v = len(ids_n), self._tokenizer.vocab_size
-        chosen = csr_matrix((np.ones(n, np.float32), (ids_n, np.arange(n))), shape=(v, n))
-        both = np.concatenate((chosen @ vectors_nz, np.bincount(ids_n, minlength=v)[:, None]), 1)
-        both = distributed.all_reduce_sum(both.astype(np.float32))
+        chosen = csr_matrix((weight_n, (ids_n, np.arange(n))), shape=(v, n))
+        both = np.concatenate((chosen @ vectors_nz, chosen.sum(1)), 1).astype(np.float32)
+        both = distributed.all_reduce_sum(both)
         decay = np.float32(self._health.ema_decay)
         self._sum_vz = decay * self._sum_vz + (1 - decay) * both[:, :-1]
         self._count_v = decay * self._count_v + (1 - decay) * both[:, -1]
         alive_v = self._count_v > 1e-3  # a code that nobody uses stays where it is
         self._assign(alive_v, self._sum_vz[alive_v] / self._count_v[alive_v, None])
 
-    def _place(
-        self, chosen_v: np.ndarray, scales: Sequence[np.ndarray], rng: np.random.Generator
-    ) -> None:
-        """Places each code of ``chosen_v`` (V,) on a vector of a scale, at random.
+    def _revive(self, scales: Sequence[np.ndarray], rng: np.random.Generator) -> int:
+        """Moves idle codes onto vectors of this batch, (B, l, z) a scale; returns how many."""
+        hits_sv, scale_count = self._hits_sv, len(self._hits_sv)
+        missing_k = np.maximum(hits_sv.shape[1] // scale_count - (hits_sv > 0).sum(1), 0)
+        wanted_k = self._at_most(missing_k, scales)
+        use_v = (hits_sv / np.maximum(hits_sv.sum(1, keepdims=True), 1)).sum(0)
+        count = max(int((use_v == 0).sum()), int(wanted_k.sum()))
+        rest = rng.integers(scale_count, size=count - int(wanted_k.sum()))
+        wanted_k = wanted_k + np.bincount(rest, minlength=scale_count)
+        self._place(np.argsort(use_v, kind="stable")[:count], wanted_k, scales, rng)
+        return count
 
-        Every scale is as likely as any other, so that the coarse ones, which have few tokens,
-        get their share of the codes. Each code takes its vector from one rank.
+    def _at_most(self, share_k: np.ndarray | int, scales: Sequence[np.ndarray]) -> np.ndarray:
+        """``share_k``, but no more than a scale has vectors on all ranks."""
+        z = self._tokenizer.latent_channels
+        return np.minimum(share_k, [distributed.size() * s.size // z for s in scales])
+
+    def _place(
+        self,
+        codes_n: np.ndarray,
+        share_k: np.ndarray,
+        scales: Sequence[np.ndarray],
+        rng: np.random.Generator,
+    ) -> None:
+        """Places the codes ``codes_n`` on vectors of this batch, ``share_k`` of them on scale k's.
+
+        Each code takes its vector from one rank, and a vector is taken twice only where a scale
+        has too few.
         """
-        count = int(chosen_v.sum())
-        if not count:
+        if not len(codes_n):
             return
         z = self._tokenizer.latent_channels
-        flat = [scale.reshape(-1, z) for scale in scales]
-        own = [flat[k] for k in rng.integers(len(flat), size=count)]
-        vectors_nz = np.stack([vectors[rng.integers(len(vectors))] for vectors in own])
-        owner_n = np.arange(count) % distributed.size()
-        self._set(chosen_v, distributed.gather(vectors_nz)[owner_n, np.arange(count)])
+        drawn = []
+        for vectors, share in zip(scales, share_k, strict=True):
+            flat = vectors.reshape(-1, z)
+            drawn.append(flat[np.resize(rng.permutation(len(flat)), share)])
+        owner_n = np.arange(len(codes_n)) % distributed.size()
+        vectors_rnz = distributed.gather(np.concatenate(drawn))
+        self._set(codes_n, vectors_rnz[owner_n, np.arange(len(codes_n))])
 
-    def _set(self, chosen_v: np.ndarray, codes_nz: np.ndarray) -> None:
+    def _set(self, chosen: np.ndarray, codes_nz: np.ndarray) -> None:
         """Puts codes on new places, where their averages start again."""
-        self._count_v[chosen_v] = 1.0
-        self._sum_vz[chosen_v] = codes_nz
-        self._assign(chosen_v, codes_nz)
+        self._count_v[chosen] = 1.0
+        self._sum_vz[chosen] = codes_nz
+        self._assign(chosen, codes_nz)
 
-    def _assign(self, chosen_v: np.ndarray, codes_nz: np.ndarray) -> None:
+    def _assign(self, chosen: np.ndarray, codes_nz: np.ndarray) -> None:
         codebook = self._tokenizer.quantize.embedding.weight
         codes_vz = codebook.asnumpy().copy()
-        codes_vz[chosen_v] = codes_nz
+        codes_vz[chosen] = codes_nz
         ops.assign(codebook, Tensor(codes_vz))
 
     def _watch(self, step: int, usage_sv: np.ndarray, perplexity: list[float]) -> None:
@@ -197,10 +229,10 @@ class CodebookKeeper:
     # ------------------------------------------------------------ resumption
     def arrays(self) -> dict[str, np.ndarray]:
         """All that the coming steps depend on, beside the tokenizer's own parameters."""
-        return {"used": self._used_v, "count": self._count_v, "sum": self._sum_vz}
+        return {"hits": self._hits_sv, "count": self._count_v, "sum": self._sum_vz}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        self._used_v[:] = arrays["used"]
+        self._hits_sv[:] = arrays["hits"]
         self._count_v[:] = arrays["count"]
         self._sum_vz[:] = arrays["sum"]
 

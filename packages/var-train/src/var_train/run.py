@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from var_tokenizer import InputError, Tokenizer, TokenizerConfig
+from var_tokenizer import InputError, Scale, Tokenizer, TokenizerConfig
 from var_transformer import Transformer, TransformerConfig, check_sampler
 
+from var_train.arguments import format_size, sizes
 from var_train.data import ImageSet, ImageSource, load_digits_split, load_image_tree
 from var_train.loop import LoopConfig
 from var_train.loop import train as train_stage
@@ -71,6 +72,9 @@ class Run:
     """An image tree, DATA/train/CLASS/*.jpg|png and DATA/val/CLASS/*; by default the digits."""
     out: Path = Path("runs/digits")
     """The folder for everything that the run writes."""
+    image_size: Scale | None = None
+    """The images' side, or ROWSxCOLUMNS. It follows from the tokenizer: its last scale *
+    2 ** (channel multipliers - 1); where it is given, the tokenizer has to fit it."""
     seed: int = 0
     """Of weights, order, dropout and sampling."""
     tokenizer: TokenizerConfig = field(
@@ -83,7 +87,8 @@ class Run:
             scales=(1, 2, 3, 4),
         )
     )
-    """Image side = last scale * 2 ** (channel multipliers - 1)."""
+    """Each channel multiplier after the first halves the image; the last of the scales (sizes
+    such as 1 2 3x4) is what is left of it."""
     transformer: TransformerSize = field(default_factory=TransformerSize)
     resume: bool = True
     """Go on from the newest checkpoint of the tokenizer in OUT, where there is one."""
@@ -107,6 +112,7 @@ def run(config: Run) -> dict[str, object]:
     """
     started = time.monotonic()
     tokenizer = _tokenizer(config)
+    _check_image_size(config.image_size, tokenizer.config)
     train, val = _load(config, tokenizer.config.image_size)
     if config.stage != "transformer":
         stage = TokenizerTraining(tokenizer, train, val, config.train_tokenizer, config.seed)
@@ -170,6 +176,25 @@ def _tokenizer(config: Run) -> Tokenizer:
     return Tokenizer(config.tokenizer, config.seed)
 
 
+def _check_image_size(size: Scale | None, tokenizer: TokenizerConfig) -> None:
+    if size is None:
+        return
+    factor = tokenizer.downsampling
+    pair = (size, size) if isinstance(size, int) else size
+    if any(n < 1 or n % factor for n in pair):
+        raise InputError(
+            f"image_size is {format_size(size)}; expected multiples of {factor}, the downsampling "
+            f"of {len(tokenizer.channel_multipliers)} channel multipliers"
+        )
+    latent = (pair[0] // factor, pair[1] // factor)
+    if latent != tokenizer.schedule.sizes[-1]:
+        raise InputError(
+            f"scales ends with {format_size(tokenizer.scales[-1])}; expected "
+            f"{format_size(latent)}, which downsampling by {factor} leaves of an image_size of "
+            f"{format_size(size)}"
+        )
+
+
 def _model_config(config: Run, tokenizer: TokenizerConfig, classes: int) -> TransformerConfig:
     return TransformerConfig(
         depth=config.transformer.depth,
@@ -212,7 +237,7 @@ def main() -> None:
     """The command: exits with 2 and one line where the input is unusable."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
-        config = tyro.cli(Run, prog="python -m var_train.run")
+        config = tyro.cli(Run, prog="python -m var_train.run", registry=sizes)
         run(config)
     except InputError as error:
         log.error("%s", error)

@@ -15,6 +15,7 @@ from var_train.checkpoints import parameter_arrays, restore_parameters
 from var_train.codebook import CodebookHealth, CodebookKeeper
 from var_train.data import ImageSource, epoch_order
 from var_train.discriminator import Adversary, PatchDiscriminator, hinge_loss
+from var_train.loop import check_finite
 from var_train.losses import LossWeights, ReconstructionLoss
 from var_train.measure import measure_tokenizer
 from var_train.optimizer import AdamW, AdamWConfig, Ema
@@ -122,8 +123,8 @@ class TokenizerTraining:
             self._judge_optimizer.count(float(norm))
             self._balance = distributed.gather(balance.asnumpy()).mean(dtype=np.float32)
             metrics |= {
-                "discriminator": float(judge_loss),
-                "adaptive_weight": float(self._balance),
+                "discriminator": check_finite(float(judge_loss), "discriminator", step),
+                "adaptive_weight": check_finite(float(self._balance), "adversarial", step),
             }
         metrics |= self._keeper.follow(
             step, self.steps, ids_bl.asnumpy(), vectors_blz.asnumpy(), kept_kb, rng
