@@ -21,9 +21,11 @@ import tyro
 from var_tokenizer import InputError, Tokenizer
 from var_train.data import load_digits_split
 from var_train.digit_metrics import DigitJudge, distinct
+from var_train.loop import LoopConfig
+from var_train.loop import train as train_stage
 from var_train.progress import MetricsLog
-from var_train.tokenizer_stage import reconstruct
-from var_train.transformer_stage import TokenSet, TransformerStage, train_transformer
+from var_train.tokens import tokens_of
+from var_train.transformer_stage import TransformerStage, TransformerTraining
 from var_transformer import Refiner, Transformer, check_pair, generate
 
 log = logging.getLogger("faster_sampling")
@@ -85,12 +87,11 @@ def small_model(config: Config, tokenizer: Tokenizer, large: Transformer) -> Tra
     )
     train, val = load_digits_split()
     stage = TransformerStage()
-    sets = [
-        TokenSet(reconstruct(tokenizer, images, stage.batch)[0], images.labels_n)
-        for images in (train, val)
-    ]
-    metrics = MetricsLog(config.run / "small.jsonl")
-    train_transformer(small, tokenizer, *sets, stage, seed=0, metrics=metrics)
+    sets = [tokens_of(tokenizer, images, stage.batch) for images in (train, val)]
+    training = TransformerTraining(small, tokenizer, *sets, stage, seed=0)
+    folder = config.run / "small"
+    metrics = MetricsLog(folder)
+    train_stage(training, folder, metrics, LoopConfig(validations=1), settings={}, resume=False)
     metrics.close()
     small.save(path)
     return small

@@ -20,6 +20,7 @@ FILES = {
     "samples.png",
     "reconstructions.png",
     "metrics.jsonl",
+    "pictures",
     "checkpoints",
     "tensorboard",
     "report.json",

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from threading import Lock
@@ -46,6 +47,24 @@ def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     images that an uninterrupted one would have seen.
     """
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(n)
+
+
+@lru_cache(maxsize=2)
+def _order(n: int, seed: int, epoch: int) -> np.ndarray:
+    return epoch_order(n, seed, epoch)
+
+
+def step_indices(n: int, batch: int, seed: int, step: int) -> np.ndarray:
+    """(batch,) int64: which of ``n`` images a step takes, over all workers together.
+
+    Epochs follow one another without a gap: each has every image once, and a batch may hold the
+    end of one and the beginning of the next.
+    """
+    positions = np.arange(step * batch, (step + 1) * batch)
+    epochs = positions // n
+    return np.concatenate(
+        [_order(n, seed, int(e))[positions[epochs == e] % n] for e in np.unique(epochs)]
+    )
 
 
 class ImageSource(Protocol):

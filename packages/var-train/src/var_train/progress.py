@@ -130,13 +130,13 @@ class StepBar:
         self._last = time.monotonic()
         self._rate = 0.0
 
-    def advance(self, images: int, loss: float | None = None) -> None:
+    def advance(self, images: int, loss: float | None = None, steps: int = 1) -> None:
         now = time.monotonic()
         rate, self._last = images / max(now - self._last, 1e-9), now
         self._rate = 0.9 * self._rate + 0.1 * rate if self._rate else rate
         shown = "" if loss is None else f"loss {loss:.4f}"
         speed = f"{self._rate:.1f} images/s"
-        self._progress.update(self._task, advance=1, loss=shown, speed=speed)
+        self._progress.update(self._task, advance=steps, loss=shown, speed=speed)
 
 
 @contextmanager

@@ -15,12 +15,15 @@ from typing import Literal
 
 import tyro
 from var_tokenizer import InputError, Scale, Tokenizer, TokenizerConfig
-from var_transformer import Transformer, TransformerConfig, check_sampler
+from var_transformer import Backend, Transformer, TransformerConfig, check_sampler
 
+from var_train import distributed
 from var_train.arguments import format_size, sizes
+from var_train.cache import SPLITS, TokenCache
 from var_train.data import ImageSet, ImageSource, load_digits_split, load_image_tree
 from var_train.loop import LoopConfig
 from var_train.loop import train as train_stage
+from var_train.precision import DTYPES
 from var_train.progress import MetricsLog
 from var_train.report import (
     Sampling,
@@ -31,13 +34,9 @@ from var_train.report import (
     tokenizer_figures,
     write_report,
 )
-from var_train.tokenizer_stage import (
-    TokenizerStage,
-    TokenizerTraining,
-    reconstruct,
-    steps_in_epoch,
-)
-from var_train.transformer_stage import TokenSet, TransformerStage, train_transformer
+from var_train.tokenizer_stage import TokenizerStage, TokenizerTraining, reconstruct
+from var_train.tokens import fingerprint, tokens_of
+from var_train.transformer_stage import TransformerStage, TransformerTraining
 
 log = logging.getLogger("var_train")
 
@@ -70,6 +69,8 @@ class Run:
     its own configuration, so --tokenizer.* is not read."""
     data: Path | None = None
     """An image tree, DATA/train/CLASS/*.jpg|png and DATA/val/CLASS/*; by default the digits."""
+    tokens: Path | None = None
+    """A token cache (python -m var_train.tokenize) for the stage transformer, instead of DATA."""
     out: Path = Path("runs/digits")
     """The folder for everything that the run writes."""
     image_size: Scale | None = None
@@ -91,7 +92,7 @@ class Run:
     such as 1 2 3x4) is what is left of it."""
     transformer: TransformerSize = field(default_factory=TransformerSize)
     resume: bool = True
-    """Go on from the newest checkpoint of the tokenizer in OUT, where there is one."""
+    """Go on from the newest checkpoint of each stage in OUT, where there is one."""
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(validations=1))
     train_tokenizer: TokenizerStage = field(default_factory=TokenizerStage)
     train_transformer: TransformerStage = field(default_factory=TransformerStage)
@@ -103,6 +104,11 @@ class Run:
                 f"tokenizer_file is {self.tokenizer_file} and stage {self.stage}; "
                 "expected a tokenizer_file with the stage transformer only"
             )
+        if self.tokens is not None and (self.stage != "transformer" or self.data is not None):
+            raise InputError(
+                f"tokens is {self.tokens}, stage {self.stage} and data {self.data}; expected "
+                "tokens with the stage transformer only, and no data"
+            )
 
 
 def run(config: Run) -> dict[str, object]:
@@ -111,52 +117,59 @@ def run(config: Run) -> dict[str, object]:
     Raises InputError for unusable data or settings, before any file is written.
     """
     started = time.monotonic()
+    first = distributed.rank() == 0  # worker 0 alone writes
     tokenizer = _tokenizer(config)
     _check_image_size(config.image_size, tokenizer.config)
-    train, val = _load(config, tokenizer.config.image_size)
+    if config.tokens is None:
+        train, val = _load(config, tokenizer.config.image_size)
+    else:
+        train, val = (TokenCache(config.tokens, split, tokenizer) for split in SPLITS)
     if config.stage != "transformer":
         stage = TokenizerTraining(tokenizer, train, val, config.train_tokenizer, config.seed)
     if config.stage != "tokenizer":
-        steps_in_epoch(len(train), config.train_transformer.batch)
-        model_config = _model_config(config, tokenizer.config, len(train.classes))
+        model = _model(config, tokenizer.config, len(train.classes))
+        config.train_transformer.check(model.config, len(train))
         sampling = config.sampling
         check_sampler(sampling.cfg, sampling.top_k, sampling.top_p, tokenizer.vocab_size)
     log.info("%d training and %d validation images", len(train), len(val))
     metrics = MetricsLog(config.out, config.resume)
     seconds: dict[str, float] = {}
+    figures: dict[str, object] = {}
     batch = config.train_tokenizer.batch
 
     if config.stage != "transformer":
-        train_stage(stage, config.out, metrics, config.loop, _settings(config), config.resume)
+        settings = _settings(config, "tokenizer")
+        train_stage(stage, config.out, metrics, config.loop, settings, config.resume)
         stage.finish()
-        tokenizer.save(config.out / "tokenizer.safetensors")
-        save_reconstructions(tokenizer, val, config.out / "reconstructions.png", batch)
+        if first:
+            tokenizer.save(config.out / "tokenizer.safetensors")
+            save_reconstructions(tokenizer, val, config.out / "reconstructions.png", batch)
         seconds["tokenizer"] = _since(started, seconds)
-    val_ids, reconstructions = reconstruct(tokenizer, val, batch)
-    figures = tokenizer_figures(val_ids, reconstructions, val, tokenizer.vocab_size)
 
     if config.stage != "tokenizer":
-        train_ids, _ = reconstruct(tokenizer, train, batch)
+        flip = config.train_transformer.flip
+        train_tokens = tokens_of(tokenizer, train, batch, flip)
+        val_tokens = tokens_of(tokenizer, val, batch)
         seconds["tokens"] = _since(started, seconds)
-        metrics.rewind("transformer", 0)
-        model = Transformer(model_config, config.seed)
-        figures |= train_transformer(
-            model,
-            tokenizer,
-            TokenSet(train_ids, train.labels_n),
-            TokenSet(val_ids, val.labels_n),
-            config.train_transformer,
-            config.seed,
-            metrics,
+        stage = TransformerTraining(
+            model, tokenizer, train_tokens, val_tokens, config.train_transformer, config.seed
         )
-        model.save(config.out / "transformer.safetensors")
+        settings = _settings(config, "transformer") | {"tokenizer": fingerprint(tokenizer)}
+        figures |= train_stage(stage, config.out, metrics, config.loop, settings, config.resume)
+        stage.finish()
         seconds["transformer"] = _since(started, seconds)
+
+    if first and isinstance(val, ImageSet):
+        val_ids, reconstructions = reconstruct(tokenizer, val, batch)
+        figures |= tokenizer_figures(val_ids, reconstructions, val, tokenizer.vocab_size)
+    if first and config.stage != "tokenizer":
+        model.save(config.out / "transformer.safetensors")
         generated, labels_n = sample_classes(model, tokenizer, config.sampling, config.seed)
         save_samples(
             generated, config.sampling.per_class, train.classes, config.out / "samples.png"
         )
         seconds["sampling"] = _since(started, seconds)
-        if isinstance(train, ImageSet) and isinstance(val, ImageSet) and config.data is None:
+        if config.data is None and config.tokens is None:
             figures |= digit_figures(generated, labels_n, reconstructions, train, val)
 
     figures["seconds"] = {k: round(v, 1) for k, v in seconds.items()}
@@ -164,9 +177,11 @@ def run(config: Run) -> dict[str, object]:
     figures["peak_memory_gib"] = round(
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2
     )
-    write_report(config.out / "report.json", figures)
+    if first:
+        write_report(config.out / "report.json", figures)
+        log.info("wrote %s", config.out.resolve())
     metrics.close()
-    log.info("wrote %s", config.out.resolve())
+    distributed.wait_for_all()
     return figures
 
 
@@ -195,8 +210,8 @@ def _check_image_size(size: Scale | None, tokenizer: TokenizerConfig) -> None:
         )
 
 
-def _model_config(config: Run, tokenizer: TokenizerConfig, classes: int) -> TransformerConfig:
-    return TransformerConfig(
+def _model(config: Run, tokenizer: TokenizerConfig, classes: int) -> Transformer:
+    model_config = TransformerConfig(
         depth=config.transformer.depth,
         width=config.transformer.width,
         heads=config.transformer.heads,
@@ -206,6 +221,8 @@ def _model_config(config: Run, tokenizer: TokenizerConfig, classes: int) -> Tran
         latent_channels=tokenizer.latent_channels,
         scales=tokenizer.scales,
     )
+    backend = Backend(dtype=DTYPES[config.train_transformer.precision.dtype])
+    return Transformer(model_config, config.seed, backend)
 
 
 def _load(config: Run, image_size: tuple[int, int]) -> tuple[ImageSource, ImageSource]:
@@ -218,13 +235,14 @@ def _load(config: Run, image_size: tuple[int, int]) -> tuple[ImageSource, ImageS
     return load_digits_split()
 
 
-def _settings(config: Run) -> dict[str, object]:
-    """What a tokenizer's training depends on, as JSON has it."""
+def _settings(config: Run, stage: Literal["tokenizer", "transformer"]) -> dict[str, object]:
+    """What the training of a stage depends on, as JSON has it."""
     parts = {
-        "tokenizer": asdict(config.tokenizer),
-        "train_tokenizer": asdict(config.train_tokenizer),
+        stage: asdict(getattr(config, stage)),
+        f"train_{stage}": asdict(getattr(config, f"train_{stage}")),
         "seed": config.seed,
         "data": None if config.data is None else str(config.data.resolve()),
+        "tokens": None if config.tokens is None else str(config.tokens.resolve()),
     }
     return json.loads(json.dumps(parts, default=str))
 
@@ -237,6 +255,7 @@ def main() -> None:
     """The command: exits with 2 and one line where the input is unusable."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
+        distributed.start()
         config = tyro.cli(Run, prog="python -m var_train.run", registry=sizes)
         run(config)
     except InputError as error:

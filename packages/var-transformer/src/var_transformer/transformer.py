@@ -290,14 +290,16 @@ class Transformer(nn.Cell):
     def construct(
         self, labels_b: Tensor, inputs_blz: Tensor, keep_d2b11: Tensor | None = None
     ) -> Tensor:
-        """As ``logits``, for training: unchecked, with drop path.
+        """As ``logits``, for training: unchecked, with drop path, of all or the first few scales.
 
         keep_d2b11: for each block, branch and image 0 (dropped) or 1 / (1 - rate).
         """
         class_bc = self.class_emb(labels_b)
         start_blc = class_bc.expand_dims(1) + self.pos_start
         x_blc = ops.concat((start_blc, self.word_embed(inputs_blz)), 1)
-        x_blc = x_blc + self.lvl_embed(self.scale_of_token) + self.pos_1LC
+        length = x_blc.shape[1]  # of the first few scales, where the later ones are not trained yet
+        level_lc = self.lvl_embed(self.scale_of_token[:length])
+        x_blc = x_blc + level_lc + self.pos_1LC[:, :length]
         modulations = self.modulations(class_bc)
         for i in range(len(self.blocks)):
             keep = None if keep_d2b11 is None else keep_d2b11[i]

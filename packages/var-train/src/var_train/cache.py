@@ -1,0 +1,213 @@
+"""Token maps of an image tree on disk, in shards with checksums, mirrored images included.
+
+    CACHE/index.json                 tokenizer, classes, images and size of the shards
+    CACHE/train/00000.safetensors    ids and flipped (n, L), labels (n,); its SHA-256 as metadata
+    CACHE/val/...
+
+A row of ``ids`` is the K token maps of an image one after another.
+"""
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from var_tokenizer import InputError, ScaleSchedule, Tokenizer, replacing
+
+from var_train import distributed
+from var_train.data import ImageSource
+from var_train.progress import step_bar
+from var_train.tokenizer_stage import padded_batches
+from var_train.tokens import EncodedImages, Ids, fingerprint
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class CacheIndex:
+    """What a cache holds; two caches with equal indices hold the same tokens."""
+
+    tokenizer: str
+    """Its fingerprint."""
+    vocab_size: int
+    scales: tuple
+    classes: tuple[str, ...]
+    shard: int
+    """Images a shard; the last one of a split has what is left."""
+    images: dict[str, int]
+    """Of each split."""
+    files: str
+    """SHA-256 of the names of all image files."""
+
+    @classmethod
+    def read(cls, folder: Path) -> "CacheIndex":
+        """Raises InputError where ``folder`` is no token cache."""
+        path = folder / "index.json"
+        try:
+            fields = json.loads(path.read_text())
+            fields["scales"] = ScaleSchedule(fields["scales"]).scales
+            return cls(**(fields | {"classes": tuple(fields["classes"])}))
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot read it: {error.strerror}; expected a token cache "
+                "(python -m var_train.tokenize makes one)"
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: no index of a token cache: {error}") from error
+
+    def shards(self, folder: Path, split: str) -> list[Path]:
+        """The files of a split, in order."""
+        count = -(-self.images[split] // self.shard)
+        return [folder / split / f"{number:05d}.safetensors" for number in range(count)]
+
+
+class TokenCache:
+    """One split of a finished cache: a ``TokenSource`` that reads rows where they lie on disk."""
+
+    mirrors = True
+
+    def __init__(self, folder: Path, split: str, tokenizer: Tokenizer) -> None:
+        """Raises InputError unless the cache is whole and of this tokenizer.
+
+        Of several workers each checks its part of the shards.
+        """
+        index = CacheIndex.read(Path(folder))
+        if index.tokenizer != fingerprint(tokenizer):
+            raise InputError(
+                f"{folder}: holds tokens of another tokenizer; expected those of the one that "
+                "this run uses"
+            )
+        self.classes = index.classes
+        self._size, self._schedule = index.images[split], tokenizer.schedule
+        self._shard = index.shard
+        paths = index.shards(Path(folder), split)
+        own = range(distributed.rank(), len(paths), distributed.size())
+        damaged = next((number for number in own if not is_whole(paths[number])), len(paths))
+        first = int(distributed.gather(np.array(damaged, np.int32)).min())
+        if first < len(paths):
+            raise InputError(
+                f"{paths[first]}: missing or damaged; expected a whole shard "
+                "(the same var_train.tokenize command writes it again)"
+            )
+        self._ids = [_mapped(path, "ids") for path in paths]
+        self._flipped = [_mapped(path, "flipped") for path in paths]
+        self.labels_n = np.concatenate([_mapped(path, "labels") for path in paths])
+
+    def __len__(self) -> int:
+        return self._size
+
+    def batch(self, indices: np.ndarray, flip: np.ndarray | None = None) -> tuple[Ids, np.ndarray]:
+        """See ``TokenSource.batch``."""
+        flip = np.zeros(len(indices), bool) if flip is None else flip
+        ids_bl = np.empty((len(indices), self._schedule.length), np.int32)
+        for row, (index, mirrored) in enumerate(zip(indices, flip, strict=True)):
+            shards = self._flipped if mirrored else self._ids
+            ids_bl[row] = shards[index // self._shard][index % self._shard]
+        return self._schedule.split(ids_bl), self.labels_n[indices]
+
+
+def write_cache(
+    tokenizer: Tokenizer,
+    splits: dict[str, ImageSource],
+    files: str,
+    folder: Path,
+    shard: int,
+    batch: int,
+) -> None:
+    """Encodes images, as they are and mirrored, into ``folder``; shards that are whole stay.
+
+    splits: "train" and "val". files: a hash of their names. shard, batch: images a file and at
+    once. Workers share the work. Raises InputError where the folder holds other tokens.
+    """
+    index = CacheIndex(
+        tokenizer=fingerprint(tokenizer),
+        vocab_size=tokenizer.vocab_size,
+        scales=tokenizer.schedule.scales,
+        classes=splits["train"].classes,
+        shard=shard,
+        images={name: len(splits[name]) for name in SPLITS},
+        files=files,
+    )
+    _claim(folder, index)
+    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
+    work = [(n, i, p) for n in SPLITS for i, p in enumerate(index.shards(folder, n))]
+    work = work[distributed.rank() :: distributed.size()]
+    done = [is_whole(path) for *_, path in work]
+    log.info("%d of %d shards are there", sum(done), len(done))
+    with step_bar("tokens", sum(index.images.values()), 0) as bar:
+        for (name, number, path), whole in zip(work, done, strict=True):
+            rows = np.arange(number * shard, min((number + 1) * shard, index.images[name]))
+            if not whole:
+                _write_shard(path, EncodedImages(tokenizer, splits[name]), rows, batch, dtype)
+            bar.advance(len(rows), steps=len(rows))
+    distributed.wait_for_all()
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a shard is there and has its checksum."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return file.metadata()["sha256"] == _checksum(arrays)
+    except (OSError, SafetensorError, KeyError, TypeError):
+        return False
+
+
+def _claim(folder: Path, index: CacheIndex) -> None:
+    """Writes the index, or makes sure that it is the one that is there."""
+    path = folder / "index.json"
+    if path.exists():
+        before = CacheIndex.read(folder)
+        for field, value in asdict(before).items():
+            wanted = asdict(index)[field]
+            if value != wanted:
+                raise InputError(
+                    f"{folder}: holds tokens with another {field}; expected the same one, or an "
+                    "empty folder"
+                )
+    elif distributed.rank() == 0:
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(asdict(index), indent=2) + "\n")
+    distributed.wait_for_all()
+
+
+def _write_shard(
+    path: Path, source: EncodedImages, rows: np.ndarray, batch: int, dtype: type
+) -> None:
+    arrays = {"labels": np.empty(len(rows), np.int32)}
+    for name, mirrored in (("ids", False), ("flipped", True)):
+        parts = []
+        for places in padded_batches(len(rows), batch):
+            ids, labels = source.batch(rows[places], np.full(batch, mirrored))
+            arrays["labels"][places] = labels
+            parts.append(np.concatenate(ids, 1).astype(dtype))
+        arrays[name] = np.concatenate(parts)[: len(rows)]
+    try:
+        with replacing(path) as temporary:
+            save_file(arrays, temporary, {"sha256": _checksum(arrays)})
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot write this shard: {error}") from error
+
+
+def _checksum(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def _mapped(path: Path, name: str) -> np.ndarray:
+    """A tensor of a safetensors file, left on the disk until its rows are read."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(length))[name]
+    dtype = {"U16": np.uint16, "I32": np.int32}[entry["dtype"]]
+    offset = 8 + length + entry["data_offsets"][0]
+    return np.memmap(path, dtype, "r", offset, tuple(entry["shape"]))

@@ -1,0 +1,71 @@
+"""``python -m var_train.tokenize``: the tokens of an image tree, once, for all epochs."""
+
+import os
+
+os.environ.setdefault("GLOG_v", "3")  # before MindSpore is imported: its warnings are not ours
+
+import hashlib
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from var_tokenizer import InputError, Tokenizer
+
+from var_train import distributed
+from var_train.cache import write_cache
+from var_train.data import load_image_tree
+
+log = logging.getLogger("var_train")
+
+
+@dataclass(frozen=True)
+class Tokenization:
+    """Encode an image tree into a token cache, each image as it is and mirrored.
+
+    The same command goes on where a killed one stopped. Under msrun the workers share the work.
+    """
+
+    tokenizer: Path
+    """A trained tokenizer, .safetensors."""
+    data: Path
+    """An image tree, DATA/train/CLASS/*.jpg|png and DATA/val/CLASS/*."""
+    out: Path
+    """The folder of the cache."""
+    batch: int = 32
+    """Images at once."""
+    shard: int = 4096
+    """Images a file."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "shard"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
+
+
+def tokenize(config: Tokenization) -> None:
+    """Carries out ``config``; raises InputError for unusable files before it encodes."""
+    tokenizer = Tokenizer.load(config.tokenizer)
+    size = tokenizer.config.image_size
+    train, val = load_image_tree(config.data, size, memory_limit=0)
+    names = [str(p.relative_to(config.data)) for split in (train, val) for p in split.paths]
+    files = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    splits = {"train": train, "val": val}
+    write_cache(tokenizer, splits, files, config.out, config.shard, config.batch)
+    log.info("wrote %s", config.out.resolve())
+
+
+def main() -> None:
+    """The command: exits with 2 and one line where the input is unusable."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    try:
+        distributed.start()
+        tokenize(tyro.cli(Tokenization, prog="python -m var_train.tokenize"))
+    except InputError as error:
+        log.error("%s", error)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Training the transformer: exact in resumption, accumulation and loss."""
+
+import dataclasses
+
+import mindspore as ms
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from var_tokenizer import InputError, Tokenizer, TokenizerConfig
+from var_train.data import step_indices
+from var_train.optimizer import AdamWConfig
+from var_train.precision import LossScale, PrecisionConfig
+from var_train.tokens import TokenSet
+from var_train.transformer_stage import TransformerStage, TransformerTraining, token_losses
+from var_transformer import Transformer, TransformerConfig
+
+SCALES = (1, 2, (2, 3))
+TOKENIZER = TokenizerConfig(
+    vocab_size=16,
+    latent_channels=4,
+    channels=32,
+    channel_multipliers=(1,),
+    res_blocks=1,
+    phi_count=1,
+    scales=SCALES,
+)
+MODEL = TransformerConfig(
+    depth=1,
+    width=32,
+    heads=2,
+    num_classes=3,
+    vocab_size=16,
+    latent_channels=4,
+    scales=SCALES,
+)
+
+
+def tokens(count: int, seed: int) -> TokenSet:
+    """Each class has its own four tokens."""
+    rng = np.random.default_rng(seed)
+    labels_n = rng.integers(0, 3, count).astype(np.int32)
+    ids, flipped = (
+        [
+            (4 * labels_n[:, None] + rng.integers(0, 4, (count, length))).astype(np.int32)
+            for length in MODEL.schedule.tokens
+        ]
+        for _ in range(2)
+    )
+    return TokenSet(ids, labels_n, flipped)
+
+
+TRAIN, VAL = tokens(30, 0), tokens(7, 1)
+
+
+def training(stage: TransformerStage, model: TransformerConfig = MODEL) -> TransformerTraining:
+    return TransformerTraining(
+        Transformer(model, 0), Tokenizer(TOKENIZER, 0), TRAIN, VAL, stage, seed=0
+    )
+
+
+def run(stage: TransformerTraining, begin: int, end: int) -> list[dict]:
+    steps = [stage.train_step(step) for step in range(begin, end)]
+    return [{k: v for k, v in s.items() if not k.startswith("seconds")} for s in steps]
+
+
+def weights(stage: TransformerTraining) -> dict[str, np.ndarray]:
+    return {name: array.copy() for name, array in stage.state()[0].items()}
+
+
+def test_a_resumed_run_gives_the_same_losses_and_weights():
+    config = TransformerStage(epochs=2, batch=8, ema=0.9, flip=True, samples_per_class=0)
+    whole = training(config)
+    assert whole.steps == 8  # 60 images
+    run(whole, 0, 3)
+    arrays, state = weights(whole), whole.state()[1]
+    whole.validate(2)  # which leaves the training alone
+    expected = run(whole, 3, 8)
+    resumed = training(config)
+    resumed.restore(arrays, state)
+    assert run(resumed, 3, 8) == expected
+    ours, theirs = weights(resumed), weights(whole)
+    assert ours.keys() == theirs.keys()
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(ours[name], array, name)
+
+
+@pytest.mark.slow
+def test_a_batch_in_parts_takes_the_step_of_the_whole_batch():
+    once, parts = (training(TransformerStage(batch=12, accumulation=n)) for n in (1, 3))
+    for ours, theirs in zip(run(parts, 0, 3), run(once, 0, 3), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    for name, array in weights(once).items():
+        np.testing.assert_allclose(weights(parts)[name], array, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_scales_join_one_after_another_and_all_are_trained_in_the_end():
+    stage = training(
+        TransformerStage(
+            epochs=2, batch=10, progressive=0.5, scale_weights=(1, 2, 3), samples_per_class=0
+        )
+    )
+    steps = run(stage, 0, stage.steps)
+    assert [step["scales"] for step in steps] == [2, 2, 2, 3, 3, 3]
+    positions = Transformer(MODEL, 0).pos_1LC.asnumpy()
+    moved = (stage.state()[0]["transformer/pos_1LC"] != positions).any((0, 2))
+    assert moved.all()
+
+
+@pytest.mark.slow
+def test_training_lowers_the_validation_loss_of_every_scale():
+    stage = training(TransformerStage(epochs=20, batch=10, samples_per_class=2))
+    before = stage.validate(0)
+    run(stage, 0, stage.steps)
+    after = stage.validate(stage.steps - 1)
+    assert (np.array(after["scale_loss"]) < np.array(before["scale_loss"]) - 0.3).all()
+    assert after["accuracy"] > before["accuracy"]
+    assert after["samples"].dtype == np.uint8 and after["samples"].shape[2] == 3
+
+
+def test_the_loss_is_the_cross_entropy_with_smoothed_targets():
+    rng = np.random.default_rng(0)
+    logits_blv = rng.standard_normal((2, 3, 5)).astype(np.float32)
+    ids_bl = rng.integers(0, 5, (2, 3)).astype(np.int32)
+    logs_blv = logits_blv - np.log(np.exp(logits_blv).sum(-1, keepdims=True))
+    targets_blv = 0.9 * np.eye(5)[ids_bl] + 0.1 / 5
+    found = token_losses(ms.Tensor(logits_blv), ms.Tensor(ids_bl), 0.1).asnumpy()
+    np.testing.assert_allclose(found, -(targets_blv * logs_blv).sum(-1), rtol=1e-5)
+
+
+@given(n=st.integers(1, 40), batch=st.integers(1, 40), seed=st.integers(0, 5))
+def test_every_epoch_has_every_image_once_whatever_the_batch(n, batch, seed):
+    epochs = 3
+    steps = -(-epochs * n // batch)
+    taken = np.concatenate([step_indices(n, batch, seed, step) for step in range(steps)])
+    for epoch in taken[: epochs * n].reshape(epochs, n):
+        assert sorted(epoch) == list(range(n))
+
+
+def test_the_loss_scale_halves_at_an_overflow_and_doubles_after_a_while():
+    scale = LossScale(PrecisionConfig("float16", loss_scale=8, growth_every=2))
+    seen = []
+    for finite in (False, True, True, True, False, True):
+        scale.follow(finite)
+        seen.append(scale.value)
+    assert seen == [4, 4, 8, 8, 4, 4]
+    again = LossScale(PrecisionConfig("float16", growth_every=2))
+    again.restore(scale.state())
+    again.follow(True)
+    assert again.value == 8
+    other = LossScale(PrecisionConfig("bfloat16"))
+    other.follow(False)
+    assert other.value == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch": 31}, "batch is 31; expected at most 30"),
+        ({"batch": 9, "accumulation": 2}, "batch is 9; expected a multiple of 2"),
+        ({"scale_weights": (1.0, 2.0)}, "scale_weights has 2 numbers; expected 3"),
+        (
+            {"progressive": 0.5, "progressive_start": 4},
+            "progressive_start is 4; expected at most 3",
+        ),
+        ({"epochs": 0}, "epochs is 0; expected at least 1"),
+        ({"label_smoothing": 1.0}, r"label_smoothing is 1.0; expected in \[0, 1\)"),
+        ({"ema": 1.0}, "ema is 1.0"),
+        ({"drop_path": -0.1}, "drop_path is -0.1"),
+        ({"progressive": 1.5}, "progressive is 1.5"),
+        ({"scale_weights": (0.0, 0.0, 0.0)}, "scale_weights is"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_by_name_and_value(changes, message):
+    with pytest.raises(InputError, match=message):
+        training(TransformerStage(**{"batch": 8, **changes}))
+
+
+def test_a_flip_without_mirrored_tokens_is_refused():
+    with pytest.raises(InputError, match="flip is True"):
+        TransformerTraining(
+            Transformer(MODEL, 0),
+            Tokenizer(TOKENIZER, 0),
+            dataclasses.replace(TRAIN, flipped=None),
+            VAL,
+            TransformerStage(batch=8, flip=True, optimizer=AdamWConfig()),
+            seed=0,
+        )
