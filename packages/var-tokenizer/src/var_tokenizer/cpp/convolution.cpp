@@ -1,6 +1,8 @@
 // Convolutions of channels-last maps, forward and backward: by Winograd's way or direct.
 
+#include <algorithm>
 #include <mutex>
+#include <vector>
 
 #include "buffer.h"
 #include "direct.h"
@@ -26,12 +28,12 @@ struct Geometry {
 
     int64_t pixels() const { return full.b * full.y * full.x; }
 
-    // The transforms of the weights cost as much as the products of that many tiles.
+    // For fewer tiles the transforms of the weights cost more than the multiplications they save.
     bool winograd() const {
-        constexpr int64_t least_tiles = 32;
+        constexpr int64_t least_tiles = 16;
         const bool halves = full.kernel == 3 && full.stride == 1 && full.before == 1 &&
                             full.out_y == full.y && full.out_x == full.x;
-        return halves && pixels() >= 16 * least_tiles;
+        return halves && winograd_shape().tiles() >= least_tiles;
     }
 
     winograd::Shape winograd_shape() const {
@@ -77,6 +79,21 @@ void convolve(const Geometry& g, float* x, float* weight, float* bias, const flo
     }
 }
 
+// (rows, c) -> (c)
+void sum_rows(int64_t rows, int64_t c, const float* x, float* sums) {
+    const int64_t parts = thread_count();
+    std::vector<float> partial(parts * c, 0.0f);
+    parallel_for(parts, [&](int64_t part) {
+        float* sum = &partial[part * c];
+        for (int64_t row = rows * part / parts; row < rows * (part + 1) / parts; ++row) {
+#pragma omp simd
+            for (int64_t j = 0; j < c; ++j) sum[j] += x[row * c + j];
+        }
+    });
+    std::fill_n(sums, c, 0.0f);
+    for (int64_t i = 0; i < parts * c; ++i) sums[i % c] += partial[i];
+}
+
 }  // namespace
 
 // x, weight, bias (O), geometry (3) int32 -> convolution of x
@@ -119,6 +136,10 @@ KERNEL(conv2d_grad_weight) {
         const Geometry g(shapes[1], shapes[2], shapes[0], params[3]);
         const direct::Shape& s = g.full;
         float *grad = floats(params, 0), *x = floats(params, 1);
+        if (g.winograd() && winograd::takes(s.c, s.o)) {
+            winograd::grad_weight(g.winograd_shape(), x, grad, floats(params, 4));
+            return sum_rows(g.pixels(), s.o, grad, floats(params, 5));
+        }
         if (g.upsampled) {
             float* full_x = repeated.floats(g.pixels() * s.c);
             upsample({s.b, s.y / 2, s.x / 2, s.c}, x, full_x);

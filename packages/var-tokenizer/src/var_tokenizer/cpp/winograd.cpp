@@ -22,7 +22,8 @@ constexpr int lanes = 16;     // channels in a vector
 constexpr int block = 32;     // output channels whose products are taken together
 constexpr int max_rows = 14;  // tiles in one product: 14 x 2 sums, 2 vectors of U and one of V
 constexpr int points = 36;
-constexpr int group_size = 28;  // tiles at most whose values one thread holds at once
+constexpr int group_size = 28;  // tiles at most whose values one thread holds at once,
+constexpr int gradient_group_size = 56;  // and for the gradient of the weights
 constexpr float near = 0.70710678f, far = 1.41421356f;
 
 inline Lanes load(const float* from) { return *reinterpret_cast<const Lanes*>(from); }
@@ -60,6 +61,26 @@ inline void transform_products(const Lanes (&m)[6], Lanes (&y)[4]) {
     y[1] = near * difference_near + far * difference_far;
     y[2] = 0.5f * sum_near + 2.0f * sum_far;
     y[3] = (near / 2) * difference_near + (far * 2) * difference_far + m[5];
+}
+
+// The transposes of these two, for the gradient: four pixels' to the products at six points,
+inline void transform_gradients(const Lanes (&y)[4], Lanes (&m)[6]) {
+    const Lanes even_near = y[0] + 0.5f * y[2], odd_near = near * (y[1] + 0.5f * y[3]);
+    const Lanes even_far = y[0] + 2.0f * y[2], odd_far = far * (y[1] + 2.0f * y[3]);
+    m[0] = y[0];
+    m[1] = even_near + odd_near;
+    m[2] = even_near - odd_near;
+    m[3] = even_far + odd_far;
+    m[4] = even_far - odd_far;
+    m[5] = y[3];
+}
+
+// and those at six points to three weights'.
+inline void transform_values(const Lanes (&u)[6], Lanes (&g)[3]) {
+    const Lanes sum_near = u[1] + u[2], sum_far = u[3] + u[4];
+    g[0] = u[0] - (2.0f / 3) * sum_near + (1.0f / 6) * sum_far;
+    g[1] = (near * -2 / 3) * (u[1] - u[2]) + (far / 6) * (u[3] - u[4]);
+    g[2] = u[5] + (1.0f / 3) * (sum_far - sum_near);
 }
 
 // Three rows of three weights to U (points, c, block), at one of its input channels
@@ -112,8 +133,8 @@ void transform_transposed_weights(const Shape& s, const float* weight, float* u)
 // Tiles first .. first + count - 1 of all images, row by row, in blocks of nearly equal size
 struct Group {
     int64_t first, count, blocks;
-    Group(int64_t begin, int64_t end)
-        : first(begin), count(end - begin), blocks((count + max_rows - 1) / max_rows) {}
+    Group(int64_t begin, int64_t end, int64_t most)
+        : first(begin), count(end - begin), blocks((count + most - 1) / most) {}
     int64_t begin(int64_t i) const { return count * i / blocks; }
     int64_t rows(int64_t i) const { return begin(i + 1) - begin(i); }
 };
@@ -224,11 +245,12 @@ void transform_products_of(const Shape& s, const Group& group, const float* m, i
 // The convolution with the weights U
 void convolve_transformed(const Shape& s, const float* x, const float* u, const float* bias,
                           const float* plus, float* out) {
-    const int64_t tiles = s.b * ((s.y + 3) / 4) * ((s.x + 3) / 4);
-    const int64_t groups = (tiles + group_size - 1) / group_size;
+    const int64_t tiles = s.tiles(), at_once = group_size * thread_count();
+    const int64_t rounds = (tiles + at_once - 1) / at_once;  // all threads end at the same time
+    const int64_t groups = std::min(tiles, rounds * thread_count());
     parallel_for(groups, [&](int64_t job) {
         thread_local Buffer pixels, products;
-        const Group group(tiles * job / groups, tiles * (job + 1) / groups);
+        const Group group(tiles * job / groups, tiles * (job + 1) / groups, max_rows);
         float* v = pixels.floats(points * group.count * s.c);
         float* m = products.floats(points * group.count * block);
         transform_tiles(s, group, x, v);
@@ -242,6 +264,97 @@ void convolve_transformed(const Shape& s, const float* x, const float* u, const 
                 }
             }
             transform_products_of(s, group, m, o, bias, plus, out);
+        }
+    });
+}
+
+// The gradient of the group's pixels, channels o .. o + block - 1 -> D (points, count, block)
+void transform_gradients_of(const Shape& s, const Group& group, const float* grad, int64_t o,
+                            float* d) {
+    const int64_t across = (s.x + 3) / 4, down = (s.y + 3) / 4;
+    for (int64_t t = 0; t < group.count; ++t) {
+        const int64_t tile = group.first + t;
+        const int64_t top = tile / across % down * 4, left = tile % across * 4;
+        const int64_t corner = ((tile / across / down * s.y + top) * s.x + left) * s.o + o;
+        const int64_t rows = std::min<int64_t>(4, s.y - top);
+        const int64_t columns = std::min<int64_t>(4, s.x - left);
+        for (int64_t half = 0; half < block; half += lanes) {
+            Lanes along_columns[6][4];
+            for (int q = 0; q < 4; ++q) {
+                Lanes pixels[4] = {}, along[6];
+                for (int p = 0; p < rows && q < columns; ++p) {
+                    pixels[p] = load(grad + corner + (p * s.x + q) * s.o + half);
+                }
+                transform_gradients(pixels, along);
+                for (int p = 0; p < 6; ++p) along_columns[p][q] = along[p];
+            }
+            for (int p = 0; p < 6; ++p) {
+                Lanes values[6];
+                transform_gradients(along_columns[p], values);
+                for (int q = 0; q < 6; ++q) {
+                    store(d + ((p * 6 + q) * group.count + t) * block + half, values[q]);
+                }
+            }
+        }
+    }
+}
+
+// Adds the transpose of (count, lanes) of V times (count, block) of D to (lanes, block) of U
+void add_products(int64_t count, const float* v, const float* d, float* u) {
+    constexpr int rows = 8;  // as many sums as the processor needs at once: 8 x 2
+    for (int first = 0; first < lanes; first += rows) {
+        Lanes sums[rows][2];
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; ++r) {
+            sums[r][0] = load(u + (first + r) * block);
+            sums[r][1] = load(u + (first + r) * block + lanes);
+        }
+        for (int64_t t = 0; t < count; ++t) {
+            const Lanes left = load(d + t * block), right = load(d + t * block + lanes);
+#pragma GCC unroll 8
+            for (int r = 0; r < rows; ++r) {
+                sums[r][0] += v[t * lanes + first + r] * left;
+                sums[r][1] += v[t * lanes + first + r] * right;
+            }
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; ++r) {
+            store(u + (first + r) * block, sums[r][0]);
+            store(u + (first + r) * block + lanes, sums[r][1]);
+        }
+    }
+}
+
+// The gradients of U (parts, o / block, points, c, block), summed -> of the weight (o, 3, 3, c)
+void transform_all_values(const Shape& s, int64_t parts, const float* u, float* weight) {
+    const int64_t vectors = s.o / lanes, size = points * s.c * s.o;
+    parallel_for(vectors * (s.c / lanes), [&](int64_t job) {
+        const int64_t o = job % vectors * lanes, c = job / vectors * lanes;
+        alignas(64) float turned[lanes][9][lanes];  // input channels, taps, output channels
+        for (int j = 0; j < lanes; ++j) {
+            const float* from = u + (o / block * points * s.c + c + j) * block + o % block;
+            Lanes columns[3][6];
+            for (int q = 0; q < 6; ++q) {
+                Lanes values[6] = {}, along[3];
+                for (int64_t part = 0; part < parts; ++part) {
+                    for (int p = 0; p < 6; ++p) {
+                        values[p] += load(from + part * size + (p * 6 + q) * s.c * block);
+                    }
+                }
+                transform_values(values, along);
+                for (int p = 0; p < 3; ++p) columns[p][q] = along[p];
+            }
+            for (int p = 0; p < 3; ++p) {
+                Lanes taps[3];
+                transform_values(columns[p], taps);
+                for (int q = 0; q < 3; ++q) store(turned[j][p * 3 + q], taps[q]);
+            }
+        }
+        for (int i = 0; i < lanes; ++i) {
+            for (int tap = 0; tap < 9; ++tap) {
+                float* to = weight + ((o + i) * 9 + tap) * s.c + c;
+                for (int j = 0; j < lanes; ++j) to[j] = turned[j][tap][i];
+            }
         }
     });
 }
@@ -261,6 +374,36 @@ void convolve_transposed(const Shape& s, const float* x, const float* weight, fl
     float* u = weights.floats(points * s.c * s.o);
     transform_transposed_weights(s, weight, u);
     convolve_transformed(s, x, u, nullptr, nullptr, out);
+}
+
+void grad_weight(const Shape& s, const float* x, const float* grad, float* out) {
+    // a part a thread, each with sums of its own: the same sums whichever thread takes it
+    const int64_t tiles = s.tiles(), size = points * s.c * s.o;
+    const int64_t groups = (tiles + gradient_group_size - 1) / gradient_group_size;
+    const int64_t parts = std::min<int64_t>(thread_count(), groups);
+    float* sums = weights.floats(parts * size);
+    parallel_for(parts, [&](int64_t part) {
+        thread_local Buffer pixels, gradients;
+        float* u = sums + part * size;
+        std::fill_n(u, size, 0.0f);
+        for (int64_t i = groups * part / parts; i < groups * (part + 1) / parts; ++i) {
+            const Group group(tiles * i / groups, tiles * (i + 1) / groups, gradient_group_size);
+            float* v = pixels.floats(points * group.count * s.c);
+            float* d = gradients.floats(points * group.count * block);
+            transform_tiles(s, group, x, v);
+            for (int64_t o = 0; o < s.o; o += block) {
+                transform_gradients_of(s, group, grad, o, d);
+                for (int p = 0; p < points; ++p) {
+                    for (int64_t c = 0; c < s.c; c += lanes) {
+                        add_products(group.count, v + (p * s.c + c) * group.count,
+                                     d + p * group.count * block,
+                                     u + ((o / block * points + p) * s.c + c) * block);
+                    }
+                }
+            }
+        }
+    });
+    transform_all_values(s, parts, sums, out);
 }
 
 }  // namespace winograd

@@ -9,6 +9,8 @@ namespace winograd {
 struct Shape {
     int64_t b, y, x, c, o;
     bool upsampled;  // whether x is stored at half of y and x, each of its pixels standing for 2x2
+
+    int64_t tiles() const { return b * ((y + 3) / 4) * ((x + 3) / 4); }
 };
 
 // Whether `convolve` takes these channels.
@@ -20,5 +22,8 @@ void convolve(const Shape& shape, const float* x, const float* weight, const flo
 
 // The gradient of x of the convolution with weight (c, 3, 3, o), here of c results and o inputs.
 void convolve_transposed(const Shape& shape, const float* x, const float* weight, float* out);
+
+// The gradient of the weight (o, 3, 3, c), from that of the result.
+void grad_weight(const Shape& shape, const float* x, const float* grad, float* out);
 
 }  // namespace winograd
