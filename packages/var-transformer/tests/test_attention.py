@@ -77,7 +77,10 @@ def mixed_and_gradients(attend, q, k, v, d_y):
     return [x.asnumpy() for x in (mixed, *ms.grad(loss, (0, 1, 2))(q, k, v))]
 
 
-@pytest.mark.parametrize("seed", range(20))
+SEEDS = [pytest.param(n, marks=[] if n < 4 else pytest.mark.slow) for n in range(20)]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_portable_segments_equal_the_full_mask_forward_and_gradient(monkeypatch, seed):
     rng = np.random.default_rng(seed)
     sizes = list(itertools.accumulate(rng.integers(0, 4, (5, 2)), initial=np.array([1, 1])))

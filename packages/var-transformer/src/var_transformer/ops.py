@@ -2,7 +2,8 @@
 
 On the CPU that is a C++ kernel (``cpp/``) for float32, or, for other types and where the package
 was installed without a compiler, what is composed of MindSpore's operators. Every other device
-uses MindSpore's own kernels. The models call these names and never ask for the device.
+uses MindSpore's own kernels, and an Ascend the fused operators of ``ascend_c`` where they were
+built. The models call these names and never ask for the device.
 """
 
 import math
@@ -12,6 +13,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
 from var_tokenizer import KernelLibrary
+
+from var_transformer import ascend_c
 
 _kernels = KernelLibrary("var_transformer._kernels")
 
@@ -106,11 +109,15 @@ class ModulatedNorm(nn.Cell):
         super().__init__()
         library = kernels()
         self.kernel = None if library is None else _KernelModulatedNorm(library)
+        fused = ascend_c.operators()
+        self.fused = None if fused is None else ascend_c.ModulatedNorm(fused)
         self.norm = LayerNorm()
 
     def construct(self, x_blc: Tensor, scale_b1c: Tensor, shift_b1c: Tensor) -> Tensor:
         if self.kernel is not None and x_blc.dtype == ms.float32:
             return self.kernel(x_blc, scale_b1c, shift_b1c)
+        if self.fused is not None and ascend_c.takes_width(x_blc.shape[-1]):
+            return self.fused(x_blc, scale_b1c, shift_b1c)
         return self.norm(x_blc) * (1 + scale_b1c) + shift_b1c
 
 

@@ -9,7 +9,8 @@ Training runs ``ops.flash_attention_score``, generation ``ops.fused_infer_attent
 | fused_infer_attention_score | BSH BNSD BSND | yes | no |
 
 So generation reads its keys where they lie, in the layout that the projection leaves them in, and
-nothing is transposed, copied or masked.
+nothing is transposed, copied or masked. Where the fused operators of ``ascend_c`` are built, one of
+them takes the projection's result apart, normalizes it and writes the cache.
 """
 
 import mindspore as ms
@@ -18,7 +19,8 @@ from mindspore import Tensor, ops
 from mindspore.ops import auto_generate, constexpr
 from var_tokenizer import InputError, ScaleSchedule
 
-from var_transformer.attention.base import Kept, NextScaleAttention
+from var_transformer import ascend_c
+from var_transformer.attention.base import Kept, NextScaleAttention, check_tokens, last_scale
 from var_transformer.attention.segments import launch_scores
 from var_transformer.devices import DEVICES
 
@@ -57,6 +59,12 @@ class AscendAttention(NextScaleAttention):
         self.head_width = head_width
         self.dtype = dtype
         self.write = auto_generate.ReshapeAndCache()
+        fused = ascend_c.operators()
+        if fused is not None and unit_length and ascend_c.takes_heads(heads, head_width):
+            self.fused_heads = ascend_c.UnitHeads(fused, dtype)
+            self.fused_write = fused.var_cached_heads
+        else:
+            self.fused_heads = self.fused_write = None
 
     def empty_cache(self, batch: int) -> Kept:
         shape = (batch, self.offsets[-1], self.heads, self.head_width)
@@ -84,27 +92,50 @@ class AscendAttention(NextScaleAttention):
             q, k, v, self.heads, attn_mask=mask_ll, input_layout="BSND", sparse_mode=0
         )
 
+    def projected(
+        self, qkv_bl3c: Tensor, scale: Tensor | float, index: int | None, past: Kept
+    ) -> tuple[Tensor, Kept]:
+        if self.fused_heads is None:
+            q_blc, k_blc, v_blc = ops.split(qkv_bl3c, qkv_bl3c.shape[-1] // 3, 2)
+            return self.construct(q_blc, k_blc, v_blc, scale, index, past)
+        b, length, _ = qkv_bl3c.shape
+        taken_bl3c, scale_h = qkv_bl3c, scale.reshape(-1).astype(ms.float32)
+        if qkv_bl3c.dtype != self.dtype:  # the other half type is not among the operator's
+            taken_bl3c = qkv_bl3c.astype(ms.float32)
+        if index is None:
+            last = last_scale(length, self.offsets)
+            q_blhd, k_blhd, v_blhd = self.fused_heads(taken_bl3c, scale_h)
+            mixed_blhd = self._all_scales(q_blhd, k_blhd, v_blhd, self.plans[last])
+        else:
+            check_tokens(length, index, self.tokens)
+            check_cache(past[0].shape, (b, self.offsets[-1], self.heads, self.head_width))
+            q_blhd = self.fused_write(taken_bl3c, scale_h, past[0], past[1], self.offsets[index])
+            mixed_blhd = self._over_cache(q_blhd, index, past)
+        return self.merged(mixed_blhd).astype(qkv_bl3c.dtype), ()
+
     def extend(
         self, q: Tensor, k: Tensor, v: Tensor, index: int, past: Kept
     ) -> tuple[Tensor, Kept]:
         b, length, heads, d = k.shape
         check_cache(past[0].shape, (b, self.offsets[-1], heads, d))
-        begin, end = self.offsets[index], self.offsets[index + 1]
         # to the operator, images are the blocks of a paged cache
-        slots = _slots(b, self.offsets[-1], begin, end)
+        slots = _slots(b, self.offsets[-1], self.offsets[index], self.offsets[index + 1])
         flat = (b, length, heads * d)
         self.write(k.reshape(flat), v.reshape(flat), past[0], past[1], slots)
-        mixed_blhd = ops.fused_infer_attention_score(
+        return self._over_cache(q, index, past), ()
+
+    def _over_cache(self, q: Tensor, index: int, past: Kept) -> Tensor:
+        """One scale's queries over all keys of the cache that are filled by now."""
+        return ops.fused_infer_attention_score(
             q,
             past[0],
             past[1],
-            actual_seq_lengths_kv=_lengths(b, end),
-            num_heads=heads,
+            actual_seq_lengths_kv=_lengths(q.shape[0], self.offsets[index + 1]),
+            num_heads=self.heads,
             scale=1.0,
             input_layout="BSND",
             inner_precise=0,  # sums of float16 in float32
         )[0]
-        return mixed_blhd, ()
 
     def merged(self, mixed: Tensor) -> Tensor:
         b, length, heads, d = mixed.shape

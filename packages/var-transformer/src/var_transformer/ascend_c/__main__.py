@@ -1,0 +1,33 @@
+"""Builds the fused operators on a machine with CANN.
+
+python -m var_transformer.ascend_c --soc Ascend910B2
+"""
+
+import logging
+from dataclasses import dataclass
+
+from var_transformer.ascend_c.building import build
+from var_transformer.command import run_command
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Build:
+    """Compiles the kernels and MindSpore's operators of them."""
+
+    soc: str = "Ascend910B2"
+    """The chip, as `npu-smi info` names it."""
+
+
+def run(options: Build) -> None:
+    log.info("built in %s", build(options.soc))
+
+
+def main() -> None:
+    """The command: exits with 2 and one line where it cannot build."""
+    run_command(Build, "var_transformer.ascend_c", run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The fused operators from source to a module: CANN's compiler, then MindSpore's builder."""
+
+import functools
+import hashlib
+import importlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import mindspore as ms
+from mindspore import ops
+from var_tokenizer import InputError
+
+log = logging.getLogger(__name__)
+
+_SOURCES = Path(__file__).parent
+_MODULE = "var_ascend_c"
+_KERNELS = "libvar_ascend_c_kernels.so"
+
+
+def directory() -> Path:
+    """Where the operators of these sources and this MindSpore are built; need not exist."""
+    digest = hashlib.sha256(ms.__version__.encode())
+    for path in sorted(_SOURCES.iterdir()):
+        if path.suffix in (".h", ".cpp", ".cc", ".yaml"):
+            digest.update(path.read_bytes())
+    return Path.home() / ".cache" / "var-transformer" / f"ascend_c-{digest.hexdigest()[:16]}"
+
+
+def build(soc: str) -> Path:
+    """Compiles kernels for a chip, e.g. "Ascend910B2", and the operators; returns their folder.
+
+    Raises InputError where CANN or its compiler is missing, or does not compile them.
+    """
+    cann, compiler = os.environ.get("ASCEND_HOME_PATH"), shutil.which("bisheng")
+    if cann is None or compiler is None or "ASCEND_OPP_PATH" not in os.environ:
+        raise InputError(
+            "CANN is missing: ASCEND_HOME_PATH, ASCEND_OPP_PATH and bisheng on the PATH are "
+            "expected; source CANN's set_env.sh"
+        )
+    target = directory()
+    target.mkdir(parents=True, exist_ok=True)
+    interface = Path(cann) / "compiler" / "tikcpp" / "tikcfw"
+    folders = (interface, interface / "impl", interface / "interface", Path(cann) / "include")
+    command = [
+        *(compiler, "-fPIC", "-shared", "-xcce", "-O2", "-std=c++17"),
+        *(f"--cce-soc-version={soc}", "--cce-soc-core-type=VecCore"),
+        *(f"-I{folder}" for folder in (*folders, _SOURCES)),
+        *("-o", str(target / _KERNELS), str(_SOURCES / "kernels.cpp")),
+    ]
+    log.info("%s", " ".join(command))
+    if subprocess.run(command, check=False).returncode != 0:
+        raise InputError("bisheng does not compile the kernels; its own message is above")
+    link = f"-L{target} -l:{_KERNELS} -Wl,-rpath,{target}"
+    build_operators(target, "Ascend", ldflags=link)
+    return target
+
+
+def build_operators(
+    target: Path,
+    backend: str,
+    sources: Sequence[Path] = (),
+    include_paths: Sequence[Path] = (),
+    ldflags: str | None = None,
+) -> None:
+    """MindSpore's operators of the kernels, for "Ascend" or, in tests, for "CPU"."""
+    builder = ops.CustomOpBuilder(
+        _MODULE,
+        [str(path) for path in (_SOURCES / "operators.cc", *sources)],
+        backend=backend,
+        include_paths=[str(path) for path in (_SOURCES, *include_paths)],
+        cflags="-w",  # MindSpore's headers warn by the hundred
+        ldflags=ldflags,
+        build_dir=str(target),
+        op_def=str(_SOURCES / "operators.yaml"),
+    )
+    builder.build()
+
+
+def load(target: Path) -> ModuleType:
+    """The operators that were built in ``target``: functions for graphs and for PyNative mode."""
+    if str(target) not in sys.path:
+        sys.path.append(str(target))
+    return importlib.import_module(f"{_MODULE}_auto_generate.gen_ops_def")
+
+
+@functools.cache
+def _loaded() -> ModuleType | None:
+    if not (directory() / f"{_MODULE}.so").is_file():
+        log.info("the fused operators are not built (python -m var_transformer.ascend_c)")
+        return None
+    return load(directory())
+
+
+def operators() -> ModuleType | None:
+    """The fused operators; None where the device is no Ascend or they were not built."""
+    return _loaded() if ms.get_context("device_target") == "Ascend" else None

@@ -1,0 +1,168 @@
+// layer_norm(x) * (1 + scale) + shift, the adaptive layer norm of DiT (arXiv:2212.09748), in one
+// pass: x is read once and y written once, where the composed form moves six arrays.
+//
+// Sums are taken in float32, the variance from the centred row. Never compiled by CANN's compiler
+// and never run on an NPU; the tests run it on a model of the instructions.
+#pragma once
+
+#include "vector.h"
+
+namespace var_transformer {
+
+// x, y: (images * length, width) of T. scale, shift: (images, width) of T.
+template <typename T>
+class ModulatedNorm {
+ public:
+  __aicore__ inline void Init(GM_ADDR x, GM_ADDR scale, GM_ADDR shift, GM_ADDR y,
+                              const ModulatedNormTiling& tiling, AscendC::TPipe* pipe) {
+    tiling_ = tiling;
+    share_ = ShareOf(tiling.images * tiling.length, tiling.cores, AscendC::GetBlockIdx());
+    x_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(x));
+    scale_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(scale));
+    shift_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(shift));
+    y_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(y));
+
+    const ModulatedNormBuffers bytes = BuffersOf(tiling.tile_rows, tiling.width, sizeof(T));
+    pipe->InitBuffer(read_, 2, bytes.queued);
+    pipe->InitBuffer(written_, 2, bytes.queued);
+    pipe->InitBuffer(staged_, 1, bytes.staged);
+    pipe->InitBuffer(wide_buffer_, bytes.wide);
+    pipe->InitBuffer(squares_buffer_, bytes.squares);
+    pipe->InitBuffer(gain_buffer_, bytes.modulation);
+    pipe->InitBuffer(bias_buffer_, bytes.modulation);
+    pipe->InitBuffer(partials_buffer_, bytes.partials);
+    pipe->InitBuffer(column_buffer_, bytes.column);
+    pipe->InitBuffer(sums_buffer_, bytes.sums);
+    pipe->InitBuffer(ones_buffer_, bytes.sums);
+    wide_ = wide_buffer_.template Get<float>();
+    squares_ = squares_buffer_.template Get<float>();
+    gain_ = gain_buffer_.template Get<float>();
+    bias_ = bias_buffer_.template Get<float>();
+    partials_ = partials_buffer_.template Get<float>();
+    column_ = column_buffer_.template Get<float>();
+    sums_ = sums_buffer_.template Get<float>();
+    ones_ = ones_buffer_.template Get<float>();
+
+    AscendC::Duplicate(sums_, 1.0f, bytes.sums / kFloat);
+    AscendC::Duplicate(ones_, 1.0f, bytes.sums / kFloat);
+    Barrier();
+  }
+
+  __aicore__ inline void Process() {
+    uint32_t modulated = tiling_.images;  // no image yet
+    uint32_t rows = 0;
+    for (uint32_t row = share_.begin; row < share_.end; row += rows) {
+      const uint32_t image = row / tiling_.length;
+      if (image != modulated) LoadModulation(image);
+      modulated = image;
+      rows = TileRows(row, share_.end, tiling_.length, tiling_.tile_rows);
+      CopyIn(row, rows);
+      Compute(rows);
+      CopyOut(row, rows);
+    }
+  }
+
+ private:
+  __aicore__ inline void LoadModulation(uint32_t image) {
+    const uint32_t width = tiling_.width;
+    const uint64_t offset = static_cast<uint64_t>(image) * width;
+    LocalTensor<T> staged = staged_.template AllocTensor<T>();
+    AscendC::DataCopy(staged, scale_[offset], width);
+    AscendC::DataCopy(staged[width], shift_[offset], width);
+    staged_.EnQue(staged);
+    staged = staged_.template DeQue<T>();
+    Barrier();
+    Widen(gain_, staged, width);
+    Widen(bias_, staged[width], width);
+    Barrier();
+    AscendC::Adds(gain_, gain_, 1.0f, width);
+    staged_.FreeTensor(staged);
+  }
+
+  __aicore__ inline void CopyIn(uint32_t row, uint32_t rows) {
+    LocalTensor<T> x = read_.template AllocTensor<T>();
+    AscendC::DataCopy(x, x_[static_cast<uint64_t>(row) * tiling_.width], rows * tiling_.width);
+    read_.EnQue(x);
+  }
+
+  __aicore__ inline void Compute(uint32_t rows) {
+    const uint32_t width = tiling_.width, all = rows * width;
+    LocalTensor<T> x = read_.template DeQue<T>();
+    Barrier();
+    Widen(wide_, x, all);
+    read_.FreeTensor(x);
+    Barrier();
+
+    SumRows(wide_, rows);
+    AscendC::Muls(sums_, sums_, -1.0f / width, rows);
+    Barrier();
+    Spread(column_, sums_, rows);
+    Barrier();
+    for (uint32_t r = 0; r < rows; ++r) {
+      AscendC::Add(wide_[r * width], wide_[r * width], column_[r * 8], kLanes, width / kLanes,
+                   {1, 1, 0, 8, 8, 0});
+    }
+    Barrier();
+
+    AscendC::Mul(squares_, wide_, wide_, all);
+    Barrier();
+    SumRows(squares_, rows);
+    AscendC::Muls(sums_, sums_, 1.0f / width, rows);
+    Barrier();
+    AscendC::Adds(sums_, sums_, tiling_.epsilon, rows);
+    Barrier();
+    AscendC::Sqrt(sums_, sums_, rows);
+    Barrier();
+    AscendC::Div(sums_, ones_, sums_, rows);
+    Barrier();
+    Spread(column_, sums_, rows);
+    Barrier();
+    for (uint32_t r = 0; r < rows; ++r) {
+      AscendC::Mul(wide_[r * width], wide_[r * width], column_[r * 8], kLanes, width / kLanes,
+                   {1, 1, 0, 8, 8, 0});
+    }
+    Barrier();
+
+    for (uint32_t r = 0; r < rows; ++r) {
+      AscendC::Mul(wide_[r * width], wide_[r * width], gain_, width);
+    }
+    Barrier();
+    for (uint32_t r = 0; r < rows; ++r) {
+      AscendC::Add(wide_[r * width], wide_[r * width], bias_, width);
+    }
+    Barrier();
+    LocalTensor<T> y = written_.template AllocTensor<T>();
+    Narrow(y, wide_, all);
+    written_.EnQue(y);
+  }
+
+  // sums_ of `rows` rows: over each 64 numbers, then over those at most 64 sums.
+  __aicore__ inline void SumRows(const LocalTensor<float>& from, uint32_t rows) {
+    const uint32_t repeats = tiling_.width / kLanes;
+    for (uint32_t r = 0; r < rows; ++r) {
+      AscendC::WholeReduceSum<float>(partials_[r * kLanes], from[r * tiling_.width], kLanes,
+                                     repeats, 1, 1, 8);
+    }
+    Barrier();
+    AscendC::WholeReduceSum<float>(sums_, partials_, repeats, rows, 1, 1, 8);
+    Barrier();
+  }
+
+  __aicore__ inline void CopyOut(uint32_t row, uint32_t rows) {
+    LocalTensor<T> y = written_.template DeQue<T>();
+    AscendC::DataCopy(y_[static_cast<uint64_t>(row) * tiling_.width], y, rows * tiling_.width);
+    written_.FreeTensor(y);
+  }
+
+  ModulatedNormTiling tiling_;
+  Share share_;
+  GlobalTensor<T> x_, scale_, shift_, y_;
+  AscendC::TQue<AscendC::TPosition::VECIN, 2> read_;
+  AscendC::TQue<AscendC::TPosition::VECIN, 1> staged_;
+  AscendC::TQue<AscendC::TPosition::VECOUT, 2> written_;
+  AscendC::TBuf<AscendC::TPosition::VECCALC> wide_buffer_, squares_buffer_, gain_buffer_,
+      bias_buffer_, partials_buffer_, column_buffer_, sums_buffer_, ones_buffer_;
+  LocalTensor<float> wide_, squares_, gain_, bias_, partials_, column_, sums_, ones_;
+};
+
+}  // namespace var_transformer

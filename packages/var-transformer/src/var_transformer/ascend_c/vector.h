@@ -1,0 +1,43 @@
+// What both kernels share: instructions over rows, with the barriers that dependent ones need.
+#pragma once
+
+#include "kernel_operator.h"
+#include "tiling.h"
+
+namespace var_transformer {
+
+using AscendC::GlobalTensor;
+using AscendC::LocalTensor;
+
+// Results of vector instructions are seen by the next one only behind a barrier.
+__aicore__ inline void Barrier() { AscendC::PipeBarrier<PIPE_V>(); }
+
+template <typename T>
+__aicore__ inline void Widen(const LocalTensor<float>& to, const LocalTensor<T>& from, uint32_t n) {
+  AscendC::Cast(to, from, AscendC::RoundMode::CAST_NONE, n);
+}
+
+template <>
+__aicore__ inline void Widen<float>(const LocalTensor<float>& to, const LocalTensor<float>& from,
+                                    uint32_t n) {
+  AscendC::Adds(to, from, 0.0f, n);
+}
+
+template <typename T>
+__aicore__ inline void Narrow(const LocalTensor<T>& to, const LocalTensor<float>& from, uint32_t n) {
+  AscendC::Cast(to, from, AscendC::RoundMode::CAST_RINT, n);
+}
+
+template <>
+__aicore__ inline void Narrow<float>(const LocalTensor<float>& to, const LocalTensor<float>& from,
+                                     uint32_t n) {
+  AscendC::Adds(to, from, 0.0f, n);
+}
+
+// column: n numbers, each eight times (one block), from numbers (n, rounded up to eights).
+__aicore__ inline void Spread(const LocalTensor<float>& column, const LocalTensor<float>& numbers,
+                              uint32_t n) {
+  AscendC::Brcb(column, numbers, RoundUp(n, 8) / 8, {1, 8});
+}
+
+}  // namespace var_transformer

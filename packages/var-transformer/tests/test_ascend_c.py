@@ -1,0 +1,345 @@
+"""The fused operators in Ascend C, without an Ascend.
+
+The kernels' own source is compiled by g++ against a model of the instructions
+(ascend_c_model/kernel_operator.h) that also checks bounds, alignment, barriers and queues, and
+runs against NumPy; the tiling, which is plain C++, is tested by itself.
+"""
+
+import ctypes
+import re
+import shutil
+import subprocess
+from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_uint32, c_uint64, c_void_p
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from var_transformer import TransformerConfig, ascend_c
+
+MODEL = Path(__file__).parent / "ascend_c_model"
+SOURCES = Path(ascend_c.__file__).parent
+UNIFIED_BUFFER = 192 * 1024
+PRESETS = [TransformerConfig.preset(name) for name in ("d16", "d20", "d24", "d30", "d36-s")]
+CORES = 40  # vector cores of the smallest 910B
+
+
+class Share(Structure):
+    _fields_ = [("begin", c_uint32), ("end", c_uint32)]
+
+
+class ModulatedNormTiling(Structure):
+    _fields_ = [
+        *((name, c_uint32) for name in ("images", "length", "width", "cores", "tile_rows")),
+        ("epsilon", c_float),
+    ]
+
+
+class UnitHeadsTiling(Structure):
+    _fields_ = [
+        (name, c_uint32)
+        for name in (
+            *("images", "length", "heads", "head_width", "capacity", "first"),
+            *("cores", "tile_rows"),
+        )
+    ]
+
+
+def compiled(library: Path, sources: Path) -> ctypes.CDLL:
+    """The kernels in ``sources`` on the model of the instructions."""
+    command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", f"-I{MODEL}", f"-I{sources}"]
+    subprocess.run([*command, MODEL / "harness.cpp", "-o", library], check=True)
+    kernels = ctypes.CDLL(str(library))
+    kernels.plan_modulated_norm.argtypes = [
+        *(c_uint32,) * 5,
+        c_float,
+        POINTER(ModulatedNormTiling),
+    ]
+    kernels.plan_unit_heads.argtypes = [*(c_uint32,) * 9, POINTER(UnitHeadsTiling)]
+    for function in (kernels.run_modulated_norm, kernels.run_unit_heads):
+        function.restype = c_char_p
+    kernels.run_modulated_norm.argtypes = [
+        *(c_uint32, *(c_void_p,) * 4),
+        *(POINTER(ModulatedNormTiling), POINTER(c_uint64), POINTER(c_uint32)),
+    ]
+    kernels.run_unit_heads.argtypes = [
+        *(c_uint32, c_uint32, *(c_void_p,) * 5),
+        *(POINTER(UnitHeadsTiling), POINTER(c_uint64), POINTER(c_uint32)),
+    ]
+    return kernels
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory) -> ctypes.CDLL:
+    return compiled(tmp_path_factory.mktemp("ascend_c") / "kernels.so", SOURCES)
+
+
+# ---------------------------------------------------------------- the tiling
+@given(st.integers(1, 5000), st.integers(1, 64))
+def test_the_cores_take_every_row_once_and_none_waits_for_another(kernels, rows, cores):
+    cores, end, counts, share = min(cores, rows), 0, [], Share()
+    for core in range(cores):
+        kernels.share_of(rows, cores, core, byref(share))
+        assert share.begin == end
+        end = share.end
+        counts.append(share.end - share.begin)
+    assert end == rows
+    assert min(counts) >= 1 and max(counts) - min(counts) <= 1
+
+
+@given(st.integers(1, 6), st.integers(1, 90), st.integers(1, 48), st.integers(1, 40))
+def test_tiles_cover_a_share_and_keep_to_one_image(kernels, images, length, cores, most):
+    rows, share = images * length, Share()
+    cores = min(cores, rows)
+    for core in range(cores):
+        kernels.share_of(rows, cores, core, byref(share))
+        row = share.begin
+        while row < share.end:
+            count = kernels.rows_of_tile(row, share.end, length, most)
+            assert 1 <= count <= most
+            assert row // length == (row + count - 1) // length
+            row += count
+        assert row == share.end
+
+
+batches = st.integers(1, 200)
+lengths = st.integers(1, 2500)
+numbers = st.sampled_from([0, 1, 2])  # float32, float16, bfloat16: enum Number
+
+
+@given(batches, lengths, st.integers(1, 64).map(lambda n: 64 * n), numbers, st.integers(1, 50))
+def test_tiles_of_the_norm_fit_and_fill_the_unified_buffer(
+    kernels, images, length, width, number, cores
+):
+    tiling = ModulatedNormTiling()
+    used = kernels.plan_modulated_norm(images, length, width, number, cores, 1e-6, byref(tiling))
+    assert 1 <= tiling.tile_rows <= length
+    assert used <= UNIFIED_BUFFER
+    assert tiling.cores == min(cores, images * length)
+    share = -(-images * length // tiling.cores)
+    if tiling.tile_rows < min(share, length, 248):  # one row more would not fit
+        row = (24 if number == 0 else 16) * width + 256
+        assert used + row + 8 * (32 + 2 * 4) > UNIFIED_BUFFER
+
+
+@given(
+    *(batches, lengths, st.integers(1, 248), st.integers(1, 4).map(lambda n: 16 * n)),
+    *(st.sampled_from([(0, 1), (0, 2), (1, 1), (2, 2)]), st.integers(1, 50), st.integers(0, 99)),
+)
+def test_tiles_of_the_heads_fit_the_unified_buffer(
+    kernels, images, length, heads, head_width, types, cores, first
+):
+    tiling = UnitHeadsTiling()
+    used = kernels.plan_unit_heads(
+        images, length, heads, head_width, first + length, first, *types, cores, byref(tiling)
+    )
+    row = heads * head_width * (2 * (4 if types[0] == 0 else 2) + 4 + 8)
+    if tiling.tile_rows == 0:
+        assert row > 0.9 * UNIFIED_BUFFER
+        return
+    assert used <= UNIFIED_BUFFER
+    assert tiling.tile_rows * heads <= 248  # repeats of one instruction
+
+
+@pytest.mark.parametrize("config", PRESETS, ids=lambda config: f"d{config.depth}")
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_both_operators_take_every_preset(kernels, config, number):
+    norm, heads = ModulatedNormTiling(), UnitHeadsTiling()
+    length, width = config.schedule.length, config.width // config.heads
+    kernels.plan_modulated_norm(96, length, config.width, number, CORES, 1e-6, byref(norm))
+    kernels.plan_unit_heads(
+        *(96, length, config.heads, width, length, 0, number, number or 1, CORES), byref(heads)
+    )
+    assert norm.tile_rows >= 2 and heads.tile_rows >= 2
+    assert norm.cores == heads.cores == CORES
+
+
+def test_what_the_operators_do_not_take_has_no_plan(kernels):
+    norm, heads = ModulatedNormTiling(), UnitHeadsTiling()
+    for width in (0, 32, 96, 4160):
+        kernels.plan_modulated_norm(2, 5, width, 1, CORES, 1e-6, byref(norm))
+        assert norm.tile_rows == 0
+    for count, width, capacity in ((2, 24, 9), (2, 80, 9), (249, 16, 9), (2, 64, 6)):
+        kernels.plan_unit_heads(2, 5, count, width, capacity, 2, 0, 1, CORES, byref(heads))
+        assert heads.tile_rows == 0
+
+
+# ---------------------------------------------------------------- the kernels
+def bits(x: np.ndarray, number: int) -> np.ndarray:
+    """float32 as the type of that number; bfloat16 as its upper half."""
+    if number == 2:
+        whole = np.ascontiguousarray(x, np.float32).view(np.uint32)
+        return ((whole + 0x7FFF + ((whole >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.ascontiguousarray(x, np.float32 if number == 0 else np.float16)
+
+
+def values(x: np.ndarray, number: int) -> np.ndarray:
+    if number == 2:
+        return (x.astype(np.uint32) << 16).view(np.float32)
+    return x.astype(np.float32)
+
+
+def address(x: np.ndarray) -> int:
+    return x.ctypes.data
+
+
+ROUNDING = (2e-6, 2e-3, 1.6e-2)  # of numbers up to 4, by type
+
+
+def modulated_norm(kernels, x, scale, shift, number, cores=CORES):
+    """The kernel's result, or the rule that it broke."""
+    images, length, width = x.shape
+    tiling, unwritten, used = ModulatedNormTiling(), c_uint64(), c_uint32()
+    planned = kernels.plan_modulated_norm(images, length, width, number, cores, 1e-6, byref(tiling))
+    x, scale, shift = bits(x, number), bits(scale, number), bits(shift, number)
+    y = np.zeros_like(x)
+    operands = (address(x), address(scale), address(shift), address(y))
+    fault = kernels.run_modulated_norm(
+        number, *operands, byref(tiling), byref(unwritten), byref(used)
+    )
+    if fault:
+        return fault.decode()
+    assert unwritten.value == 0
+    assert used.value == planned
+    return values(y, number)
+
+
+def normalized(x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64)
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    *(st.integers(1, 3), st.integers(1, 40), st.integers(1, 5).map(lambda n: 64 * n)),
+    *(numbers, st.integers(1, 12), st.integers(0, 2**31)),
+)
+def test_the_modulated_norm_is_numpys(kernels, images, length, width, number, cores, seed):
+    rng = np.random.default_rng(seed)
+    x, scale, shift = (
+        values(bits(rng.standard_normal(shape), number), number)
+        for shape in ((images, length, width), (images, 1, width), (images, 1, width))
+    )
+    got = modulated_norm(kernels, 3 * x + 5, scale, shift, number, cores)
+    expected = normalized(values(bits(3 * x + 5, number), number)) * (1 + scale) + shift
+    assert not isinstance(got, str), got
+    np.testing.assert_allclose(got, expected, rtol=ROUNDING[number], atol=4 * ROUNDING[number])
+
+
+def unit_heads(kernels, q, k, v, scale, capacity, first, types, cores=CORES):
+    """Queries and both caches, with the bytes that were left alone; or the rule broken."""
+    (images, length, heads, d), (a, b) = q.shape, types
+    tiling, unwritten, used = UnitHeadsTiling(), c_uint64(), c_uint32()
+    planned = kernels.plan_unit_heads(
+        *(images, length, heads, d, capacity, first, a, b, cores), byref(tiling)
+    )
+    qkv = bits(np.stack((q, k, v), 2), a)
+    scale = np.ascontiguousarray(scale, np.float32)
+    kind = np.uint16 if b == 2 else np.float16
+    q_out = np.zeros(q.shape, kind)
+    k_out, v_out = (np.full((images, capacity, heads, d), 7, kind) for _ in range(2))
+    operands = [address(x) for x in (qkv, scale, q_out, k_out, v_out)]
+    fault = kernels.run_unit_heads(a, b, *operands, byref(tiling), byref(unwritten), byref(used))
+    if fault:
+        return fault.decode()
+    assert unwritten.value == 2 * (capacity - length) * images * heads * d * 2
+    assert used.value == planned
+    for cache in (k_out, v_out):
+        assert (cache[:, :first] == 7).all() and (cache[:, first + length :] == 7).all()
+    rows = slice(first, first + length)
+    return [values(x, b) for x in (q_out, k_out[:, rows], v_out[:, rows])]
+
+
+def of_length_one(x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64)
+    return x / np.maximum(np.sqrt((x**2).sum(-1, keepdims=True)), 1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    *(st.integers(1, 3), st.integers(1, 20), st.integers(1, 20)),
+    *(st.integers(1, 4).map(lambda n: 16 * n), st.integers(0, 9), st.integers(0, 9)),
+    *(st.sampled_from([(0, 1), (0, 2), (1, 1), (2, 2)]), st.integers(1, 12)),
+    st.integers(0, 2**31),
+)
+def test_heads_have_length_one_and_the_cache_has_their_rows(
+    kernels, images, length, heads, d, first, rest, types, cores, seed
+):
+    rng = np.random.default_rng(seed)
+    q, k, v = (
+        values(bits(rng.standard_normal((images, length, heads, d)), types[0]), types[0])
+        for _ in range(3)
+    )
+    q[0, 0, 0] = 0  # no direction: stays 0
+    scale = rng.uniform(1, 100, heads).astype(np.float32)
+    got = unit_heads(kernels, q, k, v, scale, first + length + rest, first, types, cores)
+    assert not isinstance(got, str), got
+    tolerance = ROUNDING[types[1]]
+    expected = (of_length_one(q) * scale[:, None], of_length_one(k), v)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("config", [PRESETS[0], PRESETS[-1]], ids=["d16", "d36-s"])
+def test_the_kernels_run_at_published_widths(kernels, config):
+    rng = np.random.default_rng(0)
+    x, scale, shift = (rng.standard_normal((2, n, config.width)) for n in (9, 1, 1))
+    x, scale, shift = (values(bits(a, 1), 1) for a in (x, scale, shift))
+    got = modulated_norm(kernels, x, scale, shift, 1, cores=3)
+    np.testing.assert_allclose(got, normalized(x) * (1 + scale) + shift, rtol=2e-3, atol=8e-3)
+    q, k, v = (a.reshape(2, 9, config.heads, -1) for a in (x, x + scale, x + shift))
+    scales = np.full(config.heads, 4.0)
+    got = unit_heads(kernels, q, k, v, scales, config.schedule.length, 5, (0, 1), cores=3)
+    np.testing.assert_allclose(got[0], 4 * of_length_one(q), rtol=2e-3, atol=2e-3)
+
+
+# ---------------------------------------------------------------- the model notices
+FAULTS = {
+    "a barrier less before the spread": (
+        *("modulated_norm.h", r"Div\(sums_, ones_, sums_, rows\);\n    Barrier\(\);"),
+        *("Div(sums_, ones_, sums_, rows);", "reads without a barrier"),
+    ),
+    "a tile is read before it came": (
+        *("modulated_norm.h", r"LocalTensor<T> x = read_.template DeQue<T>\(\);\n    Barrier\(\);"),
+        *("LocalTensor<T> x = read_.template AllocTensor<T>();", "not its own now"),
+    ),
+    "a buffer that is not given back": (
+        *("unit_heads.h", r"read_.FreeTensor\(x\);", "", "no free buffer"),
+    ),
+    "scales that the vector unit does not wait for": (
+        *("unit_heads.h", r"AscendC::WaitFlag<AscendC::HardEvent::S_V>\(event\);", ""),
+        "does not wait for the scalar unit",
+    ),
+    "cores that share a row": (
+        *("tiling.h", r"begin \+ each \+ \(core < more \? 1 : 0\)", "begin + each + 1"),
+        "(a result is written twice|outside of every tensor)",
+    ),
+    "a plan that forgets the squares": (
+        *("tiling.h", r"4 \* queued \+ wide \+ squares \+", "4 * queued + wide +"),
+        "exceed the unified buffer",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(f, marks=pytest.mark.slow if i > 1 else ()) for i, f in enumerate(FAULTS)],
+)
+def test_the_model_stops_a_faulty_kernel(tmp_path, fault):
+    """So that its silence above means something."""
+    name, pattern, replacement, message = FAULTS[fault]
+    shutil.copytree(SOURCES, tmp_path / "sources", ignore=shutil.ignore_patterns("*.py*"))
+    source = tmp_path / "sources" / name
+    text, count = re.subn(pattern, replacement, source.read_text())
+    assert count == 1
+    source.write_text(text)
+    kernels = compiled(tmp_path / "kernels.so", tmp_path / "sources")
+    x = np.ones((2, 60, 512), np.float32)
+    heads = x.reshape(2, 60, 8, 64)
+    results = [
+        modulated_norm(kernels, x, x[:, :1], x[:, :1], 1, cores=3),
+        unit_heads(kernels, heads, heads, heads, np.ones(8), 60, 0, (1, 1), cores=3),
+    ]
+    assert any(isinstance(result, str) and re.search(message, result) for result in results)

@@ -1,0 +1,154 @@
+"""What a step and a generation cost, on paper: against the model itself and a count by hand."""
+
+import sys
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+from var_tokenizer import InputError
+from var_transformer import Backend, Transformer, TransformerConfig, cost, cost_model
+from var_transformer import ops as fast
+from var_transformer.attention import PortableAttention
+from var_transformer.devices import device
+
+PRESETS = ("d16", "d20", "d24", "d30", "d36-s")
+ASCEND = device("ascend-910b")
+
+
+def named(parts: list[cost_model.Part]) -> dict[str, cost_model.Part]:
+    return {part.name: part for part in parts}
+
+
+def masked(config: TransformerConfig) -> tuple[cost_model.Call, ...]:
+    return ((0, config.schedule.length, True),)
+
+
+def test_products_of_a_training_step_of_d16_are_those_counted_by_hand():
+    parts = named(cost_model.training_step(D16, 96, masked(D16), ASCEND))
+    tokens = 96 * 680
+    assert parts["qkv"].madds == 3 * 16 * tokens * 1024 * 3072
+    assert parts["projection"].madds == 3 * 16 * tokens * 1024 * 1024
+    assert parts["feed-forward"].madds == 3 * 16 * tokens * 2 * 1024 * 4096
+    # two products forward, five backward; each 680 x 680 x 64 a head, 16 heads
+    assert parts["attention"].madds == 16 * 96 * 7 * 680 * 680 * 64 * 16
+    assert parts["head"].madds == 3 * (tokens * 1024 * 4096 + 96 * 1024 * 2048)
+    assert parts["AdaLN vectors"].madds == 3 * 16 * 96 * 1024 * 6144
+
+
+D16 = TransformerConfig.preset("d16")
+
+
+def test_a_published_count_of_parameters():
+    assert cost_model.parameter_count(D16) == pytest.approx(310e6, rel=0.01)
+
+
+@pytest.mark.parametrize("changes", [{}, {"shared_adaln": True}, {"qk_l2_norm": False}])
+def test_parameters_are_as_many_as_the_model_has(make_config, changes):
+    config = make_config(**changes)
+    weights = Transformer(config, None).get_parameters()
+    assert cost_model.parameter_count(config) == sum(p.size for p in weights)
+
+
+def test_products_of_a_pass_are_those_that_the_model_multiplies(monkeypatch, make_config):
+    counted = {"linear": 0, "attention": 0}
+
+    def linear(self, x, weight_oi, bias_o):
+        counted["linear"] += x.size * weight_oi.shape[0]
+        return apply_linear(self, x, weight_oi, bias_o)
+
+    def attend(self, q, k, v, segment):
+        counted["attention"] += 2 * q.size * k.shape[2]
+        return apply_attention(self, q, k, v, segment)
+
+    apply_linear, apply_attention = fast.Linear.construct, PortableAttention.attend
+    monkeypatch.setattr(fast.Linear, "construct", linear)
+    monkeypatch.setattr(PortableAttention, "attend", attend)
+    config, batch = make_config(), 3
+    model = Transformer(config, backend=Backend("portable"))
+    rest = config.schedule.length - config.schedule.tokens[0]
+    inputs = Tensor(np.zeros((batch, rest, config.latent_channels), np.float32))
+    model.construct(Tensor(np.zeros(batch, np.int32)), inputs)
+
+    plan = model.blocks[0].attn.attend.plans[-1]
+    forward, _ = cost_model.attention(config, batch, plan, 4)
+    assert counted["attention"] == config.depth * forward.madds
+    parts = cost_model.training_step(config, batch, plan, ASCEND)
+    linear_madds = sum(part.madds for part in parts if part.name != "attention") / 3
+    # the first scale has no input; on paper it has one
+    unread = batch * config.schedule.tokens[0] * config.latent_channels * config.width
+    assert counted["linear"] == linear_madds - unread
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_generation_multiplies_what_all_scales_at_once_do(preset):
+    """With the cache nothing is computed twice, and no score is masked."""
+    config = TransformerConfig.preset(preset)
+    everywhere = tuple(
+        (b, e, False)
+        for b, e in zip(config.schedule.offsets[:-1], config.schedule.offsets[1:], strict=True)
+    )
+    images = 8
+    step = named(cost_model.training_step(config, 2 * images, everywhere, ASCEND))
+    codec = cost.TokenizerConfig(scales=config.scales)
+    generation = named(cost_model.generation(config, codec, images, True, ASCEND))
+    for part in ("qkv", "projection", "feed-forward"):
+        assert generation[part].madds == pytest.approx(step[part].madds / 3)
+    assert generation["attention"].madds == pytest.approx(step["attention"].madds / 3.5)
+    assert generation["attention"].launches == len(config.schedule) * config.depth
+
+
+def test_the_roofline_is_the_slower_of_products_and_bytes():
+    products, moved = cost_model.Part("a", madds=ASCEND.flops), cost_model.Part("b", bytes=1e12)
+    assert products.seconds(ASCEND) == 2
+    assert moved.seconds(ASCEND) == 1e12 / ASCEND.bandwidth
+
+
+# ---------------------------------------------------------------- the command
+def run(monkeypatch, capsys, *arguments: str) -> str:
+    monkeypatch.setattr(sys, "argv", ["cost", *arguments])
+    cost.main()
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("preset", "batch", "most", "published"),
+    [("d16", "96", 0.66, "published: 1.7"), ("d36-s", "8", 0.69, "published: -")],
+)
+def test_the_command_prints_scores_beside_launches(
+    monkeypatch, capsys, preset, batch, most, published
+):
+    out = run(monkeypatch, capsys, "--preset", preset, "--batch", batch)
+    (row,) = (line for line in out.splitlines() if "segmented" in line and "->" not in line)
+    launches, _, share = (cell.strip() for cell in row.split("│")[2:5])
+    assert 1 < int(launches) < 10 and float(share) <= most
+    assert published in out
+    assert ("0.32" in out) == (preset == "d16")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--preset", "d17"), "d17"),
+        (("--device", "h100"), "device is 'h100'; expected one of ascend-910b"),
+        (("--batch", "0"), "batch is 0; expected at least 1"),
+        (("--images", "-1"), "images is -1; expected at least 1"),
+    ],
+)
+def test_bad_input_ends_the_command_with_2_and_a_line(monkeypatch, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, capsys, *arguments)
+    assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "message"), [({"batch": 0}, "batch is 0"), ({"device": "h100"}, "'h100'")]
+)
+def test_the_settings_name_what_is_wrong(field, message):
+    with pytest.raises(InputError, match=message):
+        cost.Cost(**field)
+
+
+def test_the_portable_device_is_priced_too(monkeypatch, capsys):
+    assert "on cpu" in run(monkeypatch, capsys, "--device", "cpu", "--batch", "2")
+    assert ms.get_context("device_target") == "CPU"

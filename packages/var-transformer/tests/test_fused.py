@@ -1,0 +1,268 @@
+"""The fused operators behind the model's names: chosen where they are, gradients, MindSpore."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn, ops
+from var_tokenizer import InputError, ScaleSchedule
+from var_transformer import Backend, ascend_c
+from var_transformer import ops as fast
+from var_transformer.ascend_c import building
+from var_transformer.attention import ascend, build
+
+
+def modulated_norm(x, scale, shift):
+    return fast.LayerNorm()(x) * (1 + scale) + shift
+
+
+def heads_apart(qkv, scale):
+    b, length, c = qkv.shape
+    heads = scale.shape[0]
+    q, k, v = ops.split(qkv.reshape(b, length, 3 * heads, c // (3 * heads)), heads, 2)
+    unit = fast.UnitLength()
+    return unit(q) * scale.reshape(1, 1, -1, 1), unit(k), v
+
+
+def unit_heads(qkv, scale, bfloat16):
+    return tuple(x.astype(qkv.dtype) for x in heads_apart(qkv, scale))
+
+
+def cached_heads(qkv, scale, k_cache, v_cache, first):
+    q, k, v = heads_apart(qkv, scale)
+    for rows, cache in ((k, k_cache), (v, v_cache)):
+        array = cache.asnumpy().copy()
+        array[:, first : first + qkv.shape[1]] = rows.asnumpy()
+        cache.assign_value(Tensor(array))
+    return q
+
+
+COMPOSED = SimpleNamespace(
+    var_modulated_norm=modulated_norm, var_unit_heads=unit_heads, var_cached_heads=cached_heads
+)
+
+
+def values(*shapes, seed=0, dtype=np.float32) -> list[Tensor]:
+    rng = np.random.default_rng(seed)
+    return [Tensor(rng.standard_normal(shape).astype(dtype)) for shape in shapes]
+
+
+def gradients(function, arguments, d_out):
+    """Of sum(function(...) * d_out), results in a tuple or alone."""
+
+    def loss(*tensors):
+        results = function(*tensors)
+        results = results if isinstance(results, tuple) else (results,)
+        return sum((r * d).sum() for r, d in zip(results, d_out, strict=True))
+
+    return [g.asnumpy() for g in ms.grad(loss, tuple(range(len(arguments))))(*arguments)]
+
+
+# ---------------------------------------------------------------- gradients
+def test_the_norms_gradient_is_that_of_the_composed_norm():
+    shapes = (3, 5, 64), (3, 1, 64), (3, 1, 64)
+    arguments, d_out = values(*shapes), values((3, 5, 64), seed=1)
+    got = gradients(ascend_c.ModulatedNorm(COMPOSED), arguments, d_out)
+    expected = gradients(modulated_norm, arguments, d_out)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_the_heads_gradient_is_that_of_the_composed_heads():
+    arguments, d_out = values((2, 7, 96), (4,)), values(*((2, 7, 4, 8),) * 3, seed=1)
+    got = gradients(ascend_c.UnitHeads(COMPOSED, ms.float16), arguments, d_out)
+    expected = gradients(heads_apart, arguments, d_out)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+# ---------------------------------------------------------------- the choice
+def test_without_an_ascend_nothing_is_fused():
+    assert ascend_c.operators() is None
+    assert fast.ModulatedNorm().fused is None
+
+
+def test_on_an_ascend_without_the_build_operators_are_composed(monkeypatch, tmp_path):
+    monkeypatch.setattr(ms, "get_context", lambda _: "Ascend")
+    monkeypatch.setattr(building, "directory", lambda: tmp_path)
+    building._loaded.cache_clear()
+    assert ascend_c.operators() is None
+    building._loaded.cache_clear()
+
+
+def test_the_build_without_cann_is_an_error_that_says_what_is_missing(monkeypatch):
+    monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
+    with pytest.raises(InputError, match=r"CANN is missing: ASCEND_HOME_PATH, .* bisheng"):
+        ascend_c.build("Ascend910B2")
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """Composed operators in the place of the built ones, float32 for exact comparisons."""
+    monkeypatch.setattr(ascend_c, "operators", lambda: COMPOSED)
+    monkeypatch.setattr(ascend, "DTYPES", (*ascend.DTYPES, ms.float32))
+
+
+@pytest.mark.parametrize(("width", "calls"), [(128, 1), (96, 0)])
+def test_a_width_that_the_operator_takes_is_fused_and_another_composed(monkeypatch, width, calls):
+    counted = []
+
+    def counting(x, scale, shift):
+        counted.append(x.shape)
+        return modulated_norm(x, scale, shift)
+
+    operators = SimpleNamespace(var_modulated_norm=counting)
+    monkeypatch.setattr(ascend_c, "operators", lambda: operators)
+    monkeypatch.setattr(fast, "kernels", lambda: None)
+    arguments = values((2, 3, width), (2, 1, width), (2, 1, width))
+    got = fast.ModulatedNorm()(*arguments).asnumpy()
+    np.testing.assert_allclose(got, modulated_norm(*arguments).asnumpy(), atol=1e-6)
+    assert len(counted) == calls
+
+
+# ---------------------------------------------------------------- attention through them
+class Joined(nn.Cell):
+    """An attention from its joined inputs, the way the transformer calls it."""
+
+    def __init__(self, attend: nn.Cell) -> None:
+        super().__init__()
+        self.attend = attend
+
+    def construct(self, qkv, scale):
+        return self.attend.projected(qkv, scale, None, ())[0]
+
+
+@pytest.fixture
+def portable_attend(monkeypatch):
+    """Portable attention's arithmetic in the place of Ascend's operators."""
+
+    def mixed(q, k, v, hidden=None):
+        q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+        scores = ops.BatchMatMul(transpose_b=True)(q, k)
+        if hidden is not None:
+            scores = scores - 1e9 * hidden.astype(ms.float32)
+        return ops.BatchMatMul()(ops.softmax(scores), v).transpose(0, 2, 1, 3)
+
+    def flash(q, k, v, heads, attn_mask=None, input_layout="BSND", sparse_mode=0):
+        return mixed(q, k, v, attn_mask)
+
+    def infer(q, k, v, actual_seq_lengths_kv=None, **_):
+        filled = int(actual_seq_lengths_kv.asnumpy()[0])
+        return (mixed(q, k[:, :filled], v[:, :filled]),)
+
+    monkeypatch.setattr(ops, "flash_attention_score", flash)
+    monkeypatch.setattr(ops, "fused_infer_attention_score", infer)
+
+
+def test_attention_through_the_fused_heads_is_portable_attention(fused, portable_attend):
+    schedule = ScaleSchedule((1, (2, 3), 4))
+    qkv, scale = values((2, schedule.length, 96), (1, 2, 1, 1))
+    (d_out,) = values((2, schedule.length, 32), seed=1)
+    results = []
+    for backend in (Backend("ascend", ms.float32), Backend("portable")):
+        attend = build(schedule, 2, 16, True, backend)
+        assert (getattr(attend, "fused_heads", None) is not None) is (backend.name == "ascend")
+        cell = Joined(attend)
+        results.append([cell(qkv, scale).asnumpy(), *gradients(cell, (qkv, scale), [d_out])])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_scale_by_scale_through_the_fused_write_is_all_at_once(fused, portable_attend):
+    schedule = ScaleSchedule((1, (2, 3), 4))
+    qkv, scale = values((2, schedule.length, 96), (1, 2, 1, 1))
+    attend = build(schedule, 2, 16, True, Backend("ascend", ms.float32))
+    cache, got = attend.empty_cache(2), []
+    for k in range(len(schedule)):
+        begin, end = schedule.offsets[k], schedule.offsets[k + 1]
+        mixed, kept = attend.projected(qkv[:, begin:end], scale, k, cache)
+        assert kept == (), "the cache is written in place"
+        got.append(mixed.asnumpy())
+    expected = attend.projected(qkv, scale, None, ())[0].asnumpy()
+    np.testing.assert_allclose(np.concatenate(got, 1), expected, atol=1e-5)
+
+
+# ---------------------------------------------------------------- MindSpore's operators of them
+@pytest.fixture(scope="module")
+def operators(tmp_path_factory):
+    """CustomOpBuilder's operators for the CPU, with the kernels on the model."""
+    target, kernels = tmp_path_factory.mktemp("operators"), Path(ascend_c.__file__).parent
+    model = Path(__file__).parent / "ascend_c_model"
+    building.build_operators(target, "CPU", [kernels / "kernels.cpp"], [model])
+    return ascend_c.load(target)
+
+
+@pytest.mark.slow  # a minute of g++ on MindSpore's headers
+def test_mindspores_operators_run_the_kernels(operators):
+    arguments = values((2, 5, 128), (2, 1, 128), (2, 1, 128))
+    got = gradients(ascend_c.ModulatedNorm(operators), arguments, values((2, 5, 128), seed=1))
+    expected = gradients(modulated_norm, arguments, values((2, 5, 128), seed=1))
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+    got = operators.var_modulated_norm(*arguments).asnumpy()
+    np.testing.assert_allclose(got, modulated_norm(*arguments).asnumpy(), atol=1e-5)
+
+    qkv, scale = values((2, 5, 3 * 128), (4,))
+    expected = [x.asnumpy() for x in heads_apart(qkv, scale)]
+    for dtype in (ms.float16, ms.bfloat16):
+        got = operators.var_unit_heads(qkv, scale, dtype == ms.bfloat16)
+        tolerance = 2e-3 if dtype == ms.float16 else 2e-2
+        for a, b in zip(got, expected, strict=True):
+            assert a.dtype == dtype
+            np.testing.assert_allclose(a.astype(ms.float32).asnumpy(), b, 0, tolerance)
+    caches = [Tensor(np.zeros((2, 9, 4, 32), np.float16)) for _ in range(2)]
+    q = operators.var_cached_heads(qkv, scale, *caches, 3)
+    np.testing.assert_allclose(q.asnumpy(), expected[0], 0, 2e-3)
+    for cache, rows in zip(caches, expected[1:], strict=True):
+        np.testing.assert_allclose(cache.asnumpy()[:, 3:8], rows, 0, 2e-3)
+        assert not cache.asnumpy()[:, [0, 1, 2, 8]].any()
+
+
+WRONG = [
+    ("var_modulated_norm", ((2, 5, 96), (2, 1, 96), (2, 1, 96)), (), "width is 96; .* of 64"),
+    ("var_modulated_norm", ((2, 5, 64), (2, 1, 64), (1, 1, 64)), (), "shapes .* expected"),
+    ("var_unit_heads", ((2, 5, 3 * 64), (5,)), (False,), r"expected \(B, L, 3 \* H \* d\)"),
+    ("var_unit_heads", ((2, 5, 3 * 160), (2,)), (False,), "heads are 2 of width 80; .* to 64"),
+    (
+        "var_cached_heads",
+        ((2, 5, 96), (2,), *((2, 9, 2, 16),) * 2),
+        (6,),
+        "cache is full: it has 9",
+    ),
+    ("var_cached_heads", ((2, 5, 96), (2,), *((3, 9, 2, 16),) * 2), (0,), "caches have shapes"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "shapes", "rest", "message"), WRONG)
+@pytest.mark.parametrize("graph", [False, True])
+def test_what_does_not_fit_is_an_error_in_graphs_too(operators, name, shapes, rest, message, graph):
+    function, tensors = getattr(operators, name), values(*shapes)
+    if name == "var_cached_heads":
+        tensors[2:] = [x.astype(ms.float16) for x in tensors[2:]]
+
+    def call(*tensors):
+        return function(*tensors, *rest)
+
+    with pytest.raises(RuntimeError, match=message):
+        ms.jit(call)(*tensors) if graph else call(*tensors).asnumpy()
+
+
+class Both(nn.Cell):
+    def __init__(self, operators) -> None:
+        super().__init__()
+        self.norm = ascend_c.ModulatedNorm(operators)
+        self.write = operators.var_cached_heads
+
+    def construct(self, x, modulation, qkv, scale, keys, values):
+        return self.norm(x, modulation, modulation), self.write(qkv, scale, keys, values, 3)
+
+
+@pytest.mark.slow
+def test_a_graph_of_them_stops_at_the_missing_kernel_only(operators):
+    x, modulation, qkv, scale = values((2, 5, 64), (2, 1, 64), (2, 5, 96), (2,))
+    caches = values(*((2, 9, 2, 16),) * 2, dtype=np.float16)
+    with pytest.raises(RuntimeError, match=r"Kernel select failed[\s\S]*\[Custom_var_"):
+        Both(operators).compile(x, modulation, qkv, scale, *caches)
