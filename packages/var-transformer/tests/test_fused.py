@@ -211,7 +211,8 @@ def test_mindspores_operators_run_the_kernels(operators):
         tolerance = 2e-3 if dtype == ms.float16 else 2e-2
         for a, b in zip(got, expected, strict=True):
             assert a.dtype == dtype
-            np.testing.assert_allclose(a.astype(ms.float32).asnumpy(), b, 0, tolerance)
+            # on the CPU a cast by MindSpore would not wait for the kernel; asnumpy does
+            np.testing.assert_allclose(a.asnumpy().astype(np.float32), b, 0, tolerance)
     caches = [Tensor(np.zeros((2, 9, 4, 32), np.float16)) for _ in range(2)]
     q = operators.var_cached_heads(qkv, scale, *caches, 3)
     np.testing.assert_allclose(q.asnumpy(), expected[0], 0, 2e-3)
@@ -244,7 +245,8 @@ def test_what_does_not_fit_is_an_error_in_graphs_too(operators, name, shapes, re
         tensors[2:] = [x.astype(ms.float16) for x in tensors[2:]]
 
     def call(*tensors):
-        return function(*tensors, *rest)
+        results = function(*tensors, *rest)
+        return results[0] if name == "var_unit_heads" else results
 
     with pytest.raises(RuntimeError, match=message):
         ms.jit(call)(*tensors) if graph else call(*tensors).asnumpy()

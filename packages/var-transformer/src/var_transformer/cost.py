@@ -35,6 +35,8 @@ class Cost:
     """Images of a generation, with guidance."""
     device: str = "ascend-910b"
     """ascend-910b, ascend-910a or cpu; published peaks, see devices.py."""
+    fused: bool = False
+    """Also with the fused operators of var_transformer.ascend_c."""
 
     def __post_init__(self) -> None:
         TransformerConfig.preset(self.preset)
@@ -61,20 +63,22 @@ def tables(options: Cost) -> list[Table]:
     )
     masked, segmented = cost_model.calls(attend, True), cost_model.calls(attend, False)
     steps = [
-        cost_model.training_step(config, options.batch, plan, on) for plan in (masked, segmented)
+        cost_model.training_step(config, options.batch, masked, on),
+        cost_model.training_step(config, options.batch, segmented, on, options.fused),
     ]
     codec = TokenizerConfig(scales=config.scales)
     generations = [
-        cost_model.generation(config, codec, options.images, in_place, on)
-        for in_place in (False, True)
+        cost_model.generation(config, codec, options.images, False, on),
+        cost_model.generation(config, codec, options.images, True, on, options.fused),
     ]
+    fused = ", fused" * options.fused
     published_step = PUBLISHED_STEP.get((options.preset, options.batch))
     published_image = PUBLISHED_IMAGE.get((options.preset, options.images))
     return [
         _calls(config, masked, segmented),
         _table(
             f"Training step of {options.preset}, batch {options.batch}, on {on.name}",
-            ("masked", "segmented"),
+            ("masked", "segmented" + fused),
             steps,
             on,
             f"a step (published: {published_step or '-'})",
@@ -82,7 +86,7 @@ def tables(options: Cost) -> list[Table]:
         ),
         _table(
             f"Generation by {options.preset}, batch {options.images}, with guidance, on {on.name}",
-            ("cache joined", "cache in place"),
+            ("cache joined", "cache in place" + fused),
             generations,
             on,
             f"an image (published: {published_image or '-'})",

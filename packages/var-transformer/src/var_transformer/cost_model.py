@@ -92,14 +92,18 @@ def attention(
     return forward, forward.plus(gradient)
 
 
-def block(config: TransformerConfig, rows: int, number: int) -> list[Part]:
-    """One block but for its attention, forward."""
+def block(config: TransformerConfig, rows: int, number: int, fused: bool = False) -> list[Part]:
+    """One block but for its attention, forward. fused: with the operators of ``ascend_c``."""
     c, tokens = config.width, rows * config.width
     unit = 4 if config.qk_l2_norm else 0  # square, sum, root and product, of queries and keys
+    norms = (4, 2) if fused else (12, 6)  # norm, scale, shift; twice
+    heads = (2 * 2 * unit + 2, 2 * unit + 1)
+    if fused and config.qk_l2_norm:
+        heads = (6, 1)  # queries, keys and values are read and written, keys into their cache
     return [
-        elementwise("AdaLN norm, modulate", 12, tokens, 6, number),  # norm, scale, shift; twice
+        elementwise("AdaLN norm, modulate", norms[0], tokens, norms[1], number),
         linear("qkv", rows, c, 3 * c, number),
-        elementwise("QK norm, scale", 2 * 2 * unit + 2, tokens, 2 * unit + 1, number),
+        elementwise("QK norm, scale", heads[0], tokens, heads[1], number),
         linear("projection", rows, c, c, number),
         linear("feed-forward", rows, c, 4 * c, number).plus(linear("", rows, 4 * c, c, number)),
         elementwise("GELU", 2, 4 * tokens, 1, number),
@@ -108,9 +112,16 @@ def block(config: TransformerConfig, rows: int, number: int) -> list[Part]:
 
 
 def training_step(
-    config: TransformerConfig, batch: int, plan: tuple[Call, ...], device: Device
+    config: TransformerConfig,
+    batch: int,
+    plan: tuple[Call, ...],
+    device: Device,
+    fused: bool = False,
 ) -> list[Part]:
-    """Forward, backward and AdamW of ``batch`` images, every part of all blocks together."""
+    """Forward, backward and AdamW of ``batch`` images, every part of all blocks together.
+
+    fused: the forward pass has the operators of ``ascend_c``; the gradient is composed.
+    """
     rows, c, number = batch * config.schedule.length, config.width, device.number
     parts = [
         _trained(linear("embedding", rows, config.latent_channels, c, number)).plus(
@@ -118,7 +129,9 @@ def training_step(
         ),
         _trained(_modulation(config, batch, number)),
     ]
-    parts += [_trained(part).times(config.depth) for part in block(config, rows, number)]
+    composed = block(config, rows, number)
+    for part, plain in zip(block(config, rows, number, fused), composed, strict=True):
+        parts.append(_trained(part, plain).times(config.depth))
     parts.insert(5, attention(config, batch, plan, number)[1].times(config.depth))
     parts.append(_trained(_head(config, batch, rows, number)))
     parts.append(elementwise("loss", 4, rows * config.vocab_size, 2, 4))
@@ -126,8 +139,8 @@ def training_step(
     return parts
 
 
-def _trained(forward: Part) -> Part:
-    gradient = replace(forward.times(2), memory=0)
+def _trained(forward: Part, differentiated: Part | None = None) -> Part:
+    gradient = replace((differentiated or forward).times(2), memory=0)
     return forward.plus(gradient)
 
 
@@ -170,10 +183,12 @@ def generation(
     batch: int,
     in_place: bool,
     device: Device,
+    fused: bool = False,
 ) -> list[Part]:
     """``batch`` images with guidance: every scale's pass, and the decoder.
 
-    in_place: keys and values are written into their cache; else old and new are joined.
+    in_place: keys and values are written into their cache; else old and new are joined. fused:
+    with the operators of ``ascend_c``, of which one writes the cache.
     """
     images, number = 2 * batch, device.number
     c, schedule = config.width, config.schedule
@@ -182,14 +197,15 @@ def generation(
     ends, head = Part("embedding"), Part("head")
     for tokens, end in zip(schedule.tokens, schedule.offsets[1:], strict=True):
         rows = images * tokens
-        for part in block(config, rows, number):
+        for part in block(config, rows, number, fused):
             named[part.name] = named[part.name].plus(part.times(config.depth))
         called = (2 * tokens + 2 * end) * images * c * number
         call = Part("attention", 2 * tokens * end * images * c, called, 1)
         attended = attended.plus(call.times(config.depth))
         kept = 2 * (tokens if in_place else end) * images * c * number
         write = Part("cache", 0, 2 * kept, 1 if in_place else 2)
-        written = written.plus(write.times(config.depth))
+        if not (fused and config.qk_l2_norm):
+            written = written.plus(write.times(config.depth))
         ends = ends.plus(linear("", rows, config.latent_channels, c, number))
         head = head.plus(_head(config, images, rows, number))
     # activations of the last scale, and of the cache while old and new are both held
