@@ -1,8 +1,9 @@
-"""Portable attention in segments against one call under the full mask, d16, float32, CPU.
+"""Attention in segments, and by the C++ kernels, against one call under the full mask.
 
-    python benchmarks/attention.py [--batch 2] [--pairs 15]
+    python benchmarks/attention.py [--batch 2] [--rounds 15]
 
-Prints the medians of both and the median of the ratio pair by pair, forward and with gradient.
+d16, float32, CPU. Prints the medians, and the median of each ratio to the masked form round by
+round, forward and with gradient.
 """
 
 import argparse
@@ -40,28 +41,35 @@ def seconds(function: Callable[..., object], tensors: list[Tensor]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     config = TransformerConfig.preset("d16")
     rng = np.random.default_rng(0)
     shape = (options.batch, config.schedule.length, config.width)
     tensors = [Tensor(rng.standard_normal(shape).astype(np.float32)) for _ in range(3)]
     scale = Tensor(np.full((1, config.heads, 1, 1), 4, np.float32))
+    segmented = portable._LAUNCH
+    choices = (
+        ("masked", Backend("portable"), 1e9),
+        ("segmented", Backend("portable"), segmented),
+        ("kernels", Backend(), segmented),
+    )
     forms = {}
-    for form, launch in (("masked", 1e9), ("segmented", portable._LAUNCH)):
+    for form, backend, launch in choices:
         portable._LAUNCH = launch
-        attend = build(config.schedule, config.heads, 64, True, Backend("portable"))
-        log.info("%s: %d calls", form, len(attend.plans[-1]))
+        attend = build(config.schedule, config.heads, 64, True, backend)
+        log.info("%s: %s", form, type(attend).__name__)
         forms[form] = passes(attend, scale)
     for name in ("forward", "with gradient"):
         samples = {form: [] for form in forms}
-        for pair in range(options.pairs + 2):
-            for form in forms if pair % 2 else reversed(forms):
+        for turn in range(options.rounds + 2):
+            for form in forms if turn % 2 else reversed(forms):
                 samples[form].append(seconds(forms[form][name], tensors))
         kept = {form: np.array(values[2:]) for form, values in samples.items()}
-        ratio = np.median(kept["segmented"] / kept["masked"])
-        medians = ", ".join(f"{form} {np.median(kept[form]) * 1e3:.0f} ms" for form in kept)
-        log.info("%s: %s, ratio %.2f", name, medians, ratio)
+        for form in forms:
+            ratio = np.median(kept[form] / kept["masked"])
+            median = 1e3 * np.median(kept[form])
+            log.info("%s, %s: %.0f ms, %.2f of masked", name, form, median, ratio)
 
 
 if __name__ == "__main__":

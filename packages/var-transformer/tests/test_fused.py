@@ -1,5 +1,7 @@
 """The fused operators behind the model's names: chosen where they are, gradients, MindSpore."""
 
+import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -190,7 +192,10 @@ def operators(tmp_path_factory):
     """CustomOpBuilder's operators for the CPU, with the kernels on the model."""
     target, kernels = tmp_path_factory.mktemp("operators"), Path(ascend_c.__file__).parent
     model = Path(__file__).parent / "ascend_c_model"
-    building.build_operators(target, "CPU", [kernels / "kernels.cpp"], [model])
+    with pytest.MonkeyPatch.context() as patch:
+        tools = Path(sys.executable).parent  # where ninja is, if it is installed beside
+        patch.setenv("PATH", f"{os.environ['PATH']}{os.pathsep}{tools}")
+        building.build_operators(target, "CPU", [kernels / "kernels.cpp"], [model])
     return ascend_c.load(target)
 
 

@@ -97,13 +97,13 @@ def block(config: TransformerConfig, rows: int, number: int, fused: bool = False
     c, tokens = config.width, rows * config.width
     unit = 4 if config.qk_l2_norm else 0  # square, sum, root and product, of queries and keys
     norms = (4, 2) if fused else (12, 6)  # norm, scale, shift; twice
-    heads = (2 * 2 * unit + 2, 2 * unit + 1)
-    if fused and config.qk_l2_norm:
-        heads = (6, 1)  # queries, keys and values are read and written, keys into their cache
+    heads = elementwise("QK norm, scale", 2 * 2 * unit + 2, tokens, 2 * unit + 1, number)
+    if fused and config.qk_l2_norm:  # queries, keys and values are read and written
+        heads = Part("QK norm, scale", 0, 6 * tokens * number, 1, 3 * tokens * number)
     return [
         elementwise("AdaLN norm, modulate", norms[0], tokens, norms[1], number),
         linear("qkv", rows, c, 3 * c, number),
-        elementwise("QK norm, scale", heads[0], tokens, heads[1], number),
+        heads,
         linear("projection", rows, c, c, number),
         linear("feed-forward", rows, c, 4 * c, number).plus(linear("", rows, 4 * c, c, number)),
         elementwise("GELU", 2, 4 * tokens, 1, number),

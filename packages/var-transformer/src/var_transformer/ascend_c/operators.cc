@@ -14,7 +14,7 @@
 #include "launch.h"
 #include "ms_extension/all.h"
 #ifdef CUSTOM_ASCEND_OP
-#include "acl/acl_rt.h"
+#include "acl/acl.h"
 #endif
 
 namespace var_transformer {
