@@ -3,12 +3,14 @@
 import ctypes
 import importlib.util
 import logging
+import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
 import mindspore as ms
 from mindspore import ops
+from mindspore.ops import CustomRegOp, DataType
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +21,15 @@ _THREADS = "var_tokenizer._kernels"  # the library whose threads all share
 def _file_of(module: str) -> str | None:
     spec = importlib.util.find_spec(module)
     return None if spec is None else spec.origin
+
+
+def _thread_count() -> int:
+    """OMP_NUM_THREADS where the user sets it, else the processors of the process.
+
+    As Python found the variable when it started: importing MindSpore sets it to 1.
+    """
+    number = os.environ.get("OMP_NUM_THREADS", "")
+    return int(number) if number.isdigit() and int(number) else len(os.sched_getaffinity(0))
 
 
 class KernelLibrary:
@@ -45,6 +56,7 @@ class KernelLibrary:
             onednn = Path(ms.__file__).parent / "lib" / "libdnnl.so.3"
             try:
                 shared = ctypes.CDLL(threads)
+                shared.start_threads(_thread_count())
                 status = ctypes.CDLL(path).open_kernels(
                     str(onednn).encode(), shared.thread_count, shared.run_jobs
                 )
@@ -59,18 +71,29 @@ class KernelLibrary:
     def operator(
         self,
         name: str,
-        shapes: Callable[..., Shape | tuple[Shape, ...]],
+        shapes: Callable[..., Shape | tuple[Shape, ...]] | int,
         outputs: int = 1,
         dtype: ms.dtype = ms.float32,
         setting: object = None,
     ) -> ops.Custom:
         """The function ``name`` of the library as an operator.
 
-        shapes: from the shapes of the inputs to that of the output, or to those of several.
+        shapes: from the shapes of the inputs to that of the output, or to those of several. Or the
+        number of inputs, where the function ``{name}InferShape`` of the library says the same of
+        one output: such operators run in graphs that are compiled for sizes not yet known, too.
         setting: what ``shapes`` depends on besides; MindSpore remembers the shapes that it has
         inferred, and would give those of another setting.
         """
         dtypes = dtype if outputs == 1 else (dtype,) * outputs
-        operator = ops.Custom(f"{self.path}:{name}", shapes, lambda *_: dtypes, func_type="aot")
+        registered = None
+        if isinstance(shapes, int):
+            registered = CustomRegOp(name).output(0, "output", "required").target("CPU")
+            for i in range(shapes):
+                registered = registered.input(i, f"input{i}", "required")
+            types = [DataType.None_None] * (shapes + 1)
+            registered, shapes = registered.dtype_format(*types).get_op_info(), None
+        operator = ops.Custom(
+            f"{self.path}:{name}", shapes, lambda *_: dtypes, func_type="aot", reg_info=registered
+        )
         operator.add_prim_attr("setting", str(setting))
         return operator

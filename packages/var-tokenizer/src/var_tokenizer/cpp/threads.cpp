@@ -7,11 +7,9 @@
 #include "threads.h"
 
 #include <immintrin.h>
-#include <sched.h>
 
 #include <atomic>
 #include <condition_variable>
-#include <cstdlib>
 #include <mutex>
 #include <thread>
 
@@ -29,7 +27,7 @@ thread_local bool in_job = false;
 
 class Threads {
    public:
-    Threads() : count_(wanted()) {
+    explicit Threads(int count) : count_(count) {
         for (int i = 1; i < count_; ++i) std::thread([this] { serve(); }).detach();
     }
 
@@ -57,14 +55,6 @@ class Threads {
     }
 
    private:
-    static int wanted() {
-        const char* variable = std::getenv("OMP_NUM_THREADS");
-        const int number = variable ? std::atoi(variable) : 0;
-        if (number > 0) return number;
-        cpu_set_t set;
-        return sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
-    }
-
     void take_jobs() {
         in_job = true;
         for (int64_t i; (i = next_.fetch_add(1)) < jobs_;) work_(context_, i);
@@ -99,12 +89,16 @@ class Threads {
     int64_t jobs_ = 0;
 };
 
+std::atomic<int> wanted{1};
+
 Threads& threads() {
-    static Threads* instance = new Threads;  // never destroyed: its threads outlive main
+    static Threads* instance = new Threads(wanted);  // never destroyed: its threads outlive main
     return *instance;
 }
 
 }  // namespace
+
+void start_threads(int count) { wanted = count, threads(); }
 
 int thread_count() { return threads().count(); }
 

@@ -4,7 +4,10 @@
 #include <cstdint>
 #include <type_traits>
 
-// How many threads work: OMP_NUM_THREADS where it is set, else the processors of the process.
+// Says how many threads shall work; without effect after the first call. One where nobody calls.
+extern "C" void start_threads(int count);
+
+// How many threads work.
 extern "C" int thread_count();
 
 // work(context, i) for every i of 0 .. jobs - 1, on whichever thread is free; returns when all
