@@ -129,6 +129,7 @@ def test_stage_by_stage_trains_the_same_models_as_all_at_once(finished, tmp_path
     assert {path.name for path in first.iterdir()} == FILES - {
         "transformer.safetensors",
         "samples.png",
+        "pictures",
     }
     file = first / "tokenizer.safetensors"
     arguments = ("--data", data, "--out", second, "--tokenizer-file", file, *SMALL.split())
