@@ -86,9 +86,10 @@ def attention_of(preset: str, dtype, **changes):
     return config, build(**fields | changes)
 
 
+@pytest.mark.parametrize("fewest_scores", [False, True])
 @pytest.mark.parametrize(("preset", "batch", "dtype"), CALLS)
-def test_training_passes_inference_forward_and_gradient(preset, batch, dtype):
-    config, attend = attention_of(preset, dtype)
+def test_training_passes_inference_forward_and_gradient(preset, batch, dtype, fewest_scores):
+    config, attend = attention_of(preset, dtype, backend=Backend("ascend", dtype, fewest_scores))
     x = unfilled(batch, config.schedule.length, config.width, dtype=dtype)
     scale = Tensor(np.ones((1, config.heads, 1, 1), np.float32))
     stopped = infer(Gradient(attend), x, x, x, scale)
@@ -112,11 +113,11 @@ def test_each_scale_of_a_generation_passes_inference(preset, batch, dtype):
 correct = ops.flash_attention_score
 
 
-def fewer_heads(q, k, v, heads, attn_mask=None, input_layout="BSH", sparse_mode=0):
+def fewer_heads(q, k, v, heads, attn_mask, next_tokens, input_layout, sparse_mode):
     return correct(q, k, v, heads - 1, attn_mask=attn_mask, input_layout=input_layout)
 
 
-def another_layout(q, k, v, heads, attn_mask=None, input_layout="BSH", sparse_mode=0):
+def another_layout(q, k, v, heads, attn_mask, next_tokens, input_layout, sparse_mode):
     return correct(q, k, v, heads, attn_mask=attn_mask, input_layout="BNSD")
 
 
@@ -284,28 +285,30 @@ def test_segments_equal_the_full_mask_forward_and_gradient(monkeypatch, modelled
     schedule, rng = random_schedule(seed), np.random.default_rng(seed)
     # a cheap launch cuts everywhere, a dear one nowhere
     monkeypatch.setattr(ascend, "_BATCH", 10.0 ** rng.uniform(4, 8))
-    attend = build(schedule, 2, 16, False, Backend("ascend", dtype))
+    ways = [build(schedule, 2, 16, False, Backend("ascend", dtype, f)) for f in (False, True)]
     kind = ms.dtype_to_nptype(dtype)
     shape = (2, schedule.length, 32)
     q, k, v = (rng.standard_normal(shape).astype(kind) for _ in range(3))
     d_y = (0.2 * rng.standard_normal(shape)).astype(kind)
-    got = value_and_gradients(attend, q, k, v, d_y, 0.25)
     expected = masked_attention(q, k, v, d_y, 0.25, 2, schedule)
     tolerance = 1e-5 if dtype == ms.float32 else 2e-3
-    for a, b in zip(got, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
+    for attend in ways:
+        got = value_and_gradients(attend, q, k, v, d_y, 0.25)
+        for a, b in zip(got, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
 
 
 # ---------------------------------------------------------------- what generation computes
 class WriteModel:
     """``ReshapeAndCache``: rows (B, S, N * D) go to slots of caches (blocks, rows, N, D)."""
 
-    def __call__(self, key, value, key_cache, value_cache, slot_mapping) -> None:
+    def __call__(self, key, value, key_cache, value_cache, slot_mapping) -> Tensor:
         for rows, cache in ((key, key_cache), (value, value_cache)):
             array = cache.asnumpy().copy()
             flat = array.reshape(-1, rows.shape[-1])
             flat[slot_mapping.asnumpy()] = rows.asnumpy().reshape(-1, rows.shape[-1])
             cache.assign_value(Tensor(array))
+        return key
 
 
 def infer_attention_model(

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import mindspore as ms
 import numpy as np
@@ -9,7 +10,14 @@ from mindspore import Tensor
 from var_tokenizer import SCALES_256, SCALES_512, InputError, ScaleSchedule
 from var_transformer import Backend, TransformerConfig
 from var_transformer.attention import Cache, build, portable
-from var_transformer.attention.segments import cut, cut_at, scores
+from var_transformer.attention.segments import (
+    Segment,
+    cut,
+    cut_at,
+    scores,
+    scores_and,
+    step_seconds,
+)
 from var_transformer.devices import DEVICES, device
 
 LABELS = np.array([0, 3])
@@ -27,9 +35,9 @@ def test_full_segmentation_needs_the_published_share_of_the_scores(scales, least
 def test_training_on_ascend_multiplies_few_scores_in_vain(preset):
     config = TransformerConfig.preset(preset)
     width = config.width // config.heads
-    backend = Backend("ascend", ms.float16)
+    backend = Backend("ascend", ms.float16, fewest_scores=True)
     attend = build(config.schedule, config.heads, width, config.qk_l2_norm, backend)
-    used = sum((end - begin) * end for begin, end, _ in attend.plans[-1])
+    used = sum(Segment(*call).scores for call in attend.plans[-1])
     most = 0.69 if config.shared_adaln else 0.66  # 512 px, 256 px
     assert used / config.schedule.length**2 <= most
     assert len(attend.plans[-1]) < len(config.schedule)  # coarse scales share a launch
@@ -42,30 +50,42 @@ schedules = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1
 )
 
 
-@given(schedules, st.floats(0, 1e5))
-def test_a_cut_covers_every_query_once_and_every_key_it_sees(schedule, launch):
-    plan = cut(schedule, launch)
+@given(schedules, st.floats(0, 1e5), st.booleans())
+def test_a_cut_covers_every_query_once_and_every_key_it_sees(schedule, launch, banded):
+    plan = cut(schedule, scores_and(launch), banded)
     assert [s.begin for s in plan] == [0, *(s.end for s in plan[:-1])]
     assert plan[-1].end == schedule.length
     for segment in plan:
         visible = schedule.visible[segment.begin : segment.end]
         assert not visible[:, segment.end :].any()
         assert segment.masked or visible[:, : segment.end].all()
+        queries, keys = np.indices((segment.end - segment.begin, segment.end))
+        banded_out = segment.masked & (keys - queries > segment.reach)
+        assert not visible[:, : segment.end][banded_out].any()
+        assert segment.scores == banded_out.size - banded_out.sum()
 
 
 @given(schedules, st.floats(0, 1e5))
 def test_no_other_cut_is_cheaper(schedule, launch):
-    def cost(plan):
-        return len(plan) * launch + scores(plan)
-
-    best = cost(cut(schedule, launch))
+    cost = scores_and(launch)
+    best = cost(cut(schedule, cost))
     assert all(best <= cost(cut_at(schedule, k + 1)) for k in range(len(schedule)))
 
 
 def test_free_launches_cut_everywhere_and_dear_ones_nowhere():
     schedule = ScaleSchedule()
-    assert len(cut(schedule, 0)) == len(schedule)
-    assert len(cut(schedule, 1e9)) == 1
+    assert len(cut(schedule, scores_and(0))) == len(schedule)
+    assert len(cut(schedule, scores_and(1e9))) == 1
+
+
+def test_a_memory_fast_enough_for_copies_cuts_where_ascends_does_not():
+    schedule, ascend = ScaleSchedule(SCALES_512), device("ascend-910b")
+    fast = replace(ascend, bandwidth=100 * ascend.bandwidth)
+    cuts = [
+        len(cut(schedule, lambda plan, on=on: step_seconds(plan, 96, 2304, on), banded=True))
+        for on in (ascend, fast)
+    ]
+    assert cuts[0] == 1 < cuts[1]
 
 
 # ---------------------------------------------------------------- the portable backend

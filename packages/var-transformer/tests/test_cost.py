@@ -10,6 +10,7 @@ from var_tokenizer import InputError
 from var_transformer import Backend, Transformer, TransformerConfig, cost, cost_model
 from var_transformer import ops as fast
 from var_transformer.attention import PortableAttention
+from var_transformer.attention.segments import Plan, Segment, cut_at, forward_work
 from var_transformer.devices import device
 
 PRESETS = ("d16", "d20", "d24", "d30", "d36-s")
@@ -20,8 +21,8 @@ def named(parts: list[cost_model.Part]) -> dict[str, cost_model.Part]:
     return {part.name: part for part in parts}
 
 
-def masked(config: TransformerConfig) -> tuple[cost_model.Call, ...]:
-    return ((0, config.schedule.length, True),)
+def masked(config: TransformerConfig) -> Plan:
+    return (Segment(0, config.schedule.length, True, config.schedule.length - 1),)
 
 
 def test_products_of_a_training_step_of_d16_are_those_counted_by_hand():
@@ -70,9 +71,9 @@ def test_products_of_a_pass_are_those_that_the_model_multiplies(monkeypatch, mak
     inputs = Tensor(np.zeros((batch, rest, config.latent_channels), np.float32))
     model.construct(Tensor(np.zeros(batch, np.int32)), inputs)
 
-    plan = model.blocks[0].attn.attend.plans[-1]
-    forward, _ = cost_model.attention(config, batch, plan, 4)
-    assert counted["attention"] == config.depth * forward.madds
+    plan = tuple(Segment(*call) for call in model.blocks[0].attn.attend.plans[-1])
+    scores = forward_work(plan).scores
+    assert counted["attention"] == config.depth * 2 * scores * batch * config.width
     parts = cost_model.training_step(config, batch, plan, ASCEND)
     linear_madds = sum(part.madds for part in parts if part.name != "attention") / 3
     # the first scale has no input; on paper it has one
@@ -84,10 +85,7 @@ def test_products_of_a_pass_are_those_that_the_model_multiplies(monkeypatch, mak
 def test_a_generation_multiplies_what_all_scales_at_once_do(preset):
     """With the cache nothing is computed twice, and no score is masked."""
     config = TransformerConfig.preset(preset)
-    everywhere = tuple(
-        (b, e, False)
-        for b, e in zip(config.schedule.offsets[:-1], config.schedule.offsets[1:], strict=True)
-    )
+    everywhere = cut_at(config.schedule, 1)
     images = 8
     step = named(cost_model.training_step(config, 2 * images, everywhere, ASCEND))
     codec = cost.TokenizerConfig(scales=config.scales)
@@ -111,6 +109,11 @@ def run(monkeypatch, capsys, *arguments: str) -> str:
     return capsys.readouterr().out
 
 
+def cells(out: str, name: str) -> list[str]:
+    (row,) = (line for line in out.splitlines() if name in line and "->" not in line)
+    return [cell.strip().replace(",", "") for cell in row.split("│")[2:]]
+
+
 @pytest.mark.parametrize(
     ("preset", "batch", "most", "published"),
     [("d16", "96", 0.66, "published: 1.7"), ("d36-s", "8", 0.69, "published: -")],
@@ -119,11 +122,20 @@ def test_the_command_prints_scores_beside_launches(
     monkeypatch, capsys, preset, batch, most, published
 ):
     out = run(monkeypatch, capsys, "--preset", preset, "--batch", batch)
-    (row,) = (line for line in out.splitlines() if "segmented" in line and "->" not in line)
-    launches, _, share = (cell.strip() for cell in row.split("│")[2:5])
+    launches, _, share, *_ = cells(out, "fewest scores")
     assert 1 < int(launches) < 10 and float(share) <= most
     assert published in out
     assert ("0.32" in out) == (preset == "d16")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_training_as_it_is_cut_takes_less_time_on_paper_than_the_full_mask(
+    monkeypatch, capsys, preset
+):
+    out = run(monkeypatch, capsys, "--preset", preset)
+    roofline = {name: float(cells(out, name)[4]) for name in ("masked ", "as trained ")}
+    assert roofline["as trained "] < roofline["masked "]
+    assert float(cells(out, "as trained ")[2]) < 0.86
 
 
 @pytest.mark.parametrize(

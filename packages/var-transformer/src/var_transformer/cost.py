@@ -3,7 +3,6 @@
 python -m var_transformer.cost --preset d16 --batch 96 --device ascend-910b
 """
 
-import itertools
 from dataclasses import dataclass
 
 import mindspore as ms
@@ -13,6 +12,7 @@ from var_tokenizer import InputError, TokenizerConfig
 
 from var_transformer import cost_model
 from var_transformer.attention import Backend, build
+from var_transformer.attention.segments import Plan, Segment, cut_at, scores
 from var_transformer.command import run_command
 from var_transformer.config import TransformerConfig
 from var_transformer.cost_model import Part, total
@@ -58,13 +58,17 @@ def tables(options: Cost) -> list[Table]:
     config, on = TransformerConfig.preset(options.preset), device(options.device)
     name = "portable" if options.device == "cpu" else "ascend"
     width = config.width // config.heads
-    attend = build(
-        config.schedule, config.heads, width, config.qk_l2_norm, Backend(name, ms.float16)
-    )
-    masked, segmented = cost_model.calls(attend, True), cost_model.calls(attend, False)
+
+    def plan_of(fewest_scores: bool) -> Plan:
+        backend = Backend(name, ms.float16, fewest_scores)
+        attend = build(config.schedule, config.heads, width, config.qk_l2_norm, backend)
+        return tuple(Segment(*call) for call in attend.plans[-1])
+
+    length = config.schedule.length
+    masked, used = (Segment(0, length, True, length - 1),), plan_of(False)
     steps = [
         cost_model.training_step(config, options.batch, masked, on),
-        cost_model.training_step(config, options.batch, segmented, on, options.fused),
+        cost_model.training_step(config, options.batch, used, on, options.fused),
     ]
     codec = TokenizerConfig(scales=config.scales)
     generations = [
@@ -75,10 +79,20 @@ def tables(options: Cost) -> list[Table]:
     published_step = PUBLISHED_STEP.get((options.preset, options.batch))
     published_image = PUBLISHED_IMAGE.get((options.preset, options.images))
     return [
-        _calls(config, masked, segmented),
+        _calls(
+            config,
+            options.batch,
+            on,
+            {
+                "masked": masked,
+                "as trained": used,
+                "fewest scores": plan_of(True),
+                "cut everywhere": cut_at(config.schedule, 1),
+            },
+        ),
         _table(
             f"Training step of {options.preset}, batch {options.batch}, on {on.name}",
-            ("masked", "segmented" + fused),
+            ("masked", "as trained" + fused),
             steps,
             on,
             f"a step (published: {published_step or '-'})",
@@ -95,21 +109,35 @@ def tables(options: Cost) -> list[Table]:
     ]
 
 
-def _calls(
-    config: TransformerConfig, masked: tuple[cost_model.Call, ...], segmented: tuple
-) -> Table:
-    table = Table(title="Training attention of one block, one head and image")
-    for column in ("", "launches", "scores", "of the full mask"):
+def _calls(config: TransformerConfig, batch: int, on: Device, plans: dict[str, Plan]) -> Table:
+    """What each way to cut saves in scores, and costs in launches and copies."""
+    table = Table(title=f"Attention of a training step of batch {batch} on {on.name}")
+    columns = ("launches", "scores", "of the full mask", "copied (GB)", "roofline (ms)")
+    for column in ("", *columns):
         table.add_column(column, justify="right" if column else "left")
     table.add_column("calls, queries x keys")
-    everywhere = tuple((b, e, False) for b, e in itertools.pairwise(config.schedule.offsets))
-    rows = (("masked", masked), ("segmented", segmented), ("cut everywhere", everywhere))
-    for name, plan in rows:
-        scores = sum((end - begin) * end for begin, end, _ in plan)
-        shapes = " ".join(f"{e - b}x{e}{' masked' * m}" for b, e, m in plan)
-        share = f"{scores / config.schedule.length**2:.3f}"
-        table.add_row(name, str(len(plan)), f"{scores:,}", share, shapes)
+    for name, plan in plans.items():
+        calls, copies = cost_model.attention(config, batch, plan, on.number)
+        seconds = config.depth * (calls.seconds(on) + copies.seconds(on))
+        table.add_row(
+            name,
+            str(len(plan)),
+            f"{scores(plan):,}",
+            f"{scores(plan) / config.schedule.length**2:.3f}",
+            f"{config.depth * copies.bytes / 1e9:,.1f}",
+            f"{1e3 * seconds:,.1f}",
+            " ".join(_call(segment) for segment in plan),
+        )
+    table.caption = "launches and scores: forward, a block, head and image; the rest: all blocks"
     return table
+
+
+def _call(segment: Segment) -> str:
+    shape = f"{segment.end - segment.begin}x{segment.end}"
+    if not segment.masked:
+        return shape
+    whole = segment.reach >= segment.end - 1
+    return shape + (" masked" if whole else f" masked, {segment.reach} ahead")
 
 
 def _table(

@@ -11,11 +11,9 @@ from dataclasses import dataclass, replace
 
 from var_tokenizer import TokenizerConfig
 
-from var_transformer.attention.base import NextScaleAttention
+from var_transformer.attention.segments import Plan, forward_work, gradient_work
 from var_transformer.config import TransformerConfig
 from var_transformer.devices import Device
-
-Call = tuple[int, int, bool]  # queries begin to end, over keys 0 to end; masked
 
 
 @dataclass(frozen=True)
@@ -64,32 +62,18 @@ def elementwise(name: str, arrays: int, elements: int, launches: int, number: in
     return Part(name, 0, arrays * elements * number, launches, launches * elements * number)
 
 
-def attention(
-    config: TransformerConfig, batch: int, plan: tuple[Call, ...], number: int
-) -> tuple[Part, Part]:
-    """The attention of one block over all scales: forward, and forward with gradient."""
-    length, row = config.schedule.length, batch * config.width * number  # one token's bytes
-    scores = sum((end - begin) * end for begin, end, _ in plan)
-    madds = 2 * scores * batch * config.width
-    masks = sum(end * end for _, end, masked in plan if masked)
-    # queries and results, keys and values
-    called = sum(2 * (end - begin) + 2 * end for begin, end, _ in plan) * row + masks
-    # three splits, and joined keys and values for all calls but the first and the last
-    middle = sum(end for _, end, _ in plan[1:-1])
-    cut = len(plan) > 1
-    copied = cut * (3 * 2 * length + 2 * 2 * middle + 2 * length) * row
-    copies = cut * (3 + 2 * max(len(plan) - 2, 0) + 1)
-    forward = Part("attention", madds, called + copied, len(plan) + copies, length * row)
-    # gradients of the joins are cut up and added: key and value parts of every call
-    parts = sum(end for _, end, _ in plan) - plan[0][1]
-    added = cut * 2 * (2 * parts + 2 * length) * row
-    gradient = Part(
-        "attention",
-        2.5 * madds,
-        2 * called + copied + added,
-        len(plan) + 2 * copies + cut * 2 * len(plan),
-    )
-    return forward, forward.plus(gradient)
+def attention(config: TransformerConfig, batch: int, plan: Plan, number: int) -> list[Part]:
+    """The attention of one block over all scales, forward and gradient: its calls, its copies."""
+    row = batch * config.width * number  # one token's bytes
+    forward = forward_work(plan)
+    work = forward.plus(gradient_work(plan))
+    masks = sum(segment.end**2 for segment in plan if segment.masked)
+    madds = 2 * work.scores * batch * config.width
+    moved = work.called * row + 3 * masks
+    return [
+        Part("attention", madds, moved, work.calls, config.schedule.length * row),
+        Part("attention's copies", 0, work.copied * row, work.copies),
+    ]
 
 
 def block(config: TransformerConfig, rows: int, number: int, fused: bool = False) -> list[Part]:
@@ -114,7 +98,7 @@ def block(config: TransformerConfig, rows: int, number: int, fused: bool = False
 def training_step(
     config: TransformerConfig,
     batch: int,
-    plan: tuple[Call, ...],
+    plan: Plan,
     device: Device,
     fused: bool = False,
 ) -> list[Part]:
@@ -132,7 +116,8 @@ def training_step(
     composed = block(config, rows, number)
     for part, plain in zip(block(config, rows, number, fused), composed, strict=True):
         parts.append(_trained(part, plain).times(config.depth))
-    parts.insert(5, attention(config, batch, plan, number)[1].times(config.depth))
+    attended = attention(config, batch, plan, number)
+    parts[5:5] = [part.times(config.depth) for part in attended]
     parts.append(_trained(_head(config, batch, rows, number)))
     parts.append(elementwise("loss", 4, rows * config.vocab_size, 2, 4))
     parts.append(_adamw(config, number))
@@ -264,8 +249,3 @@ def decoder(codec: TokenizerConfig, batch: int, number: int) -> Part:
             convolution(pixels, c, c)
     convolution(pixels, c, 3)
     return replace(part, memory=6 * pixels * c * number)
-
-
-def calls(attend: NextScaleAttention, masked: bool) -> tuple[Call, ...]:
-    """The calls of training: under one mask, or as the backend cuts them."""
-    return ((0, attend.offsets[-1], True),) if masked else attend.plans[-1]

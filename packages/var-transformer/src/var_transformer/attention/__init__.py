@@ -30,6 +30,8 @@ class Backend:
     name: "ascend" (fused operators, float16 or bfloat16), "portable" (any device and type), or
     "auto", which is ascend on an Ascend in one of its types, C++ kernels on a CPU that has them,
     and else portable.
+    fewest_scores: ascend attention is cut for few scores and launches, whatever its copies in
+    memory cost; else for the least time on paper (see README; no NPU has measured either).
     dtype: of queries, keys and values in ascend attention and its cache; portable attention
     computes in the type that it is given.
 
@@ -38,6 +40,7 @@ class Backend:
 
     name: str = "auto"
     dtype: ms.Type = ms.float32
+    fewest_scores: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in ("auto", "ascend", "portable"):
@@ -66,7 +69,9 @@ def build(
     Raises InputError for a head width or dtype that the fused operators do not take.
     """
     if backend.fused:
-        return AscendAttention(schedule, heads, head_width, unit_length, backend.dtype)
+        return AscendAttention(
+            schedule, heads, head_width, unit_length, backend.dtype, backend.fewest_scores
+        )
     library = kernels()
     if backend.name == "auto" and library is not None and head_width % 16 == 0:
         return CpuAttention(schedule, heads, head_width, unit_length, library)

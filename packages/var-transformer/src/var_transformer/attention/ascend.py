@@ -21,10 +21,11 @@ from var_tokenizer import InputError, ScaleSchedule
 
 from var_transformer import ascend_c
 from var_transformer.attention.base import Kept, NextScaleAttention, check_tokens, last_scale
-from var_transformer.attention.segments import launch_scores
+from var_transformer.attention.segments import Plan, launch_scores, scores_and, step_seconds
 from var_transformer.devices import DEVICES
 
 DTYPES = (ms.float16, ms.bfloat16)
+_ALL = 2**31 - 1  # next_tokens of a call without a band
 _BATCH = 96  # images a device in the published training of d16; segments are cut for it
 
 
@@ -44,6 +45,7 @@ class AscendAttention(NextScaleAttention):
         head_width: int,
         unit_length: bool,
         dtype: ms.Type,
+        fewest_scores: bool = False,
     ) -> None:
         if dtype not in DTYPES:
             raise InputError(
@@ -54,8 +56,14 @@ class AscendAttention(NextScaleAttention):
                 f"head width is {head_width}; Ascend's fused operators take multiples of 16 "
                 "up to 512"
             )
-        launch = launch_scores(DEVICES["ascend-910b"], _BATCH * heads, head_width)
-        super().__init__(schedule, heads, unit_length, launch)
+        device, width = DEVICES["ascend-910b"], heads * head_width
+        on_paper = scores_and(launch_scores(device, _BATCH * heads, head_width))
+        if not fewest_scores:
+
+            def on_paper(plan: Plan) -> float:
+                return step_seconds(plan, _BATCH, width, device)
+
+        super().__init__(schedule, heads, unit_length, on_paper, banded=True)
         self.head_width = head_width
         self.dtype = dtype
         self.write = auto_generate.ReshapeAndCache()
@@ -86,10 +94,21 @@ class AscendAttention(NextScaleAttention):
         b, length, _ = x_blc.shape
         return x_blc.reshape(b, length, self.heads, self.head_width)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, segment: tuple[int, int, bool]) -> Tensor:
-        mask_ll = _hidden(self.tokens, segment[1]) if segment[2] else None
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, segment: tuple[int, int, bool, int]
+    ) -> Tensor:
+        _, end, masked, reach = segment
+        mask_ll = _hidden(self.tokens, end) if masked else None
+        # a band: keys farther ahead than any scale is long are not multiplied at all
         return ops.flash_attention_score(
-            q, k, v, self.heads, attn_mask=mask_ll, input_layout="BSND", sparse_mode=0
+            q,
+            k,
+            v,
+            self.heads,
+            attn_mask=mask_ll,
+            next_tokens=reach if masked else _ALL,
+            input_layout="BSND",
+            sparse_mode=0,
         )
 
     def projected(
@@ -121,8 +140,9 @@ class AscendAttention(NextScaleAttention):
         # to the operator, images are the blocks of a paged cache
         slots = _slots(b, self.offsets[-1], self.offsets[index], self.offsets[index + 1])
         flat = (b, length, heads * d)
-        self.write(k.reshape(flat), v.reshape(flat), past[0], past[1], slots)
-        return self._over_cache(q, index, past), ()
+        written = self.write(k.reshape(flat), v.reshape(flat), past[0], past[1], slots)
+        # a graph orders operators by what they read of one another: the write comes first
+        return self._over_cache(ops.depend(q, written), index, past), ()
 
     def _over_cache(self, q: Tensor, index: int, past: Kept) -> Tensor:
         """One scale's queries over all keys of the cache that are filled by now."""

@@ -1,10 +1,12 @@
 """What every backend of next-scale attention shares: its interface and the cut into segments."""
 
+from collections.abc import Callable
+
 from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
 from var_tokenizer import InputError, ScaleSchedule
 
-from var_transformer.attention.segments import Segment, cut
+from var_transformer.attention.segments import Plan, cut
 from var_transformer.ops import UnitLength
 
 Kept = tuple[Tensor, ...]  # the cache of one block
@@ -21,16 +23,21 @@ class NextScaleAttention(nn.Cell):
     axis: int  # of the tokens, in the backend's layout
 
     def __init__(
-        self, schedule: ScaleSchedule, heads: int, unit_length: bool, launch: float
+        self,
+        schedule: ScaleSchedule,
+        heads: int,
+        unit_length: bool,
+        cost: Callable[[Plan], float],
+        banded: bool = False,
     ) -> None:
-        """launch: what one more call costs, in scores of a head and image."""
+        """cost: of segments, which are cut where it is least. banded: masked calls take a band."""
         super().__init__()
         self.heads = heads
         self.offsets = schedule.offsets
         self.tokens = schedule.tokens
         prefixes = (ScaleSchedule(schedule.scales[: k + 1]) for k in range(len(schedule)))
         # for training on the coarse scales alone, too; as plain tuples, which graphs can read
-        self.plans = tuple(_plain(cut(prefix, launch)) for prefix in prefixes)
+        self.plans = tuple(_plain(cut(prefix, cost, banded)) for prefix in prefixes)
         self.unit_length = UnitLength() if unit_length else None
 
     def construct(
@@ -67,7 +74,7 @@ class NextScaleAttention(nn.Cell):
     def _all_scales(self, q: Tensor, k: Tensor, v: Tensor, plan: tuple) -> Tensor:
         if len(plan) == 1:
             return self.attend(q, k, v, plan[0])
-        sizes = tuple(end - begin for begin, end, _ in plan)
+        sizes = tuple(end - begin for begin, end, _, _ in plan)
         qs, ks = ops.split(q, sizes, self.axis), ops.split(k, sizes, self.axis)
         vs = ops.split(v, sizes, self.axis)
         mixed = (self.attend(qs[0], ks[0], vs[0], plan[0]),)
@@ -88,8 +95,10 @@ class NextScaleAttention(nn.Cell):
         """Queries, keys and values in the backend's layout; queries scaled."""
         raise NotImplementedError
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, segment: tuple[int, int, bool]) -> Tensor:
-        """One segment's queries over its keys; ``segment`` is (begin, end, masked)."""
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, segment: tuple[int, int, bool, int]
+    ) -> Tensor:
+        """One segment's queries over its keys; ``segment`` is (begin, end, masked, reach)."""
         raise NotImplementedError
 
     def extend(
@@ -103,8 +112,8 @@ class NextScaleAttention(nn.Cell):
         raise NotImplementedError
 
 
-def _plain(plan: tuple[Segment, ...]) -> tuple[tuple[int, int, bool], ...]:
-    return tuple((segment.begin, segment.end, segment.masked) for segment in plan)
+def _plain(plan: Plan) -> tuple[tuple[int, int, bool, int], ...]:
+    return tuple(tuple(segment) for segment in plan)
 
 
 # Both are evaluated while a graph is compiled.

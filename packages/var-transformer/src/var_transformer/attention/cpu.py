@@ -7,6 +7,7 @@ from mindspore.ops import constexpr
 from var_tokenizer import KernelLibrary, ScaleSchedule
 
 from var_transformer.attention.base import Kept, NextScaleAttention, check_tokens, last_scale
+from var_transformer.attention.segments import scores_and
 
 _LANES = 16  # floats that the kernels take at once
 
@@ -28,7 +29,7 @@ class CpuAttention(NextScaleAttention):
         unit_length: bool,
         library: KernelLibrary,
     ) -> None:
-        super().__init__(schedule, heads, unit_length, 0.0)
+        super().__init__(schedule, heads, unit_length, scores_and(0.0))
         self.head_width = head_width
         self.all_scales = _AllScales(library, schedule, heads, unit_length)
         self.unit = Tensor(np.array([unit_length], np.int32))

@@ -6,6 +6,7 @@ from mindspore.ops import constexpr
 from var_tokenizer import ScaleSchedule
 
 from var_transformer.attention.base import Kept, NextScaleAttention
+from var_transformer.attention.segments import scores_and
 
 _HIDDEN = -1e9  # added to the score of a key that a query must not see
 _LAUNCH = 10_000  # scores; fits what segments of d16 cost on two cores (see the benchmark)
@@ -21,7 +22,7 @@ class PortableAttention(NextScaleAttention):
     axis = 2
 
     def __init__(self, schedule: ScaleSchedule, heads: int, unit_length: bool) -> None:
-        super().__init__(schedule, heads, unit_length, _LAUNCH)
+        super().__init__(schedule, heads, unit_length, scores_and(_LAUNCH))
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
         self.softmax = ops.Softmax(-1)
@@ -41,7 +42,9 @@ class PortableAttention(NextScaleAttention):
         b, length, c = x_blc.shape
         return x_blc.reshape(b, length, self.heads, c // self.heads).transpose(0, 2, 1, 3)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, segment: tuple[int, int, bool]) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, segment: tuple[int, int, bool, int]
+    ) -> Tensor:
         scores_bhll = self.scores(q, k)
         if segment[2]:
             scores_bhll = scores_bhll + _added_mask(self.tokens, segment[1])

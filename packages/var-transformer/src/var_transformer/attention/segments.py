@@ -1,47 +1,64 @@
-"""Where block-causal attention is cut into calls that waste little.
+"""Where block-causal attention is cut into calls, and what the calls of a training step move.
 
 Every scale sees a plain prefix of the keys, so that a fine scale is one unmasked call. Coarse
-scales are many and small: together under one mask they waste scores but save launches.
+scales are many and small: together under one mask they waste scores but save launches, and the
+copies in memory that cut queries off and join the keys of a prefix.
 """
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import NamedTuple
 
 from var_tokenizer import ScaleSchedule
 
 from var_transformer.devices import Device
 
 
-@dataclass(frozen=True)
-class Segment:
-    """One call: queries begin to end against keys 0 to end; masked where it joins scales."""
+class Segment(NamedTuple):
+    """One call: queries begin to end against keys 0 to end; masked where it joins scales.
+
+    reach: how many keys beyond its own place a query of a masked call goes. What is farther away
+    costs nothing where the operator takes a band; end - 1 where it does not.
+    """
 
     begin: int
     end: int
     masked: bool
+    reach: int
 
     @property
     def scores(self) -> int:
         """Query-key products a head and image."""
-        return (self.end - self.begin) * self.end
+        # of a masked call, which begins at 0, the band leaves out a triangle
+        out = max(self.end - 1 - self.reach, 0) if self.masked else 0
+        return (self.end - self.begin) * self.end - out * (out + 1) // 2
 
 
-def cut_at(schedule: ScaleSchedule, coarse: int) -> tuple[Segment, ...]:
+Plan = tuple[Segment, ...]
+
+
+def cut_at(schedule: ScaleSchedule, coarse: int, banded: bool = False) -> Plan:
     """The first ``coarse`` scales (at least 1) in one call, every later one in its own."""
     ends = schedule.offsets[coarse:]
-    first = Segment(0, ends[0], masked=coarse > 1)
-    return (first, *(Segment(b, e, False) for b, e in itertools.pairwise(ends)))
+    # the first token of a scale sees its last one
+    reach = max(schedule.tokens[:coarse]) - 1 if banded else ends[0] - 1
+    first = Segment(0, ends[0], coarse > 1, reach)
+    return (first, *(Segment(b, e, False, e - 1) for b, e in itertools.pairwise(ends)))
 
 
-def cut(schedule: ScaleSchedule, launch: float) -> tuple[Segment, ...]:
-    """The segments that cost least, where a call costs as much as ``launch`` scores."""
-    plans = (cut_at(schedule, coarse) for coarse in range(1, len(schedule) + 1))
-    return min(plans, key=lambda plan: len(plan) * launch + scores(plan))
+def cut(schedule: ScaleSchedule, cost: Callable[[Plan], float], banded: bool = False) -> Plan:
+    """The segments that cost least."""
+    return min((cut_at(schedule, k + 1, banded) for k in range(len(schedule))), key=cost)
 
 
-def scores(plan: tuple[Segment, ...]) -> int:
+def scores(plan: Plan) -> int:
     """Query-key products of all calls, a head and image; the full mask has L * L."""
     return sum(segment.scores for segment in plan)
+
+
+def scores_and(launch: float) -> Callable[[Plan], float]:
+    """A cost: the scores, where a call to start costs as much as ``launch`` of them."""
+    return lambda plan: len(plan) * launch + scores(plan)
 
 
 def launch_scores(device: Device, heads: int, head_width: int) -> float:
@@ -51,3 +68,55 @@ def launch_scores(device: Device, heads: int, head_width: int) -> float:
     key, one with the value.
     """
     return device.launch * device.flops / (4 * head_width * heads)
+
+
+# ---------------------------------------------------------------- a training step
+class Work(NamedTuple):
+    """scores: a head and image. called, copied: rows of one token that the calls, and the
+    splits, joins and sums around them, read and write. calls, copies: their launches."""
+
+    scores: float
+    called: int
+    copied: int
+    calls: int
+    copies: int
+
+    def plus(self, other: "Work") -> "Work":
+        return Work(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def forward_work(plan: Plan) -> Work:
+    """What ``NextScaleAttention`` does over all scales."""
+    called = sum(2 * (s.end - s.begin) + 2 * s.end for s in plan)
+    if len(plan) == 1:
+        return Work(scores(plan), called, 0, 1, 0)
+    # queries, keys and values are split, keys and values joined for all calls but the first and
+    # the last, results joined
+    copied = 4 * 2 * plan[-1].end + 2 * 2 * sum(s.end for s in plan[1:-1])
+    return Work(scores(plan), called, copied, len(plan), 4 + 2 * (len(plan) - 2))
+
+
+def gradient_work(plan: Plan) -> Work:
+    """Five products for the forward's two (the weights are computed again), twice the rows."""
+    forward = forward_work(plan)
+    added = added_launches = 0
+    if len(plan) > 1:  # gradients of keys and values are cut up, too, and added
+        later = sum(s.end for s in plan[1:])
+        added, added_launches = 2 * (2 * later + 2 * plan[-1].end), 2 * len(plan)
+    return Work(
+        2.5 * forward.scores,
+        2 * forward.called,
+        forward.copied + added,
+        forward.calls,
+        forward.copies + added_launches,
+    )
+
+
+def step_seconds(plan: Plan, batch: int, width: int, device: Device) -> float:
+    """Forward and gradient on paper: rooflines of the calls and of the copies, and launches."""
+    work = forward_work(plan).plus(gradient_work(plan))
+    row = batch * width * device.number
+    products = 4 * work.scores * batch * width / device.flops
+    moved = work.called * row / device.bandwidth
+    copied = work.copied * row / device.bandwidth
+    return max(products, moved) + copied + (work.calls + work.copies) * device.launch
