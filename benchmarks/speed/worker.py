@@ -1,0 +1,346 @@
+"""One side of the benchmark: this project or the PyTorch reference, in a process of its own.
+
+    python worker.py ours|torch codec|generate|train WEIGHTS
+
+Loads what the part needs, then obeys lines on standard input, one job a line, and answers each
+with a line of JSON: ``{"seconds": s, "result": [...], ...}``.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from var_convert.torch_reference import TorchTransformer
+    from var_tokenizer import ScaleSchedule
+    from var_transformer import Transformer
+
+os.environ.setdefault("GLOG_v", "3")  # MindSpore's warnings are not ours
+
+import numpy as np
+
+THREADS = 2
+CFG, TOP_K, TOP_P = 1.5, 900, 0.96  # as the paper samples
+TRAINING_BATCH = 2
+LEARNING_RATE, BETAS, WEIGHT_DECAY, CLIP = 1e-4, (0.9, 0.95), 0.05, 2.0
+
+Job = Callable[[], Any]
+
+
+class Config(Protocol):
+    """What the configurations of both models have."""
+
+    vocab_size: int
+    latent_channels: int
+    schedule: "ScaleSchedule"
+
+
+class Stopwatch:
+    """Seconds by part of a job."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str):  # noqa: ANN201
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def images_of(batch: int, side: int) -> np.ndarray:
+    """(B, 3, side, side) in [-1, 1], smooth, the same on both sides."""
+    rng = np.random.default_rng(1)
+    coarse = rng.uniform(-1, 1, (batch, 3, 16, 16)).astype(np.float32)
+    return np.kron(coarse, np.ones((1, 1, side // 16, side // 16), np.float32))
+
+
+def ids_of(config: Config, batch: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(2)
+    return [rng.integers(0, config.vocab_size, (batch, n)) for n in config.schedule.tokens]
+
+
+def labels_of(batch: int) -> np.ndarray:
+    return np.arange(batch, dtype=np.int64) * 100 + 7
+
+
+def digest(images: np.ndarray) -> list[float]:
+    """A few pixels, for the comparison of the two sides."""
+    return np.asarray(images)[..., ::32, ::32].astype(float).ravel().tolist()
+
+
+# ------------------------------------------------------------------------------ this project
+def ours(part: str, weights: Path) -> dict[str, Job]:
+    from var_tokenizer import Tokenizer
+    from var_transformer import Transformer, generate
+
+    if part == "train":
+        return {"train": _our_step(Transformer.load(weights / "var.safetensors"))}
+    tokenizer = Tokenizer.load(weights / "vae.safetensors")
+    if part == "codec":
+        images, ids = images_of(1, tokenizer.config.image_size[0]), ids_of(tokenizer.config, 1)
+        return {
+            "encode": lambda: np.concatenate(
+                [np.asarray(i) for i in tokenizer.encode(images)], 1
+            ).tolist(),
+            "decode": lambda: digest(tokenizer.decode(ids)),
+        }
+    model = Transformer.load(weights / "var.safetensors")
+    sampling = {"cfg": CFG, "top_k": TOP_K, "top_p": TOP_P}
+
+    def split() -> dict[str, float]:
+        watch = Stopwatch()
+        timed = (_Timed(model, watch, _OURS), _Timed(tokenizer, watch, _OURS))
+        start = time.perf_counter()
+        generate(*timed, labels_of(1), **sampling)
+        watch.seconds["sampling"] = time.perf_counter() - start - sum(watch.seconds.values())
+        return watch.seconds
+
+    jobs: dict[str, Job] = {
+        f"generate_b{b}": lambda b=b: digest(
+            generate(model, tokenizer, labels_of(b), **sampling).images
+        )
+        for b in (1, 4)
+    }
+    jobs["likeliest"] = lambda: np.concatenate(
+        generate(model, tokenizer, labels_of(1), cfg=CFG, top_k=1).ids, 1
+    ).tolist()
+    return jobs | {"split": split}
+
+
+_OURS = {
+    "condition": "transformer",
+    "extend": "transformer",
+    "add_scale": "tokenizer",
+    "scale_input": "tokenizer",
+    "decode_latent": "decoder",
+}
+
+
+class _Timed:
+    """``target``, whose methods in ``parts`` are timed to the end of their work."""
+
+    def __init__(self, target: object, watch: Stopwatch, parts: dict[str, str]) -> None:
+        self._target, self._watch, self._parts = target, watch, parts
+
+    def __getattr__(self, name: str) -> object:
+        value = getattr(self._target, name)
+        if name not in self._parts:
+            return value
+
+        def timed(*arguments: object, **named: object) -> object:
+            with self._watch.part(self._parts[name]):
+                result = value(*arguments, **named)
+                first = result[0] if isinstance(result, tuple) else result
+                first.asnumpy()  # graphs run on while their results are not read
+            return result
+
+        return timed
+
+
+def _our_step(model: "Transformer") -> Job:
+    """Forward, backward and AdamW, compiled as the trainer compiles them."""
+    import mindspore as ms
+    from mindspore import Tensor
+    from var_train.optimizer import AdamW, AdamWConfig
+    from var_train.transformer_stage import decays, token_losses
+
+    config = model.config
+    parameters = model.trainable_params()
+    recipe = AdamWConfig(LEARNING_RATE, BETAS, WEIGHT_DECAY, clip=CLIP, warmup=0)
+    optimizer = AdamW(parameters, recipe, decays)
+
+    def loss_of(labels_b: Tensor, inputs_blz: Tensor, ids_bl: Tensor) -> Tensor:
+        return token_losses(model(labels_b, inputs_blz), ids_bl, 0.0).mean()
+
+    gradients_of = ms.value_and_grad(loss_of, None, parameters)
+
+    @ms.jit
+    def gradients(labels_b: Tensor, inputs_blz: Tensor, ids_bl: Tensor) -> tuple[Tensor, Any]:
+        return gradients_of(labels_b, inputs_blz, ids_bl)
+
+    @ms.jit
+    def update(found: tuple[Tensor, ...], scalars_3: Tensor) -> Tensor:
+        return optimizer(found, scalars_3)
+
+    labels_b, inputs_blz, ids_bl = _training_batch(config)
+    tensors = Tensor(labels_b.astype(np.int32)), Tensor(inputs_blz), Tensor(ids_bl.astype(np.int32))
+    scalars = optimizer.scalars(1, 1000)
+
+    def step() -> list[float]:
+        loss, found = gradients(*tensors)
+        norm = float(update(ms.mutable(found), scalars))
+        return [float(loss), norm]
+
+    return step
+
+
+def _training_batch(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng, schedule = np.random.default_rng(3), config.schedule
+    rest = schedule.length - schedule.tokens[0]
+    inputs = rng.standard_normal((TRAINING_BATCH, rest, config.latent_channels))
+    ids = np.concatenate(ids_of(config, TRAINING_BATCH), 1)
+    return labels_of(TRAINING_BATCH), inputs.astype(np.float32), ids
+
+
+# -------------------------------------------------------------------------------- PyTorch
+def reference(part: str, weights: Path) -> dict[str, Job]:
+    import torch
+    from var_convert.torch_reference import TorchTokenizer, TorchTransformer, torch_generate
+
+    torch.set_num_threads(THREADS)
+    if part == "train":
+        return {"train": _reference_step(TorchTransformer.from_file(weights / "var.safetensors"))}
+    tokenizer = TorchTokenizer.from_file(weights / "vae.safetensors")
+    if part == "codec":
+        images = torch.tensor(images_of(1, tokenizer.config.image_size[0]))
+        ids = [torch.tensor(i) for i in ids_of(tokenizer.config, 1)]
+
+        @torch.inference_mode()
+        def encode() -> list[list[int]]:
+            return torch.cat(tokenizer.encode(images), 1).tolist()
+
+        @torch.inference_mode()
+        def decode() -> list[float]:
+            return digest(tokenizer.decode(ids))
+
+        def work() -> dict[str, float]:
+            return {"encode": _multiply_adds(encode), "decode": _multiply_adds(decode)}
+
+        return {"encode": encode, "decode": decode, "work": work, "peak": _peak}
+    model = TorchTransformer.from_file(weights / "var.safetensors")
+    sampling = {"cfg": CFG, "top_k": TOP_K, "top_p": TOP_P}
+
+    def generate(batch: int) -> list[float]:
+        labels = torch.tensor(labels_of(batch))
+        return digest(torch_generate(model, tokenizer, labels, **sampling).images)
+
+    def split() -> dict[str, float]:
+        watch, seconds = Stopwatch(), [0.0]
+        modules = (model.class_emb, model.word_embed, *model.blocks, model.head_nm, model.head)
+        hooks = []
+        for module in modules:
+            hooks.append(
+                module.register_forward_pre_hook(
+                    lambda *_: seconds.__setitem__(0, seconds[0] - time.perf_counter())
+                )
+            )
+            hooks.append(
+                module.register_forward_hook(
+                    lambda *_: seconds.__setitem__(0, seconds[0] + time.perf_counter())
+                )
+            )
+        decode_latent = tokenizer.decode_latent
+
+        def timed(latent: torch.Tensor) -> torch.Tensor:
+            with watch.part("decoder"):
+                return decode_latent(latent)
+
+        tokenizer.decode_latent = timed
+        start = time.perf_counter()
+        generate(1)
+        total = time.perf_counter() - start
+        del tokenizer.decode_latent
+        for hook in hooks:
+            hook.remove()
+        watch.seconds["transformer"] = seconds[0]
+        watch.seconds["sampling"] = total - sum(watch.seconds.values())
+        return watch.seconds
+
+    jobs: dict[str, Job] = {f"generate_b{b}": lambda b=b: generate(b) for b in (1, 4)}
+    jobs["likeliest"] = lambda: torch.cat(
+        torch_generate(model, tokenizer, torch.tensor(labels_of(1)), cfg=CFG, top_k=1).ids, 1
+    ).tolist()
+    return jobs | {
+        "split": split,
+        "work": lambda: {"generate_b1": _multiply_adds(jobs["generate_b1"])},
+    }
+
+
+def _reference_step(model: "TorchTransformer") -> Job:
+    import torch
+    from var_train.transformer_stage import decays
+
+    labels, inputs, ids = (torch.tensor(a) for a in _training_batch(model.config))
+    groups: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        groups[decays(_Named(name, parameter.ndim))].append(parameter)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": groups[True], "weight_decay": WEIGHT_DECAY},
+            {"params": groups[False], "weight_decay": 0.0},
+        ],
+        lr=LEARNING_RATE,
+        betas=BETAS,
+        fused=True,
+    )
+
+    def step() -> list[float]:
+        logits_blv = model(labels, inputs)
+        loss = torch.nn.functional.cross_entropy(logits_blv.flatten(0, 1), ids.flatten())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        return [loss.item(), norm.item()]
+
+    return step
+
+
+class _Named:
+    """What ``decays`` asks of a parameter."""
+
+    def __init__(self, name: str, ndim: int) -> None:
+        self.name, self.ndim = name, ndim
+
+
+def _multiply_adds(job: Job) -> float:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        job()
+    return counter.get_total_flops() / 2
+
+
+def _peak() -> dict[str, float]:
+    """Multiply-adds a second of a large product of matrices, the machine's practical limit."""
+    import torch
+
+    side = 2048
+    a = torch.randn(side, side)
+    seconds = []
+    for _ in range(12):
+        start = time.perf_counter()
+        a @ a
+        seconds.append(time.perf_counter() - start)
+    return {"multiply_adds_per_second": side**3 / min(seconds)}
+
+
+def peak_memory() -> int:
+    """Bytes that this process held at most."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/self/status names no VmHWM")
+
+
+def main() -> None:
+    side, part, weights = sys.argv[1:]
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints goes to standard error
+    jobs = (ours if side == "ours" else reference)(part, Path(weights))
+    for line in sys.stdin:
+        start = time.perf_counter()
+        result = jobs[line.strip()]()
+        answer = {"seconds": time.perf_counter() - start, "result": result}
+        answers.write(json.dumps(answer | {"peak_memory": peak_memory()}) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
