@@ -67,3 +67,10 @@ def digits(session: nox.Session) -> None:
     """The main job: trains both stages on the embedded digits and samples new ones."""
     install(session, "var-tokenizer", "var-transformer", "var-train")
     session.run("python", "-m", "var_train.run", *session.posargs)
+
+
+@nox.session(python=PYTHON)
+def bench(session: nox.Session) -> None:
+    """This project beside PyTorch on this machine: ratios, and benchmarks/latest.json."""
+    install(session, *PACKAGES, extras=(TORCH,))
+    session.run("python", "benchmarks/speed/pairs.py", *session.posargs)
