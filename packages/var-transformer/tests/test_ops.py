@@ -71,11 +71,17 @@ def gated_sum(x_blc, branch_blc, gate_b1c):
     return x_blc + gate_b1c * branch_blc
 
 
+def linear(x, weight_oi, bias_o):
+    return x @ weight_oi.T + bias_o
+
+
 TOKENS, VECTOR = (2, 19, 5), (2, 1, 5)  # more tokens than one chunk of the kernels
 CASES = [
     pytest.param(fast.Gelu, gelu, [(3, 7)], id="gelu"),
     pytest.param(fast.ModulatedNorm, modulated_norm, [TOKENS, VECTOR, VECTOR], id="norm"),
     pytest.param(fast.GatedSum, gated_sum, [TOKENS, TOKENS, VECTOR], id="gated sum"),
+    pytest.param(fast.Linear, linear, [(2, 7, 18), (18, 18), (18,)], id="linear, few rows"),
+    pytest.param(fast.Linear, linear, [(101, 9), (9, 9), (9,)], id="linear, many rows"),
 ]
 
 

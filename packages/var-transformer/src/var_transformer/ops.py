@@ -32,7 +32,7 @@ def kernels() -> KernelLibrary | None:
 class _KernelGelu(nn.Cell):
     def __init__(self, library: KernelLibrary) -> None:
         super().__init__()
-        self.forward = library.operator("gelu", lambda x: x)
+        self.forward = library.operator("gelu", 1)
         self.backward = library.operator("gelu_grad", lambda dout, x: x)
 
     def construct(self, x: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class LayerNorm(nn.Cell):
 class _KernelModulatedNorm(nn.Cell):
     def __init__(self, library: KernelLibrary) -> None:
         super().__init__()
-        self.forward = library.operator("modulated_norm", lambda x, *_: x)
+        self.forward = library.operator("modulated_norm", 3)
         self.backward = library.operator(
             "modulated_norm_grad", lambda dout, x, scale: (x, scale, scale), outputs=3
         )
@@ -124,7 +124,7 @@ class ModulatedNorm(nn.Cell):
 class _KernelGatedSum(nn.Cell):
     def __init__(self, library: KernelLibrary) -> None:
         super().__init__()
-        self.forward = library.operator("gated_sum", lambda x, *_: x)
+        self.forward = library.operator("gated_sum", 3)
         self.backward = library.operator(
             "gated_sum_grad", lambda dout, branch, gate: (branch, gate), outputs=2
         )
@@ -153,14 +153,35 @@ class GatedSum(nn.Cell):
         return x_blc + gate_b1c * branch_blc
 
 
+class _KernelLinear(nn.Cell):
+    def __init__(self, library: KernelLibrary) -> None:
+        super().__init__()
+        self.forward = library.operator("linear", 3)
+        self.backward = library.operator(
+            "linear_grad", lambda dout, x, weight: (x, weight, (weight[0],)), outputs=3
+        )
+
+    def construct(self, x: Tensor, weight_oi: Tensor, bias_o: Tensor) -> Tensor:
+        return self.forward(x, weight_oi, bias_o)
+
+    def bprop(
+        self, x: Tensor, weight_oi: Tensor, bias_o: Tensor, out: Tensor, dout: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self.backward(dout, x, weight_oi)
+
+
 class Linear(nn.Cell):
     """x @ weight.T + bias over the last axis; ``weight`` is (outputs, inputs)."""
 
     def __init__(self) -> None:
         super().__init__()
+        library = kernels()
+        self.kernel = None if library is None else _KernelLinear(library)
         self.matmul_nt = ops.MatMul(transpose_b=True)
 
     def construct(self, x: Tensor, weight_oi: Tensor, bias_o: Tensor) -> Tensor:
+        if self.kernel is not None and x.dtype == ms.float32:
+            return self.kernel(x, weight_oi, bias_o)
         rows = self.matmul_nt(x.reshape(-1, x.shape[-1]), weight_oi)
         return ops.bias_add(rows, bias_o).reshape(*x.shape[:-1], -1)
 

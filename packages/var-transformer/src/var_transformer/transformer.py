@@ -86,7 +86,9 @@ class Attention(nn.Cell):
         self.proj = Linear(rng, c, c, std / math.sqrt(2 * config.depth))
         self.attend = attention.build(config.schedule, h, c // h, config.qk_l2_norm, backend)
 
-    def construct(self, x_blc: Tensor, index: int | None, past: Kept) -> tuple[Tensor, Kept]:
+    def construct(
+        self, x_blc: Tensor, index: int | Tensor | None, past: Kept
+    ) -> tuple[Tensor, Kept]:
         """Attends to x and, where it is the one scale ``index``, to the scales before it."""
         qkv_bias = ops.concat((self.q_bias, ops.zeros_like(self.q_bias), self.v_bias))
         qkv_bl3c = self.mat_qkv.linear(x_blc, self.mat_qkv.weight, qkv_bias)
@@ -131,7 +133,7 @@ class Block(nn.Cell):
         x_blc: Tensor,
         modulation_b6c: Tensor,
         keep_2b11: Tensor | None = None,
-        index: int | None = None,
+        index: int | Tensor | None = None,
         past: Kept = (),
     ) -> tuple[Tensor, Kept]:
         gate1, gate2, scale1, scale2, shift1, shift2 = ops.split(modulation_b6c, 1, 1)
@@ -152,7 +154,9 @@ class HeadNorm(nn.Cell):
         self.ada_lin = nn.SequentialCell(SiLU(), Linear(rng, config.width, 2 * config.width, std))
 
     def construct(self, x_blc: Tensor, class_bc: Tensor) -> Tensor:
-        scale_b1c, shift_b1c = ops.split(self.ada_lin(class_bc).expand_dims(1), x_blc.shape[-1], 2)
+        scale_b1c, shift_b1c = ops.split(
+            self.ada_lin(class_bc).expand_dims(1), class_bc.shape[-1], 2
+        )
         return self.modulated_norm(x_blc, scale_b1c, shift_b1c)
 
 
@@ -175,14 +179,17 @@ class _Compiled:
 
         @ms.jit
         def extend(
-            scale: int,
-            inputs_blz: Tensor | None,
+            place: int | Tensor,
+            x_blc: Tensor,
             class_bc: Tensor,
             modulations: tuple[Tensor, ...],
             past: Kept,
         ) -> tuple[Tensor, Kept]:
-            return model.grow(scale, inputs_blz, class_bc, modulations, past)
+            return model.grow(place, x_blc, class_bc, modulations, past)
 
+        if isinstance(model.blocks[0].attn.attend.place(0), Tensor):  # one graph for all scales
+            any_length = Tensor(shape=(None, None, model.config.width), dtype=ms.float32)
+            extend = ms.enable_dynamic(x_blc=any_length)(extend)
         self.logits, self.condition, self.extend = logits, condition, extend
 
 
@@ -344,9 +351,16 @@ class Transformer(nn.Cell):
             raise InputError(
                 f"inputs of scale {scale} have shape {tuple(inputs_blz.shape)}; expected {expected}"
             )
+        if inputs_blz is None:
+            x_blc = class_bc.expand_dims(1) + self.pos_start
+        else:
+            x_blc = self.word_embed(inputs_blz)
+        begin, end = self.offsets[scale], self.offsets[scale + 1]
+        x_blc = x_blc + self.lvl_embed.weight[scale] + self.pos_1LC[:, begin:end]
+        place = self.blocks[0].attn.attend.place(scale)
         # plain tuples would be compiled in as constants
         modulations, past = ms.mutable(modulations), cache.tensors and ms.mutable(cache.tensors)
-        logits, grown = self._compiled.extend(scale, inputs_blz, class_bc, modulations, past)
+        logits, grown = self._compiled.extend(place, x_blc, class_bc, modulations, past)
         return logits, cache.after(grown)
 
     def new_cache(self, batch: int) -> Cache:
@@ -356,23 +370,17 @@ class Transformer(nn.Cell):
 
     def grow(
         self,
-        scale: int,
-        inputs_blz: Tensor | None,
+        place: int | Tensor,
+        x_blc: Tensor,
         class_bc: Tensor,
         modulations: tuple[Tensor, ...],
         past: Kept,
     ) -> tuple[Tensor, Kept]:
-        """The uncompiled body of ``extend``."""
-        if inputs_blz is None:
-            x_blc = class_bc.expand_dims(1) + self.pos_start
-        else:
-            x_blc = self.word_embed(inputs_blz)
-        begin, end = self.offsets[scale], self.offsets[scale + 1]
-        x_blc = x_blc + self.lvl_embed.weight[scale] + self.pos_1LC[:, begin:end]
+        """The uncompiled body of ``extend``, after the embedding of the tokens."""
         grown = ()
         each = len(past) // len(self.blocks)
         for i in range(len(self.blocks)):
             of_block = past[each * i : each * (i + 1)]
-            x_blc, kept = self.blocks[i](x_blc, modulations[i], None, scale, of_block)
+            x_blc, kept = self.blocks[i](x_blc, modulations[i], None, place, of_block)
             grown = grown + kept
         return self.head(self.head_nm(x_blc, class_bc)), grown

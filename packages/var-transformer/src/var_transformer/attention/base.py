@@ -46,13 +46,14 @@ class NextScaleAttention(nn.Cell):
         k_blc: Tensor,
         v_blc: Tensor,
         scale: Tensor | float,
-        index: int | None,
+        index: int | Tensor | None,
         past: Kept,
     ) -> tuple[Tensor, Kept]:
         """Mixed values (B, L, C), and the cache of this block, () where it is written in place.
 
-        scale: of the scores, one number or (1, H, 1, 1). index: the scale that the tokens are;
-        None for all at once, or for the first few scales. past: cache of this block, with index.
+        scale: of the scores, one number or (1, H, 1, 1). index: the scale that the tokens are, or
+        its ``place``; None for all at once, or for the first few scales. past: cache of this
+        block, with index.
         Raises InputError for a number of tokens that the schedule does not have.
         """
         q, k, v = self.heads_of(q_blc, k_blc, v_blc, scale)
@@ -65,7 +66,7 @@ class NextScaleAttention(nn.Cell):
         return self.merged(mixed).astype(q_blc.dtype), kept
 
     def projected(
-        self, qkv_bl3c: Tensor, scale: Tensor | float, index: int | None, past: Kept
+        self, qkv_bl3c: Tensor, scale: Tensor | float, index: int | Tensor | None, past: Kept
     ) -> tuple[Tensor, Kept]:
         """As ``construct``, for queries, keys and values side by side, (B, L, 3 * C)."""
         q_blc, k_blc, v_blc = ops.split(qkv_bl3c, qkv_bl3c.shape[-1] // 3, 2)
@@ -84,6 +85,13 @@ class NextScaleAttention(nn.Cell):
             values = ops.concat(vs[: i + 1], self.axis)
             mixed = (*mixed, self.attend(qs[i], keys, values, plan[i]))
         return ops.concat((*mixed, self.attend(qs[-1], k, v, plan[-1])), self.axis)
+
+    def place(self, index: int) -> int | Tensor:
+        """Scale ``index`` as an input of a compiled graph.
+
+        A number is compiled in. A backend that gives a tensor takes all scales in one graph.
+        """
+        return index
 
     def empty_cache(self, batch: int) -> Kept:
         """The cache of one block before the first scale."""

@@ -33,9 +33,7 @@ class CpuAttention(NextScaleAttention):
         self.head_width = head_width
         self.all_scales = _AllScales(library, schedule, heads, unit_length)
         self.unit = Tensor(np.array([unit_length], np.int32))
-        self.cached = library.operator(
-            "cached_attention", lambda qkv, *_: (qkv[0], qkv[1], qkv[2] // 3)
-        )
+        self.cached = library.operator("cached_attention", 6)
 
     def construct(
         self,
@@ -43,13 +41,13 @@ class CpuAttention(NextScaleAttention):
         k_blc: Tensor,
         v_blc: Tensor,
         scale: Tensor | float,
-        index: int | None,
+        index: int | Tensor | None,
         past: Kept,
     ) -> tuple[Tensor, Kept]:
         return self.projected(ops.concat((q_blc, k_blc, v_blc), 2), scale, index, past)
 
     def projected(
-        self, qkv_bl3c: Tensor, scale: Tensor | float, index: int | None, past: Kept
+        self, qkv_bl3c: Tensor, scale: Tensor | float, index: int | Tensor | None, past: Kept
     ) -> tuple[Tensor, Kept]:
         dtype = qkv_bl3c.dtype
         qkv_bl3c = qkv_bl3c.astype(ms.float32)
@@ -57,9 +55,16 @@ class CpuAttention(NextScaleAttention):
         if index is None:
             last_scale(qkv_bl3c.shape[1], self.offsets)
             return self.all_scales(qkv_bl3c, scale_h)[0].astype(dtype), ()
-        check_tokens(qkv_bl3c.shape[1], index, self.tokens)
-        begin = _position(self.offsets[index])
+        if isinstance(index, int):
+            check_tokens(qkv_bl3c.shape[1], index, self.tokens)
+            begin = _position(self.offsets[index])
+        else:
+            begin = index
         return self.cached(qkv_bl3c, scale_h, begin, self.unit, *past).astype(dtype), ()
+
+    def place(self, index: int) -> Tensor:
+        """The first token of the scale: the same operators serve every number of tokens."""
+        return Tensor(np.array([self.offsets[index]], np.int32))
 
     def empty_cache(self, batch: int) -> Kept:
         length, d = self.offsets[-1], self.head_width

@@ -8,6 +8,7 @@
 
 #include "exponential.h"
 #include "kernel.h"
+#include "shapes.h"
 #include "tile.h"
 
 namespace {
@@ -229,6 +230,12 @@ KERNEL(next_scale_attention_grad) {
         for (int64_t b = 0; b < s.images; ++b) grad_scale[head] += scale_sums[b * s.heads + head];
     }
     return 0;
+}
+
+RESULT_SHAPE(cached_attention) {
+    auto shape = shape_of(ndims, shapes, 0);
+    shape.back() /= 3;
+    return shape;
 }
 
 // qkv (B, l, 3 C) of one scale, scale (H), begin (1) int32, unit length (1) int32, and the cache,

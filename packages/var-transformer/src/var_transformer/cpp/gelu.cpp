@@ -2,6 +2,7 @@
 
 #include "exponential.h"
 #include "kernel.h"
+#include "shapes.h"
 
 namespace {
 
@@ -23,6 +24,8 @@ void over_chunks(int64_t size, Work work) {
 inline float gate(float x) { return 1 / (1 + exponential(-x * (linear + cubic * (x * x)))); }
 
 }  // namespace
+
+RESULT_SHAPE(gelu) { return shape_of(ndims, shapes, 0); }
 
 // x -> GELU of x, of any shape
 KERNEL(gelu) {

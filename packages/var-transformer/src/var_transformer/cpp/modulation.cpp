@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "rows.h"
+#include "shapes.h"
 
 namespace {
 
@@ -23,6 +24,8 @@ struct Statistics {
 };
 
 }  // namespace
+
+RESULT_SHAPE(modulated_norm) { return shape_of(ndims, shapes, 0); }
 
 // x (B, L, C), scale (B, 1, C), shift (B, 1, C) -> norm(x) * (1 + scale) + shift
 KERNEL(modulated_norm) {
@@ -79,6 +82,8 @@ KERNEL(modulated_norm_grad) {
     of_shift.add_up(floats(params, 5));
     return 0;
 }
+
+RESULT_SHAPE(gated_sum) { return shape_of(ndims, shapes, 0); }
 
 // x (B, L, C), branch (B, L, C), gate (B, 1, C) -> x + gate * branch
 KERNEL(gated_sum) {

@@ -1,4 +1,5 @@
 #include "kernel.h"
+#include "onednn.h"
 
 int (*thread_count)() = nullptr;
 void (*run_jobs)(int64_t, void (*)(void*, int64_t), void*) = nullptr;
@@ -27,10 +28,10 @@ bool processor_is_the_one_built_for() {
 }  // namespace
 
 // Readies the kernels (see var_tokenizer.KernelLibrary); 0 if they can be used in this process.
-extern "C" int open_kernels(const char*, const void* count, const void* run) {
+extern "C" int open_kernels(const char* onednn, const void* count, const void* run) {
     if (!processor_is_the_one_built_for()) return 1;
     thread_count = reinterpret_cast<int (*)()>(const_cast<void*>(count));
     run_jobs = reinterpret_cast<void (*)(int64_t, void (*)(void*, int64_t), void*)>(
         const_cast<void*>(run));
-    return 0;
+    return open_onednn(onednn) ? 0 : 2;
 }
