@@ -97,8 +97,44 @@ def test_training_passes_inference_forward_and_gradient(preset, batch, dtype, fe
         assert "[FlashAttentionScore" in stopped
 
 
+correct_infer = ops.fused_infer_attention_score
+
+
+@constexpr
+def check_as_documented(shapes, dtypes, lengths, heads, layout) -> None:
+    """Rules of ``fused_infer_attention_score`` that MindSpore's inference of it lets pass."""
+    q_bsnd, k_bsnd, v_bsnd = shapes
+    assert layout == "BSND" and len(q_bsnd) == len(k_bsnd) == 4, "four axes in BSND"
+    assert q_bsnd[2] == k_bsnd[2] == heads, "num_heads differs from the arrays' heads"
+    assert (q_bsnd[0], q_bsnd[3]) == (k_bsnd[0], k_bsnd[3]), "batch or head width differ"
+    assert k_bsnd == v_bsnd, "keys and values have one shape"
+    assert q_bsnd[3] % 16 == 0 and q_bsnd[3] <= 512, "head width"
+    assert len(set(dtypes)) == 1 and dtypes[0] in HALVES, "one half type"
+    assert lengths.dtype == ms.int64 and lengths.shape == (q_bsnd[0],), "one length an image"
+    assert lengths.asnumpy().max() <= k_bsnd[1], "more keys than there are"
+
+
+def checked_infer(
+    query, key, value, actual_seq_lengths_kv, num_heads, scale, input_layout, inner_precise
+):
+    shapes = (query.shape, key.shape, value.shape)
+    dtypes = (query.dtype, key.dtype, value.dtype)
+    check_as_documented(shapes, dtypes, actual_seq_lengths_kv, num_heads, input_layout)
+    return correct_infer(
+        query,
+        key,
+        value,
+        actual_seq_lengths_kv=actual_seq_lengths_kv,
+        num_heads=num_heads,
+        scale=scale,
+        input_layout=input_layout,
+        inner_precise=inner_precise,
+    )
+
+
 @pytest.mark.parametrize(("preset", "batch", "dtype"), CALLS)
-def test_each_scale_of_a_generation_passes_inference(preset, batch, dtype):
+def test_each_scale_of_a_generation_passes_inference(monkeypatch, preset, batch, dtype):
+    monkeypatch.setattr(ops, "fused_infer_attention_score", checked_infer)
     config, attend = attention_of(preset, dtype)
     x = unfilled(batch, config.schedule.length, config.width, dtype=dtype)
     cache = unfilled(
@@ -121,14 +157,44 @@ def another_layout(q, k, v, heads, attn_mask, next_tokens, input_layout, sparse_
     return correct(q, k, v, heads, attn_mask=attn_mask, input_layout="BNSD")
 
 
+@pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("wrong", [fewer_heads, another_layout])
-def test_a_wrong_argument_of_the_training_operator_is_caught(monkeypatch, wrong):
+def test_a_wrong_argument_of_the_training_operator_is_caught(monkeypatch, wrong, dtype):
     monkeypatch.setattr(ops, "flash_attention_score", wrong)
-    config, attend = attention_of("d16", ms.float16)
-    x = unfilled(1, config.schedule.length, config.width)
+    config, attend = attention_of("d16", dtype)
+    x = unfilled(1, config.schedule.length, config.width, dtype=dtype)
     scale = Tensor(np.ones((1, config.heads, 1, 1), np.float32))
     with pytest.raises(RuntimeError, match=r"FlashAttentionScore: .*head_num"):
         infer(Gradient(attend), x, x, x, scale)
+
+
+@constexpr
+def another_batchs_lengths(batch, end):
+    return Tensor(np.full(batch + 1, end, np.int64))
+
+
+@constexpr
+def too_many_keys(batch, end):
+    return Tensor(np.full(batch, end + 1, np.int64))
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("_lengths", another_batchs_lengths, "one length an image"),
+        ("_lengths", too_many_keys, "more keys than there are"),
+        ("check_cache", constexpr(lambda *_: None), "batch or head width differ"),
+    ],
+)
+def test_a_wrong_argument_of_the_reading_operator_is_caught(monkeypatch, name, wrong, message):
+    monkeypatch.setattr(ops, "fused_infer_attention_score", checked_infer)
+    monkeypatch.setattr(ascend, name, wrong)
+    config, attend = attention_of("d16", ms.float16)
+    x = unfilled(1, config.schedule.length, config.width)
+    cache = unfilled(1 + (name == "check_cache"), config.schedule.length, config.heads, 64)
+    scale = Tensor(np.ones((1, config.heads, 1, 1), np.float32))
+    with pytest.raises(AssertionError, match=message):
+        infer(EveryScale(attend), x, x, x, scale, cache, cache)
 
 
 def one_slot_fewer(batch, length, begin, end):
