@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from var_tokenizer import Tokenizer
 from var_train.run import main
-from var_transformer import Transformer, generate
+from var_transformer import Transformer, TransformerConfig, generate
 
 FILES = {
     "tokenizer.safetensors",
@@ -140,6 +140,26 @@ def test_stage_by_stage_trains_the_same_models_as_all_at_once(finished, tmp_path
         assert all((ours[n] == theirs[n]).all() for n in theirs)
 
 
+@pytest.mark.slow
+def test_fine_tuning_starts_from_the_weights_of_init(finished, tmp_path):
+    data = make_tree(tmp_path / "data")
+    init, tokenizer = finished / "transformer.safetensors", finished / "tokenizer.safetensors"
+    arguments = ("--init", init, "--tokenizer-file", tokenizer, "--data", data, *SMALL.split())
+    still = ("--train-transformer.base-rate", 1e-9)
+    result = run("--stage", "transformer", "--out", tmp_path / "out", *arguments, *still)
+    assert result.returncode == 0, result.stderr
+    ours, theirs = load_file(tmp_path / "out" / init.name), load_file(init)
+    assert all(np.allclose(ours[n], theirs[n], rtol=0, atol=1e-6) for n in theirs)
+
+
+def test_an_init_of_another_architecture_is_refused_before_anything_is_written(tmp_path, refusal):
+    init = tmp_path / "init.safetensors"
+    Transformer(TransformerConfig(depth=1, width=32, heads=2), 0).save(init)
+    message = refusal("--init", init, "--out", tmp_path / "out")
+    assert "init.safetensors: depth is 1; expected 4" in message
+    assert not (tmp_path / "out").exists()
+
+
 def test_help_names_the_data_layout():
     result = run("--help")
     assert result.returncode == 0
@@ -167,6 +187,10 @@ def test_help_names_the_data_layout():
         (("--sampling.top-k", "129"), "top_k is 129"),
         (("--sampling.top-p", "1.5"), "top_p is 1.5"),
         (("--seed", "x"), "seed"),
+        (("--preset", "d17"), "--preset"),
+        (("--preset", "d16"), "tokenizer.safetensors: no such file"),
+        (("--init", "t.safetensors"), "t.safetensors: no such file"),
+        (("--init", "t.safetensors", "--stage", "tokenizer"), "init is t.safetensors and stage"),
     ],
 )
 def test_unusable_arguments_exit_with_2_say_why_and_write_nothing(

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from var_tokenizer import InputError, Tokenizer, TokenizerConfig
 from var_train.data import step_indices
 from var_train.optimizer import AdamWConfig
-from var_train.precision import LossScale, PrecisionConfig
+from var_train.precision import DTYPES, LossScale, PrecisionConfig
 from var_train.tokens import TokenSet
 from var_train.transformer_stage import TransformerStage, TransformerTraining, token_losses
-from var_transformer import Transformer, TransformerConfig
+from var_transformer import Backend, Transformer, TransformerConfig
 
 SCALES = (1, 2, (2, 3))
 TOKENIZER = TokenizerConfig(
@@ -55,7 +55,12 @@ TRAIN, VAL = tokens(30, 0), tokens(7, 1)
 
 def training(stage: TransformerStage, model: TransformerConfig = MODEL) -> TransformerTraining:
     return TransformerTraining(
-        Transformer(model, 0), Tokenizer(TOKENIZER, 0), TRAIN, VAL, stage, seed=0
+        Transformer(model, 0, Backend(dtype=DTYPES[stage.precision.dtype])),
+        Tokenizer(TOKENIZER, 0),
+        TRAIN,
+        VAL,
+        stage,
+        seed=0,
     )
 
 
@@ -92,6 +97,33 @@ def test_a_batch_in_parts_takes_the_step_of_the_whole_batch():
         assert ours == pytest.approx(theirs, rel=1e-5)
     for name, array in weights(once).items():
         np.testing.assert_allclose(weights(parts)[name], array, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_recomputing_the_blocks_changes_no_number():
+    kept, again = (training(TransformerStage(batch=8, recompute=on)) for on in (False, True))
+    assert run(again, 0, 3) == run(kept, 0, 3)
+
+
+@pytest.mark.slow
+def test_float16_products_follow_float32_with_float32_weights():
+    mixed = training(TransformerStage(batch=8, precision=PrecisionConfig("float16")))
+    plain = run(training(TransformerStage(batch=8)), 0, 3)
+    for ours, theirs in zip(run(mixed, 0, 3), plain, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-2)
+        assert ours["gradient_norm"] != theirs["gradient_norm"]  # it does compute in halves
+    assert {a.dtype for a in weights(mixed).values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.slow
+def test_a_step_that_overflows_is_skipped_and_counted():
+    largest = PrecisionConfig("float16", loss_scale=2.0**24)
+    stage = training(TransformerStage(batch=8, precision=largest))
+    before = weights(stage)
+    first = stage.train_step(0)
+    assert first["skipped_steps"] == 1 and "gradient_norm" not in first
+    assert all((array == before[name]).all() for name, array in weights(stage).items())
+    assert stage.train_step(1)["loss_scale"] == largest.loss_scale / 2
 
 
 @pytest.mark.slow
@@ -164,6 +196,8 @@ def test_the_loss_scale_halves_at_an_overflow_and_doubles_after_a_while():
             {"progressive": 0.5, "progressive_start": 4},
             "progressive_start is 4; expected at most 3",
         ),
+        ({"precision": PrecisionConfig("bfloat16")}, "dtype is bfloat16; expected float32 or"),
+        ({"base_rate": 0.0}, "base_rate is 0.0; expected above 0"),
         ({"epochs": 0}, "epochs is 0; expected at least 1"),
         ({"label_smoothing": 1.0}, r"label_smoothing is 1.0; expected in \[0, 1\)"),
         ({"ema": 1.0}, "ema is 1.0"),

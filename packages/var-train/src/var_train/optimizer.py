@@ -167,6 +167,7 @@ class AdamW(nn.Cell):
         self.kernel = ops.AdamWeightDecay()
         self.map = ops.HyperMap()
         self.beta1, self.beta2 = config.betas
+        self.epsilon_3 = Tensor(np.array([0, 1, 0], np.float32))
         self.skipped = 0
 
     def scalars(self, step: int, steps: int) -> Tensor:
@@ -190,7 +191,8 @@ class AdamW(nn.Cell):
         finite = ops.isfinite(norm)
         factor = ops.minimum(self.config.clip / (norm + 1e-6), 1.0) / divisor
         one = ops.ones_like(norm)
-        rates_3 = ops.select(finite, scalars_3, ops.zeros_like(scalars_3))
+        # a skipped step keeps its epsilon: 0 / (0 + epsilon) is what moments of 0 come to
+        rates_3 = ops.select(finite, scalars_3, scalars_3 * self.epsilon_3)
         update = ops.partial(
             _update,
             self.kernel,

@@ -18,7 +18,7 @@ class PrecisionConfig:
     """
 
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Of matrix products and attention, forward and backward."""
+    """Of matrix products, forward and backward, and of attention on an Ascend."""
     loss_scale: float = 2.0**11
     """What a float16 loss is multiplied by at first, so that small gradients do not vanish."""
     growth_every: int = 1000

@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("GLOG_v", "3")  # before MindSpore is imported: its warnings are not ours
 
+import argparse
 import json
 import logging
 import resource
@@ -24,6 +25,7 @@ from var_train.data import ImageSet, ImageSource, load_digits_split, load_image_
 from var_train.loop import LoopConfig
 from var_train.loop import train as train_stage
 from var_train.precision import DTYPES
+from var_train.presets import PRESETS, published_stage
 from var_train.progress import MetricsLog
 from var_train.report import (
     Sampling,
@@ -50,6 +52,10 @@ class TransformerSize:
     heads: int = 4
     shared_adaln: bool = False
 
+    @classmethod
+    def of(cls, model: TransformerConfig) -> "TransformerSize":
+        return cls(model.depth, model.width, model.heads, model.shared_adaln)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -62,6 +68,11 @@ class Run:
     Raises InputError for settings that do not go together.
     """
 
+    preset: Literal[PRESETS] | None = None
+    """A published transformer and how it was trained: the defaults of all that is not given.
+    It trains the stage transformer alone."""
+    init: Path | None = None
+    """A transformer to start from, .safetensors, instead of random weights: to fine-tune it."""
     stage: Literal["all", "tokenizer", "transformer"] = "all"
     """What to train; the transformer alone needs a tokenizer that is trained."""
     tokenizer_file: Path | None = None
@@ -103,6 +114,11 @@ class Run:
             raise InputError(
                 f"tokenizer_file is {self.tokenizer_file} and stage {self.stage}; "
                 "expected a tokenizer_file with the stage transformer only"
+            )
+        if self.init is not None and self.stage == "tokenizer":
+            raise InputError(
+                f"init is {self.init} and stage tokenizer; expected init where the transformer is "
+                "trained"
             )
         if self.tokens is not None and (self.stage != "transformer" or self.data is not None):
             raise InputError(
@@ -222,7 +238,31 @@ def _model(config: Run, tokenizer: TokenizerConfig, classes: int) -> Transformer
         scales=tokenizer.scales,
     )
     backend = Backend(dtype=DTYPES[config.train_transformer.precision.dtype])
-    return Transformer(model_config, config.seed, backend)
+    if config.init is None:
+        return Transformer(model_config, config.seed, backend)
+    model = Transformer.load(config.init, backend)
+    for name, value in asdict(model.config).items():
+        wanted = getattr(model_config, name)
+        if value != wanted:
+            raise InputError(
+                f"{config.init}: {name} is {value}; expected {wanted}, that of this run's "
+                "transformer, tokenizer and classes"
+            )
+    return model
+
+
+def preset_defaults(name: str) -> Run:
+    """What ``--preset NAME``, one of ``PRESETS``, means where nothing else is given."""
+    stage = published_stage(name)
+    return Run(
+        preset=name,
+        stage="transformer",
+        out=Path("runs") / name,
+        transformer=TransformerSize.of(TransformerConfig.preset(name)),
+        train_transformer=stage,
+        loop=LoopConfig(validations=stage.epochs // 10),
+        sampling=Sampling(per_class=1),
+    )
 
 
 def _load(config: Run, image_size: tuple[int, int]) -> tuple[ImageSource, ImageSource]:
@@ -241,6 +281,7 @@ def _settings(config: Run, stage: Literal["tokenizer", "transformer"]) -> dict[s
         stage: asdict(getattr(config, stage)),
         f"train_{stage}": asdict(getattr(config, f"train_{stage}")),
         "seed": config.seed,
+        "init": None if config.init is None else str(config.init.resolve()),
         "data": None if config.data is None else str(config.data.resolve()),
         "tokens": None if config.tokens is None else str(config.tokens.resolve()),
     }
@@ -251,13 +292,21 @@ def _since(started: float, before: dict[str, float]) -> float:
     return time.monotonic() - started - sum(before.values())
 
 
+def parse() -> Run:
+    """The command line, over the defaults of its ``--preset``."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset")
+    name = first.parse_known_args()[0].preset
+    default = preset_defaults(name) if name in PRESETS else Run()
+    return tyro.cli(Run, default=default, prog="python -m var_train.run", registry=sizes)
+
+
 def main() -> None:
     """The command: exits with 2 and one line where the input is unusable."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
         distributed.start()
-        config = tyro.cli(Run, prog="python -m var_train.run", registry=sizes)
-        run(config)
+        run(parse())
     except InputError as error:
         log.error("%s", error)
         sys.exit(2)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import mindspore as ms
 import numpy as np
@@ -36,6 +36,9 @@ class TransformerStage:
     accumulation: int = 1
     """Parts that a worker's share of the batch is computed in, one after another."""
     optimizer: AdamWConfig = field(default_factory=lambda: AdamWConfig(learning_rate=2e-3))
+    base_rate: float | None = None
+    """Rate at the peak for a batch of 256; where it is given, the peak is BASE_RATE * batch / 256
+    and optimizer.learning_rate is not read."""
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     recompute: bool = False
     """Compute each block again in the backward pass, to save the memory of what it kept."""
@@ -76,6 +79,8 @@ class TransformerStage:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise InputError(f"{name} is {value}; expected in [0, 1)")
+        if self.base_rate is not None and self.base_rate <= 0:
+            raise InputError(f"base_rate is {self.base_rate}; expected above 0")
         if not 0 <= self.progressive <= 1:
             raise InputError(f"progressive is {self.progressive}; expected in [0, 1]")
         if any(w < 0 for w in self.scale_weights) or (
@@ -84,6 +89,13 @@ class TransformerStage:
             raise InputError(
                 f"scale_weights is {self.scale_weights}; expected numbers of at least 0, not all 0"
             )
+
+    @property
+    def adamw(self) -> AdamWConfig:
+        """``optimizer`` with the rate that ``base_rate`` gives it."""
+        if self.base_rate is None:
+            return self.optimizer
+        return replace(self.optimizer, learning_rate=self.base_rate * self.batch / 256)
 
     def check(self, model: TransformerConfig, images: int) -> None:
         """Raises InputError where ``model`` or the number of training images do not fit."""
@@ -100,6 +112,11 @@ class TransformerStage:
         if self.progressive and self.progressive_start > scales:
             raise InputError(
                 f"progressive_start is {self.progressive_start}; expected at most {scales}"
+            )
+        if self.precision.dtype == "bfloat16" and ms.get_context("device_target") == "CPU":
+            raise InputError(
+                "dtype is bfloat16; expected float32 or float16 on a CPU, where MindSpore has no "
+                "product of bfloat16 matrices"
             )
         distributed.share(self.batch, self.accumulation)
 
@@ -136,6 +153,9 @@ class TransformerTraining:
         self._loss_scale = LossScale(config.precision)
         self._watch = Stopwatch()
         distributed.synchronize(list(model.get_parameters()))
+        if config.recompute:
+            for block in model.blocks:
+                block.recompute()
         self._compile()
 
     # ------------------------------------------------------------ the step
@@ -166,8 +186,8 @@ class TransformerTraining:
                 self._ema.update(step)
         metrics: dict[str, float | list[float]] = {
             "loss": float(distributed.gather(np.array(np.mean(losses))).mean()),
-            "learning_rate": config.optimizer.rate(step, self.steps),
-            "weight_decay": config.optimizer.decay(step, self.steps),
+            "learning_rate": self._optimizer.config.rate(step, self.steps),
+            "weight_decay": self._optimizer.config.decay(step, self.steps),
             "skipped_steps": self._optimizer.skipped,
         }
         if finite:
@@ -226,7 +246,7 @@ class TransformerTraining:
         """
         model, config = self._model, self._config
         parameters = model.trainable_params()
-        self._optimizer = optimizer = AdamW(parameters, config.optimizer, decays)
+        self._optimizer = optimizer = AdamW(parameters, config.adamw, decays)
         self._ema = Ema(parameters, config.ema) if config.ema else None
         average = distributed.AllReduceMean(parameters)
         once = config.accumulation == 1  # averaged while the backward pass goes on, or at the end

@@ -171,18 +171,25 @@ class _KernelLinear(nn.Cell):
 
 
 class Linear(nn.Cell):
-    """x @ weight.T + bias over the last axis; ``weight`` is (outputs, inputs)."""
+    """x @ weight.T + bias over the last axis; ``weight`` is (outputs, inputs).
+
+    ``dtype`` is that of the product, forward and backward; all else stays float32.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         library = kernels()
         self.kernel = None if library is None else _KernelLinear(library)
         self.matmul_nt = ops.MatMul(transpose_b=True)
+        self.dtype = ms.float32
 
     def construct(self, x: Tensor, weight_oi: Tensor, bias_o: Tensor) -> Tensor:
-        if self.kernel is not None and x.dtype == ms.float32:
+        if self.kernel is not None and x.dtype == self.dtype == ms.float32:
             return self.kernel(x, weight_oi, bias_o)
-        rows = self.matmul_nt(x.reshape(-1, x.shape[-1]), weight_oi)
+        rows = x.reshape(-1, x.shape[-1])
+        if self.dtype != ms.float32:
+            rows, weight_oi = rows.astype(self.dtype), weight_oi.astype(self.dtype)
+        rows = self.matmul_nt(rows, weight_oi).astype(ms.float32)
         return ops.bias_add(rows, bias_o).reshape(*x.shape[:-1], -1)
 
 

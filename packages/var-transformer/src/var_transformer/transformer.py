@@ -224,6 +224,9 @@ class Transformer(nn.Cell):
         self.head_nm = HeadNorm(config, rng, std)
         self.head = Linear(rng, c, config.vocab_size, 0.02 * std)  # init_head
         self.scale_of_token = Tensor(schedule.scale_of_token)
+        for _, cell in self.cells_and_names():
+            if isinstance(cell, fast.Linear):
+                cell.dtype = backend.dtype
         self._compiled = _Compiled(self)
         if rng is not None:
             self._scale_modulation()

@@ -32,8 +32,8 @@ class Backend:
     and else portable.
     fewest_scores: ascend attention is cut for few scores and launches, whatever its copies in
     memory cost; else for the least time on paper (see README; no NPU has measured either).
-    dtype: of queries, keys and values in ascend attention and its cache; portable attention
-    computes in the type that it is given.
+    dtype: of the model's matrix products, and of queries, keys and values in ascend attention and
+    its cache; every other attention computes in float32.
 
     Raises InputError for an unknown name.
     """
