@@ -74,3 +74,11 @@ def bench(session: nox.Session) -> None:
     """This project beside PyTorch on this machine: ratios, and benchmarks/latest.json."""
     install(session, *PACKAGES, extras=(TORCH,))
     session.run("python", "benchmarks/speed/pairs.py", *session.posargs)
+
+
+@nox.session(python=PYTHON)
+def growth(session: nox.Session) -> None:
+    """How time grows with batch, depth and resolution; draws docs/speed.png."""
+    install(session, "var-tokenizer", "var-transformer", extras=("matplotlib",))
+    session.run("python", "benchmarks/speed/growth.py", *session.posargs)
+    session.run("python", "benchmarks/speed/chart.py")

@@ -1,0 +1,49 @@
+"""Draws ``docs/speed.png`` from ``benchmarks/latest.json`` and ``benchmarks/growth.json``."""
+
+import json
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("transformer", "decoder", "tokenizer", "sampling")
+
+
+def limits(latest: dict[str, Any]) -> dict[str, float]:
+    """Seconds of one image's parts if all multiply-adds ran at the measured peak."""
+    work, peak = latest["multiply_adds"], latest["multiply_adds_per_second"]
+    decoder = work["decode"] / peak
+    return {"transformer": work["generate_b1"] / peak - decoder, "decoder": decoder}
+
+
+def main() -> None:
+    latest = json.loads((ROOT / "benchmarks" / "latest.json").read_text())
+    growth = json.loads((ROOT / "benchmarks" / "growth.json").read_text())
+    figure, axes = pyplot.subplots(1, 4, figsize=(13, 3.6), layout="constrained")
+    bars = [("limit", limits(latest))]
+    bars += [(name, latest["split_seconds"][name]) for name in ("ours", "torch")]
+    bottom = [0.0] * len(bars)
+    for part in PARTS:
+        seconds = [of.get(part, 0.0) for _, of in bars]
+        axes[0].bar([name for name, _ in bars], seconds, bottom=bottom, label=part)
+        bottom = [b + s for b, s in zip(bottom, seconds, strict=True)]
+    axes[0].set(title="one image of d16, seconds")
+    axes[0].legend(fontsize=8)
+    for axis, (kind, of) in zip(axes[1:], growth.items(), strict=True):
+        axis.plot([int(n) for n in of], [median(s) for s in of.values()], "o-")
+        axis.set(title="seconds a generation", xlabel=kind, ylim=(0, None))
+        axis.set_xticks([int(n) for n in of])
+    target = ROOT / "docs" / "speed.png"
+    target.parent.mkdir(exist_ok=True)
+    written = target.with_suffix(".tmp.png")
+    figure.savefig(written, dpi=90)
+    written.replace(target)
+
+
+if __name__ == "__main__":
+    main()
