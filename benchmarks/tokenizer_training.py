@@ -28,7 +28,7 @@ GUIDE = (
     *("--train-tokenizer.losses.l1", "0", "--train-tokenizer.losses.l2", "5"),
     *("--train-tokenizer.codebook.start", "kmeans", "--train-tokenizer.codebook.update", "ema"),
 )
-HEADLINE = ("--train-tokenizer.epochs", "10", "--loop.validations", "4")
+HEADLINE = ("--train-tokenizer.epochs", "4", "--loop.validations", "4")
 SHORT = ("--train-tokenizer.epochs", "1", "--loop.validations", "2")
 START, UPDATE = "--train-tokenizer.codebook.start", "--train-tokenizer.codebook.update"
 REVIVE = ("--train-tokenizer.codebook.revive-every", "0")
@@ -85,7 +85,7 @@ def table(figures: dict[str, dict[str, Any]]) -> str:
     ]
     for name, found in figures.items():
         codes = ", ".join(str(n) for n in found["scale_codes_used"])
-        title = REMEDIES[name][0] if name in REMEDIES else "the guide's tokenizer, 10 epochs"
+        title = REMEDIES[name][0] if name in REMEDIES else "the guide's tokenizer, 4 epochs"
         rows.append(f"| {title} | {found['psnr']:.2f} | {found['codebook_usage']:.3f} | {codes} |")
     return "\n".join(rows) + "\n"
 
@@ -108,7 +108,7 @@ def chart(metrics: Path, target: Path) -> None:
     for k in range(scales):
         smooth = _smooth([line["perplexity"][k] for line in steps])
         middle.plot(place, smooth, label=f"scale {k + 1}", linewidth=0.9)
-    middle.set(title="perplexity in a batch, by scale", xlabel="step")
+    middle.set(title="perplexity, by scale", xlabel="step")
     middle.legend(fontsize=7)
     for line in held_out:
         right.plot(range(1, scales + 1), line["scale_psnr"], "o-", label=f"step {line['step']}")
