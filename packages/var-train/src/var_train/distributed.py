@@ -19,6 +19,9 @@ def start() -> None:
     The scheduler that ``msrun`` starts beside the workers ends in here.
     """
     if "MS_ROLE" in os.environ and not communication.GlobalComm.INITED:
+        # A collective of the CPU gives up after 30 s, which worker 0 takes to sample or to save;
+        # a worker that is dead is noticed by the watch.
+        os.environ.setdefault("MS_CPU_COMM_OP_TIMEOUT", str(24 * 3600))
         ms.set_context(mode=ms.GRAPH_MODE)
         communication.init()
 

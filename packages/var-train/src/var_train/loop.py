@@ -17,6 +17,7 @@ from var_tokenizer import InputError
 from var_train import distributed
 from var_train.checkpoints import CheckpointFolder, Snapshot
 from var_train.progress import MetricsLog, Value, step_bar
+from var_train.watch import watched
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ def train(
     settings = json.loads(json.dumps(settings))  # tuples as the lists that come back
     if distributed.rank() == 0 and not resume:
         checkpoints.clear()
-    done, best, validation = 0, math.inf, {}
+    done, best, validation, stop = 0, math.inf, {}, False
     snapshot = checkpoints.newest() if resume else None
     _check_same_step(snapshot)
     if snapshot:
@@ -128,7 +129,11 @@ def train(
             checkpoints.save(Snapshot(done, arrays, kept), is_best)
 
     validate_after = set(np.linspace(0, stage.steps, config.validations + 1).astype(int)[1:])
-    with _sigterm() as terminated, step_bar(stage.name.ljust(11), stage.steps, done) as bar:
+    with (
+        _sigterm() as terminated,
+        watched(folder),
+        step_bar(stage.name.ljust(11), stage.steps, done) as bar,
+    ):
         while done < stage.steps:
             begin = time.perf_counter()
             values = stage.train_step(done)
@@ -151,7 +156,9 @@ def train(
                 save(is_best)
             if stop:
                 log.info("%s: terminated; saved after step %d", stage.name, done)
-                raise SystemExit(0)
+                break
+    if stop:
+        raise SystemExit(0)
     return validation
 
 

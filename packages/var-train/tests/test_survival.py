@@ -1,0 +1,165 @@
+"""Runs of the command that are killed, and runs of two workers."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+from var_tokenizer import Tokenizer, TokenizerConfig
+
+KILLS = int(os.environ.get("VAR_KILLS", "3"))  # the full proof takes 20
+TOKENIZER = TokenizerConfig(
+    vocab_size=16,
+    latent_channels=4,
+    channels=32,
+    channel_multipliers=(1,),
+    res_blocks=1,
+    phi_count=1,
+    scales=(1, 2, 4),
+)
+SETTINGS = """
+    --transformer.depth 1 --transformer.width 32 --transformer.heads 2
+    --train-transformer.batch 8 --train-transformer.ema 0.9
+    --sampling.per-class 1 --sampling.batch 2 --train-transformer.samples-per-class 0
+"""
+ENVIRONMENT = os.environ | {"GLOG_v": "3", "OMP_NUM_THREADS": "1"}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """A folder with images of two classes and a tokenizer for them."""
+    root, rng = tmp_path_factory.mktemp("work"), np.random.default_rng(0)
+    for split, count in (("train", 20), ("val", 4)):
+        for name in ("cat", "dog"):
+            folder = root / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    Tokenizer(TOKENIZER, 0).save(root / "tokenizer.safetensors")
+    return root
+
+
+def command(work: Path, out: Path, epochs: int, *more: str) -> list[str]:
+    """40 images in batches of 8: five steps an epoch."""
+    arguments = ["--stage", "transformer", "--data", str(work / "images"), "--out", str(out)]
+    arguments += ["--tokenizer-file", str(work / "tokenizer.safetensors"), *SETTINGS.split()]
+    epochs_argument = ["--train-transformer.epochs", str(epochs)]
+    return ["-m", "var_train.run", *arguments, *epochs_argument, *more]
+
+
+def run(work: Path, out: Path, epochs: int, *more: str) -> None:
+    words = [sys.executable, *command(work, out, epochs, *more)]
+    result = subprocess.run(
+        words, env=ENVIRONMENT, check=False, capture_output=True, text=True, timeout=900
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def msrun(work: Path, out: Path, epochs: int) -> subprocess.Popen:
+    """Two workers on this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = [str(Path(sys.executable).with_name("msrun")), "--worker_num=2"]
+    launcher += ["--local_worker_num=2", f"--master_port={port}", "--join=True"]
+    launcher += [f"--log_dir={out}.logs", "python", *command(work, out, epochs)]
+    path = f"{Path(sys.executable).parent}:{ENVIRONMENT['PATH']}"
+    with Path(f"{out}.txt").open("w") as file:
+        return subprocess.Popen(
+            launcher, env=ENVIRONMENT | {"PATH": path}, stdout=file, stderr=subprocess.STDOUT
+        )
+
+
+def steps(out: Path) -> list[dict]:
+    """The lines of the transformer's steps."""
+    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["stage"] == "transformer"]
+
+
+def test_two_workers_draw_the_loss_curve_of_one(work, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(work, one, 10)
+    assert msrun(work, two, 10).wait(300) == 0, Path(f"{two}.txt").read_text()
+    ours, theirs = steps(two), steps(one)
+    assert [line["step"] for line in ours] == list(range(50))  # one worker alone writes
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+def test_a_run_that_is_killed_again_and_again_ends_in_the_same_weights(work, tmp_path):
+    every = ("--loop.checkpoint-every", "1", "--loop.validations", "4")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    epochs = 4 * KILLS + 4
+    run(work, whole, epochs, *every)
+    total, rng, kills = 5 * epochs, random.Random(0), 0
+    saves = killed / "checkpoints" / "transformer"
+    while kills < KILLS:
+        begin = newest(saves)
+        process = subprocess.Popen(
+            [sys.executable, *command(work, killed, epochs, *every)],
+            env=ENVIRONMENT,
+            stderr=subprocess.DEVNULL,
+        )
+        goal = begin + rng.randint(1, max(1, (total - begin) // (KILLS - kills) - 1))
+        while newest(saves) < goal:
+            assert process.poll() is None
+            time.sleep(0.001)
+        if kills % 2:  # in the middle of a save; else wherever it is by then
+            while not any(saves.glob(".step-*")) and process.poll() is None:
+                pass
+        else:
+            time.sleep(rng.random() * 0.05)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        kills += 1
+    run(work, killed, epochs, *every)
+    ours, theirs = (load_file(p / "transformer.safetensors") for p in (killed, whole))
+    assert all((ours[name] == array).all() for name, array in theirs.items())
+    losses = [[line["loss"] for line in steps(out)] for out in (killed, whole)]
+    assert losses[0] == losses[1] and len(losses[0]) == total
+
+
+def newest(saves: Path) -> int:
+    return max((int(p.stem.split("-")[1]) for p in saves.glob("step-*")), default=0)
+
+
+def test_sigterm_saves_and_exits_with_0_and_the_run_goes_on_from_there(work, tmp_path):
+    out = tmp_path / "out"
+    words = [sys.executable, *command(work, out, 400)]
+    process = subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    while not (out / "metrics.jsonl").exists() or len(steps(out)) < 3:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0 and "terminated; saved after step" in said
+    saved = newest(out / "checkpoints" / "transformer")
+    assert saved == len(steps(out)) >= 3
+
+
+def test_a_dead_worker_stops_the_others_within_a_minute(work, tmp_path):
+    out = tmp_path / "out"
+    process = msrun(work, out, 4000)
+    try:
+        while not (out / "metrics.jsonl").exists() or len(steps(out)) < 3:
+            assert process.poll() is None, Path(f"{out}.txt").read_text()
+            time.sleep(0.1)
+        dead = json.loads((out / "workers" / "1.json").read_text())["process"]
+        os.kill(dead, signal.SIGKILL)
+        assert process.wait(60) != 0
+    finally:
+        process.kill()
+    said = (Path(f"{out}.logs") / "worker_0.log").read_text()
+    assert f"worker 1 (process {dead} on" in said and "its last log line: worker 1 of 2" in said
