@@ -187,9 +187,11 @@ class Linear(nn.Cell):
         if self.kernel is not None and x.dtype == self.dtype == ms.float32:
             return self.kernel(x, weight_oi, bias_o)
         rows = x.reshape(-1, x.shape[-1])
-        if self.dtype != ms.float32:
+        if self.dtype == ms.float32:  # arrays that are halves already stay so
+            rows = self.matmul_nt(rows, weight_oi)
+        else:
             rows, weight_oi = rows.astype(self.dtype), weight_oi.astype(self.dtype)
-        rows = self.matmul_nt(rows, weight_oi).astype(ms.float32)
+            rows = self.matmul_nt(rows, weight_oi).astype(ms.float32)
         return ops.bias_add(rows, bias_o).reshape(*x.shape[:-1], -1)
 
 
