@@ -13,6 +13,8 @@ nothing is transposed, copied or masked. Where the fused operators of ``ascend_c
 them takes the projection's result apart, normalizes it and writes the cache.
 """
 
+from functools import partial
+
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
@@ -21,7 +23,7 @@ from var_tokenizer import InputError, ScaleSchedule
 
 from var_transformer import ascend_c
 from var_transformer.attention.base import Kept, NextScaleAttention, check_tokens, last_scale
-from var_transformer.attention.segments import Plan, launch_scores, scores_and, step_seconds
+from var_transformer.attention.segments import launch_scores, scores_and, step_seconds
 from var_transformer.devices import DEVICES
 
 DTYPES = (ms.float16, ms.bfloat16)
@@ -57,13 +59,11 @@ class AscendAttention(NextScaleAttention):
                 "up to 512"
             )
         device, width = DEVICES["ascend-910b"], heads * head_width
-        on_paper = scores_and(launch_scores(device, _BATCH * heads, head_width))
-        if not fewest_scores:
-
-            def on_paper(plan: Plan) -> float:
-                return step_seconds(plan, _BATCH, width, device)
-
-        super().__init__(schedule, heads, unit_length, on_paper, banded=True)
+        if fewest_scores:
+            cost = scores_and(launch_scores(device, _BATCH * heads, head_width))
+        else:
+            cost = partial(step_seconds, batch=_BATCH, width=width, device=device)
+        super().__init__(schedule, heads, unit_length, cost, banded=True)
         self.head_width = head_width
         self.dtype = dtype
         self.write = auto_generate.ReshapeAndCache()
