@@ -14,7 +14,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -27,12 +26,11 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 from weights import make
-from worker import TRAINING_BATCH
+from worker import THREADS, TRAINING_BATCH
 
 log = logging.getLogger("benchmark")
 LATEST = Path(__file__).resolve().parents[1] / "latest.json"
 GIB = 2**30
-THREADS = "2"
 CODEC, GENERATE, TRAIN = ("encode", "decode"), ("generate_b1", "generate_b4"), ("train",)
 PARTS = {"codec": CODEC, "generate": GENERATE, "train": TRAIN}
 
@@ -49,7 +47,7 @@ class Side:
             part,
             str(weights),
         ]
-        environment = os.environ | {"OMP_NUM_THREADS": THREADS}
+        environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -77,20 +75,22 @@ class Report:
     split_seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     """Where the time of one image goes, of each side."""
     agreement: dict[str, float] = field(default_factory=dict)
-    first_image_seconds: dict[str, list[float]] = field(default_factory=dict)
+    first_image_seconds: list[float] = field(default_factory=list)
     multiply_adds: dict[str, float] = field(default_factory=dict)
     multiply_adds_per_second: float = 0.0
 
     def ratios(self) -> dict[str, float]:
         found = {
-            "train_step" if job == "train" else job: median(
-                a / b for a, b in zip(of["ours"], of["torch"], strict=True)
-            )
-            for job, of in self.seconds.items()
+            "train_step" if job == "train" else job: ratio(of) for job, of in self.seconds.items()
         }
         for part, of in self.peak_memory_bytes.items():
             found[f"memory_{part}"] = of["ours"] / of["torch"]
         return {name: round(ratio, 3) for name, ratio in found.items()}
+
+
+def ratio(samples: dict[str, list[float]]) -> float:
+    """Ours / PyTorch, the median over the pairs."""
+    return median(a / b for a, b in zip(samples["ours"], samples["torch"], strict=True))
 
 
 def measure(report: Report, part: str, pairs: int, weights: Path) -> None:
@@ -108,8 +108,7 @@ def measure(report: Report, part: str, pairs: int, weights: Path) -> None:
                 samples[side.name].append(answer["seconds"])
                 memory[side.name] = answer["peak_memory"]
         report.seconds[job] = samples
-        ratio = median(a / b for a, b in zip(samples["ours"], samples["torch"], strict=True))
-        log.info("%s: ours / PyTorch %.3f", job, ratio)
+        log.info("%s: ours / PyTorch %.3f", job, ratio(samples))
     report.peak_memory_bytes[part] = memory
     if part == "generate":
         likeliest = {side.name: side.run("likeliest")["result"] for side in sides}
@@ -132,23 +131,17 @@ def difference(ours: list[Any], theirs: list[Any]) -> float:
 
 
 def first_image(report: Report, weights: Path, runs: int = 3) -> None:
-    """Whole processes: ``python -m var_transformer.sample`` without and with its compile cache."""
-    for kind in ("without_cache", "with_cache"):
-        report.first_image_seconds[kind] = []
+    """From the start of a new process to its first image.
+
+    Not ``python -m var_transformer.sample``, which draws a single image in a batch of 8.
+    """
     for _ in range(runs):
-        with tempfile.TemporaryDirectory() as folder:
-            for kind in report.first_image_seconds:
-                command = [sys.executable, "-m", "var_transformer.sample", "--classes", "7"]
-                command += ["--per-class", "1", "--out", f"{folder}/{kind}"]
-                command += ["--tokenizer", str(weights / "vae.safetensors")]
-                command += ["--model", str(weights / "var.safetensors")]
-                environment = os.environ | {"OMP_NUM_THREADS": THREADS, "XDG_CACHE_HOME": folder}
-                start = time.perf_counter()
-                subprocess.run(command, check=True, env=environment, capture_output=True)
-                report.first_image_seconds[kind].append(time.perf_counter() - start)
-        log.info(
-            "first image: %s", {k: round(v[-1], 1) for k, v in report.first_image_seconds.items()}
-        )
+        start = time.perf_counter()
+        side = Side("ours", "generate", weights)
+        side.run("generate_b1")
+        report.first_image_seconds.append(time.perf_counter() - start)
+        side.close()
+        log.info("first image: %.1f s", report.first_image_seconds[-1])
 
 
 def machine() -> dict[str, Any]:
@@ -157,7 +150,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": model or platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
-        "threads": int(THREADS),
+        "threads": THREADS,
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB, 1),
         "system": platform.platform(),
     }
@@ -181,8 +174,8 @@ def show(report: Report) -> None:
     for part in sorted({*(p for of in report.split_seconds.values() for p in of)}):
         values = (f"{report.split_seconds[s].get(part, 0):.2f} s" for s in ("ours", "torch"))
         table.add_row(f"one image: {part}", *values, "")
-    for kind, seconds in report.first_image_seconds.items():
-        table.add_row(f"first image {kind}", f"{median(seconds):.1f} s", "", "")
+    if report.first_image_seconds:
+        table.add_row("first image", f"{median(report.first_image_seconds):.1f} s", "", "")
     for job, value in report.agreement.items():
         table.add_row(f"difference: {job}", f"{value:.1e}", "", "")
     Console().print(table)
