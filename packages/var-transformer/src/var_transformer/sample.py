@@ -7,7 +7,6 @@ os.environ.setdefault("GLOG_v", "3")  # before MindSpore is imported: its warnin
 import dataclasses
 import hashlib
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -38,7 +37,6 @@ from var_transformer.progress import progress_bar
 from var_transformer.sampler import Sampler
 from var_transformer.transformer import Transformer
 
-LANE = 8  # a batch holds a multiple of this many images: see ``batch_size``
 LARGEST_BATCH = 64
 _GRID_ROWS, _GRID_COLUMNS = 20, 10
 
@@ -49,8 +47,8 @@ class Sample:
 
     In OUT it writes one PNG file an image, NUMBER_CLASS.png, grid.png (a row for each of the
     first 20 classes with its first 10 images) and settings.json. Run again with the same
-    settings, it continues where it stopped. Image n depends on the models, the sampler, the
-    seed, n and its class, not on the batch size.
+    settings, it continues where it stopped, byte for byte. Image n depends on the models, the
+    sampler, the seed, n and its class; another batch size changes it by rounding alone.
     """
 
     tokenizer: Path
@@ -71,7 +69,7 @@ class Sample:
     seed: int = 0
     """Image n draws from the random stream (seed, n)."""
     batch: int = 0
-    """Images at once, rounded up to a multiple of 8; 0 chooses what fits into free memory."""
+    """Images at once; 0 chooses what fits into free memory, or what the run began with."""
     class_names: Path | None = None
     """A text file whose n-th line, from 0, names class n; commas part synonyms."""
     animate: AnimationFormat | None = None
@@ -109,10 +107,10 @@ def run(config: Sample) -> None:
     classes = [class_number(text, num_classes, names) for text in config.classes.split(",")]
     labels_n = np.repeat(np.array(classes, np.int32), config.per_class)
     targets = [config.out / f"{n:06d}_{label}.png" for n, label in enumerate(labels_n)]
-    _settle(config, labels_n)
+    batch = _settle(config, labels_n, batch_size(config, model, tokenizer, len(targets)))
     _remove_leftovers(config.out)
 
-    _write_images(config, model, tokenizer, refiner, labels_n, targets)
+    _write_images(config, model, tokenizer, refiner, labels_n, targets, batch)
     shown = [
         targets[row * config.per_class + column]
         for row in range(min(len(classes), _GRID_ROWS))
@@ -132,6 +130,7 @@ def _write_images(
     refiner: Refiner | None,
     labels_n: np.ndarray,
     targets: list[Path],
+    batch: int,
 ) -> None:
     """Writes the files of ``targets`` that are missing.
 
@@ -139,7 +138,6 @@ def _write_images(
     an interrupted run computes what an uninterrupted one would have.
     """
     count = len(targets)
-    batch = batch_size(config, model, tokenizer, count)
     with progress_bar() as bar:
         task = bar.add_task("sampling", total=count)
         for begin in range(0, count, batch):
@@ -177,8 +175,12 @@ def _finished(target: Path, animate: AnimationFormat | None) -> bool:
 
 
 # ---------------------------------------------------------------- settings of a run
-def _settle(config: Sample, labels_n: np.ndarray) -> None:
-    """Records what the images depend on, or holds it against the record of an earlier run."""
+def _settle(config: Sample, labels_n: np.ndarray, batch: int) -> int:
+    """Records what the images depend on, or holds it against the record of an earlier run.
+
+    Returns the batch size: ``batch``, or, where the user gives none, the earlier run's. Matrix
+    products of other numbers of rows differ in the last bits, and so, rarely, a pixel by 1.
+    """
     settings = {
         "tokenizer": _digest(config.tokenizer),
         "model": _digest(config.model),
@@ -187,6 +189,7 @@ def _settle(config: Sample, labels_n: np.ndarray) -> None:
         "classes": [int(label) for label in labels_n[:: config.per_class]],
         "per_class": config.per_class,
         "seed": config.seed,
+        "batch": batch,
         "sampler": dataclasses.asdict(config.sampler),
     }
     settings = json.loads(json.dumps(settings))  # tuples as the lists that a file holds
@@ -197,17 +200,20 @@ def _settle(config: Sample, labels_n: np.ndarray) -> None:
             found = {name: before[name] for name in settings}
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise InputError(f"{path}: not the settings of a run: {error!r}") from error
+        if config.batch == 0:
+            settings["batch"] = found["batch"]
         for name, value in settings.items():
             if found[name] != value:
                 raise InputError(
                     f"{name} is {value} and was {found[name]} in the run that {config.out} holds; "
                     "expected the same, or another --out"
                 )
-        return
+        return settings["batch"]
     if next(config.out.glob("[0-9]*_[0-9]*.png"), None) is not None:
         raise InputError(f"{config.out}: holds images but no settings.json; expected another --out")
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(settings, indent=1) + "\n")
+    return batch
 
 
 def _digest(path: Path) -> str:
@@ -224,21 +230,9 @@ def _remove_leftovers(out: Path) -> None:
 
 # ---------------------------------------------------------------- memory
 def batch_size(config: Sample, model: Transformer, tokenizer: Tokenizer, count: int) -> int:
-    """Images at once: a multiple of 8 where 8 fit into memory.
-
-    Matrix products of other numbers of rows can differ in the last bit (measured on a CPU:
-    images of batches of 1, 3 or 5 by up to 8e-7; of multiples of 8 not at all), and image n is
-    to be the same whatever the batch size. Where the size is not given, it takes half of the
-    free memory, at most 64 images and no more than there are. Where not even 8 fit, it is a
-    power of 2 below that, with a warning.
-    """
+    """Images at once: as the user says, else what half of the free memory holds, at most 64."""
     fitting = int(0.5 * _free_bytes() / bytes_per_image(config, model, tokenizer))
-    wanted = config.batch or max(min(fitting, LARGEST_BATCH, count), 1)
-    if fitting < LANE and (config.batch or LANE) <= LANE:
-        batch = 2 ** int(math.log2(max(min(fitting, wanted), 1)))
-        log.warning("batches of %d: pixels can differ from those of larger batches by 1", batch)
-        return batch
-    return -(-min(wanted, count) // LANE) * LANE
+    return min(config.batch or max(min(fitting, LARGEST_BATCH), 1), count)
 
 
 def bytes_per_image(config: Sample, model: Transformer, tokenizer: Tokenizer) -> int:
