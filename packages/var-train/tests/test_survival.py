@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -67,14 +68,14 @@ def run(work: Path, out: Path, epochs: int, *more: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def msrun(work: Path, out: Path, epochs: int) -> subprocess.Popen:
+def msrun(work: Path, out: Path, epochs: int, *more: str) -> subprocess.Popen:
     """Two workers on this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launcher = [str(Path(sys.executable).with_name("msrun")), "--worker_num=2"]
     launcher += ["--local_worker_num=2", f"--master_port={port}", "--join=True"]
-    launcher += [f"--log_dir={out}.logs", "python", *command(work, out, epochs)]
+    launcher += [f"--log_dir={out}.logs", "python", *command(work, out, epochs, *more)]
     path = f"{Path(sys.executable).parent}:{ENVIRONMENT['PATH']}"
     with Path(f"{out}.txt").open("w") as file:
         return subprocess.Popen(
@@ -96,6 +97,22 @@ def test_two_workers_draw_the_loss_curve_of_one(work, tmp_path):
     assert [line["step"] for line in ours] == list(range(50))  # one worker alone writes
     for a, b in zip(ours, theirs, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+def test_two_workers_that_share_the_moments_do_what_two_that_do_not_do(work, tmp_path):
+    every, shard = ("--loop.checkpoint-every", "3"), "--train-transformer.shard-optimizer"
+    plain, sharded, resumed = (tmp_path / name for name in ("plain", "sharded", "resumed"))
+    assert msrun(work, plain, 2, *every).wait(300) == 0, Path(f"{plain}.txt").read_text()
+    assert msrun(work, sharded, 2, *every, shard).wait(300) == 0, Path(f"{sharded}.txt").read_text()
+    shutil.copytree(plain, resumed)
+    last = "checkpoints/transformer/step-000000010.safetensors"
+    (resumed / last).unlink()
+    assert msrun(work, resumed, 2, *every, shard).wait(300) == 0, Path(f"{resumed}.txt").read_text()
+    expected = load_file(plain / last)
+    for out in (sharded, resumed):
+        found = load_file(out / last)
+        assert found.keys() == expected.keys()
+        assert all((found[name] == array).all() for name, array in expected.items())
 
 
 def test_a_run_that_is_killed_again_and_again_ends_in_the_same_weights(work, tmp_path):

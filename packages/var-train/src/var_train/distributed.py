@@ -67,6 +67,13 @@ def all_reduce_sum(array: np.ndarray) -> np.ndarray:
     return np.sum(gather(array), axis=0, dtype=np.asarray(array).dtype)
 
 
+def broadcast(array: np.ndarray, root: int) -> np.ndarray:
+    """The float32 array of worker ``root``; all workers bring one of its shape."""
+    if size() == 1:
+        return array
+    return ops.Broadcast(root)((Tensor(array),))[0].asnumpy()
+
+
 def any_worker(flag: bool) -> bool:
     """Whether ``flag`` is true on any worker."""
     return bool(gather(np.array(flag)).any())
@@ -84,9 +91,8 @@ def synchronize(parameters: Sequence[Parameter]) -> None:
     """
     if size() == 1:
         return
-    broadcast = ops.Broadcast(0)
     for parameter in parameters:
-        ops.assign(parameter, broadcast((Tensor(parameter.asnumpy()),))[0])
+        ops.assign(parameter, Tensor(broadcast(parameter.asnumpy(), 0)))
     check_equal(parameters)
 
 

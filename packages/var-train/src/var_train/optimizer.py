@@ -9,7 +9,9 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from var_tokenizer import InputError
 
+from var_train import distributed
 from var_train.checkpoints import parameter_arrays, restore_parameters
+from var_train.sharding import Sharding
 
 # The share of the steps after warmup that stays at the peak before the fall begins.
 _PLATEAU = {"cos": 0.0, "lin": 0.15, "lin0": 0.05, "lin00": 0.0, "exp": 0.15}
@@ -157,9 +159,14 @@ class AdamW(nn.Cell):
         parameters: Sequence[Parameter],
         config: AdamWConfig,
         decays: Callable[[Parameter], bool],
+        sharding: Sharding | None = None,
     ) -> None:
-        super().__init__()
+        """sharding: of these parameters, where this worker is to update its own alone."""
+        super().__init__(auto_prefix=False)  # a sharding inside would rename the model's weights
         self.config = config
+        self.sharding = sharding
+        if sharding is not None:
+            parameters = [parameters[i] for i in sharding.own]
         self.parameters = ParameterTuple(parameters)
         self.first = self.parameters.clone("first_moment", init="zeros")
         self.second = self.parameters.clone("second_moment", init="zeros")
@@ -202,8 +209,14 @@ class AdamW(nn.Cell):
             factor,
             finite,
         )
-        done = self.map(update, self.decays, self.parameters, self.first, self.second, gradients)
-        return ops.depend(norm, done)  # an update nobody waits for is optimized away
+        own = gradients
+        if self.sharding is not None:
+            own = ()
+            for i in self.sharding.own:
+                own += (gradients[i],)
+        done = self.map(update, self.decays, self.parameters, self.first, self.second, own)
+        norm = ops.depend(norm, done)  # an update nobody waits for is optimized away
+        return norm if self.sharding is None else self.sharding(norm)
 
     def count(self, norm: float) -> bool:
         """Whether the step that returned ``norm`` changed the weights; counts it where not."""
@@ -212,15 +225,30 @@ class AdamW(nn.Cell):
         return finite
 
     def snapshot(self, prefix: str) -> tuple[dict[str, np.ndarray], dict[str, object]]:
-        """Arrays under ``prefix`` and JSON state of a ``Snapshot``."""
-        moments = (*self.first, *self.second)
-        return parameter_arrays(prefix, moments), {"skipped": self.skipped}
+        """Arrays under ``prefix`` and JSON state of a ``Snapshot``.
+
+        The same with sharding as without, on worker 0; the others call it and get no arrays.
+        """
+        state = {"skipped": self.skipped}
+        if self.sharding is None:
+            return parameter_arrays(prefix, (*self.first, *self.second)), state
+        arrays = {}
+        for kind, moments in (("first_moment", self.first), ("second_moment", self.second)):
+            every = self.sharding.all_of(moments)
+            for parameter, array in zip(self.sharding.parameters, every, strict=True):
+                if distributed.rank() == 0:
+                    arrays[f"{prefix}/{kind}.{parameter.name}"] = array
+        return arrays, state
 
     def restore(
         self, prefix: str, arrays: Mapping[str, np.ndarray], state: Mapping[str, object]
     ) -> None:
-        """Puts back what ``snapshot`` gave."""
-        restore_parameters(prefix, (*self.first, *self.second), arrays)
+        """Puts back what ``snapshot`` gave on worker 0."""
+        moments = (*self.first, *self.second)
+        if self.sharding is not None:
+            own = {f"{prefix}/{p.name}" for p in moments}
+            arrays = {name: array for name, array in arrays.items() if name in own}
+        restore_parameters(prefix, moments, arrays)
         self.skipped = int(state["skipped"])
 
 

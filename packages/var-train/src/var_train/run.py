@@ -285,6 +285,8 @@ def _settings(config: Run, stage: Literal["tokenizer", "transformer"]) -> dict[s
         "data": None if config.data is None else str(config.data.resolve()),
         "tokens": None if config.tokens is None else str(config.tokens.resolve()),
     }
+    if stage == "transformer":  # where moments lie changes no number
+        del parts["train_transformer"]["shard_optimizer"]
     return json.loads(json.dumps(parts, default=str))
 
 

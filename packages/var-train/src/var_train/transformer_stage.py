@@ -18,6 +18,7 @@ from var_train.optimizer import AdamW, AdamWConfig, Ema
 from var_train.pictures import sample_grid
 from var_train.precision import LossScale, PrecisionConfig
 from var_train.progress import Value
+from var_train.sharding import Sharding
 from var_train.tokenizer_stage import padded_batches
 from var_train.tokens import TokenSource
 
@@ -42,6 +43,8 @@ class TransformerStage:
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     recompute: bool = False
     """Compute each block again in the backward pass, to save the memory of what it kept."""
+    shard_optimizer: bool = False
+    """Keep the moments of a weight on one of the workers alone, to save memory."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all tokens."""
     condition_drop: float = 0.1
@@ -246,7 +249,9 @@ class TransformerTraining:
         """
         model, config = self._model, self._config
         parameters = model.trainable_params()
-        self._optimizer = optimizer = AdamW(parameters, config.adamw, decays)
+        sharded = config.shard_optimizer and distributed.size() > 1
+        sharding = Sharding(parameters) if sharded else None
+        self._optimizer = optimizer = AdamW(parameters, config.adamw, decays, sharding)
         self._ema = Ema(parameters, config.ema) if config.ema else None
         average = distributed.AllReduceMean(parameters)
         once = config.accumulation == 1  # averaged while the backward pass goes on, or at the end
