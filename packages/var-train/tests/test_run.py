@@ -152,6 +152,24 @@ def test_fine_tuning_starts_from_the_weights_of_init(finished, tmp_path):
     assert all(np.allclose(ours[n], theirs[n], rtol=0, atol=1e-6) for n in theirs)
 
 
+@pytest.mark.slow
+def test_fine_tuning_on_other_classes_keeps_all_but_their_embeddings(finished, tmp_path):
+    data = make_tree(tmp_path / "data", ("ant", "bee", "cow"))
+    init, tokenizer = finished / "transformer.safetensors", finished / "tokenizer.safetensors"
+    arguments = ("--init", init, "--tokenizer-file", tokenizer, "--data", data, *SMALL.split())
+    still = ("--train-transformer.base-rate", 1e-9)
+    result = run("--stage", "transformer", "--out", tmp_path / "out", *arguments, *still)
+    assert result.returncode == 0, result.stderr
+    assert "num_classes is 2 and the data's 3: class embeddings start anew" in result.stderr
+    written = tmp_path / "out" / init.name
+    ours, theirs = load_file(written), load_file(init)
+    fresh = Transformer(Transformer.load(written).config, 0).published_tensors()
+    name = "class_emb.weight"
+    expected = np.concatenate([fresh[name][:3], theirs.pop(name)[2:]])  # the last is "no class"
+    assert np.allclose(ours.pop(name), expected, rtol=0, atol=1e-6)
+    assert all(np.allclose(ours[n], theirs[n], rtol=0, atol=1e-6) for n in theirs)
+
+
 def test_an_init_of_another_architecture_is_refused_before_anything_is_written(tmp_path, refusal):
     init = tmp_path / "init.safetensors"
     Transformer(TransformerConfig(depth=1, width=32, heads=2), 0).save(init)

@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import tyro
+from mindspore import Tensor
 from var_tokenizer import InputError, Scale, Tokenizer, TokenizerConfig
 from var_transformer import Backend, Transformer, TransformerConfig, check_sampler
 
@@ -72,7 +74,8 @@ class Run:
     """A published transformer and how it was trained: the defaults of all that is not given.
     It trains the stage transformer alone."""
     init: Path | None = None
-    """A transformer to start from, .safetensors, instead of random weights: to fine-tune it."""
+    """A transformer to start from, .safetensors, instead of random weights: to fine-tune it. If
+    its number of classes is not the data's, the embeddings of classes alone start at random."""
     stage: Literal["all", "tokenizer", "transformer"] = "all"
     """What to train; the transformer alone needs a tokenizer that is trained."""
     tokenizer_file: Path | None = None
@@ -240,14 +243,30 @@ def _model(config: Run, tokenizer: TokenizerConfig, classes: int) -> Transformer
     backend = Backend(dtype=DTYPES[config.train_transformer.precision.dtype])
     if config.init is None:
         return Transformer(model_config, config.seed, backend)
-    model = Transformer.load(config.init, backend)
-    for name, value in asdict(model.config).items():
+    init = Transformer.load(config.init, backend)
+    for name, value in asdict(init.config).items():
         wanted = getattr(model_config, name)
-        if value != wanted:
+        if name != "num_classes" and value != wanted:
             raise InputError(
                 f"{config.init}: {name} is {value}; expected {wanted}, that of this run's "
-                "transformer, tokenizer and classes"
+                "transformer and tokenizer"
             )
+    if init.config.num_classes == classes:
+        return init
+    log.info(
+        "%s: num_classes is %d and the data's %d: class embeddings start anew",
+        *(config.init, init.config.num_classes, classes),
+    )
+    return _with_new_classes(init, Transformer(model_config, config.seed, backend))
+
+
+def _with_new_classes(init: Transformer, model: Transformer) -> Transformer:
+    """``model`` with the weights of ``init``, but its own embeddings of classes."""
+    tensors = init.published_tensors()
+    own, no_class = model.class_emb.weight.asnumpy()[:-1], tensors["class_emb.weight"][-1:]
+    tensors["class_emb.weight"] = np.concatenate([own, no_class])
+    for name, parameter in model.parameters_and_names():
+        parameter.set_data(Tensor(tensors[name]))
     return model
 
 
