@@ -147,7 +147,7 @@ def _our_step(model: "Transformer") -> Job:
     """Forward, backward and AdamW, compiled as the trainer compiles them."""
     import mindspore as ms
     from mindspore import Tensor
-    from var_train.optimizer import AdamW, AdamWConfig
+    from var_train.optimizer import AdamW, AdamWConfig, release
     from var_train.transformer_stage import decays, token_losses
 
     config = model.config
@@ -175,6 +175,7 @@ def _our_step(model: "Transformer") -> Job:
     def step() -> list[float]:
         loss, found = gradients(*tensors)
         norm = float(update(ms.mutable(found), scalars))
+        release(found)
         return [float(loss), norm]
 
     return step

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mindspore import Parameter, Tensor, nn
-from var_tokenizer import InputError
+from var_tokenizer import InputError, cpu_kernels
 from var_train.optimizer import AdamW, AdamWConfig
 
 
@@ -65,6 +65,43 @@ def test_ten_updates_are_those_of_the_definition(clip):
     expected = adamw_by_definition(start, exact, config, 10, (True, False))
     for parameter, wanted in zip(model.trainable_params(), expected, strict=True):
         np.testing.assert_allclose(parameter.asnumpy(), wanted, rtol=1e-3, atol=1e-5)
+
+
+def compiled(optimizer):
+    @ms.jit
+    def update(gradients, scalars_3):
+        return optimizer(gradients, scalars_3, 4.0)
+
+    return update
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_the_kernel_and_the_composed_update_agree_and_skip_what_is_not_finite(monkeypatch, broken):
+    if cpu_kernels() is None:
+        pytest.skip("the kernels were not built when the package was installed")
+    rng = np.random.default_rng(0)
+    steps = [[rng.standard_normal(s).astype(np.float32) for s in ((70, 333), (5,))] for _ in "1234"]
+    steps[0][1][2] = steps[2][0][1, 1] = broken  # the first step, too: moments are 0 then
+    ends = []
+    for library in (cpu_kernels(), None):
+        monkeypatch.setattr("var_train.optimizer.cpu_kernels", lambda found=library: found)
+        parameters = [Parameter(Tensor(g * 2), name=f"p{i}") for i, g in enumerate(steps[1])]
+        optimizer = AdamW(parameters, AdamWConfig(weight_decay=0.3), lambda p: p.ndim > 1)
+        update = compiled(optimizer)
+        norms, kept = [], [p.asnumpy().copy() for p in parameters]
+        for i, gradients in enumerate(steps):
+            found = ms.mutable(tuple(Tensor(g) for g in gradients))
+            norms.append(float(update(found, optimizer.scalars(i, 4))))
+            if not optimizer.count(norms[-1]):
+                for parameter, before in zip(parameters, kept, strict=True):
+                    np.testing.assert_array_equal(parameter.asnumpy(), before)
+            kept = [p.asnumpy().copy() for p in parameters]
+        assert optimizer.skipped == 2
+        ends.append((norms, kept, [m.asnumpy() for m in (*optimizer.first, *optimizer.second)]))
+    np.testing.assert_allclose(*[np.array(norms)[[1, 3]] for norms, _, _ in ends], rtol=1e-6)
+    for part in (1, 2):
+        for kernel, composed in zip(ends[0][part], ends[1][part], strict=True):
+            np.testing.assert_allclose(kernel, composed, rtol=2e-6, atol=1e-7)
 
 
 @given(st.integers(1, 500))

@@ -5,6 +5,7 @@ from var_tokenizer.checkpoint import check_tensors, read_checkpoint, replacing, 
 from var_tokenizer.config import TokenizerConfig
 from var_tokenizer.errors import InputError
 from var_tokenizer.kernels import KernelLibrary
+from var_tokenizer.ops import cpu_kernels
 from var_tokenizer.schedule import SCALES_256, SCALES_512, Scale, ScaleSchedule
 from var_tokenizer.tokenizer import LatentCodec, Tokenizer
 
@@ -21,6 +22,7 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "check_tensors",
+    "cpu_kernels",
     "read_checkpoint",
     "replacing",
     "write_checkpoint",

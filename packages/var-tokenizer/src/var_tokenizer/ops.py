@@ -37,11 +37,16 @@ def on_cpu() -> bool:
     return ms.get_context("device_target") == "CPU"
 
 
+def cpu_kernels() -> KernelLibrary | None:
+    """The C++ kernels, for float32 arrays; None where cells built now cannot use them."""
+    return _kernels if on_cpu() and _kernels.path is not None else None
+
+
 def _form(kernel: Callable, composed: Callable, native: Callable) -> Callable:
     """Which of the three forms of an operator suits the device and the installation."""
     if not on_cpu():
         return native
-    return composed if _kernels.path is None else kernel
+    return composed if cpu_kernels() is None else kernel
 
 
 # ---------------------------------------------------------------- convolution

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
-from var_tokenizer import InputError
+from var_tokenizer import InputError, KernelLibrary, cpu_kernels
 
 from var_train import distributed
 from var_train.checkpoints import parameter_arrays, restore_parameters
@@ -97,14 +97,7 @@ class AdamWConfig:
         return float(self.weight_decay_end + (self.weight_decay - self.weight_decay_end) * cosine)
 
 
-_sum_of_squares = ops.MultitypeFuncGraph("sum_of_squares")
-_update = ops.MultitypeFuncGraph("update")
 _average = ops.MultitypeFuncGraph("average")
-
-
-@_sum_of_squares.register("Tensor")
-def _(gradient: Tensor) -> Tensor:
-    return (gradient * gradient).sum()
 
 
 @_average.register("Tensor", "Tensor", "Tensor")
@@ -112,43 +105,72 @@ def _(keep: Tensor, average: Parameter, parameter: Parameter) -> Tensor:
     return ops.assign(average, keep * average + (1 - keep) * parameter)
 
 
-@_update.register(
-    "Function",
-    "Tensor",
-    "Tensor",
-    "Tensor",
-    "Tensor",
-    "Tensor",
-    "Bool",
-    "Tensor",
-    "Tensor",
-    "Tensor",
-    "Tensor",
-)
-def _(
-    kernel: ops.Primitive,
-    scalars_3: Tensor,
-    beta1: Tensor,
-    beta2: Tensor,
-    factor: Tensor,
-    finite: Tensor,
-    decays: bool,
-    parameter: Parameter,
-    first: Parameter,
-    second: Parameter,
-    gradient: Tensor,
-) -> Tensor:
-    rate, epsilon = scalars_3[0], scalars_3[1]
-    decay = scalars_3[2] if decays else 0.0
-    gradient = ops.select(finite, gradient * factor, ops.zeros_like(gradient))
-    return kernel(parameter, first, second, rate, beta1, beta2, epsilon, decay, gradient)
+class _Update(nn.Cell):
+    """AdamW of one parameter and its moments, in place, by MindSpore's fused kernel.
+
+    That kernel leaves out the bias correction, which ``AdamW.scalars`` folds into what it takes.
+    """
+
+    def __init__(self, betas: tuple[float, float]) -> None:
+        super().__init__()
+        self.kernel = ops.AdamWeightDecay()
+        self.beta1, self.beta2 = betas
+
+    def sum_of_squares(self, gradient: Tensor) -> Tensor:
+        return (gradient * gradient).sum()
+
+    def construct(
+        self,
+        parameter: Parameter,
+        first: Parameter,
+        second: Parameter,
+        gradient: Tensor,
+        factor: Tensor,
+        finite: Tensor,
+        scalars_3: Tensor,
+    ) -> Tensor:
+        """Where the gradient is not ``finite``, nothing changes; ``factor`` is its own."""
+        gradient = ops.select(finite, gradient * factor, ops.zeros_like(gradient))
+        one = ops.ones_like(factor)
+        # a skipped step keeps its epsilon: 0 / (0 + epsilon) is what moments of 0 come to
+        rate, epsilon = ops.select(finite, scalars_3[0], 0 * one), scalars_3[1]
+        beta1 = ops.select(finite, self.beta1 * one, one)
+        beta2 = ops.select(finite, self.beta2 * one, one)
+        return self.kernel(
+            parameter, first, second, rate, beta1, beta2, epsilon, scalars_3[2], gradient
+        )
+
+
+class _KernelUpdate(nn.Cell):
+    """The same in one pass of C++, for float32: no scaled copies of gradients in memory."""
+
+    def __init__(self, library: KernelLibrary, betas: tuple[float, float]) -> None:
+        super().__init__()
+        self.kernel = library.operator("adamw", lambda *_: (1,))
+        self.kernel.add_prim_attr("side_effect_mem", True)  # or the graph may reorder it
+        self.squares = library.operator("sum_of_squares", lambda _: (1,))
+        self.betas_2 = Tensor(np.array(betas, np.float32))
+
+    def sum_of_squares(self, gradient: Tensor) -> Tensor:
+        return self.squares(gradient).reshape(())
+
+    def construct(
+        self,
+        parameter: Parameter,
+        first: Parameter,
+        second: Parameter,
+        gradient: Tensor,
+        factor: Tensor,
+        finite: Tensor,
+        scalars_3: Tensor,
+    ) -> Tensor:
+        return self.kernel(
+            parameter, first, second, gradient, factor, finite, scalars_3, self.betas_2
+        )
 
 
 class AdamW(nn.Cell):
     """One update of all parameters from their gradients.
-
-    MindSpore's fused ``AdamWeightDecay`` kernel leaves out the bias correction; it is folded
-    into the scalars that the kernel takes, so the result is AdamW's own.
 
     A gradient that is not finite changes nothing. ``skipped`` counts such steps, for the bias
     correction to leave them out; whoever reads the norm calls ``count``.
@@ -171,14 +193,18 @@ class AdamW(nn.Cell):
         self.first = self.parameters.clone("first_moment", init="zeros")
         self.second = self.parameters.clone("second_moment", init="zeros")
         self.decays = tuple(bool(decays(p)) for p in parameters)
-        self.kernel = ops.AdamWeightDecay()
-        self.map = ops.HyperMap()
-        self.beta1, self.beta2 = config.betas
-        self.epsilon_3 = Tensor(np.array([0, 1, 0], np.float32))
+        library = cpu_kernels() if all(p.dtype == ms.float32 for p in parameters) else None
+        self.update = (
+            _Update(config.betas) if library is None else _KernelUpdate(library, config.betas)
+        )
+        self.no_decay_3 = Tensor(np.array([1, 1, 0], np.float32))
         self.skipped = 0
 
     def scalars(self, step: int, steps: int) -> Tensor:
-        """What ``construct`` needs of the schedule: (rate, epsilon, decay) for the kernel."""
+        """What ``construct`` needs of the schedule: rate, epsilon and decay of the update.
+
+        As they are in an AdamW without bias correction that comes to the same.
+        """
         beta1, beta2 = self.config.betas
         rate, updates = self.config.rate(step, steps), step - self.skipped + 1
         correction1, correction2 = 1 - beta1**updates, 1 - beta2**updates
@@ -194,27 +220,18 @@ class AdamW(nn.Cell):
 
         divisor: of the gradients, before anything else (loss scale, accumulated parts).
         """
-        norm = ops.sqrt(sum(self.map(_sum_of_squares, gradients))) / divisor
+        norm, done = 0.0, ()
+        for i in range(len(gradients)):
+            norm = norm + self.update.sum_of_squares(gradients[i])
+        norm = ops.sqrt(norm) / divisor
         finite = ops.isfinite(norm)
         factor = ops.minimum(self.config.clip / (norm + 1e-6), 1.0) / divisor
-        one = ops.ones_like(norm)
-        # a skipped step keeps its epsilon: 0 / (0 + epsilon) is what moments of 0 come to
-        rates_3 = ops.select(finite, scalars_3, scalars_3 * self.epsilon_3)
-        update = ops.partial(
-            _update,
-            self.kernel,
-            rates_3,
-            ops.select(finite, self.beta1 * one, one),
-            ops.select(finite, self.beta2 * one, one),
-            factor,
-            finite,
-        )
-        own = gradients
-        if self.sharding is not None:
-            own = ()
-            for i in self.sharding.own:
-                own += (gradients[i],)
-        done = self.map(update, self.decays, self.parameters, self.first, self.second, own)
+        undecayed_3 = scalars_3 * self.no_decay_3
+        own = range(len(gradients)) if self.sharding is None else self.sharding.own
+        for i, g in enumerate(own):
+            scalars = scalars_3 if self.decays[i] else undecayed_3
+            triple = self.parameters[i], self.first[i], self.second[i]
+            done = (*done, self.update(*triple, gradients[g], factor, finite, scalars))
         norm = ops.depend(norm, done)  # an update nobody waits for is optimized away
         return norm if self.sharding is None else self.sharding(norm)
 
@@ -250,6 +267,15 @@ class AdamW(nn.Cell):
             arrays = {name: array for name, array in arrays.items() if name in own}
         restore_parameters(prefix, moments, arrays)
         self.skipped = int(state["skipped"])
+
+
+def release(gradients: Sequence[Tensor]) -> None:
+    """Frees the memory of gradients that an update has used.
+
+    A compiled function keeps its last arguments, which would lie beside the next step's gradients.
+    """
+    for gradient in gradients:
+        gradient.untyped_storage().resize_(0)
 
 
 class Ema(nn.Cell):

@@ -14,7 +14,7 @@ from var_train import distributed
 from var_train.checkpoints import parameter_arrays, restore_parameters
 from var_train.data import step_indices
 from var_train.loop import Stopwatch
-from var_train.optimizer import AdamW, AdamWConfig, Ema
+from var_train.optimizer import AdamW, AdamWConfig, Ema, release
 from var_train.pictures import sample_grid
 from var_train.precision import LossScale, PrecisionConfig
 from var_train.progress import Value
@@ -183,6 +183,7 @@ class TransformerTraining:
             divisor = Tensor(np.float32(scale * config.accumulation))
             scalars = self._optimizer.scalars(step, self.steps)
             norm = float(self._update(gradients, scalars, divisor))
+            release(gradients)
             finite = self._optimizer.count(norm)
             self._loss_scale.follow(finite)
             if self._ema is not None:
