@@ -18,7 +18,8 @@ Rng = np.random.Generator | None
 
 def _uniform(rng: Rng, shape: tuple[int, ...], fan_in: int) -> Parameter:
     if rng is None:
-        return Parameter(Tensor(np.zeros(shape, np.float32)))
+        # the array itself, not a copy: memory that nobody has written to takes no room
+        return Parameter(Tensor.from_numpy(np.zeros(shape, np.float32)))
     bound = 1 / math.sqrt(fan_in)
     return Parameter(Tensor(rng.uniform(-bound, bound, shape).astype(np.float32)))
 

@@ -5,6 +5,7 @@ Tensors carry the published PyTorch names and layouts, so any safetensors reader
 
 import dataclasses
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -114,25 +115,26 @@ def _tuples(value: object) -> object:
 
 
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+    tensors = {}
     with path.open("rb") as file:
         header_length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(header_length))
-    header.pop("__metadata__", None)
-    data = np.memmap(path, np.uint8, "r", offset=8 + header_length) if header else None
-    tensors = {}
-    for name, entry in header.items():
-        if entry["dtype"] not in _NUMPY_DTYPES:
-            raise InputError(
-                f"{path}: tensor {name} has dtype {entry['dtype']}; "
-                f"expected one of {', '.join(_NUMPY_DTYPES)}"
-            )
-        begin, end = entry["data_offsets"]
-        array = np.frombuffer(data[begin:end], _NUMPY_DTYPES[entry["dtype"]])
-        if entry["dtype"] == "BF16":
-            array = (array.astype(np.uint32) << 16).view(np.float32)
-        elif array.dtype.kind == "f":
-            array = array.astype(np.float32)
-        tensors[name] = array.reshape(entry["shape"])
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            if entry["dtype"] not in _NUMPY_DTYPES:
+                raise InputError(
+                    f"{path}: tensor {name} has dtype {entry['dtype']}; "
+                    f"expected one of {', '.join(_NUMPY_DTYPES)}"
+                )
+            # read, not mapped: a mapped file stays in memory beside the arrays
+            file.seek(8 + header_length + entry["data_offsets"][0])
+            count = math.prod(entry["shape"])
+            array = np.fromfile(file, _NUMPY_DTYPES[entry["dtype"]], count)
+            if entry["dtype"] == "BF16":
+                array = (array.astype(np.uint32) << 16).view(np.float32)
+            elif array.dtype.kind == "f":
+                array = array.astype(np.float32, copy=False)
+            tensors[name] = array.reshape(entry["shape"])
     return tensors
 
 

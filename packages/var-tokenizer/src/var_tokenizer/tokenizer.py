@@ -124,10 +124,10 @@ class Tokenizer(nn.Cell):
         expected = {name: _file_shape(p.shape) for name, p in parameters.items()}
         check_tensors(str(path), expected, tensors)
         for name, parameter in parameters.items():
-            array = tensors[name]
+            array = tensors.pop(name)
             if array.ndim == 4:
                 array = array.transpose(0, 2, 3, 1)
-            parameter.set_data(Tensor(np.ascontiguousarray(array)))
+            parameter.set_data(Tensor.from_numpy(np.ascontiguousarray(array)))
         return tokenizer
 
     def save(self, path: str | os.PathLike[str]) -> None:

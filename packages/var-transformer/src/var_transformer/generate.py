@@ -123,10 +123,13 @@ def draw_scales(
     latent, ids, images = None, [], None
     for k, settings in enumerate(sampler.plan(scales, refined)):
         if refined and k == scales - refined:
+            passes.release()
             passes = _Passes(refiner.model, labels_b)
             for scale, inputs_blz in enumerate(inputs[:k]):  # for the keys and values of the draft
                 passes.guided_logits(scale, inputs_blz, settings)
         logits_blv = _filtered(passes.guided_logits(k, inputs[k], settings), settings)
+        if k + 1 == scales:
+            passes.release()
         uniform_bl = np.stack([stream.random(logits_blv.shape[1]) for stream in streams])
         tokens = draw(softmax(logits_blv), uniform_bl)
         if kept is not None:
@@ -192,6 +195,11 @@ class _Passes:
             labels_b = Tensor(np.concatenate((labels_b.asnumpy(), no_class)))
         self._free = free
         self._class_bc, self._modulations = self._model.condition(labels_b)
+
+    def release(self) -> None:
+        """Frees the keys and values."""
+        if self._cache is not None:
+            self._cache.release()
 
     def _drop_free(self) -> None:
         n = self._count

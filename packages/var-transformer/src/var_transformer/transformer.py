@@ -31,7 +31,8 @@ _MAX_LOG_SCALE = math.log(100)  # of the learned attention scale
 def _normal(rng: Rng, shape: tuple[int, ...], std: float) -> Parameter:
     """Drawn from N(0, std), as the published truncation at +-2 leaves it; zeros without rng."""
     if rng is None or std == 0:
-        return Parameter(Tensor(np.zeros(shape, np.float32)))
+        # the array itself, not a copy: memory that nobody has written to takes no room
+        return Parameter(Tensor.from_numpy(np.zeros(shape, np.float32)))
     return Parameter(Tensor((std * rng.standard_normal(shape)).astype(np.float32)))
 
 
@@ -256,7 +257,7 @@ class Transformer(nn.Cell):
         parameters = dict(model.parameters_and_names())
         check_tensors(str(path), {n: tuple(p.shape) for n, p in parameters.items()}, tensors)
         for name, parameter in parameters.items():
-            parameter.set_data(Tensor(tensors[name]))
+            parameter.set_data(Tensor.from_numpy(tensors.pop(name)))
         return model
 
     def save(self, path: str | os.PathLike[str]) -> None:

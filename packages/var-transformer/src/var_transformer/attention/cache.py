@@ -37,3 +37,12 @@ class Cache:
     def first(self, count: int) -> "Cache":
         """The cache of the first ``count`` images alone."""
         return replace(self, batch=count, tensors=tuple(t[:count] for t in self.tensors))
+
+    def release(self) -> None:
+        """Frees the memory of all caches of this batch; none of them can be used any more.
+
+        A compiled function keeps its last arguments, which would lie beside the decoder's maps
+        and the next generation's cache.
+        """
+        for tensor in self.tensors:
+            tensor.untyped_storage().resize_(0)
