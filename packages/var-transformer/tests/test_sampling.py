@@ -26,6 +26,26 @@ def test_top_p_keeps_a_likeliest_set_that_reaches_p(logits, p):
     assert (least_kept >= most_dropped - 1e-9).all()
 
 
+def filtered_by_definition(logits, top_k, top_p):
+    """Token by token in the order of their logits, of equal ones the first index first."""
+    kth = np.sort(logits, -1)[..., -top_k, None]
+    logits = np.where(logits < kth, -np.inf, logits)
+    order = np.argsort(logits, axis=-1, kind="stable")
+    reached = np.cumsum(softmax(np.take_along_axis(logits, order, -1)), -1)
+    drop_ranked = reached <= 1 - top_p
+    drop_ranked[..., -1] = False
+    drop = np.empty_like(drop_ranked)
+    np.put_along_axis(drop, order, drop_ranked, -1)
+    return np.where(drop, -np.inf, logits)
+
+
+@given(LOGITS, st.integers(0, 8), st.floats(0.01, 0.99), st.booleans())
+def test_both_filters_together_are_those_of_the_definition(logits, k, p, equal_logits):
+    logits = np.round(logits / 5) if equal_logits else logits
+    expected = filtered_by_definition(logits, k or 8, p)
+    np.testing.assert_array_equal(filter_logits(logits, k, p), expected)
+
+
 @given(LOGITS)
 def test_top_p_of_0_and_1_and_top_k_of_0_change_nothing(logits):
     for p in (0.0, 1.0):
