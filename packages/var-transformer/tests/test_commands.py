@@ -243,3 +243,25 @@ def test_a_run_killed_three_times_and_continued_is_byte_identical(pair, tmp_path
     assert len(names) == 1003 and names == {path.name for path in killed.iterdir()}
     for name in names:
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_the_next_process_takes_the_graphs_of_its_model_and_draws_the_same_images(pair, tmp_path):
+    def drawn(name, model, batch):
+        files = arguments(pair, tmp_path / name, model=pair / f"{model}.safetensors", batch=batch)
+        command = [sys.executable, "-m", "var_transformer.sample", *files, "--classes", "1,2"]
+        cache = {"GLOG_v": "3", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        subprocess.run(command, env=os.environ | cache, check=True, stderr=subprocess.DEVNULL)
+        return [path.read_bytes() for path in sorted((tmp_path / name).glob("0*.png"))]
+
+    def graphs():
+        return {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*.mindir")}
+
+    first = drawn("first", "m", 2)
+    compiled = graphs()
+    assert compiled and drawn("second", "m", 2) == first
+    assert graphs() == compiled  # none was compiled again
+    small, pairwise = drawn("small", "small", 2), drawn("one by one", "m", 1)
+    assert len({path.parents[2] for path in graphs()}) == 3
+    assert small != first and pairwise == first
+    assert drawn("small again", "small", 2) == small

@@ -43,33 +43,47 @@ class LatentCodec(Protocol):
         """A latent map as images (B, 3, H, W) in [-1, 1]."""
 
 
-class _Compiled:
-    """The passes of a tokenizer as compiled functions.
+class _Pass(nn.Cell):
+    """A compiled pass of a tokenizer that generation needs.
 
-    They are closures, not methods of the cell: MindSpore 2.10 mixes up the graphs of a cell
-    that has several compiled methods.
+    Each is a cell of its own: MindSpore 2.10 mixes up the graphs of a cell that has several
+    compiled methods, and its compile cache loses the weights that a compiled closure reads.
     """
 
     def __init__(self, tokenizer: "Tokenizer") -> None:
-        encoder, decoder, quantize = tokenizer.encoder, tokenizer.decoder, tokenizer.quantize
-        quant_conv, post_quant_conv = tokenizer.quant_conv, tokenizer.post_quant_conv
+        super().__init__(auto_prefix=False)
+        self.decoder, self.quantize = tokenizer.decoder, tokenizer.quantize
+        self.post_quant_conv = tokenizer.post_quant_conv
+
+
+class _Decode(_Pass):
+    @ms.jit
+    def construct(self, latent_byxz: Tensor) -> Tensor:
+        images_byxc = self.decoder(self.post_quant_conv(latent_byxz))
+        return ops.clamp(images_byxc, -1.0, 1.0).transpose(0, 3, 1, 2)
+
+
+class _Contribution(_Pass):
+    @ms.jit
+    def construct(self, ids_bl: Tensor, scale: int) -> Tensor:
+        return self.quantize.contribution(ids_bl, scale)
+
+
+class _Mixture(_Pass):
+    @ms.jit
+    def construct(self, weights_blv: Tensor, scale: int) -> Tensor:
+        return self.quantize.mixture(weights_blv, scale)
+
+
+class _Compiled:
+    """The passes of a tokenizer, compiled: cells and, where no cache serves them, closures."""
+
+    def __init__(self, tokenizer: "Tokenizer") -> None:
+        encoder, quant_conv, quantize = tokenizer.encoder, tokenizer.quant_conv, tokenizer.quantize
 
         @ms.jit
         def encode(images_bcyx: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
             return quantize.encode(quant_conv(encoder(images_bcyx.transpose(0, 2, 3, 1))))
-
-        @ms.jit
-        def decode(latent_byxz: Tensor) -> Tensor:
-            images_byxc = decoder(post_quant_conv(latent_byxz))
-            return ops.clamp(images_byxc, -1.0, 1.0).transpose(0, 3, 1, 2)
-
-        @ms.jit
-        def contribution(ids_bl: Tensor, scale: int) -> Tensor:
-            return quantize.contribution(ids_bl, scale)
-
-        @ms.jit
-        def mixture(weights_blv: Tensor, scale: int) -> Tensor:
-            return quantize.mixture(weights_blv, scale)
 
         @ms.jit
         def sum_scales(ids: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -87,8 +101,8 @@ class _Compiled:
                 parts = (*parts, quantize.downsample(total, k + 1))
             return ops.concat(parts, 1)
 
-        self.encode, self.decode = encode, decode
-        self.contribution, self.mixture = contribution, mixture
+        self.decode, self.encode = _Decode(tokenizer), encode
+        self.contribution, self.mixture = _Contribution(tokenizer), _Mixture(tokenizer)
         self.sum_scales, self.teacher_inputs = sum_scales, teacher_inputs
 
 

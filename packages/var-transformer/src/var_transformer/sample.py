@@ -23,6 +23,7 @@ from var_transformer.command import (
     run_command,
 )
 from var_transformer.generate import Refiner, generate
+from var_transformer.graph_cache import graph_cache
 from var_transformer.pictures import (
     AnimationFormat,
     animation_path,
@@ -110,7 +111,15 @@ def run(config: Sample) -> None:
     batch = _settle(config, labels_n, batch_size(config, model, tokenizer, len(targets)))
     _remove_leftovers(config.out)
 
-    _write_images(config, model, tokenizer, refiner, labels_n, targets, batch)
+    graphs = {
+        "models": [model.config, tokenizer.config, refiner and refiner.model.config],
+        "batch": batch,
+        "sampler": config.sampler,
+        "refined_scales": config.refined_scales,
+        "animated": config.animate is not None,
+    }
+    with graph_cache(command="sample", **graphs):
+        _write_images(config, model, tokenizer, refiner, labels_n, targets, batch)
     shown = [
         targets[row * config.per_class + column]
         for row in range(min(len(classes), _GRID_ROWS))

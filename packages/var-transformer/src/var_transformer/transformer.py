@@ -161,37 +161,71 @@ class HeadNorm(nn.Cell):
         return self.modulated_norm(x_blc, scale_b1c, shift_b1c)
 
 
-class _Compiled:
-    """The passes of a transformer as compiled functions.
+class _Pass(nn.Cell):
+    """A compiled pass of a transformer.
 
-    They are closures, not methods of the cell: MindSpore 2.10 mixes up the graphs of a cell
-    that has several compiled methods.
+    Each is a cell of its own: MindSpore 2.10 mixes up the graphs of a cell that has several
+    compiled methods, and its compile cache loses the weights that a compiled closure reads.
     """
 
     def __init__(self, model: "Transformer") -> None:
-        @ms.jit
-        def logits(labels_b: Tensor, inputs_blz: Tensor) -> Tensor:
-            return model.construct(labels_b, inputs_blz)
+        super().__init__(auto_prefix=False)
+        self.model = model
 
-        @ms.jit
-        def condition(labels_b: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-            class_bc = model.class_emb(labels_b)
-            return class_bc, model.modulations(class_bc)
 
+class _Logits(_Pass):
+    @ms.jit
+    def construct(self, labels_b: Tensor, inputs_blz: Tensor) -> Tensor:
+        return self.model.construct(labels_b, inputs_blz)
+
+
+class _Condition(_Pass):
+    @ms.jit
+    def construct(self, labels_b: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        class_bc = self.model.class_emb(labels_b)
+        return class_bc, self.model.modulations(class_bc)
+
+
+class _Extend(_Pass):
+    @ms.jit
+    def construct(
+        self,
+        place: int | Tensor,
+        x_blc: Tensor,
+        class_bc: Tensor,
+        modulations: tuple[Tensor, ...],
+        past: Kept,
+    ) -> tuple[Tensor, Kept]:
+        return self.model.grow(place, x_blc, class_bc, modulations, past)
+
+
+def _extend_any(model: "Transformer") -> _Pass:
+    """``_Extend`` in one graph for all scales."""
+    any_length = Tensor(shape=(None, None, model.config.width), dtype=ms.float32)
+
+    class ExtendAny(_Pass):
+        @ms.enable_dynamic(x_blc=any_length)
         @ms.jit
-        def extend(
-            place: int | Tensor,
+        def construct(
+            self,
+            place: Tensor,
             x_blc: Tensor,
             class_bc: Tensor,
             modulations: tuple[Tensor, ...],
             past: Kept,
         ) -> tuple[Tensor, Kept]:
-            return model.grow(place, x_blc, class_bc, modulations, past)
+            return self.model.grow(place, x_blc, class_bc, modulations, past)
 
-        if isinstance(model.blocks[0].attn.attend.place(0), Tensor):  # one graph for all scales
-            any_length = Tensor(shape=(None, None, model.config.width), dtype=ms.float32)
-            extend = ms.enable_dynamic(x_blc=any_length)(extend)
-        self.logits, self.condition, self.extend = logits, condition, extend
+    return ExtendAny(model)
+
+
+class _Compiled:
+    """The passes of a transformer as compiled cells, out of sight of its own cells."""
+
+    def __init__(self, model: "Transformer") -> None:
+        self.logits, self.condition = _Logits(model), _Condition(model)
+        one_graph = isinstance(model.blocks[0].attn.attend.place(0), Tensor)
+        self.extend = _extend_any(model) if one_graph else _Extend(model)
 
 
 class Transformer(nn.Cell):
