@@ -179,4 +179,4 @@ def test_a_dead_worker_stops_the_others_within_a_minute(work, tmp_path):
     finally:
         process.kill()
     said = (Path(f"{out}.logs") / "worker_0.log").read_text()
-    assert f"worker 1 (process {dead} on" in said and "its last log line: worker 1 of 2" in said
+    assert f"worker 1 (process {dead} on" in said and "its last log line: " in said

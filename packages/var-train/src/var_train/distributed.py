@@ -24,6 +24,7 @@ def start() -> None:
         os.environ.setdefault("MS_CPU_COMM_OP_TIMEOUT", str(24 * 3600))
         ms.set_context(mode=ms.GRAPH_MODE)
         communication.init()
+        ms.set_context(mode=ms.PYNATIVE_MODE)  # as in a single process; the models compile by jit
 
 
 def size() -> int:

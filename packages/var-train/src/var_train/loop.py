@@ -17,7 +17,6 @@ from var_tokenizer import InputError
 from var_train import distributed
 from var_train.checkpoints import CheckpointFolder, Snapshot
 from var_train.progress import MetricsLog, Value, step_bar
-from var_train.watch import watched
 
 log = logging.getLogger(__name__)
 
@@ -129,11 +128,7 @@ def train(
             checkpoints.save(Snapshot(done, arrays, kept), is_best)
 
     validate_after = set(np.linspace(0, stage.steps, config.validations + 1).astype(int)[1:])
-    with (
-        _sigterm() as terminated,
-        watched(folder),
-        step_bar(stage.name.ljust(11), stage.steps, done) as bar,
-    ):
+    with _sigterm() as terminated, step_bar(stage.name.ljust(11), stage.steps, done) as bar:
         while done < stage.steps:
             begin = time.perf_counter()
             values = stage.train_step(done)

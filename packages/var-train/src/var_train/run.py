@@ -41,6 +41,7 @@ from var_train.report import (
 from var_train.tokenizer_stage import TokenizerStage, TokenizerTraining, reconstruct
 from var_train.tokens import fingerprint, tokens_of
 from var_train.transformer_stage import TransformerStage, TransformerTraining
+from var_train.watch import watched
 
 log = logging.getLogger("var_train")
 
@@ -327,7 +328,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
         distributed.start()
-        run(parse())
+        config = parse()
+        with watched(config.out):
+            run(config)
     except InputError as error:
         log.error("%s", error)
         sys.exit(2)

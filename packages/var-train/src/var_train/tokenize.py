@@ -16,6 +16,7 @@ from var_tokenizer import InputError, Tokenizer
 from var_train import distributed
 from var_train.cache import write_cache
 from var_train.data import load_image_tree
+from var_train.watch import watched
 
 log = logging.getLogger("var_train")
 
@@ -61,7 +62,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
         distributed.start()
-        tokenize(tyro.cli(Tokenization, prog="python -m var_train.tokenize"))
+        config = tyro.cli(Tokenization, prog="python -m var_train.tokenize")
+        with watched(config.out):
+            tokenize(config)
     except InputError as error:
         log.error("%s", error)
         sys.exit(2)

@@ -33,10 +33,14 @@ class _LastLine(logging.Handler):
         self.path = path
 
     def emit(self, record: logging.LogRecord) -> None:
+        self.note(record.getMessage())
+
+    def note(self, text: str) -> None:
+        """Makes the first line of ``text`` the last words, as far as the others know."""
         life = {
             "host": socket.gethostname(),
             "process": os.getpid(),
-            "line": record.getMessage().splitlines()[0],
+            "line": text.partition("\n")[0],
         }
         with suppress(OSError), replacing(self.path) as temporary:  # a full disk is told elsewhere
             temporary.write_text(json.dumps(life))
@@ -48,14 +52,20 @@ def watched(folder: Path) -> Iterator[None]:
 
     folder: shared by all workers. A single worker watches nobody. A block that ends in an
     exception leaves its sign of life for the others, who see that nobody keeps it.
+
+    Raises InputError where the folder cannot be written.
     """
     if distributed.size() == 1:
         yield
         return
     folder = folder / "workers"
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{rank}.json" for rank in range(distributed.size())]
     own = paths.pop(distributed.rank())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        own.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write here: {error.strerror}") from error
     handler, stop = _LastLine(own), threading.Event()
     logger = logging.getLogger("var_train")
     logger.addHandler(handler)
@@ -65,11 +75,16 @@ def watched(folder: Path) -> Iterator[None]:
     thread.start()
     try:
         yield
-    except InputError as error:
-        log.error("%s", error)  # the last line, which the others will repeat
+    except Exception as error:
+        handler.note(str(error) if isinstance(error, InputError) else repr(error))
+        raise
+    except SystemExit:
+        own.unlink(missing_ok=True)
         raise
     else:
         own.unlink(missing_ok=True)
+        with suppress(OSError):  # the last one out
+            folder.rmdir()
     finally:
         stop.set()
         thread.join()
