@@ -133,15 +133,22 @@ def test_the_last_quarter_of_the_steps_revives_none(tokenizer):
     assert follow(health, tokens(0), np.zeros((BATCH, 21, 3), np.float32), 75, 100)["revived"] == 0
 
 
+def test_no_scale_is_called_collapsed_while_the_codebook_still_spreads(tokenizer, caplog):
+    health = keeper(tokenizer, revive_every=0)
+    for step in range(200):
+        follow(health, tokens(0), np.zeros((BATCH, 21, 3), np.float32), step, 1000)
+    assert not caplog.records
+
+
 def test_a_collapsed_scale_is_named_in_a_warning_once(tokenizer, caplog):
     health = keeper(tokenizer, revive_every=0)
     rng = np.random.default_rng(4)
     with caplog.at_level(logging.WARNING):
-        for step in range(103):
+        for step in range(203):
             ids = rng.integers(0, 16, (BATCH, 21)).astype(np.int32)
             follow(health, ids, np.zeros((BATCH, 21, 3), np.float32), step, 1000)
         assert not caplog.records
-        for step in range(103, 800):
+        for step in range(203, 800):
             follow(health, tokens(0), np.zeros((BATCH, 21, 3), np.float32), step, 1000)
     warned = [r.getMessage() for r in caplog.records]
     assert sorted(w.split("scale ")[1].split(" ")[0] for w in warned) == ["1x1", "2x2", "4x4"]

@@ -213,7 +213,7 @@ class CodebookKeeper:
 
     def _watch(self, step: int, usage_sv: np.ndarray, perplexity: list[float]) -> None:
         """Warns of a scale whose tokens have shrunk to a twentieth of what they could be."""
-        if step < 100:  # the running usage has seen too little before
+        if step < 200:  # a healthy codebook, too, is still spreading over its coarse scales
             return
         for k, (rows, columns) in enumerate(self._tokenizer.schedule.sizes):
             # the running usage remembers about 100 steps
