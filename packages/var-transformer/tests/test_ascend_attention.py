@@ -86,10 +86,10 @@ def attention_of(preset: str, dtype, **changes):
     return config, build(**fields | changes)
 
 
-@pytest.mark.parametrize("fewest_scores", [False, True])
+@pytest.mark.parametrize("one_call", [False, True])
 @pytest.mark.parametrize(("preset", "batch", "dtype"), CALLS)
-def test_training_passes_inference_forward_and_gradient(preset, batch, dtype, fewest_scores):
-    config, attend = attention_of(preset, dtype, backend=Backend("ascend", dtype, fewest_scores))
+def test_training_passes_inference_forward_and_gradient(preset, batch, dtype, one_call):
+    config, attend = attention_of(preset, dtype, backend=Backend("ascend", dtype, one_call))
     x = unfilled(batch, config.schedule.length, config.width, dtype=dtype)
     scale = Tensor(np.ones((1, config.heads, 1, 1), np.float32))
     stopped = infer(Gradient(attend), x, x, x, scale)

@@ -1,5 +1,4 @@
 import itertools
-from dataclasses import replace
 
 import mindspore as ms
 import numpy as np
@@ -16,7 +15,6 @@ from var_transformer.attention.segments import (
     cut_at,
     scores,
     scores_and,
-    step_seconds,
 )
 from var_transformer.devices import DEVICES, device
 
@@ -35,7 +33,7 @@ def test_full_segmentation_needs_the_published_share_of_the_scores(scales, least
 def test_training_on_ascend_multiplies_few_scores_in_vain(preset):
     config = TransformerConfig.preset(preset)
     width = config.width // config.heads
-    backend = Backend("ascend", ms.float16, fewest_scores=True)
+    backend = Backend("ascend", ms.float16)
     attend = build(config.schedule, config.heads, width, config.qk_l2_norm, backend)
     used = sum(Segment(*call).scores for call in attend.plans[-1])
     most = 0.69 if config.shared_adaln else 0.66  # 512 px, 256 px
@@ -78,14 +76,11 @@ def test_free_launches_cut_everywhere_and_dear_ones_nowhere():
     assert len(cut(schedule, scores_and(1e9))) == 1
 
 
-def test_a_memory_fast_enough_for_copies_cuts_where_ascends_does_not():
-    schedule, ascend = ScaleSchedule(SCALES_512), device("ascend-910b")
-    fast = replace(ascend, bandwidth=100 * ascend.bandwidth)
-    cuts = [
-        len(cut(schedule, lambda plan, on=on: step_seconds(plan, 96, 2304, on), banded=True))
-        for on in (ascend, fast)
-    ]
-    assert cuts[0] == 1 < cuts[1]
+def test_one_call_is_one_call_on_ascend():
+    config = TransformerConfig.preset("d36-s")
+    backend = Backend("ascend", ms.float16, one_call=True)
+    attend = build(config.schedule, config.heads, 64, config.qk_l2_norm, backend)
+    assert all(len(plan) == 1 for plan in attend.plans)
 
 
 # ---------------------------------------------------------------- the portable backend

@@ -58,14 +58,11 @@ def tables(options: Cost) -> list[Table]:
     config, on = TransformerConfig.preset(options.preset), device(options.device)
     name = "portable" if options.device == "cpu" else "ascend"
     width = config.width // config.heads
-
-    def plan_of(fewest_scores: bool) -> Plan:
-        backend = Backend(name, ms.float16, fewest_scores)
-        attend = build(config.schedule, config.heads, width, config.qk_l2_norm, backend)
-        return tuple(Segment(*call) for call in attend.plans[-1])
-
+    backend = Backend(name, ms.float16)
+    attend = build(config.schedule, config.heads, width, config.qk_l2_norm, backend)
+    used = tuple(Segment(*call) for call in attend.plans[-1])
     length = config.schedule.length
-    masked, used = (Segment(0, length, True, length - 1),), plan_of(False)
+    masked = (Segment(0, length, True, length - 1),)
     steps = [
         cost_model.training_step(config, options.batch, masked, on),
         cost_model.training_step(config, options.batch, used, on, options.fused),
@@ -85,8 +82,8 @@ def tables(options: Cost) -> list[Table]:
             on,
             {
                 "masked": masked,
+                "one banded call": cut_at(config.schedule, len(config.schedule), banded=True),
                 "as trained": used,
-                "fewest scores": plan_of(True),
                 "cut everywhere": cut_at(config.schedule, 1),
             },
         ),

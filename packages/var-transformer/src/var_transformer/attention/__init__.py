@@ -30,8 +30,8 @@ class Backend:
     name: "ascend" (fused operators, float16 or bfloat16), "portable" (any device and type), or
     "auto", which is ascend on an Ascend in one of its types, C++ kernels on a CPU that has them,
     and else portable.
-    fewest_scores: ascend attention is cut for few scores and launches, whatever its copies in
-    memory cost; else for the least time on paper (see README; no NPU has measured either).
+    one_call: ascend attention trains in one banded call, which copies nothing; else in segments,
+    cut for few scores and launches (see README; no NPU has measured either).
     dtype: of the model's matrix products, and of queries, keys and values in ascend attention and
     its cache; every other attention computes in float32.
 
@@ -40,7 +40,7 @@ class Backend:
 
     name: str = "auto"
     dtype: ms.Type = ms.float32
-    fewest_scores: bool = False
+    one_call: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in ("auto", "ascend", "portable"):
@@ -70,7 +70,7 @@ def build(
     """
     if backend.fused:
         return AscendAttention(
-            schedule, heads, head_width, unit_length, backend.dtype, backend.fewest_scores
+            schedule, heads, head_width, unit_length, backend.dtype, backend.one_call
         )
     library = kernels()
     if backend.name == "auto" and library is not None and head_width % 16 == 0:

@@ -13,8 +13,6 @@ nothing is transposed, copied or masked. Where the fused operators of ``ascend_c
 them takes the projection's result apart, normalizes it and writes the cache.
 """
 
-from functools import partial
-
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
@@ -23,7 +21,7 @@ from var_tokenizer import InputError, ScaleSchedule
 
 from var_transformer import ascend_c
 from var_transformer.attention.base import Kept, NextScaleAttention, check_tokens, last_scale
-from var_transformer.attention.segments import launch_scores, scores_and, step_seconds
+from var_transformer.attention.segments import launch_scores, scores_and
 from var_transformer.devices import DEVICES
 
 DTYPES = (ms.float16, ms.bfloat16)
@@ -47,7 +45,7 @@ class AscendAttention(NextScaleAttention):
         head_width: int,
         unit_length: bool,
         dtype: ms.Type,
-        fewest_scores: bool = False,
+        one_call: bool = False,
     ) -> None:
         if dtype not in DTYPES:
             raise InputError(
@@ -58,11 +56,8 @@ class AscendAttention(NextScaleAttention):
                 f"head width is {head_width}; Ascend's fused operators take multiples of 16 "
                 "up to 512"
             )
-        device, width = DEVICES["ascend-910b"], heads * head_width
-        if fewest_scores:
-            cost = scores_and(launch_scores(device, _BATCH * heads, head_width))
-        else:
-            cost = partial(step_seconds, batch=_BATCH, width=width, device=device)
+        launch = launch_scores(DEVICES["ascend-910b"], _BATCH * heads, head_width)
+        cost = len if one_call else scores_and(launch)
         super().__init__(schedule, heads, unit_length, cost, banded=True)
         self.head_width = head_width
         self.dtype = dtype

@@ -1,8 +1,7 @@
 """Where block-causal attention is cut into calls, and what the calls of a training step move.
 
 Every scale sees a plain prefix of the keys, so that a fine scale is one unmasked call. Coarse
-scales are many and small: together under one mask they waste scores but save launches, and the
-copies in memory that cut queries off and join the keys of a prefix.
+scales are many and small: together under one mask they waste scores but save launches.
 """
 
 import itertools
@@ -110,13 +109,3 @@ def gradient_work(plan: Plan) -> Work:
         forward.calls,
         forward.copies + added_launches,
     )
-
-
-def step_seconds(plan: Plan, batch: int, width: int, device: Device) -> float:
-    """Forward and gradient on paper: rooflines of the calls and of the copies, and launches."""
-    work = forward_work(plan).plus(gradient_work(plan))
-    row = batch * width * device.number
-    products = 4 * work.scores * batch * width / device.flops
-    moved = work.called * row / device.bandwidth
-    copied = work.copied * row / device.bandwidth
-    return max(products, moved) + copied + (work.calls + work.copies) * device.launch
