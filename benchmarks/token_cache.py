@@ -36,7 +36,7 @@ class Config:
 
     tokenizer: Path
     """A trained tokenizer, .safetensors."""
-    data: Path = Path("/work/shared/cifar10")
+    data: Path
     """An image tree, DATA/train/CLASS/*.jpg|png and DATA/val/CLASS/*."""
     steps: int | None = None
     """Steps to time; by default a whole epoch."""

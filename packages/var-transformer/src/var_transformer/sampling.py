@@ -10,6 +10,7 @@ def filter_logits(logits_blv: np.ndarray, top_k: int = 0, top_p: float = 0.0) ->
     smallest set of likeliest tokens whose probabilities sum to at least top_p, of equal ones the
     later; 0 and 1 keep all.
     """
+    top_k = min(top_k, logits_blv.shape[-1])
     if not 0 < top_p < 1:
         if not top_k:
             return logits_blv
