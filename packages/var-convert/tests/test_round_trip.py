@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -280,6 +281,17 @@ def test_the_peers_weights_come_back_and_load_strictly(peer, tmp_path, random_mo
     config = dataclasses.replace(SMALL_TOKENIZER, phi_count=count)
     model = random_model(config if kind == "vae" else SMALL_TRANSFORMER, seed=1)
     model.load_state_dict(back, strict=True)
+
+
+def test_memory_that_the_page_cache_holds_does_not_refuse_a_ckpt(save_pth, monkeypatch):
+    path, state = save_pth(SMALL_TRANSFORMER)
+    before = os.sysconf
+
+    def one_free_page(name):
+        return 1 if name == "SC_AVPHYS_PAGES" else before(name)
+
+    monkeypatch.setattr(os, "sysconf", one_free_page)
+    assert identical(around(path), state)
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ def read_ckpt(path: Path) -> list[Weights]:
     import mindspore
 
     try:
-        with _quiet():
+        with _quiet(), _page_cache_counted_as_free():
             loaded = mindspore.load_checkpoint(str(path))
     except Exception as error:  # whatever a damaged file provokes inside MindSpore
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
@@ -43,6 +43,23 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def _page_cache_counted_as_free() -> Iterator[None]:
+    """Takes MindSpore's estimate of the free memory out of its way.
+
+    It refuses a file larger than the memory that holds nothing at all, and after a few gigabytes
+    of reading or writing the page cache holds most of it. A real lack raises MemoryError.
+    """
+    from mindspore.train import serialization
+
+    before = serialization._get_available_memory
+    serialization._get_available_memory = lambda: None
+    try:
+        yield
+    finally:
+        serialization._get_available_memory = before
 
 
 def _entry(path: Path, name: str, value: "Tensor") -> Entry:
