@@ -245,23 +245,67 @@ def test_a_run_killed_three_times_and_continued_is_byte_identical(pair, tmp_path
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
 
 
+def in_a_process(module, cache, *arguments):
+    """Runs a command as a process of its own, with its graphs below the folder ``cache``."""
+    subprocess.run(
+        [sys.executable, "-m", f"var_transformer.{module}", *map(str, arguments)],
+        env=os.environ | {"GLOG_v": "3", "XDG_CACHE_HOME": str(cache)},
+        check=True,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def graphs(cache):
+    return {path: path.stat().st_mtime_ns for path in cache.rglob("*.mindir")}
+
+
 @pytest.mark.slow
 def test_the_next_process_takes_the_graphs_of_its_model_and_draws_the_same_images(pair, tmp_path):
+    cache = tmp_path / "cache"
+
     def drawn(name, model, batch):
         files = arguments(pair, tmp_path / name, model=pair / f"{model}.safetensors", batch=batch)
-        command = [sys.executable, "-m", "var_transformer.sample", *files, "--classes", "1,2"]
-        cache = {"GLOG_v": "3", "XDG_CACHE_HOME": str(tmp_path / "cache")}
-        subprocess.run(command, env=os.environ | cache, check=True, stderr=subprocess.DEVNULL)
+        in_a_process("sample", cache, *files, "--classes", "1,2")
         return [path.read_bytes() for path in sorted((tmp_path / name).glob("0*.png"))]
 
-    def graphs():
-        return {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*.mindir")}
-
     first = drawn("first", "m", 2)
-    compiled = graphs()
+    compiled = graphs(cache)
     assert compiled and drawn("second", "m", 2) == first
-    assert graphs() == compiled  # none was compiled again
+    assert graphs(cache) == compiled  # none was compiled again
     small, pairwise = drawn("small", "small", 2), drawn("one by one", "m", 1)
-    assert len({path.parents[2] for path in graphs()}) == 3
+    assert len({path.parents[2] for path in graphs(cache)}) == 3
     assert small != first and pairwise == first
     assert drawn("small again", "small", 2) == small
+
+
+@pytest.mark.slow
+def test_an_edit_takes_the_graphs_of_an_earlier_one_with_another_box(pair, tmp_path):
+    cache = tmp_path / "cache"
+    Image.new("RGB", (6, 6), "orange").save(tmp_path / "image.png")
+
+    def edited(name, box):
+        options = {"image": tmp_path / "image.png", "class": 2}
+        out = tmp_path / name
+        in_a_process("edit", cache, *arguments(pair, out, **options), "--box", *box)
+        return (out / "000000_2.png").read_bytes()
+
+    left = edited("left", (0, 0, 6, 3))
+    compiled = graphs(cache)
+    assert compiled and edited("right", (0, 3, 6, 6)) != left
+    assert edited("left again", (0, 0, 6, 3)) == left
+    assert graphs(cache) == compiled
+
+
+@pytest.mark.slow
+def test_the_graphs_that_were_not_used_for_longest_make_room(pair, tmp_path):
+    folder = tmp_path / "cache" / "var-mindspore"
+    day = 24 * 60 * 60
+    ages = {f"model {n}": n * day for n in range(20)} | {".killed": 2 * day, ".compiling": 60}
+    for name, age in ages.items():
+        (folder / name).mkdir(parents=True)
+        os.utime(folder / name, (time.time() - age,) * 2)
+    files = arguments(pair, tmp_path / "out", classes="1")
+    in_a_process("sample", tmp_path / "cache", *files)
+    left = {path.name for path in folder.iterdir()}
+    assert {f"model {n}" for n in range(15)} | {".compiling"} == left & ages.keys()
+    assert len(left) == 17  # and this model's

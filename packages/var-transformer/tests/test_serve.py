@@ -5,6 +5,8 @@ import io
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -34,6 +36,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from var_transformer.serve import page as page_module
 from var_transformer.serve.__main__ import Serve, run
+from var_transformer.serve.streaming import Streamer
 
 pytestmark = [
     pytest.mark.slow,
@@ -144,7 +147,9 @@ def serve(model, tokenizer):
     pages = []
 
     def start(max_seconds):
-        page = page_module.make_page(model, tokenizer, NAMES, 3, max_seconds)
+        page = page_module.make_page(
+            model, tokenizer, NAMES, 3, Streamer(len(tokenizer.schedule), max_seconds)
+        )
         pages.append(page)
         return page_module.launch(page, "127.0.0.1", None)
 
@@ -335,6 +340,25 @@ def test_the_command_serves_on_127_0_0_1_unless_told_otherwise(config, monkeypat
     with pytest.raises(InputError, match="port is 7911: Cannot find empty port"):
         run(Serve(**config, port=7911))
     served[0].close()
+
+
+def test_the_command_compiles_for_the_first_visitor_and_for_the_next_process(config, tmp_path):
+    files = [f"--{name}={path}" for name, path in config.items()]
+    command = [sys.executable, "-m", "var_transformer.serve", *files, "--port", "7912"]
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "COLUMNS": "200"}
+    compiled = []
+    for _ in range(2):
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as server:
+            for line in server.stderr:
+                if b"the graphs are compiled" in line:
+                    break
+            fetch("http://127.0.0.1:7912")
+            compiled.append(
+                {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*/[!.]*/**/*.mindir")}
+            )
+            server.send_signal(signal.SIGINT)
+            assert server.wait(PATIENCE) == 0
+    assert compiled[0] and compiled[0] == compiled[1]
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ class LatentCodec(Protocol):
 
 
 class _Pass(nn.Cell):
-    """A compiled pass of a tokenizer that generation needs.
+    """A compiled pass of a tokenizer.
 
     Each is a cell of its own: MindSpore 2.10 mixes up the graphs of a cell that has several
     compiled methods, and its compile cache loses the weights that a compiled closure reads.
@@ -52,8 +52,16 @@ class _Pass(nn.Cell):
 
     def __init__(self, tokenizer: "Tokenizer") -> None:
         super().__init__(auto_prefix=False)
-        self.decoder, self.quantize = tokenizer.decoder, tokenizer.quantize
-        self.post_quant_conv = tokenizer.post_quant_conv
+        self.encoder, self.quant_conv = tokenizer.encoder, tokenizer.quant_conv
+        self.quantize = tokenizer.quantize
+        self.post_quant_conv, self.decoder = tokenizer.post_quant_conv, tokenizer.decoder
+
+
+class _Encode(_Pass):
+    @ms.jit
+    def construct(self, images_bcyx: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        latent = self.quant_conv(self.encoder(images_bcyx.transpose(0, 2, 3, 1)))
+        return self.quantize.encode(latent)
 
 
 class _Decode(_Pass):
@@ -75,35 +83,33 @@ class _Mixture(_Pass):
         return self.quantize.mixture(weights_blv, scale)
 
 
+class _SumScales(_Pass):
+    @ms.jit
+    def construct(self, ids: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        total, sums = 0.0, ()
+        for k in range(len(ids)):
+            total = total + self.quantize.contribution(ids[k], k)
+            sums = (*sums, total)
+        return sums
+
+
+class _TeacherInputs(_Pass):
+    @ms.jit
+    def construct(self, ids: tuple[Tensor, ...]) -> Tensor:
+        total, parts = 0.0, ()
+        for k in range(len(ids) - 1):
+            total = total + self.quantize.contribution(ids[k], k)
+            parts = (*parts, self.quantize.downsample(total, k + 1))
+        return ops.concat(parts, 1)
+
+
 class _Compiled:
-    """The passes of a tokenizer, compiled: cells and, where no cache serves them, closures."""
+    """The compiled passes of a tokenizer; no cell, so that its weights are registered once."""
 
     def __init__(self, tokenizer: "Tokenizer") -> None:
-        encoder, quant_conv, quantize = tokenizer.encoder, tokenizer.quant_conv, tokenizer.quantize
-
-        @ms.jit
-        def encode(images_bcyx: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-            return quantize.encode(quant_conv(encoder(images_bcyx.transpose(0, 2, 3, 1))))
-
-        @ms.jit
-        def sum_scales(ids: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            total, sums = 0.0, ()
-            for k in range(len(ids)):
-                total = total + quantize.contribution(ids[k], k)
-                sums = (*sums, total)
-            return sums
-
-        @ms.jit
-        def teacher_inputs(ids: tuple[Tensor, ...]) -> Tensor:
-            total, parts = 0.0, ()
-            for k in range(len(ids) - 1):
-                total = total + quantize.contribution(ids[k], k)
-                parts = (*parts, quantize.downsample(total, k + 1))
-            return ops.concat(parts, 1)
-
-        self.decode, self.encode = _Decode(tokenizer), encode
+        self.encode, self.decode = _Encode(tokenizer), _Decode(tokenizer)
         self.contribution, self.mixture = _Contribution(tokenizer), _Mixture(tokenizer)
-        self.sum_scales, self.teacher_inputs = sum_scales, teacher_inputs
+        self.sum_scales, self.teacher_inputs = _SumScales(tokenizer), _TeacherInputs(tokenizer)
 
 
 class Tokenizer(nn.Cell):

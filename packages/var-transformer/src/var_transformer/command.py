@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +24,10 @@ log = logging.getLogger("var_transformer")
 def run_command(config_type: type[Config], module: str, action: Callable[[Config], None]) -> None:
     """Reads the command line into ``config_type`` and acts on it.
 
-    Exits with 2 and one line where the input is unusable.
+    Exits with 2 and one line where the input is unusable, and with 130 where it is interrupted.
     """
+    # once MindSpore has compiled a graph, it makes a SIGTERM of Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     handler = RichHandler(
         console=Console(stderr=True, soft_wrap=True), show_path=False, show_time=False
     )
@@ -34,6 +37,9 @@ def run_command(config_type: type[Config], module: str, action: Callable[[Config
     except InputError as error:
         log.error("%s", error)
         sys.exit(2)
+    except KeyboardInterrupt:
+        log.error("interrupted")
+        sys.exit(130)
 
 
 def load_pair(tokenizer: Path, model: Path) -> tuple[Transformer, Tokenizer]:

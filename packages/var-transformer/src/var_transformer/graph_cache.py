@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -24,6 +25,8 @@ from var_tokenizer import cpu_kernels
 from var_transformer.ops import kernels
 
 _PACKAGES = ("var_tokenizer", "var_transformer")
+_KEPT = 16  # folders; a new one takes the place of the one that was not used for longest
+_DAY = 24 * 60 * 60  # seconds
 
 
 @contextmanager
@@ -43,10 +46,14 @@ def graph_cache(**settings: object) -> Iterator[None]:
     if not folder.is_dir():
         try:
             root.mkdir(parents=True, exist_ok=True)
+            _remove_old(root)
             temporary = Path(tempfile.mkdtemp(dir=root, prefix="."))
         except OSError:
             yield
             return
+    else:
+        with suppress(OSError):
+            os.utime(folder)
     # MindSpore reads the script's imports, and fails where that was started by `python -m`; what
     # graphs depend on is in the folder's name
     api.entry_script_path = __file__
@@ -60,6 +67,15 @@ def graph_cache(**settings: object) -> Iterator[None]:
         ms.set_context(enable_compile_cache=False)
         if temporary is not None:
             rmtree(temporary, ignore_errors=True)
+
+
+def _remove_old(root: Path) -> None:
+    """Makes room for a new folder, and removes what processes that were killed left."""
+    used = {path: path.stat().st_mtime for path in root.iterdir()}
+    finished = sorted((p for p in used if p.name[0] != "."), key=used.get, reverse=True)
+    left = [p for p in used if p.name[0] == "." and used[p] < time.time() - _DAY]
+    for path in finished[_KEPT - 1 :] + left:
+        rmtree(path, ignore_errors=True)
 
 
 def _is_command() -> bool:

@@ -14,6 +14,7 @@ from var_tokenizer import InputError
 
 from var_transformer.command import class_names, class_number, load_pair, log, run_command
 from var_transformer.edit.editing import box_mask, edit
+from var_transformer.graph_cache import graph_cache
 from var_transformer.pictures import (
     AnimationFormat,
     animation_path,
@@ -91,18 +92,26 @@ def run(config: Edit) -> None:
     mask_yx = _mask(config, height, width)
 
     frames: list[np.ndarray] = []
-    out = edit(
-        model,
-        tokenizer,
-        pixels_yxc.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1,
-        mask_yx,
-        np.full(config.count, label, np.int32),
-        config.sampler,
-        config.seed,
-        on_scale=None
-        if config.animate is None
-        else lambda _k, images: frames.append(to_pixels(images)),
-    )
+    graphs = {
+        "models": [model.config, tokenizer.config],
+        "count": config.count,
+        "sampler": config.sampler,
+        "animated": config.animate is not None,
+        "redrawn": bool(mask_yx.any()),
+    }
+    with graph_cache(command="edit", **graphs):
+        out = edit(
+            model,
+            tokenizer,
+            pixels_yxc.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1,
+            mask_yx,
+            np.full(config.count, label, np.int32),
+            config.sampler,
+            config.seed,
+            on_scale=None
+            if config.animate is None
+            else lambda _k, images: frames.append(to_pixels(images)),
+        )
     for n, variant_yxc in enumerate(to_pixels(out.images)):
         path = config.out / f"{n:06d}_{label}.png"
         if config.animate is not None:

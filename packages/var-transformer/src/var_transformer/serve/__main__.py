@@ -6,6 +6,9 @@ from pathlib import Path
 from var_tokenizer import InputError
 
 from var_transformer.command import class_names, load_pair, log, run_command
+from var_transformer.generate import generate
+from var_transformer.graph_cache import graph_cache
+from var_transformer.serve.streaming import Streamer
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,18 @@ def run(config: Serve) -> None:
     names = None
     if config.class_names is not None:
         names = class_names(config.class_names, model.config.num_classes)
-    page = make_page(model, tokenizer, names, config.max_images, config.max_seconds)
+    streamer = Streamer(len(tokenizer.schedule), config.max_seconds)
+    page = make_page(model, tokenizer, names, config.max_images, streamer)
     log.info("serving %s; Ctrl-C ends it", launch(page, config.host, config.port))
+
+    def compile_graphs() -> None:
+        """Draws a picture for nobody, so that the first visitor's takes no longer than others."""
+        with graph_cache(command="serve", models=[model.config, tokenizer.config]):
+            generate(model, tokenizer, [0])
+        log.info("the graphs are compiled")
+
+    compiling = streamer.submit(compile_graphs)
+    compiling.add_done_callback(lambda done: done.result())  # logs an error
     page.block_thread()
 
 

@@ -45,14 +45,14 @@ def make_page(
     tokenizer: Tokenizer,
     names: list[str] | None,
     max_images: int,
-    max_seconds: float,
+    streamer: Streamer,
 ) -> gr.Blocks:
     """The page for a pair of models.
 
-    names: of the classes, or None. max_images: that a visitor may ask for at once. max_seconds:
-    that a generation may take.
+    names: of the classes, or None. max_images: that a visitor may ask for at once. streamer:
+    where generations run.
     """
-    studio = _Studio(model, tokenizer, names, max_images, max_seconds)
+    studio = _Studio(model, tokenizer, names, max_images, streamer)
     with gr.Blocks(
         title="VAR", analytics_enabled=False, delete_cache=(600, 3600), fill_width=False
     ) as page:
@@ -170,14 +170,14 @@ class _Studio:
         tokenizer: Tokenizer,
         names: list[str] | None,
         max_images: int,
-        max_seconds: float,
+        streamer: Streamer,
     ) -> None:
         self._model, self._tokenizer, self._names = model, tokenizer, names
         self.max_images = max_images
         self.size = tokenizer.config.image_size
         self._zoom = math.ceil(_CANVAS / min(self.size))
         self._scales = len(tokenizer.schedule)
-        self._streamer = Streamer(self._scales, max_seconds)
+        self._streamer = streamer
 
     @property
     def choices(self) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -27,6 +27,10 @@ class Streamer:
         """scales: of the models. seconds: that a generation may take, counted from its start."""
         self._scales, self._seconds = scales, seconds
         self._thread = ThreadPoolExecutor(1, "model")
+
+    def submit(self, work: Callable[[], object]) -> Future:
+        """Has the models' thread do ``work`` when it has done what came before."""
+        return self._thread.submit(work)
 
     def stream(self, draw: Callable[[OnScale], Generation]) -> Iterator[tuple[int, np.ndarray]]:
         """Yields k and the images (B, 3, H, W) in [0, 1] after every scale k.
@@ -56,7 +60,7 @@ class Streamer:
             finally:
                 frames.put(None)
 
-        drawing = self._thread.submit(work)
+        drawing = self.submit(work)
         try:
             while (frame := frames.get()) is not None:
                 yield frame
