@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from mindspore import Parameter, Tensor, nn
 from var_tokenizer import InputError, cpu_kernels
 from var_train.optimizer import AdamW, AdamWConfig
+from var_train.sharding import deal
 
 
 class Quadratic(nn.Cell):
@@ -73,6 +74,30 @@ def compiled(optimizer):
         return optimizer(gradients, scalars_3, 4.0)
 
     return update
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_a_model_may_have_as_many_parameters_as_the_deepest_preset_and_more(monkeypatch, kernels):
+    """MindSpore compiles a loop into calls inside calls, of which it allows 1,000."""
+    if kernels and cpu_kernels() is None:
+        pytest.skip("needs the C++ kernels")
+    if not kernels:
+        monkeypatch.setattr("var_train.optimizer.cpu_kernels", lambda: None)
+    parameters = [Parameter(Tensor(np.ones(2, np.float32)), name=f"p{n}") for n in range(600)]
+    optimizer = AdamW(parameters, AdamWConfig(learning_rate=0.1, clip=1e9), lambda _: False)
+    gradients = ms.mutable(tuple(Tensor(np.full(2, n + 1, np.float32)) for n in range(600)))
+    norm = compiled(optimizer)(gradients, optimizer.scalars(0, 1))
+    assert float(norm) == pytest.approx(np.sqrt(2 * (np.arange(1, 601.0) ** 2).sum()) / 4)
+    for parameter in parameters:  # the first update of each is as long as the rate
+        np.testing.assert_allclose(parameter.asnumpy(), 0.9, rtol=1e-5)
+
+
+@given(sizes=st.lists(st.integers(1, 1000), min_size=1, max_size=40), workers=st.integers(2, 9))
+def test_moments_are_dealt_to_the_workers_in_order_and_evenly(sizes, workers):
+    owners = deal(sizes, workers)
+    assert list(owners) == sorted(owners) and owners[0] >= 0 and owners[-1] < workers
+    loads = np.bincount(owners, sizes, workers)
+    assert (loads < sum(sizes) / workers + max(sizes)).all()
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])

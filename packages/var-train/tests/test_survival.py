@@ -115,6 +115,15 @@ def test_two_workers_that_share_the_moments_do_what_two_that_do_not_do(work, tmp
         assert all((found[name] == array).all() for name, array in expected.items())
 
 
+def test_two_workers_train_a_model_as_deep_as_the_deepest_preset(work, tmp_path):
+    depth = [*("--transformer.depth", "36"), *("--transformer.width", "72")]
+    more = [*depth, "--transformer.heads", "36", "--train-transformer.shard-optimizer"]
+    out = tmp_path / "deep"
+    assert msrun(work, out, 1, *more).wait(900) == 0, Path(f"{out}.txt").read_text()
+    losses = [line["loss"] for line in steps(out)]
+    assert len(losses) == 5 and losses[-1] < losses[0]
+
+
 def test_a_run_that_is_killed_again_and_again_ends_in_the_same_weights(work, tmp_path):
     every = ("--loop.checkpoint-every", "1", "--loop.validations", "4")
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -108,8 +108,13 @@ def check_equal(parameters: Sequence[Parameter]) -> None:
         raise RuntimeError(f"the weights of workers {different} are not those of worker 0")
 
 
+def part_like(like: Tensor, flat: Tensor, offset: int) -> Tensor:
+    """What begins at ``offset`` of a flat tensor, in the shape of ``like``; inside a graph."""
+    return ops.strided_slice(flat, (offset,), (offset + like.size,), (1,)).reshape(like.shape)
+
+
 _ravel = ops.MultitypeFuncGraph("ravel")
-_like = ops.MultitypeFuncGraph("like")
+_part_like = ops.MultitypeFuncGraph("part_like")
 _mean = ops.MultitypeFuncGraph("mean")
 
 
@@ -118,9 +123,9 @@ def _(gradient: Tensor) -> Tensor:
     return gradient.reshape(-1)
 
 
-@_like.register("Tensor", "Tensor")
-def _(part: Tensor, gradient: Tensor) -> Tensor:
-    return part.reshape(gradient.shape)
+@_part_like.register("Tensor", "Tensor", "Number")
+def _(flat: Tensor, gradient: Tensor, offset: int) -> Tensor:
+    return part_like(gradient, flat, offset)
 
 
 @_mean.register("Function", "Number", "Tensor")
@@ -139,7 +144,10 @@ class AllReduceMean(nn.Cell):
         # A collective of the CPU costs 5 ms however small: one for all. Others are fused by
         # the compiler, which needs no copy.
         self.flat = ms.get_context("device_target") == "CPU"
-        self.sizes = [int(p.size) for p in parameters]
+        sizes = [int(p.size) for p in parameters]
+        self.offsets = tuple(
+            int(end) - size for end, size in zip(np.cumsum(sizes), sizes, strict=True)
+        )
         self.map = ops.HyperMap()
         if self.workers > 1:
             self.total = ops.AllReduce()
@@ -153,4 +161,4 @@ class AllReduceMean(nn.Cell):
         if not self.flat:
             return self.map(ops.partial(_mean, self.total, self.fraction), gradients)
         mean = self.total(ops.concat(self.map(_ravel, gradients))) * self.fraction
-        return self.map(_like, ops.split(mean, self.sizes), gradients)
+        return self.map(ops.partial(_part_like, mean), gradients, self.offsets)

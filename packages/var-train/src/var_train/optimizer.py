@@ -97,12 +97,41 @@ class AdamWConfig:
         return float(self.weight_decay_end + (self.weight_decay - self.weight_decay_end) * cosine)
 
 
+# Over the parameters of a model go maps, not loops: those are compiled into calls inside calls,
+# and MindSpore ends at 1,000 of them, which a transformer of depth 20 reaches.
 _average = ops.MultitypeFuncGraph("average")
+_sum_of_squares = ops.MultitypeFuncGraph("sum_of_squares")
+_update = ops.MultitypeFuncGraph("update")
 
 
 @_average.register("Tensor", "Tensor", "Tensor")
 def _(keep: Tensor, average: Parameter, parameter: Parameter) -> Tensor:
     return ops.assign(average, keep * average + (1 - keep) * parameter)
+
+
+@_sum_of_squares.register("Function", "Tensor")
+def _(sum_of_squares: Callable[[Tensor], Tensor], gradient: Tensor) -> Tensor:
+    return sum_of_squares(gradient)
+
+
+@_update.register(
+    *("Function", "Tensor", "Tensor", "Tensor", "Tensor"),
+    *("Tensor", "Tensor", "Tensor", "Tensor", "Bool"),
+)
+def _(
+    update: nn.Cell,
+    factor: Tensor,
+    finite: Tensor,
+    scalars_3: Tensor,
+    undecayed_3: Tensor,
+    parameter: Parameter,
+    first: Parameter,
+    second: Parameter,
+    gradient: Tensor,
+    decays: bool,
+) -> Tensor:
+    scalars = scalars_3 if decays else undecayed_3
+    return update(parameter, first, second, gradient, factor, finite, scalars)
 
 
 class _Update(nn.Cell):
@@ -188,7 +217,7 @@ class AdamW(nn.Cell):
         self.config = config
         self.sharding = sharding
         if sharding is not None:
-            parameters = [parameters[i] for i in sharding.own]
+            parameters = list(sharding.own)
         self.parameters = ParameterTuple(parameters)
         self.first = self.parameters.clone("first_moment", init="zeros")
         self.second = self.parameters.clone("second_moment", init="zeros")
@@ -197,6 +226,7 @@ class AdamW(nn.Cell):
         self.update = (
             _Update(config.betas) if library is None else _KernelUpdate(library, config.betas)
         )
+        self.map = ops.HyperMap()
         self.no_decay_3 = Tensor(np.array([1, 1, 0], np.float32))
         self.skipped = 0
 
@@ -220,18 +250,16 @@ class AdamW(nn.Cell):
 
         divisor: of the gradients, before anything else (loss scale, accumulated parts).
         """
-        norm, done = 0.0, ()
-        for i in range(len(gradients)):
-            norm = norm + self.update.sum_of_squares(gradients[i])
-        norm = ops.sqrt(norm) / divisor
+        squares = self.map(ops.partial(_sum_of_squares, self.update.sum_of_squares), gradients)
+        norm = ops.sqrt(ops.addn(squares)) / divisor
         finite = ops.isfinite(norm)
         factor = ops.minimum(self.config.clip / (norm + 1e-6), 1.0) / divisor
         undecayed_3 = scalars_3 * self.no_decay_3
-        own = range(len(gradients)) if self.sharding is None else self.sharding.own
-        for i, g in enumerate(own):
-            scalars = scalars_3 if self.decays[i] else undecayed_3
-            triple = self.parameters[i], self.first[i], self.second[i]
-            done = (*done, self.update(*triple, gradients[g], factor, finite, scalars))
+        if self.sharding is not None:
+            gradients = gradients[self.sharding.begin : self.sharding.end]
+        update = ops.partial(_update, self.update, factor, finite, scalars_3, undecayed_3)
+        states = self.parameters, self.first, self.second
+        done = self.map(update, *states, gradients, self.decays)
         norm = ops.depend(norm, done)  # an update nobody waits for is optimized away
         return norm if self.sharding is None else self.sharding(norm)
 

@@ -12,14 +12,28 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from var_train import distributed
 
+_ravel = ops.MultitypeFuncGraph("ravel")
+_receive = ops.MultitypeFuncGraph("receive")
+
+
+@_ravel.register("Tensor", "Tensor")
+def _(updated: Tensor, parameter: Parameter) -> Tensor:
+    return ops.depend(parameter, updated).reshape(-1)
+
+
+@_receive.register("Tensor", "Tensor", "Number")
+def _(collected: Tensor, parameter: Parameter, offset: int) -> Tensor:
+    return ops.assign(parameter, distributed.part_like(parameter, collected, offset))
+
 
 def deal(sizes: Sequence[int], workers: int) -> tuple[int, ...]:
-    """The worker of each item: the largest first, each to whoever has the least by then."""
-    loads, owners = [0] * workers, [0] * len(sizes)
-    for item in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        owners[item] = loads.index(min(loads))
-        loads[owners[item]] += sizes[item]
-    return tuple(owners)
+    """The worker of each item: neighbours together, and alike loads.
+
+    An item is whose share of the whole its middle lies in, so a load is larger than that share
+    by less than the largest item.
+    """
+    middles = np.cumsum(sizes) - np.array(sizes) / 2
+    return tuple(int(owner) for owner in middles * workers // sum(sizes))
 
 
 class Sharding(nn.Cell):
@@ -31,19 +45,22 @@ class Sharding(nn.Cell):
         workers, rank = distributed.size(), distributed.rank()
         sizes = [int(p.size) for p in parameters]
         self.owners = deal(sizes, workers)
-        dealt = [[i for i, owner in enumerate(self.owners) if owner == r] for r in range(workers)]
-        loads = [sum(sizes[i] for i in each) for each in dealt]
-        self.own = tuple(dealt[rank])
-        # What AllGather returns: of each worker its parameters, then zeros up to one length,
-        # which is above the largest load because a part of no elements cannot be split off.
-        length = max(loads) + 1
-        self.order: tuple[int | None, ...] = ()
-        self.sizes: list[int] = []
-        for each, load in zip(dealt, loads, strict=True):
-            self.order += (*each, None)
-            self.sizes += [*(sizes[i] for i in each), length - load]
-        self.parameters = ParameterTuple(parameters)
+        loads = np.bincount(self.owners, sizes, workers).astype(int)
+        self.begin = self.owners.index(rank) if rank in self.owners else 0
+        self.end = self.begin + self.owners.count(rank)
+        # AllGather takes as much of each worker, above the largest load: at least one zero more
+        length = int(loads.max()) + 1
         self.zeros = Tensor(np.zeros(length - loads[rank], np.float32))
+        within = np.cumsum(sizes) - sizes  # its own worker's first parameter begins at 0
+        firsts = np.cumsum(loads) - loads
+        offsets = [
+            int(w - firsts[o] + o * length) for w, o in zip(within, self.owners, strict=True)
+        ]
+        self.parameters = ParameterTuple(parameters)
+        self.own = ParameterTuple(parameters[self.begin : self.end])
+        self.others = ParameterTuple([*parameters[: self.begin], *parameters[self.end :]])
+        self.offsets = (*offsets[: self.begin], *offsets[self.end :])
+        self.map = ops.HyperMap()
         self.collect = ops.AllGather()
 
     def construct(self, updated: Tensor) -> Tensor:
@@ -51,15 +68,9 @@ class Sharding(nn.Cell):
 
         updated: a tensor that waits for this worker's update.
         """
-        flat = ()
-        for i in self.own:
-            flat += (ops.depend(self.parameters[i], updated).reshape(-1),)
-        parts = ops.split(self.collect(ops.concat((*flat, self.zeros))), self.sizes)
-        done = ()
-        for i, part in zip(self.order, parts):  # noqa: B905 (MindSpore knows no strict)
-            if i is not None and i not in self.own:
-                parameter = self.parameters[i]
-                done += (ops.assign(parameter, part.reshape(parameter.shape)),)
+        flat = self.map(ops.partial(_ravel, updated), self.own)
+        collected = self.collect(ops.concat((*flat, self.zeros)))
+        done = self.map(ops.partial(_receive, collected), self.others, self.offsets)
         return ops.depend(updated, done)
 
     def all_of(self, own: Sequence[Parameter]) -> Iterator[np.ndarray]:
@@ -67,7 +78,7 @@ class Sharding(nn.Cell):
 
         Every worker has to go through all of it.
         """
-        mine = dict(zip(self.own, own, strict=True))
+        mine = dict(enumerate(own, self.begin))
         for i, owner in enumerate(self.owners):
             shape = self.parameters[i].shape
             array = mine[i].asnumpy() if i in mine else np.zeros(shape, np.float32)
