@@ -192,7 +192,7 @@ class Linear(nn.Cell):
         else:
             rows, weight_oi = rows.astype(self.dtype), weight_oi.astype(self.dtype)
             rows = self.matmul_nt(rows, weight_oi).astype(ms.float32)
-        return ops.bias_add(rows, bias_o).reshape(*x.shape[:-1], -1)
+        return ops.bias_add(rows, bias_o).reshape(*x.shape[:-1], weight_oi.shape[0])
 
 
 class UnitLength(nn.Cell):
