@@ -226,14 +226,6 @@ def test_mindspores_operators_run_the_kernels(operators):
         assert not cache.asnumpy()[:, [0, 1, 2, 8]].any()
 
 
-@pytest.fixture
-def at_once():
-    """Errors come from the call that made them; else the next test may meet them again."""
-    ms.set_context(pynative_synchronize=True)
-    yield
-    ms.set_context(pynative_synchronize=False)
-
-
 WRONG = [
     ("var_modulated_norm", ((2, 5, 96), (2, 1, 96), (2, 1, 96)), (), "width is 96; .* of 64"),
     ("var_modulated_norm", ((2, 5, 64), (2, 1, 64), (1, 1, 64)), (), "shapes .* expected"),
@@ -251,9 +243,8 @@ WRONG = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "shapes", "rest", "message"), WRONG)
-@pytest.mark.parametrize("graph", [False, True])
-def test_what_does_not_fit_is_an_error_in_graphs_too(
-    operators, at_once, name, shapes, rest, message, graph
+def test_what_does_not_fit_is_an_error_when_its_graph_is_compiled(
+    operators, name, shapes, rest, message
 ):
     function, tensors = getattr(operators, name), values(*shapes)
     if name == "var_cached_heads":
@@ -263,8 +254,9 @@ def test_what_does_not_fit_is_an_error_in_graphs_too(
         results = function(*tensors, *rest)
         return results[0] if name == "var_unit_heads" else results
 
+    # not in PyNative mode, which may raise an error again in a later call of another test
     with pytest.raises(RuntimeError, match=message):
-        ms.jit(call)(*tensors) if graph else call(*tensors).asnumpy()
+        ms.jit(call)(*tensors)
 
 
 class Both(nn.Cell):
