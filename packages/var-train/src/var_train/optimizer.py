@@ -98,7 +98,7 @@ class AdamWConfig:
 
 
 # Over the parameters of a model go maps, not loops: those are compiled into calls inside calls,
-# and MindSpore ends at 1,000 of them, which a transformer of depth 20 reaches.
+# and MindSpore ends at 1,000 of them, which a transformer of depth 36 reached.
 _average = ops.MultitypeFuncGraph("average")
 _sum_of_squares = ops.MultitypeFuncGraph("sum_of_squares")
 _update = ops.MultitypeFuncGraph("update")
