@@ -1,6 +1,7 @@
 """What a run has to show for itself: pictures and the figures of ``report.json``."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +17,13 @@ from var_train.progress import step_bar
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the run samples when it has trained. Raises InputError for a value out of range."""
+    """How a run draws images, at validations and when it has trained.
+
+    Raises InputError for a value out of range.
+    """
 
     per_class: int = 50
-    """Images a class."""
+    """Images a class, when it has trained."""
     cfg: float = 0.0
     """Strength of classifier-free guidance at the last scale; it makes samples more typical of
     their class and less varied. 0 for none."""
@@ -40,24 +44,41 @@ class Sampling:
 def sample_classes(
     model: Transformer, tokenizer: Tokenizer, sampling: Sampling, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 3, Y, X) in [0, 1] and labels (N,), ``per_class`` of each class in turn."""
+    """Images (N, 3, Y, X) in [0, 1] and labels (N,), ``per_class`` of each class in turn.
+
+    Image n is drawn from the random stream (seed, n).
+    """
     labels_n = np.repeat(np.arange(model.config.num_classes, dtype=np.int32), sampling.per_class)
     images = []
     with step_bar("sampling   ", -(-len(labels_n) // sampling.batch)) as bar:
-        for begin in range(0, len(labels_n), sampling.batch):
-            labels = labels_n[begin : begin + sampling.batch]
-            out = generate(
-                model,
-                tokenizer,
-                np.resize(labels, sampling.batch),  # batches of one size compile once
-                cfg=sampling.cfg,
-                top_k=sampling.top_k,
-                top_p=sampling.top_p,
-                seed=seed + begin,
-            )
-            images.append(out.images[: len(labels)])
-            bar.advance(len(labels))
+        for images_bcyx in draw_images(model, tokenizer, labels_n, sampling, seed):
+            images.append(images_bcyx)
+            bar.advance(len(images_bcyx))
     return np.concatenate(images), labels_n
+
+
+def draw_images(
+    model: Transformer, tokenizer: Tokenizer, labels_n: np.ndarray, sampling: Sampling, seed: int
+) -> Iterator[np.ndarray]:
+    """Yields the images (b, 3, Y, X) in [0, 1] of ``labels_n``, a batch at a time.
+
+    Image n is drawn from the random stream (seed, n), whatever the batch.
+    """
+    batch = min(sampling.batch, len(labels_n))
+    for begin in range(0, len(labels_n), batch):
+        numbers = np.arange(len(labels_n))[begin : begin + batch]
+        padded = np.resize(numbers, batch)  # batches of one size compile once
+        out = generate(
+            model,
+            tokenizer,
+            labels_n[padded],
+            cfg=sampling.cfg,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            seed=seed,
+            numbers=padded.tolist(),
+        )
+        yield out.images[: len(numbers)]
 
 
 def save_reconstructions(

@@ -172,7 +172,13 @@ def run(config: Run) -> dict[str, object]:
         val_tokens = tokens_of(tokenizer, val, batch)
         seconds["tokens"] = _since(started, seconds)
         stage = TransformerTraining(
-            model, tokenizer, train_tokens, val_tokens, config.train_transformer, config.seed
+            model,
+            tokenizer,
+            train_tokens,
+            val_tokens,
+            config.train_transformer,
+            config.seed,
+            sampling,
         )
         settings = _settings(config, "transformer") | {"tokenizer": fingerprint(tokenizer)}
         figures |= train_stage(stage, config.out, metrics, config.loop, settings, config.resume)

@@ -8,7 +8,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, ops
 from var_tokenizer import InputError, Tokenizer
-from var_transformer import Transformer, TransformerConfig, check_pair, generate
+from var_transformer import Transformer, TransformerConfig, check_pair
 
 from var_train import distributed
 from var_train.checkpoints import parameter_arrays, restore_parameters
@@ -18,6 +18,7 @@ from var_train.optimizer import AdamW, AdamWConfig, Ema, release
 from var_train.pictures import sample_grid
 from var_train.precision import LossScale, PrecisionConfig
 from var_train.progress import Value
+from var_train.report import Sampling, draw_images
 from var_train.sharding import Sharding
 from var_train.tokenizer_stage import padded_batches
 from var_train.tokens import TokenSource
@@ -141,13 +142,16 @@ class TransformerTraining:
         val: TokenSource,
         config: TransformerStage,
         seed: int,
+        sampling: Sampling | None = None,
     ) -> None:
+        """sampling: of the grids of samples; its ``per_class`` is not read."""
         check_pair(model, tokenizer)
         config.check(model.config, len(train))
         if config.flip and not train.mirrors:
             raise InputError("flip is True; expected tokens of mirrored images, too")
         self._model, self._tokenizer, self._config, self._seed = model, tokenizer, config, seed
         self._train, self._val = train, val
+        self._sampling = Sampling() if sampling is None else sampling
         self.batch = config.batch
         self.steps = -(-config.epochs * len(train) // config.batch)
         self._share = distributed.share(config.batch, config.accumulation)
@@ -357,11 +361,16 @@ class TransformerTraining:
         }
 
     def _samples(self) -> np.ndarray:
-        """uint8 (Y, X, 3): generated images, a row for each of a few classes."""
+        """uint8 (Y, X, 3): generated images, a row for each of a few classes.
+
+        Image n of the grid is drawn from the random stream (seed, n).
+        """
         columns, classes = self._config.samples_per_class, self._model.config.num_classes
         rows = np.unique(np.linspace(0, classes - 1, min(classes, _SAMPLE_ROWS)).astype(int))
-        out = generate(self._model, self._tokenizer, np.repeat(rows, columns), seed=self._seed)
-        return np.asarray(sample_grid(out.images, [str(label) for label in rows], columns))
+        labels_n = np.repeat(rows, columns)
+        batches = draw_images(self._model, self._tokenizer, labels_n, self._sampling, self._seed)
+        images_ncyx = np.concatenate(list(batches))
+        return np.asarray(sample_grid(images_ncyx, [str(label) for label in rows], columns))
 
     def finish(self) -> None:
         """Leaves the model with the weights that are to be saved."""

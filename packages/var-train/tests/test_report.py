@@ -1,0 +1,89 @@
+"""The images of a run: which random numbers they are drawn from, and with which settings."""
+
+import dataclasses
+import itertools
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import ops
+from var_tokenizer import Tokenizer, TokenizerConfig
+from var_train.pictures import sample_grid
+from var_train.report import Sampling, sample_classes
+from var_train.tokens import TokenSet
+from var_train.transformer_stage import TransformerStage, TransformerTraining
+from var_transformer import Transformer, TransformerConfig, generate
+
+SCALES = (1, 2, 4)
+CLASSES = 3
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    config = TokenizerConfig(
+        vocab_size=16,
+        latent_channels=4,
+        channels=32,
+        channel_multipliers=(1,),
+        res_blocks=1,
+        scales=SCALES,
+    )
+    return Tokenizer(config, 0)
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    """One whose logits depend on the class, so that guidance changes what is drawn."""
+    config = TransformerConfig(
+        depth=1,
+        width=32,
+        heads=2,
+        num_classes=CLASSES,
+        vocab_size=16,
+        latent_channels=4,
+        scales=SCALES,
+    )
+    model, rng = Transformer(config, 0), np.random.default_rng(0)
+    for parameter in model.get_parameters():
+        drawn = rng.standard_normal(parameter.shape) * 0.3
+        ops.assign(parameter, ms.Tensor(drawn.astype(np.float32)))
+    return model
+
+
+def drawn_alone(model, tokenizer, label: int, number: int, sampling: Sampling, seed: int):
+    """Image ``number`` by the documented rule, in a batch of its own."""
+    settings = {"cfg": sampling.cfg, "top_k": sampling.top_k, "top_p": sampling.top_p}
+    return generate(model, tokenizer, [label], seed=seed, numbers=[number], **settings).images[0]
+
+
+@pytest.mark.parametrize("batch", [2, 25])
+def test_image_n_of_the_report_has_the_stream_n_of_the_seed_whatever_the_batch(
+    model, tokenizer, batch
+):
+    sampling = Sampling(per_class=3, cfg=1.0, top_k=9, batch=batch)
+    images, labels = sample_classes(model, tokenizer, sampling, seed=7)
+    assert labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    alone = [drawn_alone(model, tokenizer, n // 3, n, sampling, 7) for n in range(9)]
+    np.testing.assert_allclose(images, np.stack(alone), atol=1e-5)
+    assert min(np.abs(a - b).max() for a, b in itertools.pairwise(alone)) > 1e-3
+
+
+def grid(model, tokenizer, sampling: Sampling) -> np.ndarray:
+    """What a validation draws, two images of each class."""
+    rng = np.random.default_rng(0)
+    lengths = model.config.schedule.tokens
+    ids = [rng.integers(0, 16, (8, length)).astype(np.int32) for length in lengths]
+    tokens = TokenSet(ids, (np.arange(8) % CLASSES).astype(np.int32))
+    stage = TransformerStage(batch=8, samples_per_class=2)
+    training = TransformerTraining(model, tokenizer, tokens, tokens, stage, 7, sampling)
+    return training.validate(0)["samples"]
+
+
+def test_the_grid_of_a_validation_is_drawn_with_the_settings_of_the_final_images(model, tokenizer):
+    sampling = Sampling(cfg=0.0, top_k=9, batch=4)
+    alone = [drawn_alone(model, tokenizer, n // 2, n, sampling, 7) for n in range(6)]
+    expected = np.asarray(sample_grid(np.stack(alone), ["0", "1", "2"], 2)).astype(int)
+    found = grid(model, tokenizer, sampling)
+    assert np.abs(found - expected).max() <= 1  # of 255: rounding
+    other = grid(model, tokenizer, dataclasses.replace(sampling, cfg=1.5))
+    assert np.abs(other - expected).max() > 1
