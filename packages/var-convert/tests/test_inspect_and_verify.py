@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 from var_convert import convert, inspect, verify
 from var_convert.cli import main
-from var_tokenizer import InputError, TokenizerConfig, read_checkpoint, write_checkpoint
+from var_tokenizer import (
+    InputError,
+    Tokenizer,
+    TokenizerConfig,
+    read_checkpoint,
+    write_checkpoint,
+)
 from var_transformer import TransformerConfig
 
 torch = pytest.importorskip("torch")
@@ -71,6 +77,13 @@ def test_the_checksum_sees_one_changed_bit(pair):
         tensors["head.bias"].view(np.uint32)[7] ^= 1
 
     assert inspect(altered(pair[1], "transformer", change)).checksum != inspect(pair[1]).checksum
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_checksum_is_that_of_the_loaded_tokenizer(save_pth, dtype):
+    path, _ = save_pth(SMALL_TOKENIZER)
+    target = convert(path, path.with_suffix(".safetensors"), dtype=dtype).target
+    assert Tokenizer.load(target).checksum() == inspect(target).checksum
 
 
 def test_inspect_names_the_element_types(pair):

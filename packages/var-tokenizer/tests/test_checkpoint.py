@@ -1,13 +1,22 @@
 import json
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mindspore import ops
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from var_tokenizer import InputError, Tokenizer, TokenizerConfig, read_checkpoint, replacing
+from var_tokenizer import (
+    InputError,
+    Tokenizer,
+    TokenizerConfig,
+    quoted,
+    read_checkpoint,
+    replacing,
+)
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +109,42 @@ def test_a_folder_that_is_a_file_is_an_error_that_names_it(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write here"), replacing(tmp_path / "file" / "x"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("encoder.conv_in.weight", "encoder.conv_in.weight"),
+        ("Häuser/猫 [red].png", "Häuser/猫 [red].png"),
+        ("\x1b[2J\a\b", r"\x1b[2J\x07\x08"),
+        ("a\nERROR: b\r", r"a\nERROR: b\r"),
+        ("\x9b31m\x7f", r"\x9b31m\x7f"),
+        ("\u202egnp.exe\u2066\u200f", r"\u202egnp.exe\u2066\u200f"),
+        ("line\u2028separator", r"line\u2028separator"),
+        (b"caf\xe9.png", r"caf\xe9.png"),
+        (Path("b\ud800"), r"b\ud800"),
+        ("x" * 2000, "x" * 1000 + "..."),
+    ],
+)
+def test_names_of_files_are_shown_in_one_line_without_control_characters(name, shown):
+    assert quoted(name) == shown
+
+
+def test_the_checksum_is_that_of_the_weights_whatever_wrapped_them(tiny, saved, tmp_path):
+    tensors = load_file(saved)
+    stripped = {n: tensors[n] for n in reversed(tensors)}
+    save_file(stripped, tmp_path / "other.safetensors", metadata(saved, note="of another writer"))
+    assert Tokenizer.load(tmp_path / "other.safetensors").checksum() == tiny.checksum()
+
+
+def test_the_checksum_sees_every_way_to_change_a_weight(saved):
+    tokenizer = Tokenizer.load(saved)
+    seen = [tokenizer.checksum()]
+    bias = tokenizer.decoder.conv_out.bias
+    bias.set_data(bias + 1)
+    seen.append(tokenizer.checksum())
+    ops.assign(bias, bias + 1)
+    seen.append(tokenizer.checksum())
+    ms.load_param_into_net(tokenizer, {bias.name: ms.Parameter(bias + 1, name=bias.name)})
+    seen.append(tokenizer.checksum())
+    assert len(set(seen)) == 4

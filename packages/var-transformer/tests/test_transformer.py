@@ -1,11 +1,13 @@
+import json
 import math
 
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
-from safetensors.numpy import load_file
-from var_tokenizer import InputError
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from var_tokenizer import InputError, Tokenizer
 from var_transformer import Transformer, TransformerConfig, check_pair, generate
 from var_transformer import ops as fast
 
@@ -187,3 +189,65 @@ def test_the_gradient_of_a_step_follows_a_finite_difference(model):
         slope = (values[0] - values[1]) / 2
         expected = float((gradient.asnumpy() * direction).sum())
         assert slope == pytest.approx(expected, rel=0.02, abs=2e-5), parameter.name
+
+
+NAMES = ("cat", "dog", "\u732b", "tench, Tinca tinca", "dog")
+
+
+def test_a_file_carries_class_names_and_the_tokenizers_checksum(make_model, tokenizer, tmp_path):
+    model = make_model()
+    assert (model.class_names, model.tokenizer_checksum) == (None, None)
+    model.class_names, model.tokenizer_checksum = NAMES, tokenizer.checksum()
+    model.save(tmp_path / "a.safetensors")
+    loaded = Transformer.load(tmp_path / "a.safetensors")
+    assert (loaded.class_names, loaded.tokenizer_checksum) == (NAMES, tokenizer.checksum())
+
+
+def test_a_file_of_another_writer_may_know_neither(model, tmp_path):
+    model.save(tmp_path / "a.safetensors")
+    loaded = Transformer.load(tmp_path / "a.safetensors")
+    assert (loaded.class_names, loaded.tokenizer_checksum) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("class_names", "[", "class_names"),
+        ("class_names", "[" * 100_000, "class_names"),
+        ("class_names", '"five "', "class_names is a str"),
+        ("class_names", '{"a": 1}', "class_names is a dict"),
+        ("class_names", '["a", "b"]', "class_names holds 2 names; expected 5"),
+        ("class_names", '["a", "b", "c", "d", 5]', "class_names holds at 4"),
+        ("class_names", '["a", "b", "", "d", "e"]', "class_names holds at 2"),
+        ("class_names", json.dumps(["x" * 1001] * 5), "class_names holds at 0"),
+        ("tokenizer", "sha256:0", "tokenizer in its metadata"),
+        ("tokenizer", "\x1b[2J", "tokenizer in its metadata"),
+    ],
+)
+def test_metadata_that_is_not_what_it_says_is_refused(model, tmp_path, field, value, message):
+    model.save(tmp_path / "a.safetensors")
+    with safe_open(tmp_path / "a.safetensors", framework="numpy") as file:
+        metadata = file.metadata() | {field: value}
+    save_file(load_file(tmp_path / "a.safetensors"), tmp_path / "b.safetensors", metadata)
+    with pytest.raises(InputError, match=message) as error:
+        Transformer.load(tmp_path / "b.safetensors")
+    assert "b.safetensors" in str(error.value) and str(error.value).isprintable()
+
+
+def test_class_names_that_do_not_fit_are_not_saved(make_model, tmp_path):
+    model = make_model()
+    model.class_names = ("one", "two")
+    with pytest.raises(InputError, match="holds 2 names; expected 5"):
+        model.save(tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_tokenizer_of_the_same_shape_is_refused(make_model, tokenizer):
+    model = make_model()
+    model.tokenizer_checksum = tokenizer.checksum()
+    other = Tokenizer(tokenizer.config, seed=1)
+    check_pair(model, tokenizer)
+    with pytest.raises(InputError, match="expected the tokenizer that it was trained with"):
+        generate(model, other, [0])
+    check_pair(model, tokenizer)
+    check_pair(make_model(), other)  # it does not know its tokenizer

@@ -1,13 +1,12 @@
 """What a file holds."""
 
-import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from var_tokenizer import Scale
+from var_tokenizer import Scale, weights_checksum
 
 from var_convert.architecture import HITS, Config
 from var_convert.conversion import Progress
@@ -28,8 +27,8 @@ class Inspection:
     """path: the file. assumed: fields of ``config`` that the file leaves open.
 
     parameters: learned numbers, without statistics and derived buffers. dtype: theirs, several
-    joined with "+". tensors: all in the file, under its own names. checksum: of what is learned,
-    the same in every format. not_finite: learned tensors with NaN or infinite values.
+    joined with "+". tensors: all in the file, under its own names. checksum: of the weights as
+    float32 numbers, the same in every format. not_finite: tensors with NaN or infinite values.
     """
 
     path: Path
@@ -76,17 +75,19 @@ def inspect(
 
 
 def _read_through(tensors: Mapping[str, Entry], progress: Progress) -> tuple[str, tuple[str, ...]]:
-    """SHA-256 over names, types, shapes and elements in the order of names; and the bad ones."""
-    digest, not_finite = hashlib.sha256(), []
+    """The checksum, and the names of tensors with NaN or infinite values, in order."""
+    not_finite: set[str] = set()
     done, total = 0, sum(entry.nbytes for entry in tensors.values())
-    for name, entry in sorted(tensors.items()):
-        digest.update(f"{name} {entry.dtype} {entry.shape}\n".encode())
-        finite = True
+
+    def pieces(name: str, entry: Entry) -> Iterator[np.ndarray]:
+        nonlocal done
         for piece in entry.pieces():
-            digest.update(memoryview(np.ascontiguousarray(piece)).cast("B"))
-            finite = finite and bool(np.isfinite(widen(piece, entry.dtype)).all())
+            numbers = widen(piece, entry.dtype)
+            if not np.isfinite(numbers).all():
+                not_finite.add(name)
+            yield numbers
             done += piece.nbytes
             progress(done, total)
-        if not finite:
-            not_finite.append(name)
-    return f"sha256:{digest.hexdigest()}", tuple(not_finite)
+
+    checksum = weights_checksum((n, e.shape, pieces(n, e)) for n, e in tensors.items())
+    return checksum, tuple(sorted(not_finite))

@@ -4,11 +4,12 @@ Tensors carry the published PyTorch names and layouts, so any safetensors reader
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -62,13 +63,18 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_checkpoint(
-    path: str | os.PathLike[str], kind: str, config: object, tensors: Mapping[str, np.ndarray]
+    path: str | os.PathLike[str],
+    kind: str,
+    config: object,
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a native file of ``kind`` ("tokenizer" or "transformer") atomically.
 
-    config: the model's configuration dataclass. tensors: published name -> array.
+    config: the model's configuration dataclass. tensors: published name -> array. metadata: what
+    else the file is to carry.
     """
-    metadata = {
+    metadata = dict(metadata or {}) | {
         "format": "var-mindspore",
         "kind": kind,
         "config": json.dumps(dataclasses.asdict(config)),
@@ -86,6 +92,22 @@ def read_checkpoint(
     configuration that ``config_type`` does not accept.
     """
     path = Path(path)
+    metadata = read_metadata(path, kind)
+    try:
+        config = config_type(
+            **{field: _tuples(v) for field, v in json.loads(metadata["config"]).items()}
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: unusable {kind} configuration: {error}") from error
+    return config, _read_tensors(path)
+
+
+def read_metadata(path: str | os.PathLike[str], kind: str) -> dict[str, str]:
+    """What a native file of ``kind`` carries besides its tensors; unchecked but for the kind.
+
+    Raises InputError for a file that is missing, not safetensors, or of another kind.
+    """
+    path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a {kind} (.safetensors)")
     try:
@@ -100,13 +122,7 @@ def read_checkpoint(
         )
     if metadata.get("kind") != kind:
         raise InputError(f"{path}: holds a {metadata.get('kind')}; expected a {kind}")
-    try:
-        config = config_type(
-            **{field: _tuples(v) for field, v in json.loads(metadata["config"]).items()}
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: unusable {kind} configuration: {error}") from error
-    return config, _read_tensors(path)
+    return metadata
 
 
 def _tuples(value: object) -> object:
@@ -160,3 +176,19 @@ def check_tensors(
     ]
     if problems:
         raise InputError(f"{source}: {'; '.join(problems)}")
+
+
+def weights_checksum(
+    tensors: Iterable[tuple[str, tuple[int, ...], Iterable[np.ndarray]]],
+) -> str:
+    """SHA-256 of weights, ``sha256:`` and 64 hexadecimal digits, whatever file they came from.
+
+    Over names, shapes and elements, as the float32 numbers that a model computes with, in the
+    order of names. tensors: published name, shape, and the elements in pieces, each.
+    """
+    digest = hashlib.sha256()
+    for name, shape, pieces in sorted(tensors, key=lambda tensor: tensor[0]):
+        digest.update(f"{name} F32 {tuple(shape)}\n".encode())
+        for piece in pieces:
+            digest.update(np.ascontiguousarray(piece, np.float32).reshape(-1).view(np.uint8))
+    return f"sha256:{digest.hexdigest()}"

@@ -1,4 +1,8 @@
-"""The one exception that means: what the user gave is wrong."""
+"""The one exception that means: what the user gave is wrong, and how its message shows a name."""
+
+import os
+
+_LONGEST = 1000  # characters of a name that are shown
 
 
 class InputError(ValueError):
@@ -7,3 +11,22 @@ class InputError(ValueError):
     The message names it, its value and what was expected. Commands print the message and
     exit with 2; library callers may catch it as a ``ValueError``.
     """
+
+
+def quoted(name: str | bytes | os.PathLike[str]) -> str:
+    """A name out of a file or a file system as it may appear in one line of a terminal or log.
+
+    What does not print is shown escaped: control characters and escape sequences, newlines,
+    characters that change the direction of text, and bytes that are not UTF-8 (``caf\\xe9.png``).
+    Everything else stays readable as it is; more than 1000 characters are cut.
+    """
+    text = os.fsdecode(name)
+    shown = "".join(c if c.isprintable() else _escaped(c) for c in text[:_LONGEST])
+    return shown + ("..." if len(text) > _LONGEST else "")
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python carries a byte of a file name that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")

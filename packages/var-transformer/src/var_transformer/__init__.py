@@ -6,7 +6,7 @@ from var_transformer.edit import box_mask, edit, tokens_to_redraw
 from var_transformer.generate import Generation, Refiner, check_pair, generate
 from var_transformer.progress import progress_bar
 from var_transformer.sampler import Sampler, check_sampler
-from var_transformer.transformer import Transformer
+from var_transformer.transformer import Transformer, check_class_names
 
 __all__ = [
     "Backend",
@@ -16,6 +16,7 @@ __all__ = [
     "Transformer",
     "TransformerConfig",
     "box_mask",
+    "check_class_names",
     "check_pair",
     "check_sampler",
     "edit",

@@ -1,5 +1,6 @@
 """Class-conditional generation, scale by scale (arXiv:2404.02905, section 3.2)."""
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -216,7 +217,11 @@ def _filtered(logits_blv: np.ndarray, settings: ScaleSettings) -> np.ndarray:
 
 
 def check_pair(model: Transformer, tokenizer: LatentCodec) -> None:
-    """Raises InputError unless the transformer was made for such a tokenizer's tokens."""
+    """Raises InputError unless the transformer was made for this tokenizer's tokens.
+
+    That it was trained with these very weights is checked where the transformer knows their
+    checksum.
+    """
     config = model.config
     for field, ours, theirs in (
         ("vocab_size", config.vocab_size, tokenizer.vocab_size),
@@ -228,3 +233,14 @@ def check_pair(model: Transformer, tokenizer: LatentCodec) -> None:
                 f"{field} is {ours} in the transformer and {theirs} in the tokenizer; "
                 "expected the same"
             )
+    known = model.tokenizer_checksum
+    # half a second for the published tokenizer: not again for each picture
+    if known is None or model.compared_with == (known, weakref.ref(tokenizer)):
+        return
+    found = tokenizer.checksum()
+    if found != known:
+        raise InputError(
+            f"the tokenizer's weights are {found} and the transformer was trained with {known}; "
+            "expected the tokenizer that it was trained with"
+        )
+    model.compared_with = (known, weakref.ref(tokenizer))

@@ -8,13 +8,22 @@ Shape suffixes: b batch, l tokens, c channels, h heads, d head width, z latent c
 v vocabulary.
 """
 
+import json
 import math
 import os
+import re
+from collections.abc import Sequence
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
-from var_tokenizer import InputError, check_tensors, read_checkpoint, write_checkpoint
+from var_tokenizer import (
+    InputError,
+    check_tensors,
+    read_checkpoint,
+    read_metadata,
+    write_checkpoint,
+)
 
 from var_transformer import attention
 from var_transformer import ops as fast
@@ -26,6 +35,7 @@ Rng = np.random.Generator | None
 Kept = tuple[Tensor, ...]  # what attention keeps of the scales so far
 
 _MAX_LOG_SCALE = math.log(100)  # of the learned attention scale
+_LONGEST_NAME = 1000  # characters of a class name
 
 
 def _normal(rng: Rng, shape: tuple[int, ...], std: float) -> Parameter:
@@ -234,7 +244,15 @@ class Transformer(nn.Cell):
     Arrays go in as NumPy arrays or MindSpore tensors and come out as MindSpore tensors.
     Weights are drawn from ``seed`` as published; ``Transformer.load`` reads them from a file.
     ``backend`` says which attention computes; by default what is right for the device.
+
+    ``class_names`` (one for each class) and ``tokenizer_checksum`` (of the tokenizer whose tokens
+    it predicts) are None where nobody knows them, as in published weights. Set them before
+    ``save``, and the file carries them.
     """
+
+    class_names: tuple[str, ...] | None = None
+    tokenizer_checksum: str | None = None
+    compared_with: tuple | None = None  # of ``check_pair``: the checksum, and whose it is
 
     def __init__(
         self,
@@ -287,7 +305,10 @@ class Transformer(nn.Cell):
     ) -> "Transformer":
         """Reads a native file; raises InputError for one that is not a whole transformer."""
         config, tensors = read_checkpoint(path, "transformer", TransformerConfig)
+        metadata = read_metadata(path, "transformer")
         model = cls(config, None, backend)
+        model.class_names = _names_in(metadata, str(path), config.num_classes)
+        model.tokenizer_checksum = _tokenizer_in(metadata, str(path))
         parameters = dict(model.parameters_and_names())
         check_tensors(str(path), {n: tuple(p.shape) for n, p in parameters.items()}, tensors)
         for name, parameter in parameters.items():
@@ -295,8 +316,17 @@ class Transformer(nn.Cell):
         return model
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes weights and configuration as a native file, atomically."""
-        write_checkpoint(path, "transformer", self.config, self.published_tensors())
+        """Writes weights, configuration, class names and the tokenizer's checksum, atomically.
+
+        Raises InputError where the class names are not one string for each class.
+        """
+        metadata = {}
+        if self.class_names is not None:
+            names = check_class_names(self.class_names, self.config.num_classes)
+            metadata["class_names"] = json.dumps(names)
+        if self.tokenizer_checksum is not None:
+            metadata["tokenizer"] = self.tokenizer_checksum
+        write_checkpoint(path, "transformer", self.config, self.published_tensors(), metadata)
 
     def published_tensors(self) -> dict[str, np.ndarray]:
         """Published name -> float32 array in the published layout."""
@@ -422,3 +452,33 @@ class Transformer(nn.Cell):
             x_blc, kept = self.blocks[i](x_blc, modulations[i], None, place, of_block)
             grown = grown + kept
         return self.head(self.head_nm(x_blc, class_bc)), grown
+
+
+def check_class_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
+    """``names`` as a tuple; raises InputError unless they are ``num_classes`` sensible strings."""
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise InputError(f"class_names is a {type(names).__name__}; expected a list of names")
+    if len(names) != num_classes:
+        raise InputError(f"class_names holds {len(names)} names; expected {num_classes}")
+    for n, name in enumerate(names):
+        if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME:
+            what = f"of {len(name)} characters" if isinstance(name, str) else f"{type(name)}"
+            raise InputError(
+                f"class_names holds at {n} a name {what}; expected 1 to {_LONGEST_NAME} characters"
+            )
+    return tuple(names)
+
+
+def _names_in(metadata: dict[str, str], source: str, num_classes: int) -> tuple[str, ...] | None:
+    try:
+        names = json.loads(metadata.get("class_names", "null"))
+        return None if names is None else check_class_names(names, num_classes)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{source}: unusable class_names in its metadata: {error}") from error
+
+
+def _tokenizer_in(metadata: dict[str, str], source: str) -> str | None:
+    checksum = metadata.get("tokenizer")
+    if checksum is not None and not re.fullmatch("sha256:[0-9a-f]{64}", checksum):
+        raise InputError(f"{source}: tokenizer in its metadata is no checksum; expected sha256:...")
+    return checksum
