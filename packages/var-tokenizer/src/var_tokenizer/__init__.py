@@ -2,6 +2,7 @@
 
 from var_tokenizer.autoencoder import Conv2d, GroupNorm
 from var_tokenizer.checkpoint import (
+    check_private,
     check_tensors,
     read_checkpoint,
     read_metadata,
@@ -28,6 +29,7 @@ __all__ = [
     "ScaleSchedule",
     "Tokenizer",
     "TokenizerConfig",
+    "check_private",
     "check_tensors",
     "cpu_kernels",
     "quoted",

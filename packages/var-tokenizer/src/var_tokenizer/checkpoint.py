@@ -8,7 +8,8 @@ import hashlib
 import json
 import math
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from var_tokenizer.errors import InputError
+from var_tokenizer.errors import InputError, quoted
 
 Config = TypeVar("Config")
 
@@ -39,27 +40,47 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path beside ``path`` and renames it over ``path`` when the block ends.
 
     Where the block raises, the temporary file is removed and ``path`` stays as it was. The
-    suffix is kept, because writers choose a format by it. Raises InputError where the folder
-    cannot be written to.
+    suffix is kept, because writers choose a format by it. The file has the permissions that the
+    umask leaves. Raises InputError where the folder cannot be written to, or ``path`` is one.
     """
     path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix
-        )
+        # the kernel applies the umask, which cannot be read without setting it for all threads
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except OSError as error:
-        raise InputError(f"{path}: cannot write here: {error.strerror}") from error
+        raise InputError(f"{quoted(path)}: cannot write here: {error.strerror}") from error
+    permissions = os.fstat(handle).st_mode & 0o777
     os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would surprise whoever shares the folder
-        temporary.replace(path)
+        temporary.chmod(permissions)  # some writers set their own
+        try:
+            temporary.replace(path)
+        except IsADirectoryError as error:
+            raise InputError(f"{quoted(path)}: is a folder; expected a file") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_private(folder: Path) -> None:
+    """Raises InputError unless ``folder`` is the user's own, and nobody else can write to it.
+
+    What lies in a cache is run, and old parts of it are removed. A link does not count as a
+    folder, and others must not be able to put another in its place.
+    """
+    about = folder.lstat()
+    if not stat.S_ISDIR(about.st_mode):
+        raise InputError(f"{quoted(folder)}: no folder; expected one, not a link to one")
+    if about.st_uid != os.geteuid():
+        raise InputError(f"{quoted(folder)}: belongs to another user; expected a folder of yours")
+    if about.st_mode & 0o022:
+        raise InputError(f"{quoted(folder)}: others can write to it; expected chmod go-w")
+    for parent in folder.resolve().parents:
+        mode = parent.stat().st_mode
+        if mode & 0o002 and not mode & stat.S_ISVTX:
+            raise InputError(f"{quoted(parent)}: everybody can write to it; expected chmod o-w")
 
 
 def write_checkpoint(

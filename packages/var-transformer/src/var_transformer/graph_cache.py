@@ -7,6 +7,7 @@ sequence depends on, and none but a command's own process, which compiles nothin
 
 import hashlib
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -20,9 +21,11 @@ from shutil import rmtree
 
 import mindspore as ms
 from mindspore.graph import api
-from var_tokenizer import cpu_kernels
+from var_tokenizer import InputError, check_private, cpu_kernels
 
 from var_transformer.ops import kernels
+
+log = logging.getLogger("var_transformer")
 
 _PACKAGES = ("var_tokenizer", "var_transformer")
 _KEPT = 16  # folders; a new one takes the place of the one that was not used for longest
@@ -35,25 +38,29 @@ def graph_cache(**settings: object) -> Iterator[None]:
 
     settings: whatever decides which graphs the block compiles, in which order; as JSON has it, or
     ``str``. The same block must compile all of them or none. A folder appears whole or not at
-    all. Where none can be written, and where Python was not started as a command of this package,
-    graphs are compiled as without a cache.
+    all. Where none can be written, where others could write to it, and where Python was not
+    started as a command of this package, graphs are compiled as without a cache.
     """
-    if not _is_command():
+    root = _root() if _is_command() else None
+    if root is None:
         yield
         return
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "var-mindspore"
     folder, temporary = root / _name(settings), None
-    if not folder.is_dir():
-        try:
-            root.mkdir(parents=True, exist_ok=True)
+    try:
+        if folder.is_dir():
+            check_private(folder)
+            with suppress(OSError):
+                os.utime(folder)
+        else:
             _remove_old(root)
             temporary = Path(tempfile.mkdtemp(dir=root, prefix="."))
-        except OSError:
-            yield
-            return
-    else:
-        with suppress(OSError):
-            os.utime(folder)
+    except InputError as error:
+        log.warning("%s; graphs are not cached", error)
+        yield
+        return
+    except OSError:
+        yield
+        return
     # MindSpore reads the script's imports, and fails where that was started by `python -m`; what
     # graphs depend on is in the folder's name
     api.entry_script_path = __file__
@@ -67,6 +74,23 @@ def graph_cache(**settings: object) -> Iterator[None]:
         ms.set_context(enable_compile_cache=False)
         if temporary is not None:
             rmtree(temporary, ignore_errors=True)
+
+
+def _root() -> Path | None:
+    """The folder of all graphs, made if need be; None where it cannot be, or is not safe to use."""
+    try:
+        given = Path(os.environ.get("XDG_CACHE_HOME", ""))  # a relative one is no folder, it says
+        root = (given if given.is_absolute() else Path.home() / ".cache") / "var-mindspore"
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            root.mkdir(mode=0o700)
+        check_private(root)
+    except InputError as error:
+        log.warning("%s; graphs are not cached", error)
+        return None
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home
+        return None
+    return root
 
 
 def _remove_old(root: Path) -> None:

@@ -14,7 +14,7 @@ from types import ModuleType
 
 import mindspore as ms
 from mindspore import ops
-from var_tokenizer import InputError
+from var_tokenizer import InputError, check_private
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def build(soc: str) -> Path:
             "expected; source CANN's set_env.sh"
         )
     target = directory()
-    target.mkdir(parents=True, exist_ok=True)
+    target.mkdir(0o700, parents=True, exist_ok=True)
     interface = Path(cann) / "compiler" / "tikcpp" / "tikcfw"
     folders = (interface, interface / "impl", interface / "interface", Path(cann) / "include")
     command = [
@@ -83,7 +83,11 @@ def build_operators(
 
 
 def load(target: Path) -> ModuleType:
-    """The operators that were built in ``target``: functions for graphs and for PyNative mode."""
+    """The operators that were built in ``target``: functions for graphs and for PyNative mode.
+
+    Raises InputError where others could have put their own code there.
+    """
+    check_private(target)
     if str(target) not in sys.path:
         sys.path.append(str(target))
     return importlib.import_module(f"{_MODULE}_auto_generate.gen_ops_def")
@@ -94,7 +98,11 @@ def _loaded() -> ModuleType | None:
     if not (directory() / f"{_MODULE}.so").is_file():
         log.info("the fused operators are not built (python -m var_transformer.ascend_c)")
         return None
-    return load(directory())
+    try:
+        return load(directory())
+    except InputError as error:
+        log.warning("%s; the fused operators are not used", error)
+        return None
 
 
 def operators() -> ModuleType | None:
