@@ -14,9 +14,8 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from var_tokenizer import InputError
+from var_transformer import exit_codes, progress_bar
 
 from var_convert.architecture import format_scales, parse_scales
 from var_convert.conversion import convert
@@ -26,7 +25,7 @@ from var_convert.verification import Verification, verify
 
 log = logging.getLogger("var_convert")
 
-SUCCESS, DIFFERENT, UNUSABLE = 0, 1, 2
+SUCCESS, DIFFERENT = 0, 1
 Kind = Literal["tokenizer", "transformer"]
 
 
@@ -102,31 +101,23 @@ class Verify(Reading):
     compare ids, logits and images. Needs the extra [torch]."""
 
 
-class _StderrHandler(logging.Handler):
-    """Follows sys.stderr, which a progress bar replaces while it runs."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(f"{self.format(record)}\n")
-
-
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command with ``args``, by default the process's; returns the exit code."""
     os.environ.setdefault("GLOG_v", "3")  # MindSpore's own warnings would bury ours
-    logging.basicConfig(format="%(levelname)s: %(message)s", handlers=[_StderrHandler()])
-    log.setLevel(logging.INFO)
     command = _parse(list(sys.argv[1:] if args is None else args))
     try:
-        if isinstance(command, Convert):
-            return _convert(command)
-        return _inspect(command) if isinstance(command, Inspect) else _verify(command)
-    except InputError as error:
-        log.error("%s", error)
-        return UNUSABLE
+        with exit_codes("interrupted; nothing was written"):
+            if isinstance(command, Convert):
+                return _convert(command)
+            return _inspect(command) if isinstance(command, Inspect) else _verify(command)
+    except SystemExit as end:
+        return end.code
 
 
 def _parse(args: list[str]) -> Convert | Inspect | Verify:
     commands = {"convert": Convert, "inspect": Inspect, "verify": Verify}
-    if args and args[0] not in (*commands, "-h", "--help"):
+    args = args or ["--help"]
+    if args[0] not in (*commands, "-h", "--help"):
         args = ["convert", *args]
     return tyro.extras.subcommand_cli_from_dict(
         commands,
@@ -199,7 +190,7 @@ def _show_inspection(found: Inspection) -> None:
 
 
 def _verify(command: Verify) -> int:
-    with _progress(f"{command.a.name} = {command.b.name}") as progress:
+    with _progress(f"{command.a.name} = {command.b.name}", "tensors") as progress:
         result = verify(
             command.a, command.b, forward=command.forward, progress=progress, **command.arguments()
         )
@@ -259,16 +250,18 @@ def _show(*tables: Table) -> None:
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr while the block runs; pulsing before the first and after the last byte."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    hidden = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task(what, total=None)
+def _progress(what: str, unit: str = "MB") -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, or lines in the log, while the block runs.
+
+    It pulses before the first and after the last byte, and counts megabytes, or what ``unit`` says.
+    """
+    scale = 1e6 if unit == "MB" else 1
+    with progress_bar(transient=True) as bar:
+        task = bar.add_task(what, total=None, unit=unit)
 
         def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total if done < total else None)
+            total = total / scale if done < total else None
+            bar.update(task, completed=done / scale, total=total)
 
         yield progress
 

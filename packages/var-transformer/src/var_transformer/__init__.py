@@ -1,10 +1,11 @@
 """The next-scale transformer of VAR: token maps -> next token map."""
 
 from var_transformer.attention import Backend
+from var_transformer.command import exit_codes, list_commands, run_command
 from var_transformer.config import TransformerConfig
 from var_transformer.edit import box_mask, edit, tokens_to_redraw
 from var_transformer.generate import Generation, Refiner, check_pair, generate
-from var_transformer.progress import progress_bar
+from var_transformer.progress import progress_bar, working
 from var_transformer.sampler import Sampler, check_sampler
 from var_transformer.transformer import Transformer, check_class_names
 
@@ -20,7 +21,11 @@ __all__ = [
     "check_pair",
     "check_sampler",
     "edit",
+    "exit_codes",
     "generate",
+    "list_commands",
     "progress_bar",
+    "run_command",
     "tokens_to_redraw",
+    "working",
 ]

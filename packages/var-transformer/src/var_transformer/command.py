@@ -1,50 +1,124 @@
-"""What the commands share: their start, their error line, and loading a pair of models."""
+"""What the commands of all packages share: their log, their exit codes, and loading a pair."""
 
+import ast
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 from typing import TypeVar
 
 import tyro
-from rich.console import Console
-from rich.logging import RichHandler
 from var_tokenizer import InputError, Tokenizer
 
 from var_transformer.generate import check_pair
+from var_transformer.progress import working
 from var_transformer.transformer import Transformer
 
 Config = TypeVar("Config")
 
+UNUSABLE, INTERRUPTED = 2, 130
+"""The exit codes of all commands, beside 0 and what a command says of its own."""
+
+PACKAGES = ("var_tokenizer", "var_transformer", "var_train", "var_convert")
+
 log = logging.getLogger("var_transformer")
 
 
-def run_command(config_type: type[Config], module: str, action: Callable[[Config], None]) -> None:
-    """Reads the command line into ``config_type`` and acts on it.
+class _StderrHandler(logging.Handler):
+    """Writes to what ``sys.stderr`` is at the time: a progress bar replaces it while it runs."""
 
-    Exits with 2 and one line where the input is unusable, and with 130 where it is interrupted.
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+            sys.stderr.flush()
+        except Exception:  # as every handler of logging: a closed stderr stops no training
+            self.handleError(record)
+
+
+def start_log() -> None:
+    """One format for all commands: ``LEVEL: message``, a line each, on stderr.
+
+    Other libraries are heard from warnings on.
     """
-    # once MindSpore has compiled a graph, it makes a SIGTERM of Ctrl-C
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    handler = RichHandler(
-        console=Console(stderr=True, soft_wrap=True), show_path=False, show_time=False
+    logging.basicConfig(
+        level=logging.WARNING, format="%(levelname)s: %(message)s", handlers=[_StderrHandler()]
     )
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    for name in PACKAGES:
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+@contextmanager
+def exit_codes(interrupted: str = "interrupted") -> Iterator[None]:
+    """Runs the block as a command: sets the log up, and ends the process as its user expects.
+
+    Exits with 2 and one line where the input is unusable (InputError), and with 130 and the line
+    ``interrupted`` at Ctrl-C or SIGTERM. These two cannot be told apart: MindSpore makes a
+    SIGTERM of Ctrl-C whenever it has run a graph.
+    """
+    start_log()
+    came = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.default_int_handler(number, frame)
+
+    before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        action(tyro.cli(config_type, prog=f"python -m {module}"))
+        yield
     except InputError as error:
         log.error("%s", error)
-        sys.exit(2)
+        sys.exit(UNUSABLE)
     except KeyboardInterrupt:
-        log.error("interrupted")
-        sys.exit(130)
+        log.error("%s", interrupted)
+        sys.exit(INTERRUPTED)
+    except Exception:
+        if not came:
+            raise
+        # a compilation that is interrupted ends in errors of MindSpore's own
+        log.error("%s", interrupted)
+        sys.exit(INTERRUPTED)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_command(
+    config_type: type[Config],
+    module: str,
+    action: Callable[[Config], None],
+    interrupted: str = "interrupted",
+) -> None:
+    """Reads the command line into ``config_type`` and acts on it; see ``exit_codes``."""
+    with exit_codes(interrupted):
+        action(tyro.cli(config_type, prog=f"python -m {module}"))
+
+
+def list_commands(package: str, modules: Sequence[str]) -> None:
+    """Writes to stdout what ``python -m PACKAGE.MODULE`` does for each of ``modules``.
+
+    That is the first sentence of the module's docstring, behind its name.
+    """
+    lines = [f"The commands of {package}; each explains itself with --help:", ""]
+    for module in modules:
+        path = Path(find_spec(f"{package}.{module}").origin)
+        path = path.with_name("__main__.py") if path.name == "__init__.py" else path
+        about = ast.get_docstring(ast.parse(path.read_text("utf-8"))).partition("\n\n")[0]
+        about = about.rpartition("``: ")[2]
+        about = textwrap.fill(about[0].upper() + about[1:], 76)
+        lines += [f"python -m {package}.{module}", textwrap.indent(about, "    ")]
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 def load_pair(tokenizer: Path, model: Path) -> tuple[Transformer, Tokenizer]:
     """Both models of a pair; raises InputError unless the files are whole and belong together."""
-    pair = Transformer.load(model), Tokenizer.load(tokenizer)
+    with working("loading the models"):
+        pair = Transformer.load(model), Tokenizer.load(tokenizer)
     check_pair(*pair)
     return pair
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from var_transformer.ascend_c.building import build
 from var_transformer.command import run_command
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("var_transformer")
 
 
 @dataclass(frozen=True)
