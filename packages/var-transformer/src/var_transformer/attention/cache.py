@@ -35,8 +35,16 @@ class Cache:
         return replace(self, tensors=tensors or self.tensors, scales=self.scales + 1)
 
     def first(self, count: int) -> "Cache":
-        """The cache of the first ``count`` images alone."""
-        return replace(self, batch=count, tensors=tuple(t[:count] for t in self.tensors))
+        """The cache of the first ``count`` images alone; the memory of this one is freed.
+
+        The tensors are copied: a graph copies a slice, which is a view of a larger tensor, at
+        every call, so that what it writes in place would be lost.
+        """
+        kept = []
+        for tensor in self.tensors:  # one after another: room for both caches is never needed
+            kept.append(tensor[:count].copy())
+            tensor.untyped_storage().resize_(0)
+        return replace(self, batch=count, tensors=tuple(kept))
 
     def release(self) -> None:
         """Frees the memory of all caches of this batch; none of them can be used any more.

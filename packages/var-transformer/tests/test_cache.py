@@ -1,0 +1,176 @@
+"""Caches that grow, are cut and are handed on: every scale against the teacher-forced pass."""
+
+import itertools
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+from var_tokenizer import Tokenizer, TokenizerConfig
+from var_transformer import Backend, Refiner, Sampler, Transformer, box_mask, edit, generate
+
+SCALES = (1, 2, 3, 4)  # several after a cut: the first of them cannot show what is lost
+LABELS = np.array([1, 4, 1])
+NO_CLASS = np.full(3, 5)
+BACKENDS = {"cpu": Backend(), "portable": Backend("portable")}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer(
+        TokenizerConfig(
+            vocab_size=32,
+            latent_channels=8,
+            channels=32,
+            channel_multipliers=(1, 1),
+            res_blocks=1,
+            scales=SCALES,
+        )
+    )
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("portable", marks=pytest.mark.slow)])
+def model(request, make_model, tmp_path_factory):
+    return on_backend(make_model(scales=SCALES), request.param, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def smaller(model, make_model, tmp_path_factory):
+    backend = "portable" if "Portable" in type(model.blocks[0].attn.attend).__name__ else "cpu"
+    small = make_model(scales=SCALES, depth=1, width=16, heads=1)
+    return on_backend(small, backend, tmp_path_factory)
+
+
+def on_backend(model, name, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    model.save(path)
+    return Transformer.load(path, BACKENDS[name])
+
+
+class Watch:
+    """Every pass of a model: what it read, and the logits that it gave."""
+
+    def __init__(self, model, monkeypatch):
+        self.model, self.inputs, self.logits = model, [], []
+        extend = model.extend
+
+        def watched(scale, inputs_blz, *others):
+            logits, cache = extend(scale, inputs_blz, *others)
+            assert scale == len(self.logits), "every scale runs once, in order"
+            if inputs_blz is not None:
+                self.inputs.append(inputs_blz.asnumpy())
+            self.logits.append(logits.asnumpy())
+            return logits, cache
+
+        monkeypatch.setattr(model, "extend", watched)
+
+    @property
+    def rows(self):
+        return [len(logits) for logits in self.logits]
+
+    def read(self):
+        """What it read for the labels, (3, tokens after the first scale, z)."""
+        return np.concatenate([np.empty((3, 0, 8), np.float32), *(i[:3] for i in self.inputs)], 1)
+
+    def check(self):
+        """All logits that were given, of both halves, against the pass over all scales at once."""
+        schedule, scales = self.model.config.schedule, len(self.logits)
+        inputs = self.read()
+        missing = schedule.length - 1 - inputs.shape[1]  # of scales that another model drew
+        inputs = np.pad(inputs, ((0, 0), (0, missing), (0, 0)))
+        conditional, free = (self.model.logits(y, inputs).asnumpy() for y in (LABELS, NO_CLASS))
+        for k in range(scales):
+            begin, end = schedule.offsets[k], schedule.offsets[k + 1]
+            expected = np.concatenate((conditional[:, begin:end], free[:, begin:end]))
+            got = self.logits[k]
+            np.testing.assert_allclose(got, expected[: len(got)], rtol=0, atol=5e-5, err_msg=str(k))
+
+
+GUIDED = [None, (0,), (1,), (0, 2), (3,)]
+
+
+@pytest.mark.parametrize("guided_scales", GUIDED)
+@pytest.mark.parametrize("more_smooth", [False, True])
+def test_every_scale_equals_the_pass_over_all_wherever_guidance_ends(
+    model, tokenizer, monkeypatch, guided_scales, more_smooth
+):
+    watch = Watch(model, monkeypatch)
+    generate(
+        model,
+        tokenizer,
+        LABELS,
+        guidance="constant",
+        guided_scales=guided_scales,
+        more_smooth=more_smooth,
+    )
+    last = 3 if guided_scales is None else max(guided_scales)
+    assert watch.rows == [6] * (last + 1) + [3] * (3 - last)
+    watch.check()
+
+
+@pytest.mark.parametrize(
+    ("guided", "refined"), [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 2), (3, 1)]
+)
+def test_drafter_and_refiner_equal_their_own_passes_over_all_wherever_guidance_ends(
+    model, smaller, tokenizer, monkeypatch, guided, refined
+):
+    watches = [Watch(m, monkeypatch) for m in (model, smaller)]
+    out = generate(
+        model,
+        tokenizer,
+        LABELS,
+        guidance="constant",
+        guided_scales=(guided,),
+        refiner=Refiner(smaller, refined),
+    )
+    assert [len(w.rows) for w in watches] == [4 - refined, 4]
+    teacher = tokenizer.teacher_inputs(out.ids).asnumpy()
+    for watch in watches:
+        watch.check()
+        inputs = watch.read()
+        np.testing.assert_allclose(inputs, teacher[:, : inputs.shape[1]], atol=1e-5)
+
+
+@pytest.mark.parametrize("guided_scales", [(0,), (1,)])
+def test_every_scale_of_an_edit_equals_the_pass_over_all(
+    model, tokenizer, monkeypatch, guided_scales
+):
+    image = np.random.default_rng(0).uniform(-1, 1, (3, 8, 8)).astype(np.float32)
+    sampler = Sampler(guidance="constant", guided_scales=guided_scales)
+    watch = Watch(model, monkeypatch)
+    edit(model, tokenizer, image, box_mask((0, 0, 8, 4), 8, 8), LABELS, sampler)
+    watch.check()
+
+
+@pytest.mark.parametrize("cuts", [(1,), (2, 3), (1, 2, 3)])
+def test_a_cache_that_is_cut_again_and_again_stays_right(model, cuts):
+    """Three images, then two, then one: each of those left sees all of its own keys."""
+    schedule = model.config.schedule
+    inputs = np.random.default_rng(3).standard_normal((3, schedule.length - 1, 8), np.float32)
+    expected = model.logits(LABELS, inputs).asnumpy()
+    class_bc, modulations = model.condition(model.check_labels(LABELS))
+    cache, batch = None, 3
+    for k, (begin, end) in enumerate(itertools.pairwise(schedule.offsets)):
+        if k in cuts:
+            batch = max(batch - 1, 1)
+            cache = cache.first(batch)
+            assert cache.batch == batch and cache.scales == k
+        read = Tensor(inputs[:batch, begin - 1 : end - 1]) if k else None
+        given = class_bc[:batch], tuple(m[:batch] for m in modulations)
+        logits, cache = model.extend(k, read, *given, cache)
+        np.testing.assert_allclose(
+            logits.asnumpy(), expected[:batch, begin:end], rtol=0, atol=5e-5, err_msg=str(k)
+        )
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS.values(), Backend("ascend", ms.float16)])
+def test_a_cut_cache_is_memory_of_its_own_and_the_rest_is_freed(make_config, backend):
+    config = make_config(scales=SCALES)
+    cache = Transformer(config, backend=backend).new_cache(4)
+    if backend.name == "portable":  # grows by joining: nothing before the first scale
+        cache = cache.after((Tensor(np.ones((4, 2, 1, 16), np.float32)),) * 2)
+    whole = [tensor.nbytes for tensor in cache.tensors]
+    cut = cache.first(1)
+    for tensor, size in zip(cut.tensors, whole, strict=True):
+        assert tensor.untyped_storage().nbytes() == size // 4 and tensor.shape[0] == 1
+    assert all(tensor.untyped_storage().nbytes() == 0 for tensor in cache.tensors)
