@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from sklearn.datasets import load_digits
-from var_tokenizer import InputError
+from var_tokenizer import InputError, to_model_range, to_pixels
 from var_train.data import (
     ImageFolder,
     ImageSet,
@@ -18,8 +18,6 @@ from var_train.data import (
     load_digits_split,
     load_image_tree,
     read_image,
-    to_model_range,
-    to_pixels,
 )
 
 SIZE = (8, 12)
@@ -351,9 +349,9 @@ def test_a_photograph_is_turned_as_its_exif_says(tmp_path):
     assert image_yxc[:8].min() > 240 and image_yxc[-8:].max() < 15
 
 
-@pytest.mark.parametrize("content", [b"", b"GIF89a", b"no image at all"])
+@pytest.mark.parametrize("content", [b"", b"%!PS-Adobe-3.0", b"no image at all"])
 def test_a_file_that_is_no_image_is_an_error_that_names_it(tmp_path, content):
     path = tmp_path / "fake.jpg"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"fake\.jpg: no image; expected JPEG or PNG data"):
+    with pytest.raises(InputError, match=r"fake\.jpg: not a readable image; expected PNG, JPEG"):
         read_image(path, SIZE)

@@ -14,10 +14,28 @@ from var_tokenizer.config import TokenizerConfig
 from var_tokenizer.errors import InputError, quoted
 from var_tokenizer.kernels import KernelLibrary
 from var_tokenizer.ops import cpu_kernels
+from var_tokenizer.pictures import (
+    MAX_PIXELS,
+    PICTURE_FORMATS,
+    PICTURE_SUFFIXES,
+    fit_picture,
+    is_picture_name,
+    open_regular,
+    read_images,
+    read_picture,
+    to_model_range,
+    to_pictures,
+    to_pixels,
+    unit_to_pixels,
+    upright_rgb,
+)
 from var_tokenizer.schedule import SCALES_256, SCALES_512, Scale, ScaleSchedule
 from var_tokenizer.tokenizer import LatentCodec, Tokenizer
 
 __all__ = [
+    "MAX_PIXELS",
+    "PICTURE_FORMATS",
+    "PICTURE_SUFFIXES",
     "SCALES_256",
     "SCALES_512",
     "Conv2d",
@@ -32,10 +50,20 @@ __all__ = [
     "check_private",
     "check_tensors",
     "cpu_kernels",
+    "fit_picture",
+    "is_picture_name",
+    "open_regular",
     "quoted",
     "read_checkpoint",
+    "read_images",
     "read_metadata",
+    "read_picture",
     "replacing",
+    "to_model_range",
+    "to_pictures",
+    "to_pixels",
+    "unit_to_pixels",
+    "upright_rgb",
     "weights_checksum",
     "write_checkpoint",
 ]

@@ -15,29 +15,15 @@ from threading import Lock
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
-from var_tokenizer import InputError
+from var_tokenizer import InputError, fit_picture, read_picture, to_model_range
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 LAYOUT = "DIR/train/CLASS/*.jpg|jpeg|png and DIR/val/CLASS/*.jpg|jpeg|png"
 
 log = logging.getLogger(__name__)
-
-
-def to_model_range(images_nyxc: np.ndarray) -> np.ndarray:
-    """uint8 (N, Y, X, 3) as float32 (N, 3, Y, X) in [-1, 1]."""
-    images_ncyx = np.ascontiguousarray(images_nyxc.transpose(0, 3, 1, 2), dtype=np.float32)
-    images_ncyx /= 127.5
-    images_ncyx -= 1
-    return images_ncyx
-
-
-def to_pixels(images_ncyx: np.ndarray) -> np.ndarray:
-    """(N, 3, Y, X) in [-1, 1] as uint8 (N, Y, X, 3), rounded; what lies outside is clipped."""
-    pixels_ncyx = np.rint((np.clip(images_ncyx, -1, 1) + 1) * 127.5)
-    return np.ascontiguousarray(pixels_ncyx.transpose(0, 2, 3, 1), dtype=np.uint8)
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
@@ -300,33 +286,11 @@ def load_folder(folder: str | Path, image_size: tuple[int, int]) -> ImageSource:
 
 
 def read_image(path: Path, image_size: tuple[int, int]) -> np.ndarray:
-    """A JPEG or PNG file as uint8 (rows, columns, 3) of ``image_size`` (rows, columns).
+    """An image file as uint8 (rows, columns, 3) of ``image_size`` (rows, columns).
 
-    The image is turned as its EXIF orientation says, made RGB (palette, greyscale and CMYK
-    converted, 16 bits reduced to their high byte, transparency laid over white), resized by
-    Lanczos until it just covers ``image_size``, larger or smaller, and cropped to its centre.
-
-    Raises InputError for a file that is missing, truncated or neither JPEG nor PNG.
+    It is read and fitted as ``read_picture`` and ``fit_picture`` say, and raises as those do.
     """
-    try:
-        # By content, and these two alone: Pillow would otherwise try every decoder it has.
-        with Image.open(path, formats=("JPEG", "PNG")) as file:
-            image = _to_rgb(ImageOps.exif_transpose(file))
-    except UnidentifiedImageError as error:
-        raise InputError(f"{path}: no image; expected JPEG or PNG data") from error
-    except Exception as error:  # a broken file makes Pillow raise nearly anything
-        raise InputError(f"{path}: unreadable image: {error}") from error
-    rows, columns = image_size
-    return np.asarray(ImageOps.fit(image, (columns, rows), Image.Resampling.LANCZOS))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return np.asarray(fit_picture(read_picture(path), image_size))
 
 
 def _load_split(

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image
-from var_tokenizer import InputError, replacing
+from var_tokenizer import read_picture, replacing
 
 AnimationFormat = Literal["gif", "apng"]
 
@@ -19,29 +19,10 @@ _LAST_FRAME_MS = 2000
 _GUTTER = 2  # pixels between the cells of a grid
 
 
-def to_pixels(images_ncyx: np.ndarray) -> np.ndarray:
-    """Images (N, 3, H, W) in [0, 1] as uint8 (N, H, W, 3), rounded to the nearest."""
-    return np.rint(np.clip(images_ncyx, 0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
-
-
 def save_png(pixels_yxc: np.ndarray, path: str | os.PathLike[str]) -> None:
     """Writes uint8 (H, W, 3) as PNG, whole or not at all."""
     with replacing(path) as temporary:
         Image.fromarray(pixels_yxc).save(temporary, "PNG")
-
-
-def read_image(path: str | os.PathLike[str], mode: str = "RGB") -> np.ndarray:
-    """An image file as uint8: (H, W, 3), or (H, W) for mode "L".
-
-    Raises InputError for a file that is missing or no image.
-    """
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file; expected an image")
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert(mode))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: not a readable image: {error}") from error
 
 
 def grid(pixels_nyxc: Sequence[np.ndarray], columns: int) -> np.ndarray:
@@ -94,7 +75,7 @@ def save_npz(paths: Iterable[Path], count: int, path: str | os.PathLike[str]) ->
         archive.open(member, "w", force_zip64=True) as file,
     ):
         for n, source in enumerate(paths):
-            pixels_yxc = read_image(source)
+            pixels_yxc = np.asarray(read_picture(source))
             if n == 0:
                 header = {
                     "descr": "|u1",

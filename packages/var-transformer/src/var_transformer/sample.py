@@ -13,7 +13,7 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from var_tokenizer import InputError, Tokenizer, replacing
+from var_tokenizer import InputError, Tokenizer, read_picture, replacing, unit_to_pixels
 
 from var_transformer.command import (
     class_names,
@@ -28,11 +28,9 @@ from var_transformer.pictures import (
     AnimationFormat,
     animation_path,
     grid,
-    read_image,
     save_animation,
     save_npz,
     save_png,
-    to_pixels,
 )
 from var_transformer.progress import progress_bar
 from var_transformer.sampler import Sampler
@@ -125,7 +123,7 @@ def run(config: Sample) -> None:
         for row in range(min(len(classes), _GRID_ROWS))
         for column in range(min(config.per_class, _GRID_COLUMNS))
     ]
-    pixels = [read_image(path) for path in shown]
+    pixels = [np.asarray(read_picture(path)) for path in shown]
     save_png(grid(pixels, min(config.per_class, _GRID_COLUMNS)), config.out / "grid.png")
     if config.npz:
         save_npz(targets, len(targets), config.out / "samples.npz")
@@ -166,11 +164,11 @@ def _write_images(
                 numbers=padded,
                 on_scale=None
                 if config.animate is None
-                else lambda _k, images, frames=frames: frames.append(to_pixels(images)),
+                else lambda _k, images, frames=frames: frames.append(unit_to_pixels(images)),
                 refiner=refiner,
                 **vars(config.sampler),
             )
-            pixels_nyxc = to_pixels(out.images)
+            pixels_nyxc = unit_to_pixels(out.images)
             for n in missing:
                 if config.animate is not None:
                     path = animation_path(targets[n], config.animate)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from var_tokenizer import InputError
+from var_tokenizer import InputError, fit_picture, read_picture, to_model_range, unit_to_pixels
 
 from var_transformer.command import class_names, class_number, load_pair, log, run_command
 from var_transformer.edit.editing import box_mask, edit
@@ -18,10 +18,8 @@ from var_transformer.graph_cache import graph_cache
 from var_transformer.pictures import (
     AnimationFormat,
     animation_path,
-    read_image,
     save_animation,
     save_png,
-    to_pixels,
 )
 from var_transformer.sampler import Sampler
 
@@ -82,13 +80,8 @@ def run(config: Edit) -> None:
     num_classes = model.config.num_classes
     names = None if config.class_names is None else class_names(config.class_names, num_classes)
     label = class_number(config.label, num_classes, names)
-    pixels_yxc = read_image(config.image)
     height, width = tokenizer.config.image_size
-    if pixels_yxc.shape[:2] != (height, width):
-        raise InputError(
-            f"{config.image}: (rows, columns) is {pixels_yxc.shape[:2]}; "
-            f"expected {(height, width)}, the tokenizer's"
-        )
+    picture = fit_picture(read_picture(config.image), (height, width))
     mask_yx = _mask(config, height, width)
 
     frames: list[np.ndarray] = []
@@ -103,16 +96,16 @@ def run(config: Edit) -> None:
         out = edit(
             model,
             tokenizer,
-            pixels_yxc.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1,
+            to_model_range(np.asarray(picture)[None])[0],
             mask_yx,
             np.full(config.count, label, np.int32),
             config.sampler,
             config.seed,
             on_scale=None
             if config.animate is None
-            else lambda _k, images: frames.append(to_pixels(images)),
+            else lambda _k, images: frames.append(unit_to_pixels(images)),
         )
-    for n, variant_yxc in enumerate(to_pixels(out.images)):
+    for n, variant_yxc in enumerate(unit_to_pixels(out.images)):
         path = config.out / f"{n:06d}_{label}.png"
         if config.animate is not None:
             moving = animation_path(path, config.animate)
@@ -127,7 +120,7 @@ def _mask(config: Edit, height: int, width: int) -> np.ndarray:
         kept = config.keep_box is not None
         mask_yx = box_mask(config.keep_box if kept else config.box, height, width)
         return ~mask_yx if kept else mask_yx
-    mask_yx = read_image(config.mask, "L") >= 128
+    mask_yx = np.asarray(read_picture(config.mask).convert("L")) >= 128
     if mask_yx.shape != (height, width):
         raise InputError(
             f"{config.mask}: (rows, columns) is {mask_yx.shape}; "

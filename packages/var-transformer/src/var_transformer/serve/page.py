@@ -18,12 +18,12 @@ from typing import Any
 import gradio as gr
 import numpy as np
 from PIL import Image
-from var_tokenizer import InputError, Tokenizer
+from var_tokenizer import InputError, Tokenizer, unit_to_pixels
 
 from var_transformer.command import class_number
 from var_transformer.edit import edit
 from var_transformer.generate import Generation, OnScale, generate
-from var_transformer.pictures import save_png, to_pixels
+from var_transformer.pictures import save_png
 from var_transformer.sampler import Sampler
 from var_transformer.serve.streaming import Streamer, TimeOverError
 from var_transformer.transformer import Transformer
@@ -307,7 +307,7 @@ class _Studio:
         pixels_nyxc = np.zeros((0, *self.size, 3), np.uint8)
         try:
             for k, images in self._streamer.stream(draw):
-                pixels_nyxc = to_pixels(images)
+                pixels_nyxc = unit_to_pixels(images)
                 # a single picture is shown large
                 index = 0 if len(pixels_nyxc) == 1 else None
                 pictures = gr.Gallery(list(pixels_nyxc), selected_index=index)

@@ -1,0 +1,481 @@
+"""Image files as people have them, and as somebody sends them who means harm."""
+
+import os
+import resource
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from var_tokenizer import InputError
+from var_tokenizer.pictures import (
+    MAX_PIXELS,
+    PICTURE_FORMATS,
+    fit_picture,
+    is_picture_name,
+    open_regular,
+    read_images,
+    read_picture,
+    to_model_range,
+    to_pictures,
+    to_pixels,
+    unit_to_pixels,
+)
+
+ORIENTATION = 0x0112
+
+
+def saved(image, kind="PNG", **options) -> bytes:
+    file = BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def pixels(source, **options) -> np.ndarray:
+    return np.asarray(read_picture(source, **options))
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(columns, rows, depth, colour, rows_of_bytes: bytes, *before: tuple[bytes, bytes]) -> bytes:
+    """A PNG by hand. colour: 0 grey, 2 RGB, 3 palette. before: chunks in front of the pixels."""
+    header = struct.pack(">IIBBBBB", columns, rows, depth, colour, 0, 0, 0)
+    chunks = [
+        (b"IHDR", header),
+        *before,
+        (b"IDAT", zlib.compress(rows_of_bytes, 9)),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, data) for kind, data in chunks)
+
+
+def tiff(*entries: tuple[int, int, int, int], data: bytes = b"") -> bytes:
+    """A TIFF by hand: entries (tag, kind, count, value), and ``data``, which begins at 8."""
+    table = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(data))
+    return head + data + struct.pack("<H", len(entries)) + table + bytes(4)
+
+
+def exif(orientation: int) -> Image.Exif:
+    block = Image.Exif()
+    block[ORIENTATION] = orientation
+    return block
+
+
+# ---------------------------------------------------------------- ranges, and users of Python
+def test_all_256_values_go_to_the_models_range_and_back():
+    values_nyxc = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
+    images_ncyx = to_model_range(values_nyxc)
+    assert images_ncyx.dtype == np.float32 and images_ncyx.shape == (1, 3, 16, 16)
+    assert images_ncyx.min() == -1 and images_ncyx.max() == 1
+    np.testing.assert_array_equal(to_pixels(images_ncyx), values_nyxc)
+    np.testing.assert_array_equal(unit_to_pixels((images_ncyx + 1) / 2), values_nyxc)
+
+
+def test_what_lies_outside_a_range_is_clipped():
+    images_ncyx = np.array([-9, 0.5, 9], np.float32).reshape(3, 1, 1, 1).repeat(3, axis=1)
+    assert to_pixels(images_ncyx)[:, 0, 0, 0].tolist() == [0, 191, 255]
+    assert unit_to_pixels(images_ncyx)[:, 0, 0, 0].tolist() == [0, 128, 255]
+
+
+def test_files_and_pil_images_become_what_encode_takes_and_go_back(tmp_path):
+    noise_yxc = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    image = Image.fromarray(noise_yxc)
+    image.save(tmp_path / "a.png")
+    images_ncyx = read_images([tmp_path / "a.png", str(tmp_path / "a.png"), image], (8, 12))
+    assert images_ncyx.shape == (3, 3, 8, 12) and images_ncyx.dtype == np.float32
+    for picture in to_pictures(images_ncyx):
+        np.testing.assert_array_equal(picture, noise_yxc)
+    np.testing.assert_array_equal(read_images(image, (8, 12)), images_ncyx[:1])
+    np.testing.assert_array_equal(read_images(saved(image), (8, 12)), images_ncyx[:1])
+    assert read_images(image, (4, 4)).shape == (1, 3, 4, 4)
+    with pytest.raises(InputError, match="pictures is empty"):
+        read_images([], (8, 12))
+
+
+def test_a_pil_image_is_turned_and_laid_over_white_as_its_file_is():
+    image = Image.new("RGBA", (2, 1), (0, 0, 0, 255))
+    image.putpixel((1, 0), (200, 0, 0, 0))
+    data = saved(image, exif=exif(6))
+    with Image.open(BytesIO(data)) as opened:
+        images_ncyx = read_images([opened, data], (2, 1))
+    assert to_pixels(images_ncyx)[:, :, 0].tolist() == [[[0] * 3, [255] * 3]] * 2
+
+
+# ---------------------------------------------------------------- what people have
+@pytest.mark.parametrize("kind", PICTURE_FORMATS)
+def test_every_format_is_read_by_content(tmp_path, kind):
+    image = Image.new("RGB", (16, 8), (200, 40, 60))
+    path = tmp_path / "any.name"
+    path.write_bytes(saved(image, kind, **({"quality": 95} if kind in ("JPEG", "WEBP") else {})))
+    for source in (path, path.read_bytes(), path.open("rb")):
+        picture = read_picture(source)
+        assert picture.mode == "RGB" and picture.size == (16, 8)
+        assert np.abs(np.asarray(picture).astype(int) - (200, 40, 60)).max() <= 4
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "JPEG", "jfif", "webp", "bmp", "tif", "gif", "ppm"])
+def test_pictures_in_folders_are_told_by_their_suffix(suffix):
+    assert is_picture_name(f"a.b.{suffix}") and not is_picture_name(f"{suffix}.txt")
+
+
+def test_damaged_exif_does_not_cost_the_picture():
+    damaged = saved(
+        Image.new("RGB", (64, 64)), "JPEG", dpi=(72, 72), exif=b"Exif\x00\x00garbage-garbage"
+    )
+    assert not pixels(damaged).any()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_no_damage_to_the_exif_block_costs_the_picture(kind):
+    whole = exif(6).tobytes()
+    image = Image.new("RGB", (16, 8), "white")
+    if kind == "TIFF":
+        assert read_picture(saved(image, kind, tiffinfo={ORIENTATION: 6})).size == (8, 16)
+        return
+    assert read_picture(saved(image, kind, exif=whole)).size == (8, 16)
+    rng = np.random.default_rng(0)
+    for cut in range(6, len(whole)):
+        noise = whole[:cut] + rng.bytes(len(whole) - cut)
+        for block in (whole[:cut], noise, b"Exif\0\0" + rng.bytes(cut)):
+            assert read_picture(saved(image, kind, exif=block)).size in ((16, 8), (8, 16))
+
+
+@pytest.mark.parametrize("marker", [0xE1, 0xE2, 0xEC, 0xED, 0xEF, 0xFE])
+def test_no_damage_to_other_metadata_of_a_jpeg_costs_the_picture(marker):
+    data = saved(Image.new("RGB", (16, 8), "white"), "JPEG")
+    starts = (b"", b"MPF\0", b"ICC_PROFILE\0", b"Photoshop 3.0\0" + b"8BIM\x03\xed\0\0\0\0\xff\xff")
+    for start in starts:
+        block = start + b"\xff\xd8\xff"
+        segment = struct.pack(">BBH", 0xFF, marker, len(block) + 2) + block
+        assert pixels(data[:2] + segment + data[2:]).min() >= 254
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_every_orientation_is_turned_upright_once(kind, orientation):
+    upright = Image.new("RGB", (24, 16), "black")
+    upright.paste("white", (0, 0, 8, 8))
+    back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the inverse of each turn
+    lying = upright if orientation == 1 else upright.transpose(Image.Transpose(back[orientation]))
+    options = {"exif": exif(orientation)}
+    if kind in ("JPEG", "WEBP"):
+        options["quality"] = 95
+    if kind == "TIFF":
+        options = {"tiffinfo": {ORIENTATION: orientation}}
+    picture = read_picture(saved(lying, kind, **options))
+    assert np.abs(np.asarray(picture).astype(int) - np.asarray(upright)).max() <= 8
+    assert not picture.info and ORIENTATION not in picture.getexif()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_grey_of_16_bits_keeps_its_high_byte(kind):
+    grey = np.array([[0, 255, 256, 20000, 65535]], np.uint16)
+    assert pixels(saved(Image.fromarray(grey), kind))[0, :, 0].tolist() == [0, 0, 1, 78, 255]
+
+
+def test_grey_of_no_known_range_is_refused():
+    for dtype in (np.int32, np.float32):
+        data = saved(Image.fromarray(np.full((2, 2), 7, dtype)), "TIFF")
+        with pytest.raises(InputError, match=r"image: .*grey of 32 bits, of no known range"):
+            read_picture(data)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_the_transparent_value_of_grey_of_any_depth_is_white(depth):
+    """Two pixels, 0 and the transparent value 1 (in 16 bits 300), in a PNG of that depth."""
+    key = 300 if depth == 16 else 1
+    packed = struct.pack(">HH", 0, key) if depth == 16 else bytes([0, key])
+    if depth < 8:
+        packed = bytes([key << (8 - 2 * depth)])
+    data = png(2, 1, depth, 0, b"\0" + packed, (b"tRNS", struct.pack(">H", key)))
+    assert pixels(data)[0, :, 0].tolist() == [0, 255]
+
+
+def test_the_transparent_colour_of_16_bits_a_channel_is_white():
+    red, key = (0xFF00, 0, 0), (0x1234, 0x5678, 0x9ABC)
+    row = b"\0" + struct.pack(">6H", *red, *key)
+    data = png(2, 1, 16, 2, row, (b"tRNS", struct.pack(">3H", *key)))
+    assert pixels(data)[0].tolist() == [[255, 0, 0], [255, 255, 255]]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "GIF"])
+def test_colours_hidden_under_transparency_do_not_show(kind):
+    image = Image.new("RGBA", (2, 2), (0, 0, 0, 255))
+    image.putpixel((1, 1), (255, 0, 0, 0))
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    assert pixels(saved(image, kind, **options))[:, :, 0].tolist() == [[0, 0], [0, 255]]
+
+
+def test_transparency_over_white_is_what_pillow_composes():
+    alpha_yx, colour_yx = np.mgrid[:256, :256].astype(np.uint8)
+    image = Image.fromarray(np.dstack([colour_yx, colour_yx, colour_yx, alpha_yx]))
+    expected = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    difference = pixels(saved(image)).astype(int) - np.asarray(expected.convert("RGB"))
+    assert np.abs(difference).max() <= 1 and np.abs(difference).mean() < 0.01
+
+
+def test_an_animation_gives_its_first_frame():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    for kind in ("GIF", "PNG", "WEBP", "TIFF"):
+        data = saved(frames[0], kind, save_all=True, append_images=frames[1:])
+        assert np.abs(pixels(data)[0, 0].astype(int) - (255, 0, 0)).max() <= 2, kind
+
+
+def test_a_picture_is_fitted_to_a_size_by_its_centre():
+    wide = Image.new("RGB", (30, 10), "red")
+    wide.paste("white", (10, 0, 20, 10))
+    fitted = fit_picture(wide, (4, 4))
+    assert fitted.size == (4, 4) and np.asarray(fitted)[:, 1:3].min() == 255
+    assert fit_picture(Image.new("RGB", (1, 1)), (6, 8)).size == (8, 6)
+
+
+# ---------------------------------------------------------------- what is broken
+@pytest.mark.parametrize("kind", PICTURE_FORMATS)
+def test_a_cut_or_changed_file_is_read_or_refused_by_name(tmp_path, kind):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8))
+    data, rng, refused = saved(noise, kind), np.random.default_rng(1), 0
+    path = tmp_path / "broken"
+    for n in range(300):
+        changed = bytearray(data[: rng.integers(len(data))] if n % 3 == 0 else data)
+        for at in rng.integers(0, max(len(changed), 1), 3 if changed else 0):
+            changed[at] = rng.integers(256)
+        path.write_bytes(changed)
+        try:
+            assert read_picture(path, 2**20).mode == "RGB"
+        except InputError as error:
+            refused += 1
+            assert str(error).startswith(f"{path}: ")
+    assert refused > 50
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no image", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"RIFF\4\0\0\0WAVE"]
+)
+def test_a_file_of_another_kind_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "fake.jpg"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"fake\.jpg: not a readable image; expected PNG, JPEG,"):
+        read_picture(path)
+
+
+def test_postscript_starts_no_program(tmp_path, monkeypatch):
+    started = tmp_path / "started"
+    helper = tmp_path / "gs"
+    helper.write_text(f"#!/bin/sh\ntouch {started}\n")
+    helper.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "a.png").write_bytes(saved(Image.new("RGB", (9, 9)), "EPS"))
+    with pytest.raises(InputError, match="not a readable image"):
+        read_picture(tmp_path / "a.png")
+    assert not started.exists()
+
+
+@pytest.mark.parametrize("name", ["folder", "pipe", "pipe-link", "/dev/zero", "/dev/tty", "absent"])
+def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    os.mkfifo("pipe")
+    Path("pipe-link").symlink_to("pipe")
+    for read in (read_picture, open_regular):
+        with pytest.raises(InputError, match=f"{name}: (no regular file|cannot read this file)"):
+            read(name)
+    with pytest.raises(InputError, match="not a readable image"):
+        read_picture("a\0b")
+
+
+def test_a_link_to_a_file_is_followed(tmp_path):
+    (tmp_path / "a.png").write_bytes(saved(Image.new("RGB", (2, 2))))
+    (tmp_path / "link").symlink_to("a.png")
+    assert read_picture(tmp_path / "link").size == (2, 2)
+
+
+# ---------------------------------------------------------------- what is meant to hurt
+def white_png(side: int, *before) -> bytes:
+    rows = zlib.compressobj(9)
+    row = b"\0" + bytes([255]) * ((side + 7) // 8)
+    data = b"".join(rows.compress(row) for _ in range(side)) + rows.flush()
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), *before, (b"IDAT", data), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, data) for kind, data in chunks)
+
+
+def claims_the_whole_file(entries: int, size: int) -> bytes:
+    """An EXIF block of ``size`` bytes in which each of ``entries`` is all of it."""
+    table = b"".join(
+        struct.pack("<HHII", 40000 + n % 25000, 7, size - 8, 8) for n in range(entries)
+    )
+    block = struct.pack("<2sHIH", b"II", 42, 8, entries) + table + bytes(4)
+    return block.ljust(size, b"x")
+
+
+def jpeg_of_claims() -> bytes:
+    data = saved(Image.new("RGB", (16, 8)), "JPEG")
+    block = claims_the_whole_file(20000, 2**20)
+    parts = [b"Exif\0\0" + block[at : at + 65000] for at in range(0, len(block), 65000)]
+    segments = [struct.pack(">BBH", 0xFF, 0xE1, len(part) + 2) + part for part in parts]
+    start = data.index(b"\xff\xdb")  # without JFIF: its density would be asked of the EXIF block
+    return data[:2] + b"".join(segments) + data[start:]
+
+
+def webp(columns, rows) -> bytes:
+    """An animated WebP that claims a size."""
+    data = saved(
+        Image.new("RGBA", (8, 8)), "WEBP", save_all=True, append_images=[Image.new("RGB", (8, 8))]
+    )
+    at = data.index(b"VP8X") + 12
+    size = (columns - 1).to_bytes(3, "little") + (rows - 1).to_bytes(3, "little")
+    return data[:at] + size + data[at + 6 :]
+
+
+def gif(columns, rows) -> bytes:
+    """An animated GIF whose second frame is as large as can be said."""
+    frames = [Image.new("P", (8, 8), colour) for colour in (0, 1)]
+    data = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    return data[:6] + struct.pack("<HH", columns, rows) + data[10:]
+
+
+def gif_of(comment: bytes) -> bytes:
+    data = saved(Image.new("RGB", (64, 64)), "GIF")
+    at = data.index(b",")
+    return data[:at] + comment + data[at:]
+
+
+def apng(columns, rows) -> bytes:
+    """An animated PNG whose header claims a size and whose only frame is smaller."""
+    control = struct.pack(">IIIIIHHBB", 0, 8, 8, 0, 0, 1, 10, 0, 0)
+    before = ((b"acTL", struct.pack(">II", 9, 0)), (b"fcTL", control))
+    return png(columns, rows, 8, 0, bytes(72), *before)
+
+
+def small_tiff(*more: tuple[int, int, int, int]) -> bytes:
+    sizes = [(256, 3, 1, 64), (257, 3, 1, 64), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1)]
+    changed = {entry[0]: entry for entry in (*sizes, (277, 3, 1, 1), *more)}
+    return tiff(*changed.values(), data=bytes(4096))
+
+
+def rle_bmp(columns, rows) -> bytes:
+    """A BMP whose first order is to leave out 255 rows."""
+    orders = b"\0\2\xff\xff\0\1"
+    head = struct.pack(
+        "<2sIHHIIiiHHIIiiII", b"BM", 0, 0, 0, 62, 40, columns, rows, 1, 8, 1, 0, 0, 0, 2, 0
+    )
+    return head + bytes(8) + orders
+
+
+BOMBS = {
+    "PNG of 13,300 x 13,300 pixels": lambda: white_png(13_300),
+    "PNG of 40,000 x 40,000 pixels": lambda: png(40_000, 40_000, 8, 2, b"\0"),
+    "animated PNG": lambda: apng(30_000, 30_000),
+    "GIF": lambda: gif(65_535, 65_535),
+    "animated WebP": lambda: webp(16_384, 16_384),
+    "JPEG": lambda: saved(Image.new("L", (9, 9)), "JPEG").replace(
+        b"\0\x09\0\x09", b"\xff\xff\xff\xff"
+    ),
+    "PPM": lambda: b"P6 65000 65000 255\n",
+    "text PPM": lambda: b"P3 65000 65000 255\n1 2 3\n",
+    "BMP that is one row": lambda: rle_bmp(MAX_PIXELS, 1),
+    "TIFF": lambda: small_tiff((256, 4, 1, 2**31), (257, 4, 1, 2**31)),
+}
+LIES = {
+    "ICC profile": lambda: png(
+        1, 1, 8, 0, b"\0\0", (b"iCCP", b"x\0\0" + zlib.compress(bytes(2**28), 9))
+    ),
+    "compressed text": lambda: png(
+        1, 1, 8, 0, b"\0\0", (b"zTXt", b"x\0\0" + zlib.compress(bytes(2**28), 9))
+    ),
+    "many texts": lambda: png(
+        1, 1, 8, 0, b"\0\0", *[(b"zTXt", b"x\0\0" + zlib.compress(bytes(2**20 - 1), 9))] * 1000
+    ),
+    "EXIF of a PNG": lambda: png(
+        1, 1, 8, 0, b"\0\0", (b"eXIf", claims_the_whole_file(20000, 2**20))
+    ),
+    "EXIF of a JPEG": jpeg_of_claims,
+    "entries of a TIFF": lambda: (
+        small_tiff(
+            (273, 4, 1, 8), (279, 4, 1, 4096), *((40000 + n, 7, 2**20, 0) for n in range(20000))
+        )
+        + bytes(2**20)
+    ),
+    "directories of a TIFF": lambda: (
+        small_tiff((273, 4, 1, 8), (279, 4, 1, 4096), (34665, 4, 1, 4096 + 300))
+        + claims_the_whole_file(20000, 2**20)[8:]
+    ),
+    "a table of a TIFF": lambda: small_tiff((273, 4, 2**29, 8), (279, 4, 2**29, 8)),
+    "tile of a TIFF": lambda: small_tiff(
+        (322, 4, 1, 60_000), (323, 4, 1, 60_000), (324, 4, 1, 8), (325, 4, 1, 4096)
+    ),
+    "strip of a TIFF": lambda: small_tiff(
+        (273, 4, 1, 8), (279, 4, 1, 2**32 - 1), (278, 4, 1, 2**32 - 1)
+    ),
+    "PPM that ends early": lambda: b"P6 8000 8000 255\n",
+    "comment of a GIF": lambda: gif_of(comment=b"\0!\xfe" + (b"\xff" + b"c" * 255) * 2**16 + b"\0"),
+    "a BMP of skipped rows": lambda: rle_bmp(60_000, 1000),
+}
+REFUSED = {"PPM that ends early", "a BMP", "a table", "tile"}
+MEASURE = """
+import sys
+import PIL.Image
+from pathlib import Path
+from var_tokenizer import InputError
+from var_tokenizer.pictures import read_picture
+PIL.Image.init()
+def kibibytes(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = kibibytes("VmRSS")
+    try:
+        said = str(read_picture(path).size)
+    except InputError as error:
+        said = str(error)
+    print(path.name, kibibytes("VmHWM") - before, said, sep="|")
+"""
+
+
+def measured(folder: Path) -> dict[str, tuple[float, str]]:
+    """Mebibytes that the peak grows by at each file of a folder, and the answer."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error::Warning:__main__", "-c", MEASURE, folder],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (2**32, 2**32)),
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line.split("|", 2) for line in done.stdout.splitlines()]
+    return {name: (int(kib) / 1024, said) for name, kib, said in lines}
+
+
+def test_a_picture_that_is_too_large_is_refused_by_its_header(tmp_path):
+    for name, make in BOMBS.items():
+        (tmp_path / name).write_bytes(make())
+    results = measured(tmp_path)
+    assert results.keys() == BOMBS.keys()
+    for name, (grown, said) in results.items():
+        assert "expected at most" in said or "TIFF" in name, (name, said)
+        assert grown < 16, (name, grown)
+
+
+def test_what_a_file_claims_beside_its_size_takes_no_memory_and_no_time(tmp_path):
+    for name, make in LIES.items():
+        (tmp_path / name).write_bytes(make())
+    begin = time.perf_counter()
+    results = measured(tmp_path)
+    assert time.perf_counter() - begin < 60  # Pillow alone takes minutes for the comment
+    assert results.keys() == LIES.keys()
+    read = {
+        name for name, (_, said) in results.items() if said in ("(64, 64)", "(16, 8)", "(1, 1)")
+    }
+    assert read == {name for name in LIES if name.partition(" of ")[0] not in REFUSED}
+    for name, (grown, said) in results.items():
+        assert grown < 100, (name, grown, said)
