@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from var_tokenizer import InputError, read_picture, unit_to_pixels
 from var_transformer import Refiner, Transformer, edit, generate
-from var_transformer.command import class_names, class_number
+from var_transformer.classes import class_number, read_class_names
 from var_transformer.sample import Sample, run
 from var_transformer.sampler import Sampler
 
@@ -159,12 +159,12 @@ def test_images_of_an_unknown_run_are_not_taken_for_finished(pair, tmp_path, cap
 
 
 def test_a_class_is_a_number_a_name_or_a_synonym(pair):
-    names = class_names(pair / "names.txt", 5)
+    names = read_class_names(pair / "names.txt", 5)
     assert [class_number(text, 5, names) for text in ("4", "CAT", "dog", " hound")] == [4, 0, 1, 1]
     with pytest.raises(InputError, match="'x' names"):
         class_number("x", 2, ["x", "x"])
     with pytest.raises(InputError, match="holds 5 names; expected 6"):
-        class_names(pair / "names.txt", 6)
+        read_class_names(pair / "names.txt", 6)
 
 
 @pytest.mark.parametrize(

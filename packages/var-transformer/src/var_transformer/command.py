@@ -2,7 +2,6 @@
 
 import ast
 import logging
-import os
 import signal
 import sys
 import textwrap
@@ -121,38 +120,3 @@ def load_pair(tokenizer: Path, model: Path) -> tuple[Transformer, Tokenizer]:
         pair = Transformer.load(model), Tokenizer.load(tokenizer)
     check_pair(*pair)
     return pair
-
-
-def class_names(path: str | os.PathLike[str], num_classes: int) -> list[str]:
-    """The lines of a UTF-8 file, the n-th (from 0) names class n.
-
-    Raises InputError for a file that is missing, not text, or of another number of lines.
-    """
-    try:
-        names = [line.strip() for line in Path(path).read_text("utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable text file: {error}") from error
-    if len(names) != num_classes:
-        raise InputError(f"{path}: holds {len(names)} names; expected {num_classes}, the classes")
-    return names
-
-
-def class_number(text: str, num_classes: int, names: list[str] | None) -> int:
-    """A class by number, or by its name or one of the synonyms that commas part in it.
-
-    Raises InputError for an unknown class, or a name that several classes share.
-    """
-    text = text.strip()
-    if text.isdecimal() and int(text) < num_classes:
-        return int(text)
-    found = [n for n, name in enumerate(names or []) if text.lower() in _synonyms(name)]
-    if len(found) == 1 and text:
-        return found[0]
-    if found and text:
-        raise InputError(f"class {text!r} names {found}; expected one of these numbers")
-    what = "" if names is None else " or a name in the file of class names"
-    raise InputError(f"class is {text!r}; expected 0 to {num_classes - 1}{what}")
-
-
-def _synonyms(name: str) -> set[str]:
-    return {name.lower(), *(part.strip().lower() for part in name.split(","))}

@@ -15,9 +15,8 @@ import numpy as np
 import tyro
 from var_tokenizer import InputError, Tokenizer, read_picture, replacing, unit_to_pixels
 
+from var_transformer.classes import class_numbers, names_of, other_numbers
 from var_transformer.command import (
-    class_names,
-    class_number,
     load_pair,
     log,
     run_command,
@@ -55,7 +54,7 @@ class Sample:
     model: Path
     """The transformer, a .safetensors file."""
     classes: str
-    """Classes by number or, with --class-names, by name: 1,7,980."""
+    """Classes by name or number: cat,7,980. Also ranges (0-999), all, and none (no class)."""
     out: Path
     """The folder for everything that the command writes."""
     per_class: int = 1
@@ -70,7 +69,7 @@ class Sample:
     batch: int = 0
     """Images at once; 0 chooses what fits into free memory, or what the run began with."""
     class_names: Path | None = None
-    """A text file whose n-th line, from 0, names class n; commas part synonyms."""
+    """A text file whose n-th line, from 0, names class n, instead of the model's own names."""
     animate: AnimationFormat | None = None
     """Also write each image growing scale by scale: NUMBER_CLASS.gif or NUMBER_CLASS.anim.png."""
     npz: bool = False
@@ -101,9 +100,10 @@ def run(config: Sample) -> None:
     if config.refiner is not None:
         refiner = Refiner(Transformer.load(config.refiner), config.refined_scales)
         refiner.check(model, tokenizer)
-    num_classes = model.config.num_classes
-    names = None if config.class_names is None else class_names(config.class_names, num_classes)
-    classes = [class_number(text, num_classes, names) for text in config.classes.split(",")]
+    names = names_of(model, config.class_names)
+    classes = class_numbers(config.classes, model.config.num_classes, names)
+    if others := other_numbers(classes, names):
+        log.info("classes are meant by name, and files named by number: class %s", others)
     labels_n = np.repeat(np.array(classes, np.int32), config.per_class)
     targets = [config.out / f"{n:06d}_{label}.png" for n, label in enumerate(labels_n)]
     batch = _settle(config, labels_n, batch_size(config, model, tokenizer, len(targets)))

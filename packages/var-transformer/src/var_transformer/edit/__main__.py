@@ -12,7 +12,8 @@ import numpy as np
 import tyro
 from var_tokenizer import InputError, fit_picture, read_picture, to_model_range, unit_to_pixels
 
-from var_transformer.command import class_names, class_number, load_pair, log, run_command
+from var_transformer.classes import class_number, names_of, other_numbers
+from var_transformer.command import load_pair, log, run_command
 from var_transformer.edit.editing import box_mask, edit
 from var_transformer.graph_cache import graph_cache
 from var_transformer.pictures import (
@@ -41,7 +42,7 @@ class Edit:
     image: Path
     """The image to edit, of the tokenizer's size."""
     label: Annotated[str, tyro.conf.arg(name="class")]
-    """The class that the new part is drawn as, by number or, with --class-names, by name."""
+    """The class that the new part is drawn as, by name or number; none for no class."""
     out: Path
     """The folder for the variants."""
     mask: Path | None = None
@@ -56,7 +57,7 @@ class Edit:
     seed: int = 0
     """Variant n draws from the random stream (seed, n)."""
     class_names: Path | None = None
-    """A text file whose n-th line, from 0, names class n; commas part synonyms."""
+    """A text file whose n-th line, from 0, names class n, instead of the model's own names."""
     animate: AnimationFormat | None = None
     """Also write each variant growing scale by scale: NUMBER_CLASS.gif or .anim.png."""
 
@@ -77,9 +78,10 @@ def run(config: Edit) -> None:
     """Carries out ``config``; raises InputError for unusable files or settings."""
     config.check()
     model, tokenizer = load_pair(config.tokenizer, config.model)
-    num_classes = model.config.num_classes
-    names = None if config.class_names is None else class_names(config.class_names, num_classes)
-    label = class_number(config.label, num_classes, names)
+    names = names_of(model, config.class_names)
+    label = class_number(config.label, model.config.num_classes, names)
+    if others := other_numbers([label], names):
+        log.info("the class is meant by name, and files named by number: class %s", others)
     height, width = tokenizer.config.image_size
     picture = fit_picture(read_picture(config.image), (height, width))
     mask_yx = _mask(config, height, width)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from var_tokenizer import InputError
 
-from var_transformer.command import class_names, load_pair, log, run_command
+from var_transformer.classes import names_of
+from var_transformer.command import load_pair, log, run_command
 from var_transformer.generate import generate
 from var_transformer.graph_cache import graph_cache
 from var_transformer.serve.streaming import Streamer
@@ -53,9 +54,7 @@ def run(config: Serve) -> None:
             f"{error}; expected the extra: pip install 'var-transformer[web]'"
         ) from error
     model, tokenizer = load_pair(config.tokenizer, config.model)
-    names = None
-    if config.class_names is not None:
-        names = class_names(config.class_names, model.config.num_classes)
+    names = names_of(model, config.class_names)
     streamer = Streamer(len(tokenizer.schedule), config.max_seconds)
     page = make_page(model, tokenizer, names, config.max_images, streamer)
     log.info("serving %s; Ctrl-C ends it", launch(page, config.host, config.port))

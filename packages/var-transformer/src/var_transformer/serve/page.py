@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from var_tokenizer import InputError, Tokenizer, unit_to_pixels
 
-from var_transformer.command import class_number
+from var_transformer.classes import class_number
 from var_transformer.edit import edit
 from var_transformer.generate import Generation, OnScale, generate
 from var_transformer.pictures import save_png
