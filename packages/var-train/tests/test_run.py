@@ -24,6 +24,7 @@ FILES = {
     "checkpoints",
     "tensorboard",
     "report.json",
+    "settings.json",
 }
 SMALL = """
     --tokenizer.channel-multipliers 1 1 --tokenizer.vocab-size 16 --tokenizer.scales 1 2 4

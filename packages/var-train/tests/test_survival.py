@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import socket
@@ -161,18 +162,48 @@ def newest(saves: Path) -> int:
     return max((int(p.stem.split("-")[1]) for p in saves.glob("step-*")), default=0)
 
 
-def test_sigterm_saves_and_exits_with_0_and_the_run_goes_on_from_there(work, tmp_path):
-    out = tmp_path / "out"
-    words = [sys.executable, *command(work, out, 400)]
-    process = subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_save_and_end_no_chain_as_done_and_the_run_goes_on(
+    work, tmp_path, number
+):
+    out, said, chain = tmp_path / "out", tmp_path / "stderr.txt", tmp_path / "chain"
+    words = shlex.join([sys.executable, *command(work, out, 400)])
+    # the process group as a terminal's Ctrl-C sees it: a shell with `train && upload`
+    with said.open("w") as file:
+        process = subprocess.Popen(
+            ["bash", "-c", f"{words} && touch {chain}; echo $? >&2"], env=ENVIRONMENT, stderr=file
+        )
     while not (out / "metrics.jsonl").exists() or len(steps(out)) < 3:
         assert process.poll() is None
         time.sleep(0.05)
-    process.terminate()
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 0 and "terminated; saved after step" in said
+    os.kill(child_of(process.pid), number)
+    process.wait()
     saved = newest(out / "checkpoints" / "transformer")
     assert saved == len(steps(out)) >= 3
+    text = said.read_text()
+    expected = f"terminated; saved after step {saved} of 2000; the same command continues there"
+    assert expected in text and text.endswith("\n130\n") and not chain.exists()
+    assert all(len(line.split(": ", 1)) == 2 for line in text.splitlines()[:-1])  # whole lines
+    assert "resumed after step" not in text
+
+
+def child_of(parent: int) -> int:
+    return int(Path(f"/proc/{parent}/task/{parent}/children").read_text().split()[0])
+
+
+def test_one_worker_that_is_interrupted_stops_all_of_them_with_their_work_saved(work, tmp_path):
+    out = tmp_path / "out"
+    process = msrun(work, out, 4000)
+    while not (out / "metrics.jsonl").exists() or len(steps(out)) < 3:
+        assert process.poll() is None, Path(f"{out}.txt").read_text()
+        time.sleep(0.1)
+    worker = json.loads((out / "workers" / "1.json").read_text())["process"]
+    os.kill(worker, signal.SIGINT)
+    assert process.wait() != 0
+    assert newest(out / "checkpoints" / "transformer") == len(steps(out)) >= 3
+    logs = [(Path(f"{out}.logs") / f"worker_{n}.log").read_text() for n in (0, 1)]
+    assert all("the same command continues there" in text for text in logs)
+    assert "died" not in "".join(logs) and "of 20000 steps, loss" in logs[0]
 
 
 def test_a_dead_worker_stops_the_others_within_a_minute(work, tmp_path):

@@ -22,8 +22,6 @@ class TokenizerConfig:
     scales: token-map sizes, coarse to fine; the last is the latent map's own size.
     using_znorm: the nearest code is the one at the smallest angle, not at the smallest
         Euclidean distance.
-
-    Raises InputError that names the field, its value and what is allowed.
     """
 
     vocab_size: int = 4096
@@ -36,6 +34,7 @@ class TokenizerConfig:
     using_znorm: bool = False
 
     def __post_init__(self) -> None:
+        """Raises InputError that names the field, its value and what is allowed."""
         object.__setattr__(self, "scales", self.schedule.scales)
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
         for field, least in (

@@ -140,7 +140,7 @@ def write_cache(
     work = work[distributed.rank() :: distributed.size()]
     done = [is_whole(path) for *_, path in work]
     log.info("%d of %d shards are there", sum(done), len(done))
-    with step_bar("tokens", sum(index.images.values()), 0) as bar:
+    with step_bar("tokens", sum(index.images.values()), unit="images") as bar:
         for (name, number, path), whole in zip(work, done, strict=True):
             rows = np.arange(number * shard, min((number + 1) * shard, index.images[name]))
             if not whole:

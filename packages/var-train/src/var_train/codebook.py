@@ -25,7 +25,7 @@ Update = Literal["ema", "gradient"]
 
 @dataclass(frozen=True)
 class CodebookHealth:
-    """How the codebook is trained. Raises InputError for a value out of range."""
+    """How the codebook is trained."""
 
     start: Start = "data"
     """Codes at first: centres of clusters of the vectors that the encoder makes of the first
@@ -47,6 +47,7 @@ class CodebookHealth:
     them, so that every prefix decodes well."""
 
     def __post_init__(self) -> None:
+        """Raises InputError for a value out of range."""
         for name, allowed, valid in (
             ("start", ", ".join(get_args(Start)), self.start in get_args(Start)),
             ("update", ", ".join(get_args(Update)), self.update in get_args(Update)),

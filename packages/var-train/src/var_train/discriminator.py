@@ -12,7 +12,7 @@ from var_train.optimizer import AdamWConfig
 
 @dataclass(frozen=True)
 class Adversary:
-    """The adversarial loss. Raises InputError for a value out of range."""
+    """The adversarial loss."""
 
     weight: float = 0.0
     """Of the adversarial loss, before the adaptive weight; 0 trains without a discriminator."""
@@ -29,6 +29,7 @@ class Adversary:
     )
 
     def __post_init__(self) -> None:
+        """Raises InputError for a value out of range."""
         for name, allowed, valid in (
             ("weight", "at least 0", 0 <= self.weight < math.inf),
             ("start", "in [0, 1)", 0 <= self.start < 1),

@@ -5,8 +5,6 @@ import os
 os.environ.setdefault("GLOG_v", "3")  # before MindSpore is imported: its warnings are not ours
 
 import dataclasses
-import logging
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +12,13 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 from var_tokenizer import InputError, Tokenizer
+from var_transformer import exit_codes, working
 
 from var_train.data import load_folder
 from var_train.features import FeatureNetwork
 from var_train.measure import TokenizerFigures, measure_tokenizer
+from var_train.progress import step_bar
 from var_train.report import save_reconstructions, write_report
-
-log = logging.getLogger("var_train")
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,18 @@ def evaluate_tokenizer(config: TokenizerEvaluation) -> TokenizerFigures:
     network = (
         None if config.feature_network is None else FeatureNetwork.load(config.feature_network)
     )
-    images = load_folder(config.data, tokenizer.config.image_size)
-    figures = measure_tokenizer(tokenizer, images, config.batch, network=network)
-    save_reconstructions(tokenizer, images, config.out / "reconstructions.png", config.batch)
+    with working("reading the images"):
+        images = load_folder(config.data, tokenizer.config.image_size)
+    with step_bar("measuring", len(images), unit="images") as bar:
+        figures = measure_tokenizer(
+            tokenizer,
+            images,
+            config.batch,
+            network=network,
+            measured=lambda n: bar.advance(n, steps=n),
+        )
+    with working("drawing the sheet"):
+        save_reconstructions(tokenizer, images, config.out / "reconstructions.png", config.batch)
     write_report(config.out / "tokenizer.json", dataclasses.asdict(figures))
     return figures
 
@@ -79,19 +86,15 @@ def _show(figures: TokenizerFigures) -> None:
 
 
 def main() -> None:
-    """The command: exits with 2 and one line where the input is unusable."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    """The command; see ``exit_codes`` for how it ends."""
     app = tyro.extras.SubcommandApp()
 
     @app.command(name="tokenizer")
     def _(config: tyro.conf.OmitArgPrefixes[TokenizerEvaluation]) -> None:
         _show(evaluate_tokenizer(config))
 
-    try:
+    with exit_codes("interrupted; the same command measures from the beginning"):
         app.cli(prog="python -m var_train.evaluate", description=__doc__)
-    except InputError as error:
-        log.error("%s", error)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -5,20 +5,24 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Protocol
 
 import numpy as np
 from var_tokenizer import InputError
+from var_transformer import INTERRUPTED
 
 from var_train import distributed
 from var_train.checkpoints import CheckpointFolder, Snapshot
 from var_train.progress import MetricsLog, Value, step_bar
 
 log = logging.getLogger(__name__)
+
+_PATIENCE = 2.0  # seconds; some launchers send a signal twice
 
 
 class Stage(Protocol):
@@ -54,7 +58,7 @@ class Stage(Protocol):
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """Checkpoints and validations of a stage. Raises InputError for a value out of range."""
+    """Checkpoints and validations of a stage."""
 
     checkpoint_every: int = 500
     """Steps between checkpoints; each validation writes one too."""
@@ -64,6 +68,7 @@ class LoopConfig:
     """How often the held-out images are measured, evenly over the run."""
 
     def __post_init__(self) -> None:
+        """Raises InputError for a value out of range."""
         for name in ("checkpoint_every", "keep", "validations"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
@@ -101,9 +106,9 @@ def train(
     the same for a run to be resumed, as JSON has it. resume: go on from the newest checkpoint,
     where there is one; else all checkpoints of the stage are removed.
 
-    SIGTERM saves after the step at hand and exits with status 0. Raises InputError for a
-    checkpoint of other settings, a loss that is not finite (the last good checkpoint stays) and
-    a disk that cannot be written.
+    Ctrl-C and SIGTERM save after the step at hand and exit with status 130: the training is not
+    done. Raises InputError for a checkpoint of other settings, a loss that is not finite (the
+    last good checkpoint stays) and a disk that cannot be written.
     """
     checkpoints = CheckpointFolder(folder / "checkpoints" / stage.name, config.keep)
     settings = json.loads(json.dumps(settings))  # tuples as the lists that come back
@@ -127,8 +132,11 @@ def train(
             kept["best_loss"] = best if math.isfinite(best) else None
             checkpoints.save(Snapshot(done, arrays, kept), is_best)
 
+    if done >= stage.steps:
+        log.info("%s: all %d steps are done", stage.name, stage.steps)
+        return validation
     validate_after = set(np.linspace(0, stage.steps, config.validations + 1).astype(int)[1:])
-    with _sigterm() as terminated, step_bar(stage.name.ljust(11), stage.steps, done) as bar:
+    with _interrupts() as interrupted, step_bar(stage.name.ljust(11), stage.steps, done) as bar:
         while done < stage.steps:
             begin = time.perf_counter()
             values = stage.train_step(done)
@@ -140,20 +148,26 @@ def train(
             done += 1
             is_best = False
             if done in validate_after:
-                found = stage.validate(done - 1)
+                with bar.doing("validating"):
+                    found = stage.validate(done - 1)
                 if found is not None:
                     metrics.write_validation(stage.name, done - 1, **found)
                     validation = {k: v for k, v in found.items() if not isinstance(v, np.ndarray)}
                     is_best = validation.get("loss", math.inf) < best
                     best = min(best, validation.get("loss", math.inf))
-            stop = distributed.any_worker(terminated())
+            stop = distributed.any_worker(interrupted())
             if done in validate_after or done % config.checkpoint_every == 0 or stop:
-                save(is_best)
+                with bar.doing("saving"):
+                    save(is_best)
             if stop:
-                log.info("%s: terminated; saved after step %d", stage.name, done)
                 break
     if stop:
-        raise SystemExit(0)
+        distributed.wait_for_all()  # msrun kills worker 0, which saves, where another has ended
+        log.error(
+            "%s: terminated; saved after step %d of %d; the same command continues there",
+            *(stage.name, done, stage.steps),
+        )
+        raise SystemExit(INTERRUPTED)
     return validation
 
 
@@ -190,11 +204,23 @@ def _check_settings(folder: Path, saved: object, settings: object, name: str = "
 
 
 @contextmanager
-def _sigterm() -> Iterator:
-    """Yields a function that says whether SIGTERM came since the block began."""
-    came = []
-    before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether Ctrl-C or SIGTERM came since the block began.
+
+    Another one, ``_PATIENCE`` seconds later, raises KeyboardInterrupt: some steps take minutes.
+    """
+    came: list[float] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(time.monotonic())
+        if came[-1] - came[0] > _PATIENCE:
+            signal.default_int_handler(number, frame)
+        if len(came) == 1:
+            log.warning("interrupted: saves after the step at hand; once more ends at once")
+
+    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: bool(came)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

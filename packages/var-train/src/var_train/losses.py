@@ -16,7 +16,7 @@ from var_train.features import FeatureNetwork
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the parts of the reconstruction loss. Raises InputError for one below 0."""
+    """Weights of the parts of the reconstruction loss."""
 
     l1: float = 1.0
     """Of the mean absolute error."""
@@ -31,6 +31,7 @@ class LossWeights:
     one there is no perceptual loss."""
 
     def __post_init__(self) -> None:
+        """Raises InputError for a weight below 0."""
         weights = ("l1", "l2", "structure", "perceptual")
         for name in weights:
             if not 0 <= getattr(self, name) < math.inf:

@@ -1,6 +1,7 @@
 """What a tokenizer is worth, measured on images that it was not trained on."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,8 +49,12 @@ def measure_tokenizer(
     batch: int,
     limit: int | None = None,
     network: FeatureNetwork | None = None,
+    measured: Callable[[int], None] = lambda images: None,
 ) -> TokenizerFigures:
-    """Encodes and decodes ``images``, evenly chosen where they are more than ``limit``."""
+    """Encodes and decodes ``images``, evenly chosen where they are more than ``limit``.
+
+    measured: called after each batch with its number of images.
+    """
     count = len(images) if limit is None else min(limit, len(images))
     chosen = np.linspace(0, len(images) - 1, count).round().astype(int)
     errors, similarities, features = [], [], []
@@ -69,6 +74,7 @@ def measure_tokenizer(
             )
         if network is not None:
             features.append((_pooled(network, originals), _pooled(network, decoded[-1])))
+        measured(wanted)
     scale_psnr = [
         float(psnr(np.concatenate(of_scale)).mean()) for of_scale in zip(*errors, strict=True)
     ]

@@ -19,7 +19,7 @@ _PLATEAU = {"cos": 0.0, "lin": 0.15, "lin0": 0.05, "lin00": 0.0, "exp": 0.15}
 
 @dataclass(frozen=True)
 class AdamWConfig:
-    """AdamW and its schedule. Raises InputError for a value out of range."""
+    """AdamW and its schedule."""
 
     learning_rate: float = 3e-4
     """Rate at the peak of the schedule."""
@@ -41,6 +41,7 @@ class AdamWConfig:
     """Rate at the end of the schedule, as a fraction of the peak."""
 
     def __post_init__(self) -> None:
+        """Raises InputError for a value out of range."""
         for field, allowed, valid in (
             ("learning_rate", "above 0", self.learning_rate > 0),
             ("betas", "two numbers in [0, 1)", all(0 <= b < 1 for b in self.betas)),

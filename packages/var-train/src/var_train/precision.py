@@ -12,7 +12,7 @@ DTYPES = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
 
 @dataclass(frozen=True)
 class PrecisionConfig:
-    """Mixed precision (arXiv:1710.03740). Raises InputError for a value out of range.
+    """Mixed precision (arXiv:1710.03740).
 
     Weights, their updates, norms, residuals and losses are float32 whatever the products are.
     """
@@ -25,6 +25,7 @@ class PrecisionConfig:
     """The loss scale doubles after so many steps without overflow, and halves at each overflow."""
 
     def __post_init__(self) -> None:
+        """Raises InputError for a value out of range."""
         if self.dtype not in DTYPES:
             raise InputError(f"dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
         if not 1 <= self.loss_scale <= 2.0**24:

@@ -17,10 +17,7 @@ from var_train.progress import step_bar
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a run draws images, at validations and when it has trained.
-
-    Raises InputError for a value out of range.
-    """
+    """How a run draws images, at validations and when it has trained."""
 
     per_class: int = 50
     """Images a class, when it has trained."""
@@ -35,6 +32,7 @@ class Sampling:
     """Images at once."""
 
     def __post_init__(self) -> None:
+        """Raises InputError for a value out of range."""
         for name in ("per_class", "batch"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
@@ -50,10 +48,10 @@ def sample_classes(
     """
     labels_n = np.repeat(np.arange(model.config.num_classes, dtype=np.int32), sampling.per_class)
     images = []
-    with step_bar("sampling   ", -(-len(labels_n) // sampling.batch)) as bar:
+    with step_bar("sampling   ", len(labels_n), unit="images") as bar:
         for images_bcyx in draw_images(model, tokenizer, labels_n, sampling, seed):
             images.append(images_bcyx)
-            bar.advance(len(images_bcyx))
+            bar.advance(len(images_bcyx), steps=len(images_bcyx))
     return np.concatenate(images), labels_n
 
 

@@ -8,7 +8,6 @@ import argparse
 import json
 import logging
 import resource
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +17,14 @@ import numpy as np
 import tyro
 from mindspore import Tensor
 from var_tokenizer import InputError, Scale, Tokenizer, TokenizerConfig
-from var_transformer import Backend, Transformer, TransformerConfig, check_sampler
+from var_transformer import (
+    Backend,
+    Transformer,
+    TransformerConfig,
+    check_sampler,
+    exit_codes,
+    working,
+)
 
 from var_train import distributed
 from var_train.arguments import format_size, sizes
@@ -28,7 +34,7 @@ from var_train.loop import LoopConfig
 from var_train.loop import train as train_stage
 from var_train.precision import DTYPES
 from var_train.presets import PRESETS, published_stage
-from var_train.progress import MetricsLog
+from var_train.progress import MetricsLog, record_settings
 from var_train.report import (
     Sampling,
     digit_figures,
@@ -67,8 +73,6 @@ class Run:
     Without arguments it trains on 1,797 real handwritten digits that come with the package. In
     OUT it writes tokenizer.safetensors, transformer.safetensors, samples.png,
     reconstructions.png, metrics.jsonl and report.json.
-
-    Raises InputError for settings that do not go together.
     """
 
     preset: Literal[PRESETS] | None = None
@@ -114,6 +118,7 @@ class Run:
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
+        """Raises InputError for settings that do not go together."""
         if self.tokenizer_file is not None and self.stage != "transformer":
             raise InputError(
                 f"tokenizer_file is {self.tokenizer_file} and stage {self.stage}; "
@@ -140,10 +145,11 @@ def run(config: Run) -> dict[str, object]:
     first = distributed.rank() == 0  # worker 0 alone writes
     tokenizer = _tokenizer(config)
     _check_image_size(config.image_size, tokenizer.config)
-    if config.tokens is None:
-        train, val = _load(config, tokenizer.config.image_size)
-    else:
-        train, val = (TokenCache(config.tokens, split, tokenizer) for split in SPLITS)
+    with working("reading the images", silent=not first):
+        if config.tokens is None:
+            train, val = _load(config, tokenizer.config.image_size)
+        else:
+            train, val = (TokenCache(config.tokens, split, tokenizer) for split in SPLITS)
     if config.stage != "transformer":
         stage = TokenizerTraining(tokenizer, train, val, config.train_tokenizer, config.seed)
     if config.stage != "tokenizer":
@@ -156,6 +162,8 @@ def run(config: Run) -> dict[str, object]:
     seconds: dict[str, float] = {}
     figures: dict[str, object] = {}
     batch = config.train_tokenizer.batch
+    if first:
+        record_settings(config.out, asdict(config))
 
     if config.stage != "transformer":
         settings = _settings(config, "tokenizer")
@@ -330,16 +338,12 @@ def parse() -> Run:
 
 
 def main() -> None:
-    """The command: exits with 2 and one line where the input is unusable."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    try:
+    """The command; see ``exit_codes`` for how it ends."""
+    with exit_codes("interrupted; the same command continues from the last checkpoint"):
         distributed.start()
         config = parse()
         with watched(config.out):
             run(config)
-    except InputError as error:
-        log.error("%s", error)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

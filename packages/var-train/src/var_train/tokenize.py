@@ -6,12 +6,12 @@ os.environ.setdefault("GLOG_v", "3")  # before MindSpore is imported: its warnin
 
 import hashlib
 import logging
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 from var_tokenizer import InputError, Tokenizer
+from var_transformer import exit_codes, working
 
 from var_train import distributed
 from var_train.cache import write_cache
@@ -49,7 +49,8 @@ def tokenize(config: Tokenization) -> None:
     """Carries out ``config``; raises InputError for unusable files before it encodes."""
     tokenizer = Tokenizer.load(config.tokenizer)
     size = tokenizer.config.image_size
-    train, val = load_image_tree(config.data, size, memory_limit=0)
+    with working("listing the images", silent=distributed.rank() > 0):
+        train, val = load_image_tree(config.data, size, memory_limit=0)
     names = [str(p.relative_to(config.data)) for split in (train, val) for p in split.paths]
     files = hashlib.sha256("\n".join(names).encode()).hexdigest()
     splits = {"train": train, "val": val}
@@ -58,16 +59,12 @@ def tokenize(config: Tokenization) -> None:
 
 
 def main() -> None:
-    """The command: exits with 2 and one line where the input is unusable."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    try:
+    """The command; see ``exit_codes`` for how it ends."""
+    with exit_codes("interrupted; the same command goes on with the next shard"):
         distributed.start()
         config = tyro.cli(Tokenization, prog="python -m var_train.tokenize")
         with watched(config.out):
             tokenize(config)
-    except InputError as error:
-        log.error("%s", error)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

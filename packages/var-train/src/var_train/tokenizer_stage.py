@@ -19,13 +19,14 @@ from var_train.loop import check_finite
 from var_train.losses import LossWeights, ReconstructionLoss
 from var_train.measure import measure_tokenizer
 from var_train.optimizer import AdamW, AdamWConfig, Ema
+from var_train.progress import step_bar
 
 _MOST_ADAPTIVE = 1e4  # the published bound of the adaptive weight
 
 
 @dataclass(frozen=True)
 class TokenizerStage:
-    """How the tokenizer is trained. Raises InputError for a value out of range."""
+    """How the tokenizer is trained."""
 
     epochs: int = 3
     """Passes over the training images."""
@@ -45,6 +46,7 @@ class TokenizerStage:
     """Held-out images that are measured, at most."""
 
     def __post_init__(self) -> None:
+        """Raises InputError for a value out of range."""
         for name in ("epochs", "batch", "validation_images"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
@@ -363,10 +365,12 @@ def reconstruct(
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Ids of every scale, K arrays (N, s_y * s_x), and reconstructions (N, 3, Y, X) in [-1, 1]."""
     ids, outputs = [], []
-    for indices in padded_batches(len(images), batch):
-        images_bcyx, _ = images.batch(indices)
-        ids.append([np.asarray(i) for i in tokenizer.encode(images_bcyx)])
-        outputs.append(np.asarray(tokenizer.decode(ids[-1])))
+    with step_bar("decoding   ", len(images), unit="images") as bar:
+        for number, indices in enumerate(padded_batches(len(images), batch)):
+            images_bcyx, _ = images.batch(indices)
+            ids.append([np.asarray(i) for i in tokenizer.encode(images_bcyx)])
+            outputs.append(np.asarray(tokenizer.decode(ids[-1])))
+            bar.advance(batch, steps=min(batch, len(images) - number * batch))
     n = len(images)
     return [np.concatenate(k)[:n] for k in zip(*ids, strict=True)], np.concatenate(outputs)[:n]
 

@@ -10,6 +10,7 @@ from var_tokenizer import InputError, Tokenizer
 
 from var_train import distributed
 from var_train.data import ImageFolder, ImageSet, ImageSource
+from var_train.progress import step_bar
 from var_train.tokenizer_stage import padded_batches
 
 Ids = list[np.ndarray]  # K arrays (B, s_y * s_x) of integers
@@ -106,7 +107,11 @@ def _encode(source: EncodedImages, batch: int, flip: np.ndarray | None) -> Ids:
     batches = padded_batches(len(source), batch)
     workers, rank = distributed.size(), distributed.rank()
     own = np.resize(np.arange(len(batches)), (-(-len(batches) // workers), workers))[:, rank]
-    parts = [source.batch(batches[i], flip)[0] for i in own]
+    parts = []
+    with step_bar("tokens     ", len(own) * batch, unit="images") as bar:
+        for i in own:
+            parts.append(source.batch(batches[i], flip)[0])
+            bar.advance(batch, steps=batch)
     ids = []
     for of_scale in zip(*parts, strict=True):
         of_workers = distributed.gather(np.stack(of_scale))  # (workers, turns, batch, tokens)

@@ -29,7 +29,7 @@ _SAMPLE_ROWS = 8  # classes in a grid of samples, at most
 
 @dataclass(frozen=True)
 class TransformerStage:
-    """How the transformer is trained. Raises InputError for a value out of range."""
+    """How the transformer is trained."""
 
     epochs: int = 8
     """Passes over the training images."""
@@ -69,6 +69,7 @@ class TransformerStage:
     """Columns of the grid of samples that each validation draws; 0 for none."""
 
     def __post_init__(self) -> None:
+        """Raises InputError for a value out of range."""
         for name, least in (
             ("epochs", 1),
             ("batch", 1),

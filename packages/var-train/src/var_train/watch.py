@@ -78,6 +78,9 @@ def watched(folder: Path) -> Iterator[None]:
     except Exception as error:
         handler.note(str(error) if isinstance(error, InputError) else repr(error))
         raise
+    except KeyboardInterrupt:
+        handler.note("interrupted")
+        raise
     except SystemExit:
         own.unlink(missing_ok=True)
         raise

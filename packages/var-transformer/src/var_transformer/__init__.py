@@ -1,7 +1,7 @@
 """The next-scale transformer of VAR: token maps -> next token map."""
 
 from var_transformer.attention import Backend
-from var_transformer.command import exit_codes, list_commands, run_command
+from var_transformer.command import INTERRUPTED, exit_codes, list_commands, run_command
 from var_transformer.config import TransformerConfig
 from var_transformer.edit import box_mask, edit, tokens_to_redraw
 from var_transformer.generate import Generation, Refiner, check_pair, generate
@@ -10,6 +10,7 @@ from var_transformer.sampler import Sampler, check_sampler
 from var_transformer.transformer import Transformer, check_class_names
 
 __all__ = [
+    "INTERRUPTED",
     "Backend",
     "Generation",
     "Refiner",

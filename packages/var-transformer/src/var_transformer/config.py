@@ -23,8 +23,6 @@ class TransformerConfig:
     vocab_size, latent_channels, scales: those of the tokenizer whose tokens it predicts.
     shared_adaln: one modulation layer for all blocks (with a learned offset each), not one each.
     qk_l2_norm: queries and keys of length 1 with a learned scale a head.
-
-    Raises InputError that names the field, its value and what is allowed.
     """
 
     depth: int = 16
@@ -38,6 +36,7 @@ class TransformerConfig:
     qk_l2_norm: bool = True
 
     def __post_init__(self) -> None:
+        """Raises InputError that names the field, its value and what is allowed."""
         object.__setattr__(self, "scales", self.schedule.scales)
         object.__setattr__(self, "width", self.width or 64 * self.depth)
         object.__setattr__(self, "heads", self.heads or self.depth)

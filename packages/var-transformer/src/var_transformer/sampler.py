@@ -30,7 +30,7 @@ class ScaleSettings:
 
 @dataclass(frozen=True)
 class Sampler:
-    """How every scale is drawn. Raises InputError that names the field and its value."""
+    """How every scale is drawn."""
 
     cfg: float = 1.5
     """Strength of classifier-free guidance (arXiv:2207.12598) at the last scale; 0 for none."""
@@ -50,6 +50,7 @@ class Sampler:
     """Mix codes by a Gumbel softmax in place of drawing one."""
 
     def __post_init__(self) -> None:
+        """Raises InputError that names the field and its value."""
         for field in ("top_k", "top_p", "temperature"):
             value = getattr(self, field)
             if isinstance(value, Sequence | np.ndarray):

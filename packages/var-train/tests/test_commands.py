@@ -1,0 +1,144 @@
+"""What the commands of training say, how they end, and what they leave to be read."""
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from var_train.loop import LoopConfig, train
+from var_train.progress import MetricsLog, record_settings, step_bar
+
+
+class Counting:
+    """A stage whose model is the number of its steps."""
+
+    name, batch, steps = "tokenizer", 2, 10
+
+    def __init__(self, on_step: Callable[[int], None] = int, on_validation=int) -> None:
+        self.on_step, self.on_validation, self.done = on_step, on_validation, 0
+
+    def train_step(self, step):
+        assert step == self.done
+        self.on_step(step)
+        self.done += 1
+        return {"loss": 1.0}
+
+    def validate(self, step):
+        self.on_validation(step)
+        return {"loss": 1.0}
+
+    def state(self):
+        return {"done": np.array(self.done)}, {}
+
+    def restore(self, arrays, state):
+        self.done = arrays["done"].item()
+
+
+def trained(folder, stage, **config):
+    metrics = MetricsLog(folder, resume=True)
+    try:
+        train(stage, folder, metrics, LoopConfig(**config), {"seed": 0})
+    finally:
+        metrics.close()
+
+
+def at(wanted: int, number: int) -> Callable[[int], None]:
+    """Sends a signal to this process in step ``wanted``."""
+    return lambda step: signal.raise_signal(number) if step == wanted else None
+
+
+@pytest.mark.parametrize("moment", ["on_step", "on_validation"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_stage_is_saved_exits_with_130_and_goes_on(tmp_path, caplog, moment, number):
+    caplog.set_level(logging.INFO)
+    with pytest.raises(SystemExit) as end:
+        trained(tmp_path, Counting(**{moment: at(4, number)}), validations=2)
+    assert end.value.code == 130
+    said = "terminated; saved after step 5 of 10; the same command continues there"
+    assert said in caplog.text
+    again = Counting()
+    trained(tmp_path, again, validations=2)
+    assert again.done == 10 and "resumed after step 5 of 10" in caplog.text
+    steps = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [s["step"] for s in steps if s["stage"] == "tokenizer"] == list(range(10))
+
+
+def test_an_interrupt_while_a_checkpoint_is_written_leaves_it_whole(tmp_path, monkeypatch):
+    from var_train import checkpoints
+
+    def interrupted_save(arrays, path, metadata):
+        signal.raise_signal(signal.SIGINT)
+        save_file(arrays, path, metadata)
+
+    save_file = checkpoints.save_file
+    monkeypatch.setattr(checkpoints, "save_file", interrupted_save)
+    with pytest.raises(SystemExit) as end:
+        trained(tmp_path, Counting(), checkpoint_every=3)
+    assert end.value.code == 130
+    monkeypatch.undo()
+    again = Counting()
+    trained(tmp_path, again)
+    assert again.done == 10
+
+
+def test_a_signal_that_comes_twice_at_once_counts_once_and_a_later_one_ends_at_once(
+    tmp_path, monkeypatch
+):
+    twice = Counting(lambda step: [signal.raise_signal(signal.SIGTERM) for _ in range(2)])
+    with pytest.raises(SystemExit):
+        trained(tmp_path / "twice", twice)
+    monkeypatch.setattr("var_train.loop._PATIENCE", -1.0)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "later", Counting(at(2, signal.SIGINT)))
+
+
+def test_a_stage_that_is_done_says_so_and_compiles_nothing(tmp_path, caplog, monkeypatch):
+    trained(tmp_path, Counting())
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("var_train.loop.step_bar", None)
+    trained(tmp_path, Counting(on_step=lambda step: pytest.fail("a step")))
+    assert "tokenizer: all 10 steps are done" in caplog.text
+
+
+def test_a_bar_says_what_takes_the_place_of_steps(caplog, monkeypatch):
+    monkeypatch.setattr("var_transformer.progress.next_line", lambda elapsed: 0.001)
+    caplog.set_level(logging.INFO)
+
+    def wait_for(text: str) -> None:
+        while text not in caplog.text:
+            pass
+
+    with step_bar("tokenizer  ", 1_000_000) as bar:
+        wait_for("tokenizer: 0 of 1000000 steps, compiling, 0:00 so far")
+        bar.advance(2, 0.5)
+        wait_for("tokenizer: 1 of 1000000 steps, loss 0.5000")
+        with bar.doing("validating"):
+            wait_for("tokenizer: 1 of 1000000 steps, validating")
+    assert caplog.messages[-1].startswith("tokenizer: 1 of 1000000 steps, loss 0.5000")
+
+
+def test_settings_are_a_readable_file_and_a_change_is_said(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    record_settings(tmp_path, {"loop": {"keep": 3}, "out": tmp_path, "sizes": (1, 2)})
+    written = json.loads((tmp_path / "settings.json").read_text())
+    assert written == {"loop": {"keep": 3}, "out": str(tmp_path), "sizes": [1, 2]}
+    assert not caplog.messages
+    record_settings(tmp_path, {"loop": {"keep": 4}, "out": tmp_path, "sizes": (1, 2)})
+    assert caplog.messages == [
+        "settings changed since the last command here: loop.keep was 3 and is 4"
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
+    (tmp_path / "settings.json").write_text("{")  # damaged: written anew
+    record_settings(tmp_path, {})
+    assert json.loads((tmp_path / "settings.json").read_text()) == {}
+
+
+def test_the_package_lists_its_commands():
+    command = [sys.executable, "-m", "var_train"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    listed = [line.split(".")[1] for line in shown.splitlines() if line.startswith("python -m")]
+    assert listed == ["run", "tokenize", "evaluate"]
