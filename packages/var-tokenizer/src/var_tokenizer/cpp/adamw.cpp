@@ -38,7 +38,6 @@ KERNEL(sum_of_squares) {
     double total = 0;
     for (float sum : sums) total += sum;
     *floats(params, 1) = float(total);
-    return 0;
 }
 
 // parameter, first and second moment, gradient, all of one shape; factor () of the gradient, bool ()
@@ -46,7 +45,7 @@ KERNEL(sum_of_squares) {
 //
 // The parameter and its moments are written in place; without a finite gradient they stay.
 KERNEL(adamw) {
-    if (!*static_cast<const bool*>(params[5])) return 0;
+    if (!*static_cast<const bool*>(params[5])) return;
     float *parameter = floats(params, 0), *first = floats(params, 1), *second = floats(params, 2);
     const float *gradient = floats(params, 3), *scalars = floats(params, 6);
     const float factor = *floats(params, 4), beta1 = *floats(params, 7), beta2 = floats(params, 7)[1];
@@ -61,5 +60,4 @@ KERNEL(adamw) {
             parameter[j] -= rate * (update + decay * parameter[j]);
         }
     });
-    return 0;
 }

@@ -1,5 +1,6 @@
 #include "direct.h"
 
+#include <algorithm>
 #include <array>
 #include <map>
 #include <memory>
@@ -26,10 +27,6 @@ using PrimitiveDesc =
     std::unique_ptr<dnnl_primitive_desc, Destroy<dnnl_primitive_desc, primitive_desc_destroy>>;
 using Primitive = std::unique_ptr<dnnl_primitive, Destroy<dnnl_primitive, primitive_destroy>>;
 
-void check(int status) {
-    if (status) throw Failure{};
-}
-
 Desc strided(std::initializer_list<int64_t> dims, std::initializer_list<int64_t> strides) {
     dnnl_memory_desc* desc;
     check(memory_desc_create_with_strides(&desc, int(dims.size()), dims.begin(), f32,
@@ -55,21 +52,19 @@ Primitive primitive_of(const dnnl_primitive_desc* desc) {
     return Primitive(primitive);
 }
 
+// Never destroyed: a thread may be at work when the process ends.
+Buffer &reordered = *new Buffer, &scratchpad = *new Buffer, &cropped = *new Buffer;
+
 // One pass of a convolution of one shape. oneDNN chooses the layout of the weights; maps and the
 // weights outside are plain.
 class Convolution {
    public:
     Convolution(Pass pass, const Shape& s) : pass_(pass) {
-        int concurrency;
-        check(threadpool_interop_get_max_concurrency(&concurrency));
-        check(threadpool_interop_set_max_concurrency(thread_count()));
+        const Concurrency concurrency;
         create(s);
-        check(threadpool_interop_set_max_concurrency(concurrency));
     }
 
-    // src, weights, bias, dst, or their gradients, as the pass reads or writes them
     void run(void* src, void* weights, void* bias, void* dst) {
-        static Buffer reordered, scratchpad;
         check(memory_set_data_handle(src_.get(), src));
         check(memory_set_data_handle(plain_.get(), weights));
         check(memory_set_data_handle(bias_.get(), bias));
@@ -173,15 +168,49 @@ class Convolution {
     size_t weights_size_ = 0, scratchpad_size_ = 0;
 };
 
-}  // namespace
-
-void convolve(Pass pass, const Shape& s, float* src, float* weights, float* bias, float* dst) {
+void run(Pass pass, const Shape& s, float* src, float* weights, float* bias, float* dst) {
     constexpr size_t most = 1024;  // shapes; beyond it, callers vary a dimension without end
-    static std::map<std::array<int64_t, 11>, Convolution> convolutions;
+    static auto& convolutions = *new std::map<std::array<int64_t, 11>, Convolution>;
     if (convolutions.size() > most) convolutions.clear();
     const std::array<int64_t, 11> key{pass,     s.b,      s.y,      s.x,     s.c,    s.o,
                                       s.kernel, s.stride, s.before, s.out_y, s.out_x};
     convolutions.try_emplace(key, pass, s).first->second.run(src, weights, bias, dst);
+}
+
+// The first rows and columns of maps, as maps of their own,
+void crop(const Shape& whole, const Shape& part, const float* from, float* to) {
+    const int64_t width = part.x * part.c;
+    parallel_for(part.b * part.y, [&](int64_t row) {
+        const int64_t source = row / part.y * whole.y + row % part.y;
+        std::copy_n(from + source * whole.x * whole.c, width, to + row * width);
+    });
+}
+
+// and back, with zeros in the other pixels.
+void uncrop(const Shape& whole, const Shape& part, const float* from, float* to) {
+    const int64_t width = part.x * part.c;
+    parallel_for(whole.b * whole.y, [&](int64_t row) {
+        float *begin = to + row * whole.x * whole.c, *end = begin + whole.x * whole.c;
+        const int64_t image = row / whole.y, y = row % whole.y;
+        if (y < part.y) {
+            begin = std::copy_n(from + (image * part.y + y) * width, width, begin);
+        }
+        std::fill(begin, end, 0.0f);
+    });
+}
+
+}  // namespace
+
+void convolve(Pass pass, const Shape& s, float* src, float* weights, float* bias, float* dst) {
+    // Pixels after the last that is read would be a negative padding, with which oneDNN 3.10 gives
+    // wrong gradients of the weights on AVX2. It never sees them.
+    Shape part = s;
+    part.y = s.read_y(), part.x = s.read_x();
+    if (part.y == s.y && part.x == s.x) return run(pass, s, src, weights, bias, dst);
+    float* read = cropped.floats(part.b * part.y * part.x * part.c);
+    if (pass != backward_data) crop(s, part, src, read);
+    run(pass, part, read, weights, bias, dst);
+    if (pass == backward_data) uncrop(s, part, read, src);
 }
 
 }  // namespace direct

@@ -24,7 +24,7 @@ inline float exponential(float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    int32_t bits;
+    uint32_t bits;
     std::memcpy(&bits, &shifted, 4);
     bits = (bits + 127) << 23;
     float power;
@@ -41,8 +41,13 @@ struct Shape {
     int64_t end(int64_t i) const { return std::min(pixels, (i + 1) * chunk); }
 };
 
-Shape shape_of(const int64_t* x, void* groups) {
-    return {x[0], x[1] * x[2], x[3], *static_cast<int32_t*>(groups)};
+// of x (B, Y, X, C), gain (C), bias (C)
+Shape shape_of(int64_t** shapes, void* groups) {
+    const int64_t* x = shapes[0];
+    const Shape s{x[0], x[1] * x[2], x[3], *static_cast<int32_t*>(groups)};
+    expect(s.groups > 0 && s.channels % s.groups == 0);
+    expect(shapes[1][0] == s.channels && shapes[2][0] == s.channels);
+    return s;
 }
 
 // work(image, chunk) for every chunk of an image
@@ -54,6 +59,7 @@ void over_chunks(const Shape& s, int64_t image, Work work) {
 // work(image) for every image: each on one thread where there are enough of them, else all on one
 template <typename Work>
 void over_images(const Shape& s, Work work) {
+    if (s.pixels * s.channels == 0) return;  // nothing has a mean
     if (s.images >= thread_count()) return parallel_for(s.images, work);
     for (int64_t b = 0; b < s.images; ++b) work(b);
 }
@@ -111,19 +117,17 @@ void normalize(const Shape& s, const float* x, const float* gain, const float* b
     const int64_t c = s.channels;
     over_images(s, [&](int64_t image) {
         const Statistics statistics(s, x, image, epsilon);
-        std::vector<float> factor(c), offset(c);
-        for (int64_t j = 0; j < c; ++j) {
-            factor[j] = gain[j] * statistics.inverse_std[j];
-            offset[j] = bias[j] - statistics.mean[j] * factor[j];
-        }
+        const float* mean = statistics.mean.data();
+        std::vector<float> factor(c);
+        for (int64_t j = 0; j < c; ++j) factor[j] = gain[j] * statistics.inverse_std[j];
         over_chunks(s, image, [&](int64_t b, int64_t i) {
-            const float *a = factor.data(), *d = offset.data();
+            const float* a = factor.data();
             for (int64_t p = s.begin(i); p < s.end(i); ++p) {
                 const float* from = x + (b * s.pixels + p) * c;
                 float* to = y + (b * s.pixels + p) * c;
 #pragma omp simd
                 for (int64_t j = 0; j < c; ++j) {
-                    const float h = from[j] * a[j] + d[j];
+                    const float h = (from[j] - mean[j]) * a[j] + bias[j];  // bias, of equal pixels
                     to[j] = silu ? h * sigmoid(h) : h;
                 }
             }
@@ -202,26 +206,24 @@ void gradients(const Shape& s, const float* grad, const float* x, const float* g
 }
 
 template <bool silu>
-int forward(void** params, int64_t** shapes) {
-    normalize<silu>(shape_of(shapes[0], params[3]), floats(params, 0), floats(params, 1),
+void forward(void** params, int64_t** shapes) {
+    normalize<silu>(shape_of(shapes, params[3]), floats(params, 0), floats(params, 1),
                     floats(params, 2), *floats(params, 4), floats(params, 5));
-    return 0;
 }
 
 template <bool silu>
-int backward(void** params, int64_t** shapes) {
-    gradients<silu>(shape_of(shapes[0], params[4]), floats(params, 0), floats(params, 1),
+void backward(void** params, int64_t** shapes) {
+    gradients<silu>(shape_of(shapes + 1, params[4]), floats(params, 0), floats(params, 1),
                     floats(params, 2), floats(params, 3), *floats(params, 5), floats(params, 6),
                     floats(params, 7), floats(params, 8));
-    return 0;
 }
 
 }  // namespace
 
 // x (B, Y, X, C), gain (C), bias (C), groups (1) int32, epsilon (1) -> normalized x
-KERNEL(group_norm) { return forward<false>(params, shapes); }
-KERNEL(group_norm_silu) { return forward<true>(params, shapes); }
+KERNEL(group_norm) { forward<false>(params, shapes); }
+KERNEL(group_norm_silu) { forward<true>(params, shapes); }
 
 // gradient of the result, x, gain, bias, groups, epsilon -> gradients of x, gain and bias
-KERNEL(group_norm_grad) { return backward<false>(params, shapes); }
-KERNEL(group_norm_silu_grad) { return backward<true>(params, shapes); }
+KERNEL(group_norm_grad) { backward<false>(params, shapes); }
+KERNEL(group_norm_silu_grad) { backward<true>(params, shapes); }

@@ -13,6 +13,7 @@ KERNEL(nearest_code) {
     const int64_t n = shapes[0][0], z = shapes[0][1], v = shapes[1][0];
     const float *vectors = floats(params, 0), *codes = floats(params, 1);
     int32_t* ids = static_cast<int32_t*>(params[2]);
+    expect(v > 0 && shapes[1][1] == z);
     const int64_t tiles = (v + lanes - 1) / lanes;
     // 16 codes side by side; those after the last are infinitely far
     std::vector<float> columns(tiles * z * lanes, 0.0f);
@@ -73,5 +74,4 @@ KERNEL(nearest_code) {
             ids[first + q] = id;
         }
     });
-    return 0;
 }

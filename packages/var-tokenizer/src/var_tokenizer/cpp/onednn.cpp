@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <functional>
+#include <mutex>
 
 #include "threads.h"
 
@@ -50,13 +51,7 @@ bool processor_is_the_one_built_for() {
     return true;
 }
 
-}  // namespace
-}  // namespace onednn
-
-// Readies the kernels; `path` is oneDNN's shared library, the rest are functions of threads.h, for
-// libraries that have none of their own. 0 if the kernels can be used in this process.
-extern "C" int open_kernels(const char* path, const void*, const void*) {
-    using namespace onednn;
+int open(const char* path) {
     if (!processor_is_the_one_built_for()) return 1;
     void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!library) return 2;
@@ -67,4 +62,26 @@ extern "C" int open_kernels(const char* path, const void*, const void*) {
 #undef ONEDNN_LOAD
     if (engine_create(&engine, cpu, 0)) return 4;
     return threadpool_interop_stream_create(&stream, engine, &threads) ? 4 : 0;
+}
+
+}  // namespace
+
+Concurrency::Concurrency() {
+    check(threadpool_interop_get_max_concurrency(&before_));
+    check(threadpool_interop_set_max_concurrency(thread_count()));
+}
+
+}  // namespace onednn
+
+// Readies the kernels; `path` is oneDNN's shared library, the rest are functions of threads.h, for
+// libraries that have none of their own. 0 if the kernels can be used in this process. Any thread
+// may call at any time: once they are ready, nothing changes.
+extern "C" int open_kernels(const char* path, const void*, const void*) {
+    static std::mutex mutex;
+    static bool ready = false;
+    std::lock_guard<std::mutex> lock(mutex);
+    if (ready) return 0;
+    const int status = onednn::open(path);
+    ready = status == 0;
+    return status;
 }

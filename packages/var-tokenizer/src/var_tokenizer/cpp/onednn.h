@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
 
 struct dnnl_engine;
 struct dnnl_stream;
@@ -82,5 +83,22 @@ ONEDNN_FUNCTIONS(ONEDNN_DECLARE)
 
 extern dnnl_engine* engine;
 extern dnnl_stream* stream;  // its work runs on the threads of threads.h
+
+inline void check(int status) {
+    if (status) throw std::runtime_error("oneDNN refused");
+}
+
+// For how many threads oneDNN plans in this thread, while it lives: all of threads.h. Before and
+// after, as many as MindSpore says.
+class Concurrency {
+   public:
+    Concurrency();
+    ~Concurrency() { threadpool_interop_set_max_concurrency(before_); }
+    Concurrency(const Concurrency&) = delete;
+    Concurrency& operator=(const Concurrency&) = delete;
+
+   private:
+    int before_ = 0;
+};
 
 }  // namespace onednn

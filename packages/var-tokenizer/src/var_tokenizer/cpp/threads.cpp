@@ -8,9 +8,11 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 namespace {
@@ -27,15 +29,19 @@ thread_local bool in_job = false;
 
 class Threads {
    public:
-    explicit Threads(int count) : count_(count) {
-        for (int i = 1; i < count_; ++i) std::thread([this] { serve(); }).detach();
+    explicit Threads(int count) {
+        try {
+            for (; count_ < count; ++count_) std::thread([this] { serve(); }).detach();
+        } catch (const std::system_error&) {
+            // the system gives no more threads: those that there are do the work
+        }
     }
 
     int count() const { return count_; }
 
     void run(int64_t jobs, void (*work)(void*, int64_t), void* context) {
         std::unique_lock<std::mutex> turn(turn_, std::defer_lock);
-        if (count_ == 1 || jobs == 1 || in_job || !turn.try_lock()) {
+        if (count_ == 1 || jobs <= 1 || in_job || !turn.try_lock()) {
             for (int64_t i = 0; i < jobs; ++i) work(context, i);
             return;
         }
@@ -76,7 +82,7 @@ class Threads {
         }
     }
 
-    const int count_;
+    int count_ = 1;     // with the caller's; fixed once they are started
     std::mutex turn_;   // held by the call that has the threads
     std::mutex mutex_;  // guards what follows
     std::condition_variable wake_, done_;
@@ -92,7 +98,7 @@ class Threads {
 std::atomic<int> wanted{1};
 
 Threads& threads() {
-    static Threads* instance = new Threads(wanted);  // never destroyed: its threads outlive main
+    static Threads* const instance = new Threads(wanted);  // never destroyed: its threads outlive main
     return *instance;
 }
 

@@ -359,7 +359,7 @@ void transform_all_values(const Shape& s, int64_t parts, const float* u, float* 
     });
 }
 
-Buffer weights;
+Buffer& weights = *new Buffer;  // never destroyed: a thread may be at work when the process ends
 
 }  // namespace
 

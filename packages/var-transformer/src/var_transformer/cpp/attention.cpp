@@ -32,18 +32,23 @@ struct Shape {
         : images(qkv[0]),
           tokens(qkv[1]),
           heads(scale[0]),
-          d(qkv[2] / (3 * scale[0])),
-          unit_length(unit) {}
+          d(scale[0] ? qkv[2] / (3 * scale[0]) : 0),
+          unit_length(unit) {
+        // heads in whole vectors: the products write no fewer
+        expect(d > 0 && d % lanes == 0 && qkv[2] == 3 * heads * d);
+    }
 
     int64_t width() const { return heads * d; }
 };
 
-// One over the length of a vector, at most 1e12.
+constexpr float longest = 1e12f;
+
+// One over the length of a vector, at most `longest`.
 float inverse_length(const float* x, int64_t d) {
     float square = 0;
 #pragma omp simd reduction(+ : square)
     for (int64_t j = 0; j < d; ++j) square += x[j] * x[j];
-    return 1 / std::max(std::sqrt(square), 1e-12f);
+    return std::min(1 / std::sqrt(square), longest);
 }
 
 // The rows of one head of one image within (B, L, parts * C), and copies of them.
@@ -120,6 +125,12 @@ void attend(const Head& h, int64_t begin, int64_t end, int64_t keys, const float
     }
 }
 
+// Whether the tokens are the first scales of those that begin at the offsets.
+bool whole_scales(const int32_t* offsets, const int64_t* count, int64_t tokens) {
+    return *count > 0 && *offsets == 0 && std::is_sorted(offsets, offsets + *count) &&
+           std::find(offsets, offsets + *count, tokens) != offsets + *count;
+}
+
 // work(first token, token after the last) for every scale
 template <typename Work>
 void over_scales(const int32_t* offsets, int64_t tokens, Work work) {
@@ -135,6 +146,7 @@ KERNEL(next_scale_attention) {
     const float *qkv = floats(params, 0), *scales = floats(params, 1);
     const int32_t* offsets = ints(params, 2);
     float *mixed = floats(params, 4), *log_sums = floats(params, 5);
+    expect(whole_scales(offsets, shapes[2], s.tokens));
     parallel_for(s.images * s.heads, [&](int64_t job) {
         const Head h{s, job / s.heads, job % s.heads};
         const int64_t l = s.tokens, d = s.d, padded = whole_vectors(l);
@@ -150,7 +162,6 @@ KERNEL(next_scale_attention) {
             attend(h, begin, end, end, q_ld, k_dl, padded, v_ld, scores, mixed, log_sums + job * l);
         });
     });
-    return 0;
 }
 
 // gradient of mixed (B, L, C), qkv, scale, offsets, unit length, mixed, logarithms
@@ -161,6 +172,7 @@ KERNEL(next_scale_attention_grad) {
     const float *mixed = floats(params, 5), *log_sums = floats(params, 6);
     const int32_t* offsets = ints(params, 3);
     float *grad_qkv = floats(params, 7), *grad_scale = floats(params, 8);
+    expect(whole_scales(offsets, shapes[3], s.tokens));
     std::vector<float> scale_sums(s.images * s.heads);
     parallel_for(s.images * s.heads, [&](int64_t job) {
         const Head h{s, job / s.heads, job % s.heads};
@@ -207,20 +219,21 @@ KERNEL(next_scale_attention_grad) {
         float scale_sum = 0;
         for (int64_t t = 0; t < l; ++t) {
             h.copy(dv_ld + t * d, 1, h.row(grad_qkv, 2, t));
-            const float *parts[] = {q_ld, k_ld}, *grads[] = {dq_ld, dk_ld};
+            const float* grads[] = {dq_ld, dk_ld};
             for (int part = 0; part < 2; ++part) {
-                // y = scale x, or scale x / |x|: the gradient of x has no share along x then
-                const float *y = parts[part] + t * d, *dy = grads[part] + t * d;
-                const float scale = part ? 1 : scales[h.head];
-                const float factor = h.factor(h.row(qkv, part, t), scale);
+                // y = scale u, where u is x or x / max(|x|, 1e-12), whose gradient has no share along
+                // x where |x| counts
+                const float *x = h.row(qkv, part, t), *dy = grads[part] + t * d;
+                const float scale = part ? 1 : scales[h.head], factor = h.factor(x, 1);
                 float dot = 0;
 #pragma omp simd reduction(+ : dot)
-                for (int64_t j = 0; j < d; ++j) dot += y[j] * dy[j];
-                if (part == 0) scale_sum += dot / scale;
-                const float share = s.unit_length ? dot / (scale * scale) : 0;
+                for (int64_t j = 0; j < d; ++j) dot += factor * x[j] * dy[j];
+                if (part == 0) scale_sum += dot;
+                const bool unit = s.unit_length && factor < longest;
+                const float share = unit ? dot * factor : 0, times = factor * scale;
                 float* to = h.row(grad_qkv, part, t);
 #pragma omp simd
-                for (int64_t j = 0; j < d; ++j) to[j] = factor * (dy[j] - share * y[j]);
+                for (int64_t j = 0; j < d; ++j) to[j] = times * (dy[j] - share * x[j]);
             }
         }
         scale_sums[job] = scale_sum;
@@ -229,7 +242,6 @@ KERNEL(next_scale_attention_grad) {
         grad_scale[head] = 0;
         for (int64_t b = 0; b < s.images; ++b) grad_scale[head] += scale_sums[b * s.heads + head];
     }
-    return 0;
 }
 
 RESULT_SHAPE(cached_attention) {
@@ -246,6 +258,9 @@ KERNEL(cached_attention) {
     const float *qkv = floats(params, 0), *scales = floats(params, 1);
     const int64_t begin = *ints(params, 2), keys_row = shapes[4][3], length = shapes[5][2];
     float* mixed = floats(params, 6);
+    expect(begin >= 0 && begin + s.tokens <= std::min(length, keys_row) && keys_row % lanes == 0);
+    expect(shapes[4][0] == s.images && shapes[4][1] == s.heads && shapes[4][2] == s.d);
+    expect(shapes[5][0] == s.images && shapes[5][1] == s.heads && shapes[5][3] == s.d);
     parallel_for(s.images * s.heads, [&](int64_t job) {
         const Head h{s, job / s.heads, job % s.heads};
         const int64_t d = s.d, end = begin + s.tokens;
@@ -260,5 +275,4 @@ KERNEL(cached_attention) {
         }
         attend(h, 0, s.tokens, end, q_ld, k_dl, keys_row, v_ld, q_ld + s.tokens * d, mixed, nullptr);
     });
-    return 0;
 }

@@ -35,7 +35,6 @@ KERNEL(gelu) {
 #pragma omp simd
         for (int64_t i = begin; i < end; ++i) y[i] = x[i] * gate(x[i]);
     });
-    return 0;
 }
 
 // gradient of the result, x -> gradient of x
@@ -49,5 +48,4 @@ KERNEL(gelu_grad) {
             grad_x[i] = grad[i] * s * (1 + x[i] * (1 - s) * slope);
         }
     });
-    return 0;
 }

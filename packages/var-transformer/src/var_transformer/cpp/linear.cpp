@@ -89,13 +89,12 @@ KERNEL(linear) {
     const int64_t rows = rows_of(shapes[0], ndims[0]), outputs = shapes[1][0], depth = shapes[1][1];
     const float *x = floats(params, 0), *weight = floats(params, 1), *bias = floats(params, 2);
     float* y = floats(params, 3);
+    expect(shapes[0][ndims[0] - 1] == depth && shapes[2][0] == outputs);
     if (rows > few) {
-        matrix_product(rows, outputs, depth, {x, depth, 1}, {weight, 1, depth}, bias, y);
-        return 0;
+        return matrix_product(rows, outputs, depth, {x, depth, 1}, {weight, 1, depth}, bias, y);
     }
     for (int64_t i = 0; i < rows; ++i) std::copy_n(bias, outputs, y + i * outputs);
     multiply_few(rows, outputs, depth, x, weight, y);
-    return 0;
 }
 
 // gradient of the result (..., N), x (..., K), weight (N, K) -> gradients of x, weight and bias
@@ -103,6 +102,8 @@ KERNEL(linear_grad) {
     const int64_t rows = rows_of(shapes[1], ndims[1]), outputs = shapes[2][0], depth = shapes[2][1];
     const float *grad = floats(params, 0), *x = floats(params, 1), *weight = floats(params, 2);
     float* grad_bias = floats(params, 5);
+    expect(shapes[1][ndims[1] - 1] == depth && rows_of(shapes[0], ndims[0]) == rows &&
+           shapes[0][ndims[0] - 1] == outputs);
     matrix_product(rows, depth, outputs, {grad, outputs, 1}, {weight, depth, 1}, nullptr,
                    floats(params, 3));
     matrix_product(outputs, depth, rows, {grad, 1, outputs}, {x, depth, 1}, nullptr,
@@ -118,5 +119,4 @@ KERNEL(linear_grad) {
             for (int64_t j = 0; j < wide; ++j) sum[j] += from[j];
         }
     });
-    return 0;
 }

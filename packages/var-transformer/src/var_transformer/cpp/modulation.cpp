@@ -12,11 +12,15 @@ constexpr float epsilon = 1e-6f;
 struct Statistics {
     float mean, inverse_std;
 
+    // of c > 0 numbers
     Statistics(const float* x, int64_t c) {
+        // Relative to the first: the rounded mean of equal numbers would differ from them by as
+        // much as epsilon.
+        const float first = x[0];
         float sum = 0, square = 0;
 #pragma omp simd reduction(+ : sum)
-        for (int64_t j = 0; j < c; ++j) sum += x[j];
-        mean = sum / float(c);
+        for (int64_t j = 0; j < c; ++j) sum += x[j] - first;
+        mean = first + sum / float(c);
 #pragma omp simd reduction(+ : square)
         for (int64_t j = 0; j < c; ++j) square += (x[j] - mean) * (x[j] - mean);
         inverse_std = 1 / std::sqrt(square / float(c) + epsilon);
@@ -44,7 +48,6 @@ KERNEL(modulated_norm) {
                 to[j] = (from[j] - s.mean) * s.inverse_std * (1 + scale[j]) + shift[j];
         }
     });
-    return 0;
 }
 
 // gradient of the result, x, scale -> gradients of x, scale and shift
@@ -80,7 +83,6 @@ KERNEL(modulated_norm_grad) {
     });
     of_scale.add_up(floats(params, 4));
     of_shift.add_up(floats(params, 5));
-    return 0;
 }
 
 RESULT_SHAPE(gated_sum) { return shape_of(ndims, shapes, 0); }
@@ -98,7 +100,6 @@ KERNEL(gated_sum) {
             for (int64_t j = 0; j < c; ++j) y[r * c + j] = x[r * c + j] + gate[j] * branch[r * c + j];
         }
     });
-    return 0;
 }
 
 // gradient of the result, branch, gate -> gradients of branch and gate; that of x is the result's
@@ -120,5 +121,4 @@ KERNEL(gated_sum_grad) {
         }
     });
     of_gate.add_up(floats(params, 4));
-    return 0;
 }

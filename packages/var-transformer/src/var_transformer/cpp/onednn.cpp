@@ -5,7 +5,9 @@
 #include <array>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
+#include <stdexcept>
 #include <vector>
 
 #include "kernel.h"
@@ -36,15 +38,20 @@ enum { arg_src = 1, arg_dst = 17, arg_weights = 33, arg_bias = 41, arg_scratchpa
     F(threadpool_interop_set_max_concurrency, int)                                                 \
     F(memory_desc_create_with_strides, dnnl_memory_desc**, int, const int64_t*, int,               \
       const int64_t*)                                                                              \
+    F(memory_desc_destroy, dnnl_memory_desc*)                                                      \
     F(memory_create, dnnl_memory**, const dnnl_memory_desc*, dnnl_engine*, void*)                  \
     F(memory_destroy, dnnl_memory*)                                                                \
+    F(memory_set_data_handle, dnnl_memory*, void*)                                                 \
     F(primitive_attr_create, dnnl_primitive_attr**)                                                \
     F(primitive_attr_set_scratchpad_mode, dnnl_primitive_attr*, int)                               \
+    F(primitive_attr_destroy, dnnl_primitive_attr*)                                                \
     F(matmul_primitive_desc_create, dnnl_primitive_desc**, dnnl_engine*, const dnnl_memory_desc*,  \
       const dnnl_memory_desc*, const dnnl_memory_desc*, const dnnl_memory_desc*,                   \
       const dnnl_primitive_attr*)                                                                  \
+    F(primitive_desc_destroy, dnnl_primitive_desc*)                                                \
     F(primitive_create, dnnl_primitive**, const dnnl_primitive_desc*)                              \
-    F(primitive_execute, const dnnl_primitive*, dnnl_stream*, int, const Argument*)
+    F(primitive_execute, const dnnl_primitive*, dnnl_stream*, int, const Argument*)                \
+    F(primitive_destroy, dnnl_primitive*)
 
 #define ONEDNN_DEFINE(name, ...) int (*name)(__VA_ARGS__) = nullptr;
 ONEDNN_FUNCTIONS(ONEDNN_DEFINE)
@@ -75,52 +82,105 @@ bool look_up(void* library, const char* name, Function& function) {
     return function != nullptr;
 }
 
-dnnl_memory_desc* description(int64_t rows, int64_t columns, int64_t row, int64_t column) {
-    const int64_t sizes[2] = {rows, columns}, strides[2] = {row, column};
-    dnnl_memory_desc* made = nullptr;
-    memory_desc_create_with_strides(&made, 2, sizes, f32, strides);
-    return made;
+void check(int status) {
+    if (status) throw std::runtime_error("oneDNN refused");
 }
 
-// What oneDNN compiles for sizes and orders; kept, because a model has few of them.
-struct Product {
-    dnnl_memory_desc *a, *b, *bias, *c;
-    const dnnl_memory_desc* scratchpad;
-    size_t scratchpad_size;
-    dnnl_primitive* primitive = nullptr;
+template <typename T, int (*&destroy)(T*)>
+struct Destroy {
+    void operator()(T* object) const { destroy(object); }
+};
+using Desc = std::unique_ptr<dnnl_memory_desc, Destroy<dnnl_memory_desc, memory_desc_destroy>>;
+using Memory = std::unique_ptr<dnnl_memory, Destroy<dnnl_memory, memory_destroy>>;
+using Attributes =
+    std::unique_ptr<dnnl_primitive_attr, Destroy<dnnl_primitive_attr, primitive_attr_destroy>>;
+using PrimitiveDesc =
+    std::unique_ptr<dnnl_primitive_desc, Destroy<dnnl_primitive_desc, primitive_desc_destroy>>;
+using Primitive = std::unique_ptr<dnnl_primitive, Destroy<dnnl_primitive, primitive_destroy>>;
 
-    Product(int64_t m, int64_t n, int64_t depth, Matrix left, Matrix right, bool biased)
-        : a(description(m, depth, left.row, left.column)),
-          b(description(depth, n, right.row, right.column)),
-          bias(biased ? description(1, n, n, 1) : nullptr),
-          c(description(m, n, n, 1)) {
-        dnnl_primitive_attr* attributes = nullptr;
-        primitive_attr_create(&attributes);
-        primitive_attr_set_scratchpad_mode(attributes, user_scratchpad);
-        dnnl_primitive_desc* chosen = nullptr;
-        matmul_primitive_desc_create(&chosen, engine, a, b, bias, c, attributes);
-        scratchpad = primitive_desc_query_md(chosen, query_scratchpad, 0);
-        scratchpad_size = memory_desc_get_size(scratchpad);
-        primitive_create(&primitive, chosen);
+Desc description(int64_t rows, int64_t columns, int64_t row, int64_t column) {
+    const int64_t sizes[2] = {rows, columns}, strides[2] = {row, column};
+    dnnl_memory_desc* made;
+    check(memory_desc_create_with_strides(&made, 2, sizes, f32, strides));
+    return Desc(made);
+}
+
+Memory memory_of(const dnnl_memory_desc* what) {
+    dnnl_memory* made;
+    check(memory_create(&made, what, engine, nullptr));
+    return Memory(made);
+}
+
+// For how many threads oneDNN plans in this thread, while it lives: all of kernel.h. Before and
+// after, as many as MindSpore says.
+class Concurrency {
+   public:
+    Concurrency() {
+        check(threadpool_interop_get_max_concurrency(&before_));
+        check(threadpool_interop_set_max_concurrency(thread_count()));
     }
+    ~Concurrency() { threadpool_interop_set_max_concurrency(before_); }
+    Concurrency(const Concurrency&) = delete;
+    Concurrency& operator=(const Concurrency&) = delete;
+
+   private:
+    int before_ = 0;
 };
 
-const Product& product_for(int64_t m, int64_t n, int64_t depth, Matrix a, Matrix b, bool biased) {
-    static std::mutex guard;
-    static std::map<std::array<int64_t, 6>, Product> known;
-    std::lock_guard<std::mutex> lock(guard);
-    const std::array<int64_t, 6> key{m, n, depth, a.column == 1, b.column == 1, biased};
-    auto found = known.find(key);
-    if (found == known.end())
-        found = known.emplace(key, Product(m, n, depth, a, b, biased)).first;
-    return found->second;
-}
-
+// Memory of oneDNN during a product, at a multiple of 64 bytes
 char* scratch(size_t size) {
-    thread_local std::vector<char> memory;
+    static std::vector<char>& memory = *new std::vector<char>;
     if (memory.size() < size + 64) memory.resize(size + 64);
     return memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64);
 }
+
+// What oneDNN compiles for sizes and orders; kept, because a model has few of them.
+class Product {
+   public:
+    Product(int64_t m, int64_t n, int64_t depth, Matrix left, Matrix right, bool biased) {
+        const Desc a = description(m, depth, left.row, left.column);
+        const Desc b = description(depth, n, right.row, right.column);
+        const Desc bias = biased ? description(1, n, n, 1) : nullptr;
+        const Desc c = description(m, n, n, 1);
+        dnnl_primitive_attr* raw;
+        check(primitive_attr_create(&raw));
+        const Attributes attributes(raw);
+        check(primitive_attr_set_scratchpad_mode(raw, user_scratchpad));
+        dnnl_primitive_desc* chosen;
+        check(matmul_primitive_desc_create(&chosen, engine, a.get(), b.get(), bias.get(), c.get(),
+                                           raw));
+        const PrimitiveDesc desc(chosen);
+        const dnnl_memory_desc* scratchpad = primitive_desc_query_md(chosen, query_scratchpad, 0);
+        if (!scratchpad) throw std::runtime_error("oneDNN refused");
+        scratchpad_size_ = memory_desc_get_size(scratchpad);
+        a_ = memory_of(a.get()), b_ = memory_of(b.get()), c_ = memory_of(c.get());
+        if (biased) bias_ = memory_of(bias.get());
+        scratchpad_ = memory_of(scratchpad);
+        dnnl_primitive* made;
+        check(primitive_create(&made, chosen));
+        primitive_.reset(made);
+    }
+
+    void run(const float* a, const float* b, const float* bias, float* c) const {
+        Argument arguments[5];
+        int count = 0;
+        const auto add = [&](int index, const Memory& memory, const void* data) {
+            check(memory_set_data_handle(memory.get(), const_cast<void*>(data)));
+            arguments[count++] = {index, memory.get()};
+        };
+        add(arg_src, a_, a);
+        add(arg_weights, b_, b);
+        add(arg_dst, c_, c);
+        if (bias_) add(arg_bias, bias_, bias);
+        if (scratchpad_size_) add(arg_scratchpad, scratchpad_, scratch(scratchpad_size_));
+        check(primitive_execute(primitive_.get(), stream, count, arguments));
+    }
+
+   private:
+    Memory a_, b_, bias_, c_, scratchpad_;
+    Primitive primitive_;
+    size_t scratchpad_size_;
+};
 
 }  // namespace
 
@@ -138,23 +198,19 @@ bool open_onednn(const char* path) {
 
 void matrix_product(int64_t m, int64_t n, int64_t depth, Matrix a, Matrix b, const float* bias,
                     float* c) {
-    int concurrency;  // of the calling thread, which is MindSpore's
-    threadpool_interop_get_max_concurrency(&concurrency);
-    threadpool_interop_set_max_concurrency(thread_count());
-    const Product& product = product_for(m, n, depth, a, b, bias != nullptr);
-    Argument arguments[5];
-    int count = 0;
-    const auto add = [&](int index, const dnnl_memory_desc* what, const void* data) {
-        arguments[count].index = index;
-        memory_create(&arguments[count++].memory, what, engine, const_cast<void*>(data));
-    };
-    add(arg_src, product.a, a.data);
-    add(arg_weights, product.b, b.data);
-    add(arg_dst, product.c, c);
-    if (bias) add(arg_bias, product.bias, bias);
-    if (product.scratchpad_size)
-        add(arg_scratchpad, product.scratchpad, scratch(product.scratchpad_size));
-    primitive_execute(product.primitive, stream, count, arguments);
-    for (int i = 0; i < count; ++i) memory_destroy(arguments[i].memory);
-    threadpool_interop_set_max_concurrency(concurrency);
+    if (m == 0 || n == 0) return;
+    if (depth == 0) {  // oneDNN writes nothing
+        for (int64_t i = 0; i < m * n; ++i) c[i] = bias ? bias[i % n] : 0;
+        return;
+    }
+    // the products that are kept, with their arguments and the scratchpad, serve all threads
+    static std::mutex one_at_a_time;
+    std::lock_guard<std::mutex> lock(one_at_a_time);
+    const Concurrency concurrency;
+    constexpr size_t most = 1024;  // sizes; beyond it, callers vary a dimension without end
+    static auto& known = *new std::map<std::array<int64_t, 6>, Product>;  // never destroyed: a
+    if (known.size() > most) known.clear();  // thread may be at work when the process ends
+    const std::array<int64_t, 6> key{m, n, depth, a.column == 1, b.column == 1, bias != nullptr};
+    const Product& product = known.try_emplace(key, m, n, depth, a, b, bias != nullptr).first->second;
+    product.run(a.data, b.data, bias, c);
 }

@@ -12,6 +12,7 @@ struct Matrix {
     int64_t row, column;
 };
 
-// c (m x n, row by row) = a (m x depth) b (depth x n) + bias (n); bias may be null
+// c (m x n, row by row) = a (m x depth) b (depth x n) + bias (n); bias may be null. Any thread may
+// call at any time. Throws where oneDNN refuses.
 void matrix_product(int64_t m, int64_t n, int64_t depth, Matrix a, Matrix b, const float* bias,
                     float* c);

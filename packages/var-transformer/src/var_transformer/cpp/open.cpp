@@ -1,3 +1,5 @@
+#include <mutex>
+
 #include "kernel.h"
 #include "onednn.h"
 
@@ -27,11 +29,17 @@ bool processor_is_the_one_built_for() {
 
 }  // namespace
 
-// Readies the kernels (see var_tokenizer.KernelLibrary); 0 if they can be used in this process.
+// Readies the kernels (see var_tokenizer.KernelLibrary); 0 if they can be used in this process. Any
+// thread may call at any time: once they are ready, nothing changes.
 extern "C" int open_kernels(const char* onednn, const void* count, const void* run) {
+    static std::mutex mutex;
+    static bool ready = false;
+    std::lock_guard<std::mutex> lock(mutex);
+    if (ready) return 0;
     if (!processor_is_the_one_built_for()) return 1;
     thread_count = reinterpret_cast<int (*)()>(const_cast<void*>(count));
     run_jobs = reinterpret_cast<void (*)(int64_t, void (*)(void*, int64_t), void*)>(
         const_cast<void*>(run));
-    return open_onednn(onednn) ? 0 : 2;
+    ready = open_onednn(onednn);
+    return ready ? 0 : 2;
 }

@@ -17,6 +17,7 @@ struct Rows {
     // work(image, chunk, first row, row after the last) for all rows
     template <typename Work>
     void over_chunks(Work work) const {
+        if (channels == 0) return;
         parallel_for(images * chunks(), [&](int64_t job) {
             const int64_t image = job / chunks(), i = job % chunks(), start = image * tokens;
             work(image, i, start + i * chunk, start + std::min(tokens, (i + 1) * chunk));
@@ -31,7 +32,7 @@ class TokenSums {
         : rows_(rows), parts_(rows.images * rows.chunks() * rows.channels, 0.0f) {}
 
     float* part(int64_t image, int64_t chunk) {
-        return &parts_[(image * rows_.chunks() + chunk) * rows_.channels];
+        return parts_.data() + (image * rows_.chunks() + chunk) * rows_.channels;
     }
 
     void add_up(float* total_b1c) {
