@@ -4,18 +4,28 @@ import dataclasses
 import os
 import runpy
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from var_tokenizer import InputError, read_picture, unit_to_pixels
+from var_tokenizer import (
+    InputError,
+    fit_picture,
+    read_picture,
+    to_model_range,
+    unit_to_pixels,
+)
 from var_transformer import Refiner, Transformer, edit, generate
 from var_transformer.classes import class_number, read_class_names
-from var_transformer.sample import Sample, run
+from var_transformer.edit import __main__ as edit_command
+from var_transformer.pictures import save_png
+from var_transformer.sample import Sample, run, save_shuffled
 from var_transformer.sampler import Sampler
 
 # the commands run in this process, beside their imported modules
@@ -28,6 +38,9 @@ def pair(model, tokenizer, make_model, tmp_path_factory):
     model.save(folder / "m.safetensors")
     tokenizer.save(folder / "t.safetensors")
     make_model(depth=1, width=16).save(folder / "small.safetensors")
+    named = Transformer.load(folder / "m.safetensors")
+    named.class_names = ("cat", "dog", "0", "fox", "10")
+    named.save(folder / "named.safetensors")
     (folder / "names.txt").write_text("cat\ndog, hound\neel\nfox\ngnu\n")
     return folder
 
@@ -70,11 +83,14 @@ def test_it_writes_each_image_a_grid_an_animation_and_the_evaluators_array(sampl
     extra = {"grid.png", "samples.npz", "settings.json"}
     assert {path.name for path in sampled.iterdir()} == expected | extra
     with np.load(sampled / "samples.npz") as archive:
-        assert archive.files == ["arr_0"]
-        array = archive["arr_0"]
-    assert array.shape == (4, 6, 6, 3) and array.dtype == np.uint8
-    for pixels, name in zip(array, names, strict=True):
-        np.testing.assert_array_equal(pixels, read_picture(sampled / f"{name}.png"))
+        assert archive.files == ["arr_0", "arr_1"]
+        array, labels = archive["arr_0"], archive["arr_1"]
+    assert array.shape == (4, 6, 6, 3) and array.dtype == np.uint8 and labels.dtype == np.int64
+    pictures = {name: np.asarray(read_picture(sampled / f"{name}.png")).tobytes() for name in names}
+    assert len(set(pictures.values())) == 4
+    order = [name for p in array for name in names if p.tobytes() == pictures[name]]
+    assert sorted(order) == names and [int(name[-1]) for name in order] == labels.tolist()
+    for name in names:
         with Image.open(sampled / f"{name}.gif") as animation:
             assert 1 < animation.n_frames <= 3  # Pillow joins frames that are equal
     assert read_picture(sampled / "grid.png").size == (2 * 8 + 2, 2 * 8 + 2)
@@ -121,11 +137,61 @@ def test_a_finished_run_only_joins_its_files_again_and_other_settings_are_an_err
         run(dataclasses.replace(same, sampler=Sampler()))
 
 
+def test_the_evaluators_array_is_in_an_order_of_the_seed_alone(tmp_path):
+    """In the order of classes, the Inception Score of consecutive parts would fall."""
+    pair, count = (None, None), 60
+
+    def written(name, seed=3, batch=0, begin=0):
+        """The array's bytes, in which image n is all n, and the numbers and labels in it."""
+        config = Sample(*pair, "1", tmp_path / name, seed=seed, batch=batch, npz=True, per_class=20)
+        labels_n = np.repeat([7, 8, 9], 20)
+        targets = [tmp_path / name / f"{n:06d}_{labels_n[n]}.png" for n in range(count)]
+        for n, target in enumerate(targets):
+            save_png(np.full((2, 2, 3), n, np.uint8), target)
+        save_shuffled(config, targets, labels_n)
+        data = (tmp_path / name / "samples.npz").read_bytes()
+        with np.load(tmp_path / name / "samples.npz") as archive:
+            return data, archive["arr_0"][:, 0, 0, 0].tolist(), archive["arr_1"].tolist()
+
+    first, numbers, labels = written("a")
+    assert sorted(numbers) == list(range(count)) and numbers != sorted(numbers)
+    assert labels == [7 + n // 20 for n in numbers]
+    assert all(len(set(labels[at : at + 15])) == 3 for at in range(0, count, 15))
+    assert written("b", batch=7)[0] == first
+    assert written("c", seed=4)[1] != numbers
+
+
+def test_classes_are_the_models_own_and_images_have_the_numbers_that_are_asked_for(
+    pair, tmp_path, caplog, model, tokenizer
+):
+    caplog.set_level("INFO")
+    options = {"classes": "10,none,dog", "numbers": "57,60-61", "columns": 2}
+    named = {"model": pair / "named.safetensors"}
+    assert call("sample", *arguments(pair, tmp_path / "a", **named | options)) == 0
+    assert "10 is number 4" in caplog.text
+    labels, numbers = np.array([4, 5, 1]), [57, 60, 61]
+    out = generate(model, tokenizer, labels, numbers=numbers)
+    for n, label, pixels in zip(numbers, labels, unit_to_pixels(out.images), strict=True):
+        np.testing.assert_array_equal(read_picture(tmp_path / f"a/{n:06d}_{label}.png"), pixels)
+    assert read_picture(tmp_path / "a" / "grid.png").size == (2 * 8 + 2, 2 * 8 + 2)
+    assert (
+        call("sample", *arguments(pair, tmp_path / "a", **named | options | {"numbers": "1-3"}))
+        == 2
+    )
+    assert "numbers is 1-3 and was 57,60-61 in the run" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"classes": "7"}, "class is '7'; expected 0 to 4"),
         ({"classes": "cow"}, "class is 'cow'; expected 0 to 4"),
+        ({"classes": "1-9"}, "class is '9'; expected 0 to 4"),
+        ({"numbers": "1,x"}, "numbers are '1,x'; expected such as 57 or 57,60-63"),
+        ({"numbers": "9-1"}, "numbers are '9-1'; expected the smaller number first"),
+        ({"numbers": "0-999999999"}, "numbers has 1000000000 entries; expected 1, one for each"),
+        ({"classes": "1,1", "numbers": "5,5"}, "numbers are 5,5; expected each once for a class"),
+        ({"columns": "101"}, "columns is 101; expected at most 100"),
         ({"cfg": "-1"}, "cfg is -1.0; expected at least 0"),
         ({"top-p": "1.5"}, "top_p is 1.5; expected 0 to 1"),
         ({"top-k": "33"}, "top_k is 33; expected 0 to 32"),
@@ -194,6 +260,122 @@ def test_edit_redraws_a_mask_as_the_function_does(
         np.testing.assert_array_equal(read_picture(out / f"{n:06d}_2.png"), variant)
         with Image.open(out / f"{n:06d}_2.anim.png") as animation:
             assert animation.n_frames > 1
+
+
+def test_edit_fits_a_photograph_turns_it_and_keeps_its_own_pixels(
+    pair, tmp_path, monkeypatch, model, tokenizer
+):
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 12, 3), dtype=np.uint8)
+    upright, exif = Image.fromarray(pixels), Image.Exif()
+    exif[0x0112] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save("photo.png", exif=exif)
+    mask = np.zeros((10, 12), np.uint8)
+    mask[:, 6:] = 255
+    Image.fromarray(mask).save("mask.png")
+    fitted = np.asarray(fit_picture(upright, (6, 6)))
+    right = np.zeros((6, 6), bool)
+    right[:, 3:] = True
+    image = to_model_range(fitted[None])[0]
+    expected = unit_to_pixels(edit(model, tokenizer, image, right, np.full(3, 5)).images)
+    assert (expected[:, :, :3] != fitted[:, :3]).any()
+    options = {"image": "photo.png", "mask": "mask.png", "class": "none", "count": 3}
+    assert call("edit", *arguments(pair, tmp_path / "out", **options), "--keep") == 0
+    for n in range(3):
+        variant = np.asarray(read_picture(tmp_path / "out" / f"{n:06d}_5.png"))
+        np.testing.assert_array_equal(variant[:, 3:], expected[n, :, 3:])
+        np.testing.assert_array_equal(variant[:, :3], fitted[:, :3])
+
+
+WHITE_AND_NOT = [
+    *(("1", value, value == 255) for value in (0, 255)),
+    *(("L", value, value >= 128) for value in (0, 127, 128, 255)),
+    *(("I;16", value, value >= 0x8000) for value in (0, 300, 0x7FFF, 0x8000, 0xFFFF)),
+    *(("RGB", colour, white) for colour, white in (((255, 0, 0), False), ((200, 200, 99), True))),
+    *(("LA", value, white) for value, white in (((255, 255), True), ((255, 99), False))),
+    ("RGBA", (255, 255, 255, 255), True),
+    ("RGBA", (255, 255, 255, 0), False),
+    ("RGBA", (0, 0, 0, 0), False),
+    ("RGBA", (0, 0, 0, 255), False),
+    ("P", 1, True),
+    ("P", 0, False),
+    ("P", 2, False),
+]
+
+
+@pytest.mark.parametrize(("mode", "value", "white"), WHITE_AND_NOT)
+def test_masks_of_every_mode_have_one_rule(tmp_path, mode, value, white):
+    """At least half white is redrawn; black and transparent stay."""
+    mask = Image.new(mode, (2, 2), value)
+    if mode == "P":
+        mask.putpalette([9, 9, 9, 255, 255, 255, 255, 255, 255])
+        mask.info["transparency"] = 2
+    mask.save(tmp_path / "mask.png")
+    assert (np.asarray(edit_command._read_mask(tmp_path / "mask.png")) == 255 * white).all()
+
+
+@pytest.mark.parametrize("size", [(6, 6), (18, 30), (7, 5)])
+def test_a_mask_is_fitted_as_its_image_is_and_stays_sharp(size):
+    columns = size[1]
+    left = np.zeros(size, np.uint8)
+    left[:, : columns // 2] = 255
+    image = fit_picture(Image.fromarray(left), (6, 6))
+    mask = edit_command._fitted_mask(None, Image.fromarray(left), (6, 6))
+    np.testing.assert_array_equal(mask, np.asarray(image) >= 128)
+
+
+@pytest.mark.parametrize("option", ["image", "mask"])
+def test_a_broken_picture_ends_edit_with_2_and_one_line(
+    pair, tmp_path, caplog, monkeypatch, no_model_runs, option
+):
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    Image.fromarray(noise).save("whole.png")
+    data = Path("whole.png").read_bytes()
+    os.mkfifo("pipe\x1b[2J\nERROR: all is well")
+    broken = {
+        "chunk.png": data.replace(b"IDAT", b"IDAT\xff"),
+        "cut.png": data[:50],
+        "palette.png": data.replace(b"IHDR\0\0\0\6\0\0\0\6\x08\2", b"IHDR\0\0\0\6\0\0\0\6\x08\3"),
+    }
+    for name, content in broken.items():
+        Path(name).write_bytes(content)
+    for name in (*broken, "pipe\x1b[2J\nERROR: all is well", "/dev/zero", ".", "absent.png"):
+        caplog.clear()
+        options = {"image": "whole.png", "mask": "whole.png", "class": 2} | {option: name}
+        assert call("edit", *arguments(pair, tmp_path / "out", **options)) == 2
+        [record] = caplog.records
+        shown = name.replace("\x1b", "\\x1b").replace("\n", "\\n")
+        assert record.getMessage().startswith(f"{shown}: ")
+
+
+def test_a_picture_bomb_takes_the_edit_command_no_memory(pair, tmp_path):
+    """13,300 x 13,300 pixels in 22 KB, against a picture that is refused for its kind."""
+    row = b"\0" + b"\xff" * 1663
+    packer = zlib.compressobj(9)
+    data = b"".join([*(packer.compress(row) for _ in range(13_300)), packer.flush()])
+    header = struct.pack(">IIBBBBB", 13_300, 13_300, 1, 0, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part))
+        for part in (b"IHDR" + header, b"IDAT" + data, b"IEND")
+    )
+    peaks = {}
+    for name, content in (("bomb.png", png), ("text.png", b"text")):
+        (tmp_path / name).write_bytes(content)
+        options = {"image": tmp_path / name, "class": 2, "box": 0}
+        command = arguments(pair, tmp_path / "out", **options)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "var_transformer.edit", *command, "0", "3", "3"],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        said = process.stderr.read()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 2 and name in said and said.count("\n") == 1
+        assert ("13300 x 13300 pixels; expected at most" in said) == (name == "bomb.png")
+        peaks[name] = used.ru_maxrss / 1024
+    assert peaks["bomb.png"] < peaks["text.png"] + 32  # MiB; decoded it takes 2.3 GB
 
 
 @pytest.mark.parametrize(

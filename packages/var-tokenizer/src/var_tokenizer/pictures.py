@@ -89,19 +89,22 @@ def is_picture_name(name: str) -> bool:
     return name.lower().endswith(PICTURE_SUFFIXES)
 
 
-def read_picture(source: PictureFile, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_picture(
+    source: PictureFile, max_pixels: int = MAX_PIXELS, *, background: str = "white"
+) -> Image.Image:
     """An image file as an RGB picture of 8 bits, upright.
 
     source: a path, the file's bytes or an open binary file. The kind is told by content. Of an
     animation it is the first frame. The picture is turned as its EXIF orientation says; palette,
-    grey and CMYK become RGB, 16 bits their high byte, and transparency is laid over white.
+    grey and CMYK become RGB, 16 bits their high byte, and transparency is laid over the
+    colour ``background``.
 
     Raises InputError, naming the file, for whatever is no regular file or no picture of
     ``PICTURE_FORMATS``, is damaged, has a side above ``MAX_SIDE`` or more than ``max_pixels``
     pixels. The last two are told from the header, before anything is decoded.
     """
     with _decoded(source, max_pixels) as (image, orientation):
-        picture = _turned(_on_white(image), orientation)
+        picture = _turned(_flat(image, background), orientation)
         picture.info = {}  # nobody shall turn it a second time, or hand on what else it says
         return picture
 
@@ -110,16 +113,20 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     """A PIL image as ``read_picture`` gives it. Raises InputError as that does."""
     _check_size("image", image.size, MAX_PIXELS)
     with _named("image"):
-        return _turned(_on_white(image), _orientation(image.info.get("exif", b"")))
+        return _turned(_flat(image, "white"), _orientation(image.info.get("exif", b"")))
 
 
-def fit_picture(image: Image.Image, image_size: tuple[int, int]) -> Image.Image:
-    """The picture resized by Lanczos until it just covers ``image_size``, and cropped.
+def fit_picture(
+    image: Image.Image,
+    image_size: tuple[int, int],
+    method: Image.Resampling = Image.Resampling.LANCZOS,
+) -> Image.Image:
+    """The picture resized until it just covers ``image_size``, and cropped to its centre.
 
-    image_size: (rows, columns), larger or smaller than the picture; the centre is kept.
+    image_size: (rows, columns), larger or smaller than the picture. method: how it is resized.
     """
     rows, columns = image_size
-    return ImageOps.fit(image, (columns, rows), Image.Resampling.LANCZOS)
+    return ImageOps.fit(image, (columns, rows), method)
 
 
 @contextmanager
@@ -398,15 +405,15 @@ def _scale_transparent_colour(image: Image.Image) -> None:
         image.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    """RGB of 8 bits, transparency laid over white. Raises ValueError for an unknown range."""
+def _flat(image: Image.Image, background: str) -> Image.Image:
+    """RGB of 8 bits, transparency laid over a colour. Raises ValueError for an unknown range."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         image = _grey_of_16_bits(image)
     if image.mode in ("I", "F"):
         raise ValueError("grey of 32 bits, of no known range; expected 8 or 16 bits")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
-        image = Image.new("RGB", layer.size, "white")
+        image = Image.new("RGB", layer.size, background)
         image.paste(layer, mask=layer)
         return image
     return image if image.mode == "RGB" else image.convert("RGB")

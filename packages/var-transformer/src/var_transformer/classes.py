@@ -116,6 +116,23 @@ def class_numbers(text: str, num_classes: int, names: Sequence[str] | None) -> l
     return classes
 
 
+def number_ranges(text: str) -> list[range]:
+    """The numbers of a list that commas part, such as "57,60-63", as ranges in its order.
+
+    Raises InputError for anything else, and for a range that runs backwards.
+    """
+    ranges = []
+    for part in text.split(","):
+        ends = _RANGE.fullmatch(part.strip()) or _NUMBER.fullmatch(part.strip())
+        if ends is None:
+            raise InputError(f"numbers are {_shown(text)}; expected such as 57 or 57,60-63")
+        first, last = map(int, ends.groups() or (ends[0], ends[0]))
+        if first > last:
+            raise InputError(f"numbers are {_shown(text)}; expected the smaller number first")
+        ranges.append(range(first, last + 1))
+    return ranges
+
+
 def other_numbers(classes: Iterable[int], names: Sequence[str] | None) -> str:
     """What to tell the user of classes whose names are numbers, but not their own; or nothing."""
     told = [

@@ -5,6 +5,7 @@ import logging
 import signal
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -50,6 +51,8 @@ def start_log() -> None:
     )
     for name in PACKAGES:
         logging.getLogger(name).setLevel(logging.INFO)
+    # The reader of pictures says itself what is wrong with one, and names the file.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @contextmanager

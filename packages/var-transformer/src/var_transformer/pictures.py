@@ -3,9 +3,9 @@
 import math
 import os
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 from PIL import Image
@@ -62,25 +62,24 @@ def save_animation(
         )
 
 
-def save_npz(paths: Iterable[Path], count: int, path: str | os.PathLike[str]) -> None:
-    """Writes ``count`` PNG files as ``arr_0``, uint8 (N, H, W, 3), whole or not at all.
+def save_npz(paths: Sequence[Path], labels_n: np.ndarray, path: str | os.PathLike[str]) -> None:
+    """Writes N PNG files as ``arr_0``, uint8 (N, H, W, 3), whole or not at all.
 
-    The layout of OpenAI's guided-diffusion evaluator. Only one image is held in memory; the
-    bytes depend on the images alone.
+    labels_n: (N,) ints, written as ``arr_1``, int64. The layout of OpenAI's guided-diffusion
+    evaluator. Only one image is held in memory; the bytes depend on the images and labels alone.
     """
-    member = zipfile.ZipInfo("arr_0.npy", date_time=(1980, 1, 1, 0, 0, 0))
-    with (
-        replacing(path) as temporary,
-        zipfile.ZipFile(temporary, "w") as archive,
-        archive.open(member, "w", force_zip64=True) as file,
-    ):
-        for n, source in enumerate(paths):
-            pixels_yxc = np.asarray(read_picture(source))
-            if n == 0:
-                header = {
-                    "descr": "|u1",
-                    "fortran_order": False,
-                    "shape": (count, *pixels_yxc.shape),
-                }
-                np.lib.format.write_array_header_1_0(file, header)
-            file.write(pixels_yxc.tobytes())
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        with _member(archive, "arr_0.npy") as file:
+            for n, source in enumerate(paths):
+                pixels_yxc = np.asarray(read_picture(source))
+                if n == 0:
+                    shape = (len(paths), *pixels_yxc.shape)
+                    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(file, header)
+                file.write(pixels_yxc.tobytes())
+        with _member(archive, "arr_1.npy") as file:
+            np.lib.format.write_array(file, labels_n.astype("<i8"))
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    return archive.open(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), "w", force_zip64=True)

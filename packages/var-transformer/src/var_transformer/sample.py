@@ -8,14 +8,15 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import tyro
-from var_tokenizer import InputError, Tokenizer, read_picture, replacing, unit_to_pixels
+from var_tokenizer import InputError, Tokenizer, quoted, read_picture, replacing, unit_to_pixels
 
-from var_transformer.classes import class_numbers, names_of, other_numbers
+from var_transformer.classes import class_numbers, names_of, number_ranges, other_numbers
 from var_transformer.command import (
     load_pair,
     log,
@@ -36,7 +37,7 @@ from var_transformer.sampler import Sampler
 from var_transformer.transformer import Transformer
 
 LARGEST_BATCH = 64
-_GRID_ROWS, _GRID_COLUMNS = 20, 10
+_GRID_ROWS, _GRID_COLUMNS, _MOST_COLUMNS = 20, 10, 100
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Sample:
     """Generate images of chosen classes.
 
     In OUT it writes one PNG file an image, NUMBER_CLASS.png, grid.png (a row for each of the
-    first 20 classes with its first 10 images) and settings.json. Run again with the same
+    first 20 classes with its first 10 images, or --columns) and settings.json. With --classes
+    none the number is that behind the last class. Run again with the same
     settings, it continues where it stopped, byte for byte. Image n depends on the models, the
     sampler, the seed, n and its class; another batch size changes it by rounding alone.
     """
@@ -59,6 +61,8 @@ class Sample:
     """The folder for everything that the command writes."""
     per_class: int = 1
     """Images of each class."""
+    numbers: str | None = None
+    """The images' numbers, one for each: 57 or 57,60-63. By default they count from 0."""
     sampler: Annotated[Sampler, tyro.conf.arg(name="")] = field(default_factory=Sampler)
     refiner: Path | None = None
     """A smaller transformer of the same tokenizer that draws the last --refined-scales scales."""
@@ -73,13 +77,18 @@ class Sample:
     animate: AnimationFormat | None = None
     """Also write each image growing scale by scale: NUMBER_CLASS.gif or NUMBER_CLASS.anim.png."""
     npz: bool = False
-    """Also write samples.npz: uint8 arr_0 (N, H, W, 3), as guided-diffusion's evaluator reads."""
+    """Also write samples.npz for guided-diffusion's evaluator: uint8 arr_0 (N, H, W, 3), labels
+    arr_1 (N,), in an order drawn from the seed, as its Inception Score needs it."""
+    columns: int = 0
+    """Columns of grid.png, which then has the first images in their order, in up to 20 rows."""
 
     def check(self) -> None:
         """Raises InputError for a field out of range."""
-        for name, least in (("per_class", 1), ("seed", 0), ("batch", 0)):
+        for name, least in (("per_class", 1), ("seed", 0), ("batch", 0), ("columns", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        if self.columns > _MOST_COLUMNS:
+            raise InputError(f"columns is {self.columns}; expected at most {_MOST_COLUMNS}")
         if (self.refiner is None) != (self.refined_scales == 0):
             raise InputError(
                 f"refiner is {self.refiner} and refined_scales is {self.refined_scales}; "
@@ -105,7 +114,11 @@ def run(config: Sample) -> None:
     if others := other_numbers(classes, names):
         log.info("classes are meant by name, and files named by number: class %s", others)
     labels_n = np.repeat(np.array(classes, np.int32), config.per_class)
-    targets = [config.out / f"{n:06d}_{label}.png" for n, label in enumerate(labels_n)]
+    numbers_n = _numbers(config, len(labels_n))
+    pairs = list(zip(numbers_n.tolist(), labels_n.tolist(), strict=True))
+    if len(set(pairs)) < len(pairs):
+        raise InputError(f"numbers are {config.numbers}; expected each once for a class")
+    targets = [config.out / f"{n:06d}_{label}.png" for n, label in pairs]
     batch = _settle(config, labels_n, batch_size(config, model, tokenizer, len(targets)))
     _remove_leftovers(config.out)
 
@@ -117,17 +130,45 @@ def run(config: Sample) -> None:
         "animated": config.animate is not None,
     }
     with graph_cache(command="sample", **graphs):
-        _write_images(config, model, tokenizer, refiner, labels_n, targets, batch)
-    shown = [
-        targets[row * config.per_class + column]
-        for row in range(min(len(classes), _GRID_ROWS))
-        for column in range(min(config.per_class, _GRID_COLUMNS))
-    ]
-    pixels = [np.asarray(read_picture(path)) for path in shown]
-    save_png(grid(pixels, min(config.per_class, _GRID_COLUMNS)), config.out / "grid.png")
+        _write_images(config, model, tokenizer, refiner, labels_n, numbers_n, targets, batch)
+    _save_grid(config, targets, len(classes))
     if config.npz:
-        save_npz(targets, len(targets), config.out / "samples.npz")
-    log.info("wrote %d images to %s", len(targets), config.out.resolve())
+        save_shuffled(config, targets, labels_n)
+    log.info("wrote %d images to %s", len(targets), quoted(config.out.resolve()))
+
+
+def save_shuffled(config: Sample, targets: list[Path], labels_n: np.ndarray) -> None:
+    """Writes samples.npz, in an order that depends on the seed and the number of images alone.
+
+    The evaluator takes the Inception Score of consecutive parts of the array. In the order of
+    classes each part would have few of them, and a perfect model would score badly.
+    """
+    order_n = np.random.default_rng([config.seed, *b"npz"]).permutation(len(targets))
+    save_npz([targets[n] for n in order_n], labels_n[order_n], config.out / "samples.npz")
+
+
+def _numbers(config: Sample, count: int) -> np.ndarray:
+    """(count,) the images' numbers."""
+    if config.numbers is None:
+        return np.arange(count)
+    ranges = number_ranges(config.numbers)
+    given = sum(map(len, ranges))
+    if given != count:
+        raise InputError(
+            f"numbers has {given} entries; expected {count}, one for each image of the classes"
+        )
+    return np.concatenate([np.arange(r.start, r.stop) for r in ranges])
+
+
+def _save_grid(config: Sample, targets: list[Path], classes: int) -> None:
+    if config.columns:
+        columns, shown = config.columns, targets[: config.columns * _GRID_ROWS]
+    else:
+        columns = min(config.per_class, _GRID_COLUMNS)
+        rows = (targets[row * config.per_class :][:columns] for row in range(classes))
+        shown = [target for row in islice(rows, _GRID_ROWS) for target in row]
+    pixels = [np.asarray(read_picture(path)) for path in shown]
+    save_png(grid(pixels, min(columns, len(shown))), config.out / "grid.png")
 
 
 def _write_images(
@@ -136,6 +177,7 @@ def _write_images(
     tokenizer: Tokenizer,
     refiner: Refiner | None,
     labels_n: np.ndarray,
+    numbers_n: np.ndarray,
     targets: list[Path],
     batch: int,
 ) -> None:
@@ -148,9 +190,9 @@ def _write_images(
     with progress_bar() as bar:
         task = bar.add_task("sampling", total=count)
         for begin in range(0, count, batch):
-            numbers = np.arange(begin, min(begin + batch, count))
-            missing = [n for n in numbers if not _finished(targets[n], config.animate)]
-            bar.advance(task, len(numbers) - len(missing))
+            places = range(begin, min(begin + batch, count))
+            missing = [n for n in places if not _finished(targets[n], config.animate)]
+            bar.advance(task, len(places) - len(missing))
             if not missing:
                 continue
             # the last batch repeats its last image: batches of one size compile once
@@ -161,7 +203,7 @@ def _write_images(
                 tokenizer,
                 labels_n[padded],
                 seed=config.seed,
-                numbers=padded,
+                numbers=numbers_n[padded],
                 on_scale=None
                 if config.animate is None
                 else lambda _k, images, frames=frames: frames.append(unit_to_pixels(images)),
@@ -195,6 +237,7 @@ def _settle(config: Sample, labels_n: np.ndarray, batch: int) -> int:
         "refined_scales": config.refined_scales,
         "classes": [int(label) for label in labels_n[:: config.per_class]],
         "per_class": config.per_class,
+        "numbers": config.numbers,
         "seed": config.seed,
         "batch": batch,
         "sampler": dataclasses.asdict(config.sampler),
@@ -203,21 +246,24 @@ def _settle(config: Sample, labels_n: np.ndarray, batch: int) -> int:
     path = config.out / "settings.json"
     if path.exists():
         try:
-            before = json.loads(path.read_text())
+            before = {"numbers": None} | json.loads(path.read_text())  # runs before --numbers
             found = {name: before[name] for name in settings}
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path}: not the settings of a run: {error!r}") from error
-        if config.batch == 0:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise InputError(f"{quoted(path)}: not the settings of a run: {error!r}") from error
+        if config.batch == 0 and isinstance(found["batch"], int) and found["batch"] > 0:
             settings["batch"] = found["batch"]
         for name, value in settings.items():
             if found[name] != value:
                 raise InputError(
-                    f"{name} is {value} and was {found[name]} in the run that {config.out} holds; "
+                    f"{name} is {value} and was {quoted(str(found[name]))} in the run that "
+                    f"{quoted(config.out)} holds; "
                     "expected the same, or another --out"
                 )
         return settings["batch"]
     if next(config.out.glob("[0-9]*_[0-9]*.png"), None) is not None:
-        raise InputError(f"{config.out}: holds images but no settings.json; expected another --out")
+        raise InputError(
+            f"{quoted(config.out)}: holds images but no settings.json; expected another --out"
+        )
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(settings, indent=1) + "\n")
     return batch

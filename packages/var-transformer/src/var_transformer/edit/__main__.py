@@ -10,7 +10,15 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from var_tokenizer import InputError, fit_picture, read_picture, to_model_range, unit_to_pixels
+from PIL import Image
+from var_tokenizer import (
+    InputError,
+    fit_picture,
+    quoted,
+    read_picture,
+    to_model_range,
+    unit_to_pixels,
+)
 
 from var_transformer.classes import class_number, names_of, other_numbers
 from var_transformer.command import load_pair, log, run_command
@@ -32,7 +40,8 @@ class Edit:
     """Redraw a part of an image: in-painting, out-painting or editing by class.
 
     Exactly one of --mask, --box and --keep-box says which part. In OUT it writes one PNG file a
-    variant, NUMBER_CLASS.png.
+    variant, NUMBER_CLASS.png, of the tokenizer's size. An image of another size is resized until
+    it covers that, and cropped to its centre; boxes are in pixels of the result.
     """
 
     tokenizer: Path
@@ -40,17 +49,20 @@ class Edit:
     model: Path
     """The transformer, a .safetensors file."""
     image: Path
-    """The image to edit, of the tokenizer's size."""
+    """The image to edit."""
     label: Annotated[str, tyro.conf.arg(name="class")]
     """The class that the new part is drawn as, by name or number; none for no class."""
     out: Path
     """The folder for the variants."""
     mask: Path | None = None
-    """An image of the same size: white is redrawn, black stays."""
+    """An image of the image's size or the tokenizer's. Of any kind (1, L, I;16, RGB, P, with or
+    without transparency) what is at least half white is redrawn; black and transparent stay."""
     box: Box | None = None
     """Y0 X0 Y1 X1 in pixels: the inside is redrawn (in-painting)."""
     keep_box: Box | None = None
     """Y0 X0 Y1 X1 in pixels: the outside is redrawn (out-painting)."""
+    keep: bool = False
+    """Put the image's own pixels back where nothing is redrawn: else they are the tokenizer's."""
     count: int = 1
     """Variants."""
     sampler: Annotated[Sampler, tyro.conf.arg(name="")] = field(default_factory=Sampler)
@@ -77,14 +89,26 @@ class Edit:
 def run(config: Edit) -> None:
     """Carries out ``config``; raises InputError for unusable files or settings."""
     config.check()
+    image = read_picture(config.image)
+    mask = None if config.mask is None else _read_mask(config.mask)
     model, tokenizer = load_pair(config.tokenizer, config.model)
     names = names_of(model, config.class_names)
     label = class_number(config.label, model.config.num_classes, names)
     if others := other_numbers([label], names):
         log.info("the class is meant by name, and files named by number: class %s", others)
-    height, width = tokenizer.config.image_size
-    picture = fit_picture(read_picture(config.image), (height, width))
-    mask_yx = _mask(config, height, width)
+    size = tokenizer.config.image_size
+    pixels_yxc = np.asarray(fit_picture(image, size))
+    if mask is not None and mask.size not in (image.size, size[::-1]):
+        raise InputError(
+            f"{quoted(config.mask)}: (rows, columns) is {mask.size[::-1]}; "
+            f"expected {image.size[::-1]}, the image's, or {size}, the tokenizer's"
+        )
+    mask_yx = _fitted_mask(config, mask, size)
+
+    def finished(images_ncyx: np.ndarray) -> np.ndarray:
+        """uint8 (N, H, W, 3) of images in [0, 1], as the user wants to see them."""
+        pixels_nyxc = unit_to_pixels(images_ncyx)
+        return np.where(mask_yx[..., None], pixels_nyxc, pixels_yxc) if config.keep else pixels_nyxc
 
     frames: list[np.ndarray] = []
     graphs = {
@@ -98,37 +122,37 @@ def run(config: Edit) -> None:
         out = edit(
             model,
             tokenizer,
-            to_model_range(np.asarray(picture)[None])[0],
+            to_model_range(pixels_yxc[None])[0],
             mask_yx,
             np.full(config.count, label, np.int32),
             config.sampler,
             config.seed,
             on_scale=None
             if config.animate is None
-            else lambda _k, images: frames.append(unit_to_pixels(images)),
+            else lambda _k, images: frames.append(finished(images)),
         )
-    for n, variant_yxc in enumerate(unit_to_pixels(out.images)):
+    for n, variant_yxc in enumerate(finished(out.images)):
         path = config.out / f"{n:06d}_{label}.png"
         if config.animate is not None:
             moving = animation_path(path, config.animate)
             save_animation([frame[n] for frame in frames], moving, config.animate)
         save_png(variant_yxc, path)
-    log.info("wrote %d images to %s", config.count, config.out.resolve())
+    log.info("wrote %d images to %s", config.count, quoted(config.out.resolve()))
 
 
-def _mask(config: Edit, height: int, width: int) -> np.ndarray:
+def _read_mask(path: Path) -> Image.Image:
+    """A mask file as grey, 255 where it is redrawn and 0 elsewhere."""
+    grey = read_picture(path, background="black").convert("L")
+    return grey.point(lambda value: 255 * (value >= 128))
+
+
+def _fitted_mask(config: Edit, mask: Image.Image | None, size: tuple[int, int]) -> np.ndarray:
     """(H, W) bool, true where the image is redrawn."""
-    if config.mask is None:
-        kept = config.keep_box is not None
-        mask_yx = box_mask(config.keep_box if kept else config.box, height, width)
-        return ~mask_yx if kept else mask_yx
-    mask_yx = np.asarray(read_picture(config.mask).convert("L")) >= 128
-    if mask_yx.shape != (height, width):
-        raise InputError(
-            f"{config.mask}: (rows, columns) is {mask_yx.shape}; "
-            f"expected {(height, width)}, the image's"
-        )
-    return mask_yx
+    if mask is not None:
+        return np.asarray(fit_picture(mask, size, Image.Resampling.NEAREST)) > 0
+    kept = config.keep_box is not None
+    mask_yx = box_mask(config.keep_box if kept else config.box, *size)
+    return ~mask_yx if kept else mask_yx
 
 
 def main() -> None:
