@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from sklearn.datasets import load_digits
-from var_tokenizer import InputError, to_model_range, to_pixels
+from var_tokenizer import InputError, Tokenizer, TokenizerConfig, to_model_range, to_pixels
 from var_train.data import (
     ImageFolder,
     ImageSet,
@@ -19,6 +19,10 @@ from var_train.data import (
     load_image_tree,
     read_image,
 )
+from var_train.tokenizer_stage import TokenizerStage, TokenizerTraining
+from var_train.tokens import EncodedImages
+from var_train.transformer_stage import TransformerStage, TransformerTraining
+from var_transformer import Transformer, TransformerConfig
 
 SIZE = (8, 12)
 IN_MEMORY, LAZY = 2**30, 0
@@ -83,6 +87,30 @@ def test_epochs_and_seeds_differ_in_their_order():
 
 def test_the_order_of_an_epoch_is_the_one_that_earlier_versions_gave():
     assert epoch_order(8, seed=3, epoch=5).tolist() == [4, 0, 2, 6, 5, 1, 3, 7]
+
+
+def test_both_stages_take_the_images_of_an_epoch_alike():
+    taken: list[int] = []
+
+    class Recorded(ImageSet):
+        def batch(self, indices, flip=None):
+            taken.extend(indices)
+            return super().batch(indices, flip)
+
+    images = Recorded(np.zeros((10, 4, 4, 3), np.uint8), np.zeros(10, np.int32), ("a",))
+    size = {"vocab_size": 8, "latent_channels": 4, "scales": (1, 4)}
+    tokenizer = Tokenizer(TokenizerConfig(channels=32, channel_multipliers=(1,), **size), 0)
+    first = TokenizerTraining(tokenizer, images, images, TokenizerStage(epochs=2, batch=4), 7)
+    model = Transformer(TransformerConfig(depth=1, width=32, heads=2, num_classes=1, **size))
+    settings = TransformerStage(epochs=2, batch=4)
+    tokens = EncodedImages(tokenizer, images)
+    second = TransformerTraining(model, tokenizer, tokens, tokens, settings, 7)
+    assert first.steps == second.steps == 5
+    for step in range(5):
+        first._images(step, np.random.default_rng(0))
+    assert sorted(taken[:10]) == sorted(taken[10:]) == list(range(10))
+    drawn = [i for step in range(5) for part in second._draw(step) for i in part.indices_b]
+    assert drawn == taken
 
 
 # Images in memory
@@ -235,32 +263,30 @@ def test_a_class_folder_without_a_readable_image_is_an_error_that_names_it(
         load_image_tree(tree, SIZE, memory_limit=memory_limit)
 
 
-def test_a_truncated_image_is_skipped_with_a_warning_that_names_it(tree, caplog):
-    truncate(tree / "train" / "cat" / "1.png")
-    train, _ = load_image_tree(tree, SIZE)
-    assert train.labels_n.tolist() == [0, 0, 1, 1, 1]
-    np.testing.assert_array_equal(
-        to_pixels(train.batch(range(5))[0]), np.stack([noise(seed) for seed in (0, 2, 3, 4, 5)])
-    )
-    (record,) = caplog.records
-    assert record.levelno == logging.WARNING
-    assert "skipped 1 unreadable image" in record.message
-    assert str(tree / "train" / "cat" / "1.png") in record.message
-
-
+@both_forms
 @pytest.mark.parametrize(("broken", "stands_in"), [(1, 2), (2, 0)])
-def test_a_lazy_folder_puts_the_next_image_of_the_class_in_a_truncated_ones_place(
-    tree, caplog, broken, stands_in
+def test_the_next_image_of_the_class_stands_in_for_a_truncated_one_which_a_warning_names(
+    tree, caplog, broken, stands_in, memory_limit
 ):
     path = tree / "train" / "cat" / f"{broken}.png"
     truncate(path)
-    train, _ = load_image_tree(tree, SIZE, memory_limit=LAZY)
+    train, _ = load_image_tree(tree, SIZE, memory_limit=memory_limit)
     for _ in range(2):
         batch_bcyx, labels_b = train.batch([broken, 3])
         assert labels_b.tolist() == [0, 1]
         np.testing.assert_array_equal(to_pixels(batch_bcyx), np.stack([noise(stands_in), noise(3)]))
     (record,) = caplog.records
     assert record.levelno == logging.WARNING and str(path) in record.message
+    assert "unreadable image" in record.message
+
+
+def test_images_and_steps_are_the_same_whether_they_fit_into_memory_or_not(tree):
+    for name in ("0", "1"):
+        truncate(tree / "train" / "dog" / f"{name}.png")
+    memory, lazy = (load_image_tree(tree, SIZE, memory_limit=m)[0] for m in (IN_MEMORY, LAZY))
+    assert len(memory) == len(lazy) == 6
+    for ours, theirs in zip(memory.batch(range(6)), lazy.batch(range(6)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @both_forms

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
-from var_tokenizer import Tokenizer
-from var_train.run import main
+from var_tokenizer import InputError, Tokenizer, TokenizerConfig
+from var_train.run import Run, TransformerSize, _model, main
 from var_transformer import Transformer, TransformerConfig, generate
 
 FILES = {
@@ -90,6 +91,13 @@ def test_the_written_models_load_and_generate(finished):
     assert model.config.num_classes == 2
     out = generate(model, tokenizer, np.array([0, 1]))
     assert out.images.shape == (2, 3, 8, 8) and np.isfinite(out.images).all()
+
+
+def test_the_transformer_knows_its_classes_and_its_tokenizer(finished):
+    tokenizer = Tokenizer.load(finished / "tokenizer.safetensors")
+    model = Transformer.load(finished / "transformer.safetensors")
+    assert model.class_names == ("cat", "dog")
+    assert model.tokenizer_checksum == tokenizer.checksum()
 
 
 def test_training_changed_both_models(finished):
@@ -171,6 +179,113 @@ def test_fine_tuning_on_other_classes_keeps_all_but_their_embeddings(finished, t
     assert all(np.allclose(ours[n], theirs[n], rtol=0, atol=1e-6) for n in theirs)
 
 
+@pytest.fixture
+def again(finished, tmp_path) -> Path:
+    """A folder with copies of the finished run and of its data."""
+    shutil.copytree(finished, tmp_path / "out")
+    shutil.copytree(finished.parent / "images", tmp_path / "images")
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def add_images(data: Path) -> list[Path]:
+    new = [data / "train" / "cat" / f"new{i}.png" for i in range(20)]
+    for path in new:
+        shutil.copy(data / "train" / "cat" / "0.png", path)
+    return new
+
+
+def rename_a_class(data: Path) -> None:
+    for split in ("train", "val"):
+        (data / split / "cat").rename(data / split / "zebra")
+
+
+def replace_an_image(data: Path) -> None:
+    shutil.copy(data / "train" / "dog" / "0.png", data / "train" / "cat" / "1.png")
+
+
+@pytest.mark.parametrize("stage", ["all", "tokenizer", "transformer"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (add_images, "20 image(s) more: train/cat/new0.png"),
+        (rename_a_class, "class cat is gone and class zebra is new"),
+        (replace_an_image, "1 image(s) changed: train/cat/1.png"),
+    ],
+)
+def test_other_data_than_a_finished_runs_is_refused_before_anything_is_written(
+    again, refusal, stage, change, said
+):
+    before = contents(again / "out")
+    change(again / "images")
+    arguments = ("--data", again / "images", "--out", again / "out", "--stage", stage)
+    message = refusal(*arguments, *SMALL.split())
+    assert said in message and "put them back, or --no-resume" in message
+    assert contents(again / "out") == before
+
+
+def test_other_settings_of_the_second_stage_are_refused_before_the_first_is_trained(again, refusal):
+    before = contents(again / "out")
+    arguments = ("--data", again / "images", "--out", again / "out", *SMALL.split())
+    message = refusal(*arguments, "--train-transformer.label-smoothing", 0.1)
+    assert "train_transformer.label_smoothing = 0.0, now it is 0.1" in message
+    assert contents(again / "out") == before
+
+
+def test_a_tokenizer_that_a_transformer_belongs_to_is_not_trained_anew(again, refusal):
+    shutil.rmtree(again / "out" / "checkpoints" / "tokenizer")
+    before = contents(again / "out")
+    message = refusal("--data", again / "images", "--out", again / "out", *SMALL.split())
+    assert "the tokenizer that it belongs to has none of 6 steps" in message
+    assert "--stage transformer goes on" in message
+    assert contents(again / "out") == before
+
+
+def test_starting_anew_forgets_both_stages_at_once(again, refusal, monkeypatch):
+    def stopped(*_: object) -> None:
+        raise InputError("stopped in the first stage")
+
+    monkeypatch.setattr("var_train.run.train_stage", stopped)
+    arguments = ("--data", again / "images", "--out", again / "out", *SMALL.split())
+    assert "stopped in the first stage" in refusal(*arguments, "--no-resume")
+    assert not list((again / "out" / "checkpoints").rglob("step-*"))
+    assert "stopped in the first stage" in refusal(*arguments)
+
+
+@pytest.mark.slow
+def test_a_finished_run_goes_on_where_new_images_were_taken_away_and_the_folder_was_moved(again):
+    arguments = ("--out", again / "out", *SMALL.split())
+    new = add_images(again / "images")
+    assert run("--data", again / "images", *arguments).returncode == 2
+    for path in new:
+        path.unlink()
+    moved = (again / "images").rename(again / "moved")
+    result = run("--data", moved, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "resumed after step 6 of 6" in result.stderr
+
+
+def test_init_says_where_its_classes_have_other_names(tmp_path, caplog):
+    size = {"vocab_size": 16, "latent_channels": 4, "scales": (1, 2, 4)}
+    tokenizer = Tokenizer(TokenizerConfig(channels=32, channel_multipliers=(1,), **size), 0)
+    model = Transformer(TransformerConfig(depth=1, width=32, heads=2, num_classes=2, **size), 0)
+    model.class_names = ("cat", "dog")
+    model.save(tmp_path / "init.safetensors")
+    config = Run(
+        stage="transformer",
+        init=tmp_path / "init.safetensors",
+        transformer=TransformerSize(depth=1, width=32, heads=2),
+    )
+    _model(config, tokenizer, ("cat", "dog"))
+    assert not caplog.records
+    _model(config, tokenizer, ("cat", "emu"))
+    (said,) = caplog.messages
+    assert "1 of 2 classes have other names" in said and "class 1 is dog there and emu here" in said
+
+
 def test_an_init_of_another_architecture_is_refused_before_anything_is_written(tmp_path, refusal):
     init = tmp_path / "init.safetensors"
     Transformer(TransformerConfig(depth=1, width=32, heads=2), 0).save(init)
@@ -209,6 +324,7 @@ def test_help_names_the_data_layout():
         (("--preset", "d17"), "--preset"),
         (("--preset", "d16"), "tokenizer.safetensors: no such file"),
         (("--init", "t.safetensors"), "t.safetensors: no such file"),
+        (("--val-fraction", "0.1"), "val_fraction is 0.1 without data"),
         (("--init", "t.safetensors", "--stage", "tokenizer"), "init is t.safetensors and stage"),
     ],
 )

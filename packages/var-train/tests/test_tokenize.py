@@ -1,6 +1,8 @@
 """The token cache: whole, resumable, and the same tokens as the tokenizer gives."""
 
+import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -104,3 +106,122 @@ def test_an_unreadable_image_is_replaced_and_named_in_a_warning(work, tmp_path, 
     with caplog.at_level(logging.WARNING):
         tokenize(command(work, data=tmp_path / "images", out=tmp_path / "cache"))
     assert "dog/3.png" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def loaded(work) -> Tokenizer:
+    return Tokenizer.load(work / "tokenizer.safetensors")
+
+
+@pytest.fixture
+def tokenizer(loaded, monkeypatch) -> Tokenizer:
+    """The one that every command uses, so that it is compiled once."""
+    monkeypatch.setattr("var_train.tokenize.Tokenizer.load", lambda _: loaded)
+    return loaded
+
+
+def replace(path: Path, seed: int) -> None:
+    """Another image under an old name, of the same size in bytes."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    size = path.stat().st_size
+    path.unlink()
+    Image.fromarray(pixels).save(path)
+    assert path.stat().st_size == size
+
+
+def test_shards_of_which_an_image_was_replaced_are_written_anew_and_no_others(
+    work, tokenizer, tmp_path, caplog
+):
+    data, cache = tmp_path / "images", tmp_path / "cache"
+    shutil.copytree(work / "images", data)
+    tokenize(command(work, data=data, out=cache))
+    shards = sorted((cache / "train").iterdir())
+    before = [path.stat().st_mtime_ns for path in shards]
+    replace(data / "train" / "dog" / "1.png", 123)  # the seventh of ten, in shards of four
+    with caplog.at_level(logging.INFO):
+        tokenize(command(work, data=data, out=cache))
+    assert "1 image(s) were replaced, their shards are written anew: dog/1.png" in caplog.text
+    changed = [path.stat().st_mtime_ns != then for path, then in zip(shards, before, strict=True)]
+    assert changed == [False, True, False]
+    images, _ = load_image_tree(data, (8, 8))
+    ids, _ = TokenCache(cache, "train", tokenizer).batch(np.arange(10))
+    for ours, theirs in zip(ids, tokenizer.encode(images.batch(np.arange(10))[0]), strict=True):
+        np.testing.assert_array_equal(ours, theirs.asnumpy())
+
+
+def test_images_that_were_copied_need_no_new_tokens(work, tokenizer, tmp_path):
+    cache = tmp_path / "cache"
+    shutil.copytree(work / "cache", cache)
+    data = shutil.copytree(work / "images", tmp_path / "images", copy_function=shutil.copyfile)
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")}
+    tokenize(command(work, data=data, out=cache))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_shard_is_written_anew_where_the_image_that_stood_in_was_replaced(
+    work, tokenizer, tmp_path
+):
+    data, cache = tmp_path / "images", tmp_path / "cache"
+    shutil.copytree(work / "images", data)
+    (data / "train" / "cat" / "3.png").write_bytes(b"broken")  # in shard 0; 4 is in shard 1
+    tokenize(command(work, data=data, out=cache))
+    replace(data / "train" / "cat" / "4.png", 124)
+    tokenize(command(work, data=data, out=cache))
+    ids, _ = TokenCache(cache, "train", tokenizer).batch(np.array([3, 4]))
+    assert all((of_scale[0] == of_scale[1]).all() for of_scale in ids)
+
+
+def test_more_images_than_before_are_refused_with_what_to_do(work, tokenizer, tmp_path):
+    data, cache = tmp_path / "images", tmp_path / "cache"
+    shutil.copytree(work / "images", data)
+    shutil.copytree(work / "cache", cache)
+    shutil.copy(data / "train" / "cat" / "0.png", data / "train" / "cat" / "new.png")
+    with pytest.raises(InputError, match=r"another number of images .*; expected .* another --out"):
+        tokenize(command(work, data=data, out=cache))
+    (data / "train" / "cat" / "new.png").unlink()
+    (data / "train" / "cat" / "4.png").rename(data / "train" / "cat" / "renamed.png")
+    with pytest.raises(InputError, match="another list of image files"):
+        tokenize(command(work, data=data, out=cache))
+
+
+def test_a_renamed_class_is_refused_by_both_names(work, tokenizer, tmp_path):
+    data, cache = tmp_path / "images", tmp_path / "cache"
+    shutil.copytree(work / "images", data)
+    shutil.copytree(work / "cache", cache)
+    for split in ("train", "val"):
+        (data / split / "dog").rename(data / split / "zebra")
+    with pytest.raises(InputError, match=r"another classes \(no longer: dog; new: zebra\)"):
+        tokenize(command(work, data=data, out=cache))
+
+
+def test_a_cache_of_an_earlier_version_says_what_to_do(work, tokenizer, tmp_path):
+    shutil.copytree(work / "cache", tmp_path / "cache")
+    index = json.loads((tmp_path / "cache" / "index.json").read_text())
+    del index["format"]
+    (tmp_path / "cache" / "index.json").write_text(json.dumps(index))
+    for use in (
+        lambda: TokenCache(tmp_path / "cache", "train", tokenizer),
+        lambda: tokenize(command(work, out=tmp_path / "cache")),
+    ):
+        with pytest.raises(
+            InputError, match=r"format 1; expected 2 \(python -m var_train.tokenize"
+        ):
+            use()
+
+
+def test_names_that_are_not_utf_8_are_encoded(work, tokenizer, tmp_path):
+    data = tmp_path / "images"
+    shutil.copytree(work / "images", data)
+    (data / "train" / "cat" / "0.png").rename(data / "train" / "cat" / os.fsdecode(b"caf\xe9.png"))
+    for split in ("train", "val"):
+        (data / split / "dog").rename(data / split / os.fsdecode(b"d\xf6g"))
+    tokenize(command(work, data=data, out=tmp_path / "cache"))
+    cache = TokenCache(tmp_path / "cache", "train", tokenizer)
+    assert cache.classes == ("cat", os.fsdecode(b"d\xf6g")) and len(cache) == 10
+
+
+def test_a_part_of_a_flat_folder_is_held_out(work, tokenizer, tmp_path):
+    data = shutil.copytree(work / "images" / "train", tmp_path / "images")
+    tokenize(command(work, data=data, out=tmp_path / "cache", val_fraction=0.3))
+    train, val = (TokenCache(tmp_path / "cache", split, tokenizer) for split in ("train", "val"))
+    assert len(train) + len(val) == 10 and set(val.labels_n.tolist()) == {0, 1}

@@ -4,7 +4,10 @@
     CACHE/train/00000.safetensors    ids and flipped (n, L), labels (n,); its SHA-256 as metadata
     CACHE/val/...
 
-A row of ``ids`` is the K token maps of an image one after another.
+A row of ``ids`` is the K token maps of an image one after another. A shard also has the place in
+its split, size, time and hash of every image file that it was made of. So a repeated command
+knows the shards of which an image was replaced, and writes those anew: where a file's time is
+another one but not its size, its content is read and compared.
 """
 
 import hashlib
@@ -16,17 +19,21 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from var_tokenizer import InputError, ScaleSchedule, Tokenizer, replacing
+from var_tokenizer import InputError, ScaleSchedule, Tokenizer, quoted, replacing
 
 from var_train import distributed
-from var_train.data import ImageSource
+from var_train.data import ImageFolder
 from var_train.progress import step_bar
+from var_train.scan import ImageFiles, content_hash, first_of
 from var_train.tokenizer_stage import padded_batches
 from var_train.tokens import EncodedImages, Ids, fingerprint
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val")
+FORMAT = 2  # of the index and the shards; 1 did not note which image files they are of
+_FIELDS = {"images": "number of images", "files": "list of image files", "shard": "shard size"}
+_TOKENS = ("ids", "flipped", "labels")
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class CacheIndex:
     """Of each split."""
     files: str
     """SHA-256 of the names of all image files."""
+    format: int = FORMAT
 
     @classmethod
     def read(cls, folder: Path) -> "CacheIndex":
@@ -51,15 +59,23 @@ class CacheIndex:
         path = folder / "index.json"
         try:
             fields = json.loads(path.read_text())
+            version = fields.get("format", 1 if fields else FORMAT)
             fields["scales"] = ScaleSchedule(fields["scales"]).scales
-            return cls(**(fields | {"classes": tuple(fields["classes"])}))
+            index = cls(**(fields | {"classes": tuple(fields["classes"])}))
         except OSError as error:
             raise InputError(
-                f"{path}: cannot read it: {error.strerror}; expected a token cache "
+                f"{quoted(path)}: cannot read it: {error.strerror}; expected a token cache "
                 "(python -m var_train.tokenize makes one)"
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: no index of a token cache: {error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{quoted(path)}: no index of a token cache: {error}") from error
+        if version != FORMAT:
+            raise InputError(
+                f"{quoted(folder)}: a token cache of format {version}; expected {FORMAT} "
+                "(python -m var_train.tokenize into another --out, or after removing this folder, "
+                "encodes the images anew)"
+            )
+        return index
 
     def shards(self, folder: Path, split: str) -> list[Path]:
         """The files of a split, in order."""
@@ -80,8 +96,8 @@ class TokenCache:
         index = CacheIndex.read(Path(folder))
         if index.tokenizer != fingerprint(tokenizer):
             raise InputError(
-                f"{folder}: holds tokens of another tokenizer; expected those of the one that "
-                "this run uses"
+                f"{quoted(folder)}: holds tokens of another tokenizer; expected those of the one "
+                "that this run uses"
             )
         self.classes = index.classes
         self._size, self._schedule = index.images[split], tokenizer.schedule
@@ -92,12 +108,18 @@ class TokenCache:
         first = int(distributed.gather(np.array(damaged, np.int32)).min())
         if first < len(paths):
             raise InputError(
-                f"{paths[first]}: missing or damaged; expected a whole shard "
+                f"{quoted(paths[first])}: missing or damaged; expected a whole shard "
                 "(the same var_train.tokenize command writes it again)"
             )
         self._ids = [_mapped(path, "ids") for path in paths]
         self._flipped = [_mapped(path, "flipped") for path in paths]
         self.labels_n = np.concatenate([_mapped(path, "labels") for path in paths])
+        digest = hashlib.sha256()
+        for path in paths:
+            with safe_open(path, framework="numpy") as file:
+                digest.update(file.metadata()["sha256"].encode())
+        self.digest = digest.hexdigest()
+        """SHA-256 of all tokens and labels."""
 
     def __len__(self) -> int:
         return self._size
@@ -114,17 +136,18 @@ class TokenCache:
 
 def write_cache(
     tokenizer: Tokenizer,
-    splits: dict[str, ImageSource],
-    files: str,
+    splits: dict[str, ImageFolder],
     folder: Path,
     shard: int,
     batch: int,
 ) -> None:
-    """Encodes images, as they are and mirrored, into ``folder``; shards that are whole stay.
+    """Encodes images, as they are and mirrored, into ``folder``.
 
-    splits: "train" and "val". files: a hash of their names. shard, batch: images a file and at
-    once. Workers share the work. Raises InputError where the folder holds other tokens.
+    Shards stay that are whole and made of the same image files. splits: "train" and "val". shard,
+    batch: images a file and at once. Workers share the work. Raises InputError where the folder
+    holds other tokens.
     """
+    names = [f"{name}/{file}" for name in SPLITS for file in splits[name].files.names]
     index = CacheIndex(
         tokenizer=fingerprint(tokenizer),
         vocab_size=tokenizer.vocab_size,
@@ -132,19 +155,29 @@ def write_cache(
         classes=splits["train"].classes,
         shard=shard,
         images={name: len(splits[name]) for name in SPLITS},
-        files=files,
+        files=hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest(),
     )
     _claim(folder, index)
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
     work = [(n, i, p) for n in SPLITS for i, p in enumerate(index.shards(folder, n))]
     work = work[distributed.rank() :: distributed.size()]
-    done = [is_whole(path) for *_, path in work]
+    replaced: list[str] = []
+    done = []
+    for name, _, path in work:
+        others = _replaced(path, splits[name].files) if is_whole(path) else None
+        replaced += others or []
+        done.append(others == [])
     log.info("%d of %d shards are there", sum(done), len(done))
+    if replaced:
+        log.info(
+            "%d image(s) were replaced, their shards are written anew: %s",
+            *(len(replaced), first_of(replaced)),
+        )
     with step_bar("tokens", sum(index.images.values()), unit="images") as bar:
         for (name, number, path), whole in zip(work, done, strict=True):
             rows = np.arange(number * shard, min((number + 1) * shard, index.images[name]))
             if not whole:
-                _write_shard(path, EncodedImages(tokenizer, splits[name]), rows, batch, dtype)
+                _write_shard(path, tokenizer, splits[name], rows, batch, dtype)
             bar.advance(len(rows), steps=len(rows))
     distributed.wait_for_all()
 
@@ -153,10 +186,49 @@ def is_whole(path: Path) -> bool:
     """Whether a shard is there and has its checksum."""
     try:
         with safe_open(path, framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in _TOKENS}
             return file.metadata()["sha256"] == _checksum(arrays)
     except (OSError, SafetensorError, KeyError, TypeError):
         return False
+
+
+def _replaced(path: Path, files: ImageFiles) -> list[str] | None:
+    """The images of a whole shard that are others now; None where what it says is damaged."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            made_of = {name: file.get_tensor(name) for name in ("index", "size", "time", "hash")}
+    except (OSError, SafetensorError):
+        return None
+    index_n = made_of["index"]
+    if index_n.size and index_n.max() >= len(files):
+        return None
+    other_n = files.sizes_n[index_n] != made_of["size"]
+    for i in np.flatnonzero(~other_n & (files.times_n[index_n] != made_of["time"])):
+        other_n[i] = _hash_of(files, index_n[i]) != made_of["hash"][i]
+    return [files.names[i] for i in index_n[other_n]]
+
+
+def _made_of(source: ImageFolder, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """What a shard says of the files that its ``rows``, read before, are made of."""
+    files = source.files
+    index_n = np.unique([i for row in rows.tolist() for i in source.sources(row)])
+    hashes_n = np.array([_hash_of(files, index) for index in index_n], np.uint64)
+    # What was replaced since the folder was listed may not be what was encoded.
+    same_n = np.array([files.is_as_listed(index) for index in index_n])
+    return {
+        "index": index_n,
+        "size": np.where(same_n, files.sizes_n[index_n], -1),
+        "time": files.times_n[index_n],
+        "hash": hashes_n,
+    }
+
+
+def _hash_of(files: ImageFiles, index: int) -> int:
+    """The hash of a file's content; 0 where it cannot be read."""
+    try:
+        return content_hash(files.path(index))
+    except InputError:
+        return 0
 
 
 def _claim(folder: Path, index: CacheIndex) -> None:
@@ -168,8 +240,9 @@ def _claim(folder: Path, index: CacheIndex) -> None:
             wanted = asdict(index)[field]
             if value != wanted:
                 raise InputError(
-                    f"{folder}: holds tokens with another {field}; expected the same one, or an "
-                    "empty folder"
+                    f"{quoted(folder)}: holds tokens with another {_FIELDS.get(field, field)}"
+                    f"{_difference(value, wanted)}; expected the same one, or another --out "
+                    "(an image that is new or gone moves all after it, so all are encoded anew)"
                 )
     elif distributed.rank() == 0:
         with replacing(path) as temporary:
@@ -177,9 +250,27 @@ def _claim(folder: Path, index: CacheIndex) -> None:
     distributed.wait_for_all()
 
 
+def _difference(before: object, now: object) -> str:
+    """What the message of a refusal says of a field's two values."""
+    if isinstance(before, dict):
+        return f" ({before} then, {now} now)"
+    if not isinstance(before, tuple | list):
+        return ""
+    gone, new = ([str(v) for v in a if v not in set(b)] for a, b in ((before, now), (now, before)))
+    if not gone and not new:
+        return " (in another order)"
+    return f" (no longer: {first_of(gone) or '-'}; new: {first_of(new) or '-'})"
+
+
 def _write_shard(
-    path: Path, source: EncodedImages, rows: np.ndarray, batch: int, dtype: type
+    path: Path,
+    tokenizer: Tokenizer,
+    images: ImageFolder,
+    rows: np.ndarray,
+    batch: int,
+    dtype: type,
 ) -> None:
+    source = EncodedImages(tokenizer, images)
     arrays = {"labels": np.empty(len(rows), np.int32)}
     for name, mirrored in (("ids", False), ("flipped", True)):
         parts = []
@@ -190,9 +281,10 @@ def _write_shard(
         arrays[name] = np.concatenate(parts)[: len(rows)]
     try:
         with replacing(path) as temporary:
-            save_file(arrays, temporary, {"sha256": _checksum(arrays)})
+            made_of = _made_of(images, rows)
+            save_file(arrays | made_of, temporary, {"sha256": _checksum(arrays)})
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot write this shard: {error}") from error
+        raise InputError(f"{quoted(path)}: cannot write this shard: {error}") from error
 
 
 def _checksum(arrays: dict[str, np.ndarray]) -> str:

@@ -87,6 +87,20 @@ class CheckpointFolder:
             )
         return None
 
+    def peek(self) -> tuple[int, Mapping[str, object]] | None:
+        """Step and state of the newest checkpoint, without reading (or checking) its arrays.
+
+        None where there is none with a readable head.
+        """
+        for path in reversed(self._paths()):
+            try:
+                with safe_open(path, framework="numpy") as file:
+                    metadata = file.metadata()
+                return int(metadata["step"]), json.loads(metadata["state"])
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+                continue
+        return None
+
     def best(self) -> Path | None:
         """The file of the newest checkpoint that was the best when it was written."""
         return next((path for path in reversed(self._paths()) if _is_best(path)), None)

@@ -1,4 +1,4 @@
-"""Labelled images: the embedded digits and folders of JPEG and PNG files.
+"""Labelled images: the embedded digits and folders of image files.
 
 Images are uint8 ``(N, Y, X, 3)`` where they are stored and float32 ``(B, 3, Y, X)`` in [-1, 1]
 where a model reads them.
@@ -7,7 +7,7 @@ where a model reads them.
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -16,12 +16,9 @@ from typing import Protocol
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
-from var_tokenizer import InputError, fit_picture, read_picture, to_model_range
+from var_tokenizer import InputError, fit_picture, quoted, read_picture, to_model_range
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
-LAYOUT = "DIR/train/CLASS/*.jpg|jpeg|png and DIR/val/CLASS/*.jpg|jpeg|png"
+from var_train.scan import ImageFiles, content_hash, counted, scan_folder, scan_tree
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +50,16 @@ def step_indices(n: int, batch: int, seed: int, step: int) -> np.ndarray:
     )
 
 
+def steps_of(epochs: int, n: int, batch: int) -> int:
+    """Steps of ``epochs`` over ``n`` images, of both stages: the last may begin another epoch.
+
+    Raises InputError for a batch that is larger than the data.
+    """
+    if n < batch:
+        raise InputError(f"batch is {batch}; expected at most {n}, the training images")
+    return -(-epochs * n // batch)
+
+
 class ImageSource(Protocol):
     """N labelled images of one size, from memory or from files."""
 
@@ -80,7 +87,8 @@ class ImageSource(Protocol):
 class ImageSet:
     """Images in memory: an ``ImageSource``.
 
-    images_nyxc: (N, Y, X, 3) uint8. labels_n: (N,) int32. classes: names by label.
+    images_nyxc: (N, Y, X, 3) uint8. labels_n: (N,) int32. classes: names by label. files: where
+    the images are from; None for those that are not from files.
 
     Raises InputError for arrays of another shape or dtype and for a label out of range.
     """
@@ -88,6 +96,7 @@ class ImageSet:
     images_nyxc: np.ndarray
     labels_n: np.ndarray
     classes: tuple[str, ...]
+    files: ImageFiles | None = None
 
     def __post_init__(self) -> None:
         shape, dtype = self.images_nyxc.shape, self.images_nyxc.dtype
@@ -124,33 +133,21 @@ class ImageFolder:
     of threads may call ``batch``.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        paths: Sequence[Path],
-        labels_n: np.ndarray,
-        classes: tuple[str, ...],
-        image_size: tuple[int, int],
-    ) -> None:
-        """folder: for messages. paths, labels_n: N each, class after class, every class present.
-        image_size: (rows, columns).
-
-        Raises InputError where a class has no readable image.
-        """
-        self.folder = folder
-        self.paths = tuple(paths)
-        self.labels_n = labels_n
-        self.classes = classes
+    def __init__(self, files: ImageFiles, image_size: tuple[int, int]) -> None:
+        """image_size: (rows, columns). Raises InputError where a class has no readable image."""
+        self.files = files
+        self.labels_n, self.classes = files.labels_n, files.classes
         self.image_size = image_size
         self._unreadable: dict[int, str] = {}
         self._lock = Lock()
         self._pool = ThreadPoolExecutor(thread_name_prefix="decode")
         # Better to learn now than hours into a run that a class cannot be read at all.
-        firsts = [int(np.argmax(labels_n == label)) for label in range(len(classes))]
-        _finish(self._pool.map(self._read, firsts), len(firsts), f"checking {folder}")
+        firsts = np.searchsorted(files.labels_n, np.arange(len(files.classes), dtype=np.int32))
+        work = self._pool.map(self._read, firsts.tolist())
+        _finish(work, len(firsts), f"checking {files.folder}")
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.files)
 
     def batch(
         self, indices: Sequence[int] | np.ndarray, flip: np.ndarray | None = None
@@ -165,17 +162,28 @@ class ImageFolder:
             images_byxc[row] = image_yxc
         return _prepared(images_byxc, flip), self.labels_n[indices]
 
+    def sources(self, index: int) -> list[int]:
+        """The files that decide on the image at ``index``, which was read before.
+
+        Its own, and where that is unreadable those after it, up to the one that stands in.
+        """
+        sources = []
+        for candidate in _candidates(self.files, index):
+            sources.append(candidate)
+            if candidate not in self._unreadable:
+                break
+        return sources
+
     def _read(self, index: int) -> np.ndarray:
         """The image at ``index``, or the next readable one of its class, cyclically."""
-        first, end = np.searchsorted(self.labels_n, self.labels_n[index] + np.arange(2)).tolist()
-        for candidate in (*range(index, end), *range(first, index)):
+        for candidate in _candidates(self.files, index):
             if candidate in self._unreadable:
                 continue
             try:
-                return read_image(self.paths[candidate], self.image_size)
+                return read_image(self.files.path(candidate), self.image_size)
             except InputError as error:
                 self._note_unreadable(candidate, str(error))
-        raise _no_readable_image(self.paths[index].parent, self._unreadable[index])
+        raise _no_readable_image(self.files, index, self._unreadable[index])
 
     def _note_unreadable(self, index: int, message: str) -> None:
         with self._lock:
@@ -183,8 +191,8 @@ class ImageFolder:
                 return
             self._unreadable[index] = message
             messages = [text for _, text in sorted(self._unreadable.items())]
-        log.warning("skipped an unreadable image: %s", message)
-        _check_tolerable(self.folder, messages, len(self))
+        log.warning("skipped an unreadable image, the next of its class stands in: %s", message)
+        _check_tolerable(self.files.folder, messages, len(self))
 
 
 def _prepared(images_byxc: np.ndarray, flip: np.ndarray | None) -> np.ndarray:
@@ -233,56 +241,36 @@ def load_digits_split() -> tuple[ImageSet, ImageSet]:
 
 
 def load_image_tree(
-    root: str | Path, image_size: tuple[int, int], *, memory_limit: int = 2**30
-) -> tuple[ImageSource, ImageSource]:
-    """The training and validation images of ``DIR/train/CLASS/*`` and ``DIR/val/CLASS/*``.
+    root: str | Path,
+    image_size: tuple[int, int],
+    *,
+    val_fraction: float | None = None,
+    memory_limit: int = 2**30,
+) -> tuple["ImageSet | ImageFolder", "ImageSet | ImageFolder"]:
+    """The training and validation images of a folder; ``scan_tree`` says which these are.
 
-    Classes are the sorted folder names of train; files are ``.jpg``, ``.jpeg`` and ``.png`` in
-    sorted order, names that start with a dot excepted. ``read_image`` says how an image becomes
-    ``image_size`` (rows, columns). A split that takes at most ``memory_limit`` bytes is decoded
-    now, once; a larger one batch by batch.
+    ``read_image`` says how an image becomes ``image_size`` (rows, columns). A split that takes at
+    most ``memory_limit`` bytes is decoded now, once; a larger one batch by batch. Either way an
+    unreadable image is replaced by the next readable one of its class, with a warning, so that
+    an epoch has as many images, and the same ones, whatever fits into memory.
 
-    Unreadable images are skipped with a warning. Raises InputError where they are more than 10
-    and more than 1 % of a split; where a folder is missing, empty or without classes; where a
-    class has no readable image; and where train and val differ in their classes.
+    Raises InputError as ``scan_tree`` does, where a class has no readable image, and where the
+    unreadable ones are more than 10 and more than 1 % of a split.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder; expected {LAYOUT}")
-    if not _names(root):
-        raise InputError(f"{root}: this folder is empty; expected {LAYOUT}")
-    train_folder, val_folder = root / "train", root / "val"
-    classes, val_classes = _class_names(train_folder), _class_names(val_folder)
-    for folder, missing in (
-        (train_folder, sorted(set(val_classes) - set(classes))),
-        (val_folder, sorted(set(classes) - set(val_classes))),
-    ):
-        if missing:
-            raise InputError(
-                f"{folder}: no folder for {len(missing)} class(es) of the other split: "
-                f"{_first(missing)}; expected the same classes in train and val"
-            )
-    train, val = (
-        _load_split(folder, classes, image_size, memory_limit)
-        for folder in (train_folder, val_folder)
+    train, val = scan_tree(Path(root), val_fraction)
+    return (
+        _load_split(train, image_size, memory_limit),
+        _load_split(val, image_size, memory_limit),
     )
-    return train, val
 
 
-def load_folder(folder: str | Path, image_size: tuple[int, int]) -> ImageSource:
-    """All JPEG and PNG files below ``folder``, at any depth, as images of one class.
+def load_folder(folder: str | Path, image_size: tuple[int, int]) -> "ImageFolder":
+    """All images below ``folder``, at any depth, as images of one class.
 
     They are decoded when a batch asks for them. Raises InputError where there is none, and where
     too many are unreadable (see ``load_image_tree``).
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected one of images")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise InputError(f"{folder}: no image at any depth; expected {', '.join(SUFFIXES)} files")
-    labels_n = np.zeros(len(paths), np.int32)
-    return ImageFolder(folder, paths, labels_n, (folder.name,), image_size)
+    return ImageFolder(scan_folder(Path(folder)), image_size)
 
 
 def read_image(path: Path, image_size: tuple[int, int]) -> np.ndarray:
@@ -294,91 +282,73 @@ def read_image(path: Path, image_size: tuple[int, int]) -> np.ndarray:
 
 
 def _load_split(
-    folder: Path, classes: tuple[str, ...], image_size: tuple[int, int], memory_limit: int
-) -> ImageSource:
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        names = [n for n in _names(folder / name) if n.lower().endswith(SUFFIXES)]
-        if not names:
-            raise InputError(f"{folder / name}: no image; expected {', '.join(SUFFIXES)} files")
-        paths += [folder / name / n for n in names]
-        labels += [label] * len(names)
-    labels_n = np.array(labels, np.int32)
-    if len(paths) * image_size[0] * image_size[1] * 3 > memory_limit:
-        return ImageFolder(folder, paths, labels_n, classes, image_size)
-    return _decode_all(folder, paths, labels_n, classes, image_size)
+    files: ImageFiles, image_size: tuple[int, int], memory_limit: int
+) -> "ImageSet | ImageFolder":
+    if len(files) * image_size[0] * image_size[1] * 3 > memory_limit:
+        return ImageFolder(files, image_size)
+    return _decode_all(files, image_size)
 
 
-def _decode_all(
-    folder: Path,
-    paths: list[Path],
-    labels_n: np.ndarray,
-    classes: tuple[str, ...],
-    image_size: tuple[int, int],
-) -> ImageSet:
-    images_nyxc = np.empty((len(paths), *image_size, 3), np.uint8)
+def _decode_all(files: ImageFiles, image_size: tuple[int, int]) -> ImageSet:
+    images_nyxc = np.empty((len(files), *image_size, 3), np.uint8)
+    hashes_n = np.zeros(len(files), np.uint64)
     unreadable: dict[int, str] = {}
 
     def decode(index: int) -> None:
+        path = files.path(index)
         try:
-            images_nyxc[index] = read_image(paths[index], image_size)
+            hashes_n[index] = content_hash(path)
+            images_nyxc[index] = read_image(path, image_size)
         except InputError as error:
             unreadable[index] = str(error)
 
     with ThreadPoolExecutor() as pool:
-        _finish(pool.map(decode, range(len(paths))), len(paths), f"reading {folder}")
-    if not unreadable:
-        return ImageSet(images_nyxc, labels_n, classes)
-    bad = sorted(unreadable)
-    messages = [unreadable[index] for index in bad]
-    left_n = np.delete(labels_n, bad)
-    for label, name in enumerate(classes):
-        if label not in left_n:
-            first = next(unreadable[index] for index in bad if labels_n[index] == label)
-            raise _no_readable_image(folder / name, first)
-    _check_tolerable(folder, messages, len(paths))
-    log.warning("%s: skipped %d unreadable image(s): %s", folder, len(bad), _first(messages))
-    return ImageSet(np.delete(images_nyxc, bad, axis=0), left_n, classes)
+        _finish(pool.map(decode, range(len(files))), len(files), f"reading {files.folder}")
+    for index in sorted(unreadable):
+        stand_in = next((i for i in _candidates(files, index) if i not in unreadable), None)
+        if stand_in is None:
+            raise _no_readable_image(files, index, unreadable[index])
+        images_nyxc[index] = images_nyxc[stand_in]
+    if unreadable:
+        messages = [text for _, text in sorted(unreadable.items())]
+        _check_tolerable(files.folder, messages, len(files))
+        log.warning(
+            "%s: skipped %d unreadable image(s), for which the next of their class stand in: %s",
+            *(quoted(files.folder), len(messages), _first(messages)),
+        )
+    files = replace(files, hashes_n=hashes_n)
+    return ImageSet(images_nyxc, files.labels_n, files.classes, files)
 
 
-def _no_readable_image(class_folder: Path, first: str) -> InputError:
-    return InputError(f"{class_folder}: no readable image; expected at least one ({first})")
+def _candidates(files: ImageFiles, index: int) -> Iterator[int]:
+    """The image at ``index`` and then the next ones of its class, cyclically."""
+    label = files.labels_n[index]
+    first, end = np.searchsorted(files.labels_n, np.array([label, label + 1], np.int32)).tolist()
+    yield from range(index, end)
+    yield from range(first, index)
+
+
+def _no_readable_image(files: ImageFiles, index: int, first: str) -> InputError:
+    name = files.classes[files.labels_n[index]]
+    folder = files.folder / name if len(files.classes) > 1 else files.folder
+    return InputError(f"{quoted(folder)}: no readable image; expected at least one ({first})")
 
 
 def _check_tolerable(folder: Path, messages: list[str], total: int) -> None:
     """Raises InputError with the list where more than 10 and more than 1 % are unreadable."""
     if len(messages) > max(10, total / 100):
         raise InputError(
-            f"{folder}: {len(messages)} of {total} images are unreadable; "
+            f"{quoted(folder)}: {len(messages)} of {total} images are unreadable; "
             "expected at most 10 or 1 %, whichever is more:\n  " + "\n  ".join(messages)
         )
 
 
-def _class_names(split: Path) -> tuple[str, ...]:
-    if not split.is_dir():
-        raise InputError(f"{split}: no such folder; expected {LAYOUT}")
-    classes = tuple(name for name in _names(split) if (split / name).is_dir())
-    if not classes:
-        raise InputError(f"{split}: no class folders; expected {LAYOUT}")
-    return classes
-
-
-def _names(folder: Path) -> list[str]:
-    """Names of a folder's entries, sorted, without hidden ones."""
-    try:
-        return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise InputError(f"{folder}: cannot list this folder: {error.strerror}") from error
-
-
-def _first(items: list[str], count: int = 3) -> str:
-    return ", ".join(items[:count]) + (", ..." if len(items) > count else "")
+def _first(messages: list[str], count: int = 3) -> str:
+    return ", ".join(messages[:count]) + (", ..." if messages[count:] else "")
 
 
 def _finish(work: Iterator[object], total: int, description: str) -> None:
-    """Runs ``work`` of ``total`` steps to its end under a progress bar, which then disappears."""
-    console = Console(stderr=True)
-    hidden = not console.is_terminal
-    for _ in track(work, description, total, console=console, transient=True, disable=hidden):
-        pass
+    """Runs ``work`` on ``total`` images to its end, and shows how far it is."""
+    with counted(total, description, "images") as advance:
+        for _ in work:
+            advance()

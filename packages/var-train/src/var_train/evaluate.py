@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 from var_tokenizer import InputError, Tokenizer
-from var_transformer import exit_codes, working
+from var_transformer import exit_codes
 
 from var_train.data import load_folder
 from var_train.features import FeatureNetwork
@@ -31,7 +31,7 @@ class TokenizerEvaluation:
     tokenizer: Path
     """A tokenizer, .safetensors."""
     data: Path
-    """A folder of JPEG and PNG files, searched to any depth."""
+    """A folder of images, searched to any depth."""
     out: Path
     """The folder for the figures and the sheet."""
     batch: int = 50
@@ -50,8 +50,7 @@ def evaluate_tokenizer(config: TokenizerEvaluation) -> TokenizerFigures:
     network = (
         None if config.feature_network is None else FeatureNetwork.load(config.feature_network)
     )
-    with working("reading the images"):
-        images = load_folder(config.data, tokenizer.config.image_size)
+    images = load_folder(config.data, tokenizer.config.image_size)
     with step_bar("measuring", len(images), unit="images") as bar:
         figures = measure_tokenizer(
             tokenizer,

@@ -19,6 +19,7 @@ from var_transformer import INTERRUPTED
 from var_train import distributed
 from var_train.checkpoints import CheckpointFolder, Snapshot
 from var_train.progress import MetricsLog, Value, step_bar
+from var_train.record import DataRecord, check_data
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def train(
     done. Raises InputError for a checkpoint of other settings, a loss that is not finite (the
     last good checkpoint stays) and a disk that cannot be written.
     """
-    checkpoints = CheckpointFolder(folder / "checkpoints" / stage.name, config.keep)
+    checkpoints = CheckpointFolder(stage_folder(folder, stage.name), config.keep)
     settings = json.loads(json.dumps(settings))  # tuples as the lists that come back
     if distributed.rank() == 0 and not resume:
         checkpoints.clear()
@@ -169,6 +170,31 @@ def train(
         )
         raise SystemExit(INTERRUPTED)
     return validation
+
+
+def stage_folder(folder: Path, stage: str) -> Path:
+    """Where the checkpoints of a stage of the run ``folder`` lie."""
+    return folder / "checkpoints" / stage
+
+
+def check_resumable(
+    folder: Path, stage: str, settings: Mapping[str, object], data: DataRecord | None
+) -> int | None:
+    """Raises InputError where a stage cannot go on from the checkpoint that it has.
+
+    folder: of the run. settings: what of ``train``'s is known before training. data: the images,
+    of which ``settings`` holds the digest. Returns the step of the checkpoint, None for none.
+    """
+    checkpoints = CheckpointFolder(stage_folder(folder, stage))
+    found = checkpoints.peek()
+    if found is None:
+        return None
+    step, state = found
+    saved = state["settings"]
+    check_data(checkpoints.folder, saved, settings, data)
+    known = {key: saved[key] for key in saved if key in settings}
+    _check_settings(checkpoints.folder, known, json.loads(json.dumps(settings)))
+    return step
 
 
 def check_finite(loss: float, stage: str, step: int) -> float:

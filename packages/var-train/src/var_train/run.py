@@ -5,10 +5,12 @@ import os
 os.environ.setdefault("GLOG_v", "3")  # before MindSpore is imported: its warnings are not ours
 
 import argparse
+import hashlib
 import json
 import logging
 import resource
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -16,7 +18,14 @@ from typing import Literal
 import numpy as np
 import tyro
 from mindspore import Tensor
-from var_tokenizer import InputError, Scale, Tokenizer, TokenizerConfig
+from var_tokenizer import (
+    InputError,
+    Scale,
+    Tokenizer,
+    TokenizerConfig,
+    quoted,
+    weights_checksum,
+)
 from var_transformer import (
     Backend,
     Transformer,
@@ -29,12 +38,14 @@ from var_transformer import (
 from var_train import distributed
 from var_train.arguments import format_size, sizes
 from var_train.cache import SPLITS, TokenCache
-from var_train.data import ImageSet, ImageSource, load_digits_split, load_image_tree
-from var_train.loop import LoopConfig
+from var_train.checkpoints import CheckpointFolder
+from var_train.data import ImageFolder, ImageSet, load_digits_split, load_image_tree
+from var_train.loop import LoopConfig, check_resumable, stage_folder
 from var_train.loop import train as train_stage
 from var_train.precision import DTYPES
 from var_train.presets import PRESETS, published_stage
 from var_train.progress import MetricsLog, record_settings
+from var_train.record import DataRecord
 from var_train.report import (
     Sampling,
     digit_figures,
@@ -50,6 +61,8 @@ from var_train.transformer_stage import TransformerStage, TransformerTraining
 from var_train.watch import watched
 
 log = logging.getLogger("var_train")
+
+Source = ImageSet | ImageFolder | TokenCache
 
 
 @dataclass(frozen=True)
@@ -87,7 +100,10 @@ class Run:
     """The tokenizer for the stage transformer; by default OUT/tokenizer.safetensors. It brings
     its own configuration, so --tokenizer.* is not read."""
     data: Path | None = None
-    """An image tree, DATA/train/CLASS/*.jpg|png and DATA/val/CLASS/*; by default the digits."""
+    """An image tree, DATA/train/CLASS/* and DATA/val/CLASS/*; by default the digits."""
+    val_fraction: float | None = None
+    """Share of each class of DATA/CLASS/* (or of DATA/train/CLASS/*, where there is no val) that is
+    held out to validate on."""
     tokens: Path | None = None
     """A token cache (python -m var_train.tokenize) for the stage transformer, instead of DATA."""
     out: Path = Path("runs/digits")
@@ -134,6 +150,10 @@ class Run:
                 f"tokens is {self.tokens}, stage {self.stage} and data {self.data}; expected "
                 "tokens with the stage transformer only, and no data"
             )
+        if self.val_fraction is not None and self.data is None:
+            raise InputError(
+                f"val_fraction is {self.val_fraction} without data; expected it with data only"
+            )
 
 
 def run(config: Run) -> dict[str, object]:
@@ -145,20 +165,21 @@ def run(config: Run) -> dict[str, object]:
     first = distributed.rank() == 0  # worker 0 alone writes
     tokenizer = _tokenizer(config)
     _check_image_size(config.image_size, tokenizer.config)
-    with working("reading the images", silent=not first):
-        if config.tokens is None:
-            train, val = _load(config, tokenizer.config.image_size)
-        else:
-            train, val = (TokenCache(config.tokens, split, tokenizer) for split in SPLITS)
+    train, val = _load(config, tokenizer)
+    given: dict[str, str | None] = {"init": None}
+    tokenizer_steps = 0
     if config.stage != "transformer":
         stage = TokenizerTraining(tokenizer, train, val, config.train_tokenizer, config.seed)
+        tokenizer_steps = stage.steps
+    else:
+        given["tokenizer"] = fingerprint(tokenizer)
     if config.stage != "tokenizer":
-        model = _model(config, tokenizer.config, len(train.classes))
+        model, given["init"] = _model(config, tokenizer, train.classes)
         config.train_transformer.check(model.config, len(train))
         sampling = config.sampling
         check_sampler(sampling.cfg, sampling.top_k, sampling.top_p, tokenizer.vocab_size)
     log.info("%d training and %d validation images", len(train), len(val))
-    metrics = MetricsLog(config.out, config.resume)
+    metrics, settings = _begin(config, given, train, val, tokenizer_steps)
     seconds: dict[str, float] = {}
     figures: dict[str, object] = {}
     batch = config.train_tokenizer.batch
@@ -166,8 +187,7 @@ def run(config: Run) -> dict[str, object]:
         record_settings(config.out, asdict(config))
 
     if config.stage != "transformer":
-        settings = _settings(config, "tokenizer")
-        train_stage(stage, config.out, metrics, config.loop, settings, config.resume)
+        train_stage(stage, config.out, metrics, config.loop, settings["tokenizer"], config.resume)
         stage.finish()
         if first:
             tokenizer.save(config.out / "tokenizer.safetensors")
@@ -176,6 +196,7 @@ def run(config: Run) -> dict[str, object]:
 
     if config.stage != "tokenizer":
         flip = config.train_transformer.flip
+        model.class_names, model.tokenizer_checksum = train.classes, tokenizer.checksum()
         train_tokens = tokens_of(tokenizer, train, batch, flip)
         val_tokens = tokens_of(tokenizer, val, batch)
         seconds["tokens"] = _since(started, seconds)
@@ -188,8 +209,8 @@ def run(config: Run) -> dict[str, object]:
             config.seed,
             sampling,
         )
-        settings = _settings(config, "transformer") | {"tokenizer": fingerprint(tokenizer)}
-        figures |= train_stage(stage, config.out, metrics, config.loop, settings, config.resume)
+        full = settings["transformer"] | {"tokenizer": fingerprint(tokenizer)}
+        figures |= train_stage(stage, config.out, metrics, config.loop, full, config.resume)
         stage.finish()
         seconds["transformer"] = _since(started, seconds)
 
@@ -244,35 +265,64 @@ def _check_image_size(size: Scale | None, tokenizer: TokenizerConfig) -> None:
         )
 
 
-def _model(config: Run, tokenizer: TokenizerConfig, classes: int) -> Transformer:
+def _model(
+    config: Run, tokenizer: Tokenizer, classes: tuple[str, ...]
+) -> tuple[Transformer, str | None]:
+    """The transformer before training, and the checksum of the weights of ``init``."""
     model_config = TransformerConfig(
         depth=config.transformer.depth,
         width=config.transformer.width,
         heads=config.transformer.heads,
         shared_adaln=config.transformer.shared_adaln,
-        num_classes=classes,
-        vocab_size=tokenizer.vocab_size,
-        latent_channels=tokenizer.latent_channels,
-        scales=tokenizer.scales,
+        num_classes=len(classes),
+        vocab_size=tokenizer.config.vocab_size,
+        latent_channels=tokenizer.config.latent_channels,
+        scales=tokenizer.config.scales,
     )
     backend = Backend(dtype=DTYPES[config.train_transformer.precision.dtype])
     if config.init is None:
-        return Transformer(model_config, config.seed, backend)
+        return Transformer(model_config, config.seed, backend), None
     init = Transformer.load(config.init, backend)
     for name, value in asdict(init.config).items():
         wanted = getattr(model_config, name)
         if name != "num_classes" and value != wanted:
             raise InputError(
-                f"{config.init}: {name} is {value}; expected {wanted}, that of this run's "
+                f"{quoted(config.init)}: {name} is {value}; expected {wanted}, that of this run's "
                 "transformer and tokenizer"
             )
-    if init.config.num_classes == classes:
-        return init
-    log.info(
-        "%s: num_classes is %d and the data's %d: class embeddings start anew",
-        *(config.init, init.config.num_classes, classes),
-    )
-    return _with_new_classes(init, Transformer(model_config, config.seed, backend))
+    checksum = weights_checksum((n, a.shape, [a]) for n, a in init.published_tensors().items())
+    _compare_init(config, init, tokenizer, classes)
+    if init.config.num_classes == len(classes):
+        return init, checksum
+    return _with_new_classes(init, Transformer(model_config, config.seed, backend)), checksum
+
+
+def _compare_init(
+    config: Run, init: Transformer, tokenizer: Tokenizer, classes: tuple[str, ...]
+) -> None:
+    """Says in what the run differs from what the weights of ``init`` were trained on."""
+    name = quoted(config.init)
+    if config.stage == "all" or init.tokenizer_checksum not in (None, tokenizer.checksum()):
+        log.warning(
+            "%s: was trained on the tokens of another tokenizer; its weights start far off", name
+        )
+    if init.config.num_classes != len(classes):
+        log.info(
+            "%s: num_classes is %d and the data's %d: class embeddings start anew",
+            *(name, init.config.num_classes, len(classes)),
+        )
+    elif init.class_names not in (None, classes):
+        differ = [
+            n
+            for n, pair in enumerate(zip(init.class_names, classes, strict=True))
+            if pair[0] != pair[1]
+        ]
+        log.warning(
+            "%s: %d of %d classes have other names in the data, which start from the embeddings "
+            "of the same numbers: class %d is %s there and %s here",
+            *(name, len(differ), len(classes), differ[0]),
+            *(quoted(init.class_names[differ[0]]), quoted(classes[differ[0]])),
+        )
 
 
 def _with_new_classes(init: Transformer, model: Transformer) -> Transformer:
@@ -299,28 +349,89 @@ def preset_defaults(name: str) -> Run:
     )
 
 
-def _load(config: Run, image_size: tuple[int, int]) -> tuple[ImageSource, ImageSource]:
+def _load(config: Run, tokenizer: Tokenizer) -> tuple[Source, Source]:
+    if config.tokens is not None:
+        with working("checking the tokens", silent=distributed.rank() > 0):
+            return tuple(TokenCache(config.tokens, split, tokenizer) for split in SPLITS)
+    size = tokenizer.config.image_size
     if config.data is not None:
-        return load_image_tree(config.data, image_size)
-    if image_size != (32, 32):
+        return load_image_tree(config.data, size, val_fraction=config.val_fraction)
+    if size != (32, 32):
         raise InputError(
-            f"the digits are (32, 32) images; expected a tokenizer of that, not {image_size}"
+            f"the digits are (32, 32) images; expected a tokenizer of that, not {size}"
         )
     return load_digits_split()
 
 
-def _settings(config: Run, stage: Literal["tokenizer", "transformer"]) -> dict[str, object]:
-    """What the training of a stage depends on, as JSON has it."""
+def _begin(
+    config: Run, given: Mapping[str, object], train: Source, val: Source, tokenizer_steps: int
+) -> tuple[MetricsLog, dict[str, dict[str, object]]]:
+    """Begins to write into OUT, once it is certain that each stage can go on from what lies there.
+
+    given: settings that come from files. tokenizer_steps: all of the tokenizer's stage, where it
+    is trained. Returns the metrics and the settings by stage. Raises InputError for checkpoints
+    of other settings or data, before anything is written.
+    """
+    record, data = _data(train, val)
+    names = ("tokenizer", "transformer") if config.stage == "all" else (config.stage,)
+    settings = {name: _settings(config, name, given | data) for name in names}
+    if config.resume:
+        done = {n: check_resumable(config.out, n, settings[n], record) for n in names}
+        if (
+            config.stage == "all"
+            and done["transformer"] is not None
+            and done["tokenizer"] != tokenizer_steps
+        ):
+            raise InputError(
+                f"{quoted(config.out)}: holds checkpoints of a transformer, but the tokenizer that "
+                f"it belongs to has {done['tokenizer'] or 'none'} of {tokenizer_steps} steps; "
+                "expected all (--stage transformer goes on with OUT/tokenizer.safetensors, "
+                "--no-resume starts from the beginning)"
+            )
+    distributed.wait_for_all()  # all have read what worker 0 now writes
+    metrics = MetricsLog(config.out, config.resume)
+    if distributed.rank() == 0:
+        for folder in (stage_folder(config.out, name) for name in names):
+            if not config.resume:
+                CheckpointFolder(folder).clear()
+            if record is not None:
+                record.save(folder)
+    return metrics, settings
+
+
+def _data(train: Source, val: Source) -> tuple[DataRecord | None, dict[str, object]]:
+    """The image files, and the settings that say what a run is trained on; all None for digits."""
+    if isinstance(train, TokenCache):
+        tokens = {
+            "classes": list(train.classes),
+            "images": [len(train), len(val)],
+            "digests": [train.digest, val.digest],
+        }
+        return None, {"data": None, "tokens": tokens}
+    if train.files is None:
+        return None, {"data": None, "tokens": None}
+    record = DataRecord.of(train.files, val.files)
+    return record, {"data": record.settings, "tokens": None}
+
+
+def _settings(
+    config: Run, stage: Literal["tokenizer", "transformer"], given: Mapping[str, object]
+) -> dict[str, object]:
+    """What the training of a stage depends on, as JSON has it: no path, but what lies there."""
     parts = {
         stage: asdict(getattr(config, stage)),
         f"train_{stage}": asdict(getattr(config, f"train_{stage}")),
         "seed": config.seed,
-        "init": None if config.init is None else str(config.init.resolve()),
-        "data": None if config.data is None else str(config.data.resolve()),
-        "tokens": None if config.tokens is None else str(config.tokens.resolve()),
+        **given,
     }
     if stage == "transformer":  # where moments lie changes no number
         del parts["train_transformer"]["shard_optimizer"]
+    else:
+        network = config.train_tokenizer.losses.feature_network
+        if network is not None:
+            with network.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            parts["train_tokenizer"]["losses"]["feature_network"] = digest
     return json.loads(json.dumps(parts, default=str))
 
 

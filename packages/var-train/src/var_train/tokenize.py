@@ -4,14 +4,13 @@ import os
 
 os.environ.setdefault("GLOG_v", "3")  # before MindSpore is imported: its warnings are not ours
 
-import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from var_tokenizer import InputError, Tokenizer
-from var_transformer import exit_codes, working
+from var_tokenizer import InputError, Tokenizer, quoted
+from var_transformer import exit_codes
 
 from var_train import distributed
 from var_train.cache import write_cache
@@ -31,9 +30,11 @@ class Tokenization:
     tokenizer: Path
     """A trained tokenizer, .safetensors."""
     data: Path
-    """An image tree, DATA/train/CLASS/*.jpg|png and DATA/val/CLASS/*."""
+    """An image tree, DATA/train/CLASS/* and DATA/val/CLASS/*; with --val-fraction, DATA/CLASS/*."""
     out: Path
     """The folder of the cache."""
+    val_fraction: float | None = None
+    """Share of each class that is held out to validate on, where DATA has no val."""
     batch: int = 32
     """Images at once."""
     shard: int = 4096
@@ -49,13 +50,12 @@ def tokenize(config: Tokenization) -> None:
     """Carries out ``config``; raises InputError for unusable files before it encodes."""
     tokenizer = Tokenizer.load(config.tokenizer)
     size = tokenizer.config.image_size
-    with working("listing the images", silent=distributed.rank() > 0):
-        train, val = load_image_tree(config.data, size, memory_limit=0)
-    names = [str(p.relative_to(config.data)) for split in (train, val) for p in split.paths]
-    files = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    train, val = load_image_tree(
+        config.data, size, val_fraction=config.val_fraction, memory_limit=0
+    )
     splits = {"train": train, "val": val}
-    write_cache(tokenizer, splits, files, config.out, config.shard, config.batch)
-    log.info("wrote %s", config.out.resolve())
+    write_cache(tokenizer, splits, config.out, config.shard, config.batch)
+    log.info("wrote %s", quoted(config.out.resolve()))
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from var_train import distributed
 from var_train.augment import augment, draw_augmentation
 from var_train.checkpoints import parameter_arrays, restore_parameters
 from var_train.codebook import CodebookHealth, CodebookKeeper
-from var_train.data import ImageSource, epoch_order
+from var_train.data import ImageSource, step_indices, steps_of
 from var_train.discriminator import Adversary, PatchDiscriminator, hinge_loss
 from var_train.loop import check_finite
 from var_train.losses import LossWeights, ReconstructionLoss
@@ -74,8 +74,7 @@ class TokenizerTraining:
         self._tokenizer, self._config, self._seed = tokenizer, config, seed
         self._train, self._val = train, val
         self.batch = config.batch
-        self._steps_in_epoch = steps_in_epoch(len(train), config.batch)
-        self.steps = config.epochs * self._steps_in_epoch
+        self.steps = steps_of(config.epochs, len(train), config.batch)
         share = distributed.share(config.batch)
         self._own = slice(share * distributed.rank(), share * (distributed.rank() + 1))
         self._keeper = CodebookKeeper(tokenizer, config.codebook, config.batch)
@@ -137,9 +136,7 @@ class TokenizerTraining:
 
     def _images(self, step: int, rng: np.random.Generator) -> np.ndarray:
         """This worker's images of a step, (B, 3, H, W)."""
-        epoch, position = divmod(step, self._steps_in_epoch)
-        order = epoch_order(len(self._train), self._seed, epoch)
-        indices = order[position * self._config.batch :][: self._config.batch]
+        indices = step_indices(len(self._train), self._config.batch, self._seed, step)
         flip = rng.random(len(indices)) < 0.5
         flip = flip[self._own] if self._config.flip else None
         return self._train.batch(indices[self._own], flip)[0]
@@ -351,13 +348,6 @@ def _is_matrix(parameter: Parameter) -> bool:
 
 def _length(gradient: Tensor) -> Tensor:
     return ops.sqrt((gradient * gradient).sum())
-
-
-def steps_in_epoch(images: int, batch: int) -> int:
-    """Whole batches an epoch. Raises InputError where there is none."""
-    if images < batch:
-        raise InputError(f"batch is {batch}; expected at most {images}, the training images")
-    return images // batch
 
 
 def reconstruct(

@@ -12,7 +12,7 @@ from var_transformer import Transformer, TransformerConfig, check_pair
 
 from var_train import distributed
 from var_train.checkpoints import parameter_arrays, restore_parameters
-from var_train.data import step_indices
+from var_train.data import step_indices, steps_of
 from var_train.loop import Stopwatch
 from var_train.optimizer import AdamW, AdamWConfig, Ema, release
 from var_train.pictures import sample_grid
@@ -105,10 +105,7 @@ class TransformerStage:
     def check(self, model: TransformerConfig, images: int) -> None:
         """Raises InputError where ``model`` or the number of training images do not fit."""
         scales = len(model.schedule)
-        if images < self.batch:
-            raise InputError(
-                f"batch is {self.batch}; expected at most {images}, the training images"
-            )
+        steps_of(self.epochs, images, self.batch)
         if self.scale_weights and len(self.scale_weights) != scales:
             raise InputError(
                 f"scale_weights has {len(self.scale_weights)} numbers; expected {scales}, "
@@ -154,7 +151,7 @@ class TransformerTraining:
         self._train, self._val = train, val
         self._sampling = Sampling() if sampling is None else sampling
         self.batch = config.batch
-        self.steps = -(-config.epochs * len(train) // config.batch)
+        self.steps = steps_of(config.epochs, len(train), config.batch)
         self._share = distributed.share(config.batch, config.accumulation)
         rate = model.config.drop_path if config.drop_path is None else config.drop_path
         self._drop_rates_d = np.linspace(0, rate, model.config.depth)

@@ -1,0 +1,177 @@
+"""A run goes on with the data that it was trained on, wherever that lies, and with no other."""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from var_tokenizer import InputError
+from var_train.data import load_image_tree
+from var_train.record import DataRecord, check_data
+
+NO_TOKENS = {"tokens": None}
+
+
+def write_tree(root: Path, classes=("cat", "dog"), count=6) -> Path:
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i}.ppm")
+    return root
+
+
+def record_of(root: Path, memory_limit: int) -> DataRecord:
+    train, val = load_image_tree(root, (4, 4), memory_limit=memory_limit)
+    return DataRecord.of(train.files, val.files)
+
+
+@pytest.fixture(params=[2**30, 0], ids=["memory", "lazy"])
+def trained(request, tmp_path):
+    """A tree, and what a command says of it as it is now: None, or the refusal."""
+    tree = write_tree(tmp_path / "tree")
+    first = record_of(tree, request.param)
+    first.save(tmp_path)
+    saved = NO_TOKENS | {"data": first.settings}
+
+    def refusal(root: Path = tree) -> str | None:
+        now = record_of(root, request.param)
+        try:
+            check_data(tmp_path, saved, NO_TOKENS | {"data": now.settings}, now)
+        except InputError as error:
+            return str(error)
+
+    return tree, refusal
+
+
+def again(path: Path, pixels: int | None = None) -> None:
+    """Writes a file anew: the same image, or another of the same size in bytes."""
+    content = path.read_bytes()
+    if pixels is not None:
+        content = content[:-1] + bytes([content[-1] ^ pixels])
+    path.unlink()
+    path.write_bytes(content)
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
+
+
+def test_the_same_data_goes_on(trained):
+    _, refusal = trained
+    assert refusal() is None
+
+
+def test_a_folder_that_was_moved_goes_on(trained, tmp_path):
+    tree, refusal = trained
+    (tmp_path / "else").mkdir()
+    tree.rename(tmp_path / "else" / "where")
+    assert refusal(tmp_path / "else" / "where") is None
+
+
+def test_a_folder_that_was_copied_goes_on_though_all_its_times_are_new(trained):
+    tree, refusal = trained
+    for path in tree.rglob("*.ppm"):
+        again(path)
+    assert refusal() is None
+
+
+def test_a_renamed_class_is_refused_by_both_of_its_names(trained):
+    tree, refusal = trained
+    for split in ("train", "val"):
+        (tree / split / "cat").rename(tree / split / "zebra")
+    assert "class cat is gone and class zebra is new" in refusal()
+
+
+def test_new_images_are_refused_and_taking_them_away_again_helps(trained):
+    tree, refusal = trained
+    new = [tree / "train" / "dog" / f"new{i}.ppm" for i in range(20)]
+    for path in new:
+        shutil.copy(tree / "train" / "dog" / "0.ppm", path)
+    message = refusal()
+    assert "20 image(s) more: train/dog/new0.ppm, " in message and "put them back" in message
+    for path in new:
+        path.unlink()
+    assert refusal() is None
+
+
+def test_a_missing_image_is_named(trained):
+    tree, refusal = trained
+    (tree / "val" / "dog" / "3.ppm").unlink()
+    assert "1 image(s) less: val/dog/3.ppm;" in refusal()
+
+
+def test_another_image_of_the_same_name_and_size_is_named(trained):
+    tree, refusal = trained
+    again(tree / "train" / "cat" / "2.ppm", pixels=1)
+    message = refusal()
+    assert "1 image(s)" in message and "train/cat/2.ppm" in message
+
+
+def test_another_image_of_another_size_is_named_whatever_its_time(trained):
+    tree, refusal = trained
+    path = tree / "train" / "cat" / "2.ppm"
+    status = path.stat()
+    path.write_bytes(path.read_bytes() + b"#")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert "1 image(s) changed: train/cat/2.ppm;" in refusal()
+
+
+def test_images_that_are_read_may_be_written_anew_one_by_one(tmp_path):
+    tree = write_tree(tmp_path / "tree")
+    before = record_of(tree, 2**30)
+    again(tree / "train" / "cat" / "2.ppm")
+    assert record_of(tree, 2**30).settings == before.settings
+
+
+@pytest.mark.parametrize(
+    ("saved", "named"),
+    [
+        ({"data": "/images", "tokens": None}, "an earlier version"),
+        ({"data": None, "tokens": None}, "the digits then, images now"),
+        ({"data": None, "tokens": {"classes": ["a"]}}, "tokens then, images now"),
+    ],
+)
+def test_another_kind_of_data_is_refused(tmp_path, saved, named):
+    now = record_of(write_tree(tmp_path / "tree"), 0)
+    with pytest.raises(InputError, match=named):
+        check_data(tmp_path, saved, NO_TOKENS | {"data": now.settings}, now)
+
+
+def test_other_tokens_are_refused(tmp_path):
+    def settings(digest: str) -> dict:
+        tokens = {"classes": ["a"], "images": [1, 1], "digests": [digest, digest]}
+        return {"data": None, "tokens": tokens}
+
+    check_data(tmp_path, settings("1"), settings("1"), None)
+    with pytest.raises(InputError, match="was trained on other data"):
+        check_data(tmp_path, settings("1"), settings("2"), None)
+
+
+def test_classes_in_another_order_are_refused(tmp_path):
+    now = record_of(write_tree(tmp_path / "tree"), 0)
+    saved = replace(now, classes=("dog", "cat")).settings
+    with pytest.raises(InputError, match="in the order dog, cat, now cat, dog"):
+        check_data(tmp_path, NO_TOKENS | {"data": saved}, NO_TOKENS | {"data": now.settings}, now)
+
+
+def test_without_the_record_it_is_refused_all_the_same(tmp_path):
+    tree = write_tree(tmp_path / "tree")
+    saved = record_of(tree, 0).settings
+    (tree / "train" / "cat" / "0.ppm").unlink()
+    (tmp_path / "data.safetensors").write_bytes(b"damaged")
+    now = record_of(tree, 0)
+    with pytest.raises(InputError, match="which ones is not on record"):
+        check_data(tmp_path, NO_TOKENS | {"data": saved}, NO_TOKENS | {"data": now.settings}, now)
+
+
+def test_a_record_keeps_names_that_are_not_utf_8(tmp_path):
+    tree = write_tree(tmp_path / "tree")
+    (tree / "train" / "cat" / "0.ppm").rename(tree / "train" / "cat" / "\udce9.ppm")
+    before = record_of(tree, 0)
+    before.save(tmp_path)
+    found = DataRecord.read(tmp_path)
+    assert found.settings == before.settings and found.names == before.names
