@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 from var_tokenizer import InputError, Tokenizer
-from var_transformer import exit_codes
+from var_transformer import exit_codes, working
 
 from var_train.data import load_folder
 from var_train.features import FeatureNetwork
