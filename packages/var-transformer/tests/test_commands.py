@@ -24,6 +24,7 @@ from var_tokenizer import (
 from var_transformer import Refiner, Transformer, edit, generate
 from var_transformer.classes import class_number, read_class_names
 from var_transformer.edit import __main__ as edit_command
+from var_transformer.generate import Generation
 from var_transformer.pictures import save_png
 from var_transformer.sample import Sample, run, save_shuffled
 from var_transformer.sampler import Sampler
@@ -162,22 +163,24 @@ def test_the_evaluators_array_is_in_an_order_of_the_seed_alone(tmp_path):
 
 
 def test_classes_are_the_models_own_and_images_have_the_numbers_that_are_asked_for(
-    pair, tmp_path, caplog, model, tokenizer
+    pair, tmp_path, caplog, monkeypatch
 ):
+    def drawn(_model, _tokenizer, labels, *, numbers, **_settings):
+        """Images of which each says its label and its number."""
+        values = np.stack([labels, numbers, labels], 1)[..., None, None]
+        return Generation(np.ones((1, 1, 6, 6)) * values / 255, [])
+
+    monkeypatch.setattr(sys.modules["var_transformer.generate"], "generate", drawn)
     caplog.set_level("INFO")
     options = {"classes": "10,none,dog", "numbers": "57,60-61", "columns": 2}
-    named = {"model": pair / "named.safetensors"}
-    assert call("sample", *arguments(pair, tmp_path / "a", **named | options)) == 0
+    options |= {"model": pair / "named.safetensors", "batch": 2}
+    assert call("sample", *arguments(pair, tmp_path / "a", **options)) == 0
     assert "10 is number 4" in caplog.text
-    labels, numbers = np.array([4, 5, 1]), [57, 60, 61]
-    out = generate(model, tokenizer, labels, numbers=numbers)
-    for n, label, pixels in zip(numbers, labels, unit_to_pixels(out.images), strict=True):
-        np.testing.assert_array_equal(read_picture(tmp_path / f"a/{n:06d}_{label}.png"), pixels)
+    for number, label in ((57, 4), (60, 5), (61, 1)):
+        pixels = np.asarray(read_picture(tmp_path / f"a/{number:06d}_{label}.png"))
+        assert (pixels == (label, number, label)).all()
     assert read_picture(tmp_path / "a" / "grid.png").size == (2 * 8 + 2, 2 * 8 + 2)
-    assert (
-        call("sample", *arguments(pair, tmp_path / "a", **named | options | {"numbers": "1-3"}))
-        == 2
-    )
+    assert call("sample", *arguments(pair, tmp_path / "a", **options | {"numbers": "1-3"})) == 2
     assert "numbers is 1-3 and was 57,60-61 in the run" in caplog.text
 
 
@@ -262,9 +265,7 @@ def test_edit_redraws_a_mask_as_the_function_does(
             assert animation.n_frames > 1
 
 
-def test_edit_fits_a_photograph_turns_it_and_keeps_its_own_pixels(
-    pair, tmp_path, monkeypatch, model, tokenizer
-):
+def test_edit_fits_a_photograph_turns_it_and_keeps_its_own_pixels(pair, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (10, 12, 3), dtype=np.uint8)
     upright, exif = Image.fromarray(pixels), Image.Exif()
@@ -276,15 +277,26 @@ def test_edit_fits_a_photograph_turns_it_and_keeps_its_own_pixels(
     fitted = np.asarray(fit_picture(upright, (6, 6)))
     right = np.zeros((6, 6), bool)
     right[:, 3:] = True
-    image = to_model_range(fitted[None])[0]
-    expected = unit_to_pixels(edit(model, tokenizer, image, right, np.full(3, 5)).images)
-    assert (expected[:, :, :3] != fitted[:, :3]).any()
+    new = np.random.default_rng(1).integers(0, 256, (3, 6, 6, 3), dtype=np.uint8)
+
+    def edited(_model, _tokenizer, image, mask, labels, *_more, on_scale):
+        np.testing.assert_array_equal(image, to_model_range(fitted[None])[0])
+        np.testing.assert_array_equal(mask, right)
+        np.testing.assert_array_equal(labels, [5] * 3)
+        images = new.transpose(0, 3, 1, 2) / 255
+        on_scale(0, images)
+        return Generation(images, [])
+
+    monkeypatch.setattr(sys.modules["var_transformer.edit.editing"], "edit", edited)
     options = {"image": "photo.png", "mask": "mask.png", "class": "none", "count": 3}
-    assert call("edit", *arguments(pair, tmp_path / "out", **options), "--keep") == 0
-    for n in range(3):
-        variant = np.asarray(read_picture(tmp_path / "out" / f"{n:06d}_5.png"))
-        np.testing.assert_array_equal(variant[:, 3:], expected[n, :, 3:])
-        np.testing.assert_array_equal(variant[:, :3], fitted[:, :3])
+    options["animate"] = "apng"
+    for out, keep in (("drawn", []), ("kept", ["--keep"])):
+        assert call("edit", *arguments(pair, tmp_path / out, **options), *keep) == 0
+        for n in range(3):
+            for suffix in (".png", ".anim.png"):
+                variant = np.asarray(read_picture(f"{out}/{n:06d}_5{suffix}"))
+                np.testing.assert_array_equal(variant[:, 3:], new[n, :, 3:])
+                np.testing.assert_array_equal(variant[:, :3], (fitted if keep else new[n])[:, :3])
 
 
 WHITE_AND_NOT = [

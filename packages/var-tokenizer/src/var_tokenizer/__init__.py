@@ -26,6 +26,7 @@ from var_tokenizer.pictures import (
     to_model_range,
     to_pictures,
     to_pixels,
+    to_unit_range,
     unit_to_pixels,
     upright_rgb,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "to_model_range",
     "to_pictures",
     "to_pixels",
+    "to_unit_range",
     "unit_to_pixels",
     "upright_rgb",
     "weights_checksum",

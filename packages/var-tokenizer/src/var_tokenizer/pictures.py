@@ -51,6 +51,11 @@ def to_pixels(images_ncyx: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(pixels_ncyx.transpose(0, 2, 3, 1), dtype=np.uint8)
 
 
+def to_unit_range(images_ncyx: np.ndarray) -> np.ndarray:
+    """Images in [-1, 1], as models give them, in [0, 1], as users get them."""
+    return (images_ncyx + 1) / 2
+
+
 def unit_to_pixels(images_ncyx: np.ndarray) -> np.ndarray:
     """(N, 3, Y, X) in [0, 1] as uint8 (N, Y, X, 3), rounded; what lies outside is clipped."""
     pixels_ncyx = np.rint(np.clip(images_ncyx, 0, 1) * 255)
@@ -150,7 +155,7 @@ def _decoded(source: PictureFile, max_pixels: int) -> Iterator[tuple[Image.Image
             file = BytesIO(content)
         elif start == b"GIF8":
             file = BytesIO(_gif_without_metadata(file.read()))
-        elif start in (b"II*\0", b"MM\0*"):
+        elif start[:2] in (b"II", b"MM"):
             exif = file.read()
             file = BytesIO(_tiff_without_metadata(exif, max_pixels))
         try:
@@ -225,7 +230,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):
-            raise InputError(f"{quoted(path)}: no regular file; expected an image")
+            raise InputError(f"{quoted(path)}: no regular file")
         # It may have been replaced since: not waiting, and looked at again.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
@@ -233,7 +238,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     file = os.fdopen(descriptor, "rb")
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         file.close()
-        raise InputError(f"{quoted(path)}: no regular file; expected an image")
+        raise InputError(f"{quoted(path)}: no regular file")
     return file
 
 
@@ -262,6 +267,7 @@ def _orientation(exif: bytes) -> int:
 # SOI, start and tables of a frame, restart interval, JFIF and Adobe's note on colours
 _JPEG_KEPT = {0xC4, 0xCC, 0xDB, 0xDD, 0xE0, 0xEE, *range(0xC0, 0xC4), *range(0xC5, 0xC8)}
 _JPEG_KEPT |= {*range(0xC9, 0xCC), *range(0xCD, 0xD0)}
+_JPEG_SCANS = 100  # progressive files have about ten
 _JPEG_MARKER = re.compile(rb"\xff[^\0\xff]", re.DOTALL)
 
 
@@ -269,8 +275,10 @@ def _jpeg_without_metadata(data: bytes) -> tuple[bytes, bytes]:
     """The parts of a JPEG file that its pixels need, and its EXIF block (or nothing).
 
     Pillow parses EXIF, profiles, comments and Photoshop's blocks while it opens a file. Whatever
-    is wrong with those does not matter to the pixels.
+    is wrong with those does not matter to the pixels. Raises ValueError for too many scans.
     """
+    if data.count(b"\xff\xda") > _JPEG_SCANS:  # each goes over all pixels, and can be empty
+        raise ValueError(f"more than {_JPEG_SCANS} scans")
     kept, exif, at = [b"\xff\xd8"], b"", 2
     while found := _JPEG_MARKER.search(data, at):  # past junk and padding
         at = found.start()
@@ -346,6 +354,8 @@ def _tiff_without_metadata(data: bytes, max_pixels: int) -> bytearray:
     Pillow loads all entries of all directories, and each can claim the whole file as its value.
     Raises ValueError for a damaged directory and for a tile that is larger than the picture.
     """
+    if data[:4] not in (b"II*\0", b"MM\0*"):
+        raise ValueError("no TIFF file, or one of the kind for more than 4 GB")
     patched = bytearray(data)
     order = "<" if data.startswith(b"II") else ">"
     (begin,) = struct.unpack_from(f"{order}I", data, 4)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from var_tokenizer import InputError, replacing
+from var_tokenizer import InputError, replacing, unit_to_pixels
 
 CELL = 64  # pixels that the shorter side of a cell has at least
 GUTTER = 4
@@ -57,8 +57,8 @@ def _sheet(images_rncyx: np.ndarray, captions: Sequence[str]) -> Image.Image:
     rows, columns, _, height, width = images_rncyx.shape
     zoom = math.ceil(CELL / min(height, width))  # whole, so that every pixel stays a square
     cell_y, cell_x = height * zoom, width * zoom
-    pixels_rnyxc = np.rint(np.clip(images_rncyx, 0, 1) * 255).astype(np.uint8)
-    pixels_rnyxc = pixels_rnyxc.transpose(0, 1, 3, 4, 2).repeat(zoom, axis=2).repeat(zoom, axis=3)
+    pixels_nyxc = unit_to_pixels(images_rncyx.reshape(-1, *images_rncyx.shape[2:]))
+    pixels_nyxc = pixels_nyxc.repeat(zoom, axis=1).repeat(zoom, axis=2)
 
     font = ImageFont.load_default(min(28, cell_y // 4))
     caption_x = math.ceil(max(font.getlength(caption) for caption in captions))
@@ -74,6 +74,6 @@ def _sheet(images_rncyx: np.ndarray, captions: Sequence[str]) -> Image.Image:
         y = top + row * step_y
         draw.text((left - MARGIN, y + cell_y / 2), caption, INK, font, anchor="rm")
         for column in range(columns):
-            cell = Image.fromarray(pixels_rnyxc[row, column])
+            cell = Image.fromarray(pixels_nyxc[row * columns + column])
             sheet.paste(cell, (left + column * step_x, y))
     return sheet

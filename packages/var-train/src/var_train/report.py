@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from var_tokenizer import InputError, Tokenizer, replacing
+from var_tokenizer import InputError, Tokenizer, replacing, to_unit_range
 from var_transformer import Transformer, check_sampler, generate
 
 from var_train.data import ImageSet, ImageSource
@@ -93,7 +93,7 @@ def save_reconstructions(
     progressive = [np.asarray(x)[: len(indices)] for x in decoded]
     captions = ["original", "reconstruction"]
     captions += [f"after {rows}x{cols}" for rows, cols in tokenizer.schedule.sizes]
-    as_unit = [(x + 1) / 2 for x in (originals, *progressive)]
+    as_unit = [to_unit_range(x) for x in (originals, *progressive)]
     save_png(reconstruction_sheet(as_unit[0], as_unit[1:], captions), path)
 
 
@@ -131,7 +131,7 @@ def digit_figures(
     real_val = val.images_nyxc.transpose(0, 3, 1, 2)
     return {
         "judge_accuracy": judge.accuracy(real_val, val.labels_n),
-        "reconstruction_accuracy": judge.accuracy((reconstructions + 1) / 2, val.labels_n),
+        "reconstruction_accuracy": judge.accuracy(to_unit_range(reconstructions), val.labels_n),
         "generated_accuracy": judge.accuracy(generated, labels_n),
         "distinct": distinct(generated, labels_n, train),
         "nearest_train_distance": nearest_train_distance(generated, train, val),

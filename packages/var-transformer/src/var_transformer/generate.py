@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from mindspore import Tensor
-from var_tokenizer import InputError, LatentCodec
+from var_tokenizer import InputError, LatentCodec, to_unit_range
 
 from var_transformer.attention import Cache
 from var_transformer.sampler import Guidance, Sampler, ScaleSettings
@@ -148,7 +148,7 @@ def draw_scales(
         if k + 1 < scales:
             inputs.append(tokenizer.scale_input(latent, k + 1).asnumpy())
         if on_scale is not None or k + 1 == scales:
-            images = (tokenizer.decode_latent(latent).asnumpy() + 1) / 2
+            images = to_unit_range(tokenizer.decode_latent(latent).asnumpy())
         if on_scale is not None:
             on_scale(k, images)
     return Generation(images, ids)

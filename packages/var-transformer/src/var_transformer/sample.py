@@ -14,7 +14,15 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from var_tokenizer import InputError, Tokenizer, quoted, read_picture, replacing, unit_to_pixels
+from var_tokenizer import (
+    InputError,
+    Tokenizer,
+    open_regular,
+    quoted,
+    read_picture,
+    replacing,
+    unit_to_pixels,
+)
 
 from var_transformer.classes import class_numbers, names_of, number_ranges, other_numbers
 from var_transformer.command import (
@@ -246,7 +254,8 @@ def _settle(config: Sample, labels_n: np.ndarray, batch: int) -> int:
     path = config.out / "settings.json"
     if path.exists():
         try:
-            before = {"numbers": None} | json.loads(path.read_text())  # runs before --numbers
+            with open_regular(path) as file:
+                before = {"numbers": None} | json.load(file)  # a run may be from before --numbers
             found = {name: before[name] for name in settings}
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(f"{quoted(path)}: not the settings of a run: {error!r}") from error

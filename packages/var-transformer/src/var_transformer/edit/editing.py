@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 from mindspore import Tensor
-from var_tokenizer import InputError, LatentCodec, ScaleSchedule
+from var_tokenizer import InputError, LatentCodec, ScaleSchedule, to_unit_range
 
 from var_transformer.generate import (
     Generation,
@@ -86,8 +86,8 @@ def edit(
     if not mask_yx.any():
         if on_scale is not None:
             for k, images in enumerate(tokenizer.decode_progressive(ids)):
-                on_scale(k, (images.asnumpy() + 1) / 2)
-        return Generation((tokenizer.decode(ids).asnumpy() + 1) / 2, ids)
+                on_scale(k, to_unit_range(images.asnumpy()))
+        return Generation(to_unit_range(tokenizer.decode(ids).asnumpy()), ids)
     kept = KeptTokens(ids, [~marked_l for marked_l in redrawn])
     return draw_scales(model, tokenizer, labels_b, sampler, streams, kept, on_scale)
 
