@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from var_convert import convert, inspect
 from var_convert.cli import main
+from var_convert.model import open_model
 from var_tokenizer import InputError, TokenizerConfig
 from var_transformer import TransformerConfig
 
@@ -204,10 +205,19 @@ def test_tensors_that_do_not_fit_are_named(save_pth, tmp_path, caplog, change, n
     assert str(path) in message and named in message
 
 
-@pytest.mark.parametrize("args", [["--only", "tokenizer"], ["--scales", "1,2,4"], ["--heads", "2"]])
+@pytest.mark.parametrize(
+    "args",
+    [["--only", "tokenizer"], ["--scales", "1,2,4"], ["--heads", "2"], ["--heads", "0"]],
+)
 def test_a_request_that_the_file_contradicts(files, tmp_path, caplog, args):
     message = refused(caplog, files[".pth"], tmp_path / "o.safetensors", *args, folder=tmp_path)
     assert "expected" in message
+
+
+@pytest.mark.parametrize("changes", [{"heads": 0}, {"scales": ()}])
+def test_nothing_is_not_the_same_as_not_given(files, changes):
+    with pytest.raises(InputError, match="expected at least"):
+        open_model(files[".pth"], **changes)
 
 
 def test_a_trainer_checkpoint_with_two_models_asks_which(tmp_path, caplog, save_pth):

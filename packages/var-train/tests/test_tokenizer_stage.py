@@ -114,6 +114,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert all(np.isfinite(array).all() for array in kept.arrays.values())
 
 
+def test_a_step_whose_gradient_overflows_moves_neither_weights_nor_averages_nor_codes():
+    config = TokenizerStage(batch=8, ema=0.9, codebook=CodebookHealth(update="ema", revive_every=1))
+    stage = training(config)
+    stage.train_step(0)
+    last = stage._tokenizer.last_layer
+    ops.assign(last, last * 1e16)  # squared errors are still float32 numbers, gradients are not
+    before = {name: array.copy() for name, array in stage.state()[0].items()}
+    skipped = stage.train_step(1)
+    assert np.isfinite(skipped["loss"])
+    assert skipped["skipped_steps"] == 1 and "gradient_norm" not in skipped
+    for name, array in stage.state()[0].items():
+        np.testing.assert_array_equal(array, before[name], name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("downsampling", "scales", "size"),

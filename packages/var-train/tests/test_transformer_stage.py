@@ -126,6 +126,21 @@ def test_a_step_that_overflows_is_skipped_and_counted():
     assert stage.train_step(1)["loss_scale"] == largest.loss_scale / 2
 
 
+def test_averages_neither_move_nor_count_a_step_that_overflows():
+    largest = PrecisionConfig("float16", loss_scale=2.0**24)
+    stage = training(TransformerStage(batch=8, precision=largest, ema=0.9))
+    before, step = weights(stage), 0
+    while stage.train_step(step)["skipped_steps"] == step + 1:
+        found = weights(stage)
+        assert all((found[n] == array).all() for n, array in before.items())
+        step += 1
+    assert step > 0
+    after = weights(stage)
+    for name in (n for n in before if n.startswith("ema/")):
+        new = after[name.replace("ema/ema.", "transformer/")]  # the first update keeps a tenth
+        np.testing.assert_allclose(after[name], 0.1 * before[name] + 0.9 * new, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_scales_join_one_after_another_and_all_are_trained_in_the_end():
     stage = training(
@@ -204,6 +219,12 @@ def test_the_loss_scale_halves_at_an_overflow_and_doubles_after_a_while():
         ({"drop_path": -0.1}, "drop_path is -0.1"),
         ({"progressive": 1.5}, "progressive is 1.5"),
         ({"scale_weights": (0.0, 0.0, 0.0)}, "scale_weights is"),
+        ({"scale_weights": (0.0, float("nan"), 1.0)}, "scale_weights is"),
+        (
+            {"scale_weights": (0.0, 0.0, 1.0), "progressive": 0.5},
+            "progressive_start 2; expected a weight above 0 among the first 2",
+        ),
+        ({"base_rate": float("nan")}, "base_rate is nan; expected above 0"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_by_name_and_value(changes, message):

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from var_tokenizer import SCALES_256, InputError, Scale, TokenizerConfig, check_tensors
+from var_tokenizer import (
+    SCALES_256,
+    InputError,
+    Scale,
+    ScaleSchedule,
+    TokenizerConfig,
+    check_tensors,
+)
 from var_transformer import TransformerConfig
 
 from var_convert.architecture import (
@@ -109,6 +116,10 @@ def open_model(
     the file is unusable, holds no model of that kind, or is not exactly what its architecture
     needs.
     """
+    if heads is not None and heads < 1:
+        raise InputError(f"heads is {heads}; expected at least 1")
+    if scales is not None:
+        scales = ScaleSchedule(tuple(scales)).scales
     found = {}
     for weights in read_weights(path):
         kind = _noted_kind(weights) or kind_of(weights)

@@ -125,6 +125,7 @@ class CodebookKeeper:
     ) -> dict[str, list[float] | float]:
         """Moves and revives codes after a step; returns usage and perplexity of each scale.
 
+        step: counts from 0 the steps that changed the weights.
         ids_bl, vectors_blz: tokens (B, L) of all scales and the vectors (B, L, z) they stand
         for. kept_kb: (K, B), 0 where a scale was dropped: those tokens do not count.
         """

@@ -122,7 +122,8 @@ def train(
         _check_settings(checkpoints.folder, snapshot.state["settings"], settings)
         stage.restore(snapshot.arrays, snapshot.state["stage"])
         done, validation = snapshot.step, snapshot.state["validation"]
-        best = snapshot.state["best_loss"] or math.inf
+        saved = snapshot.state["best_loss"]
+        best = math.inf if saved is None else saved
         log.info("%s: resumed after step %d of %d", stage.name, done, stage.steps)
     metrics.rewind(stage.name, done)
 

@@ -329,9 +329,12 @@ class Ema(nn.Cell):
 
         self._update = update
 
-    def update(self, step: int) -> None:
-        """Takes in the weights that step ``step`` (0-based) left."""
-        keep = min(self.decay, (1 + step) / (10 + step))
+    def update(self, number: int) -> None:
+        """Takes in the weights that update ``number`` (0-based) left.
+
+        A skipped step is no update: it is not taken in and not counted.
+        """
+        keep = min(self.decay, (1 + number) / (10 + number))
         self._update(Tensor(np.float32(keep)))
 
     @contextmanager

@@ -105,15 +105,16 @@ class TokenizerTraining:
         else:
             values = self._plain_step(images, Tensor(kept_kb), scalars)
         loss, reconstruction, ids_bl, vectors_blz, output, features, norm = values
-        self._optimizer.count(float(norm))
-        losses = np.array([float(loss), float(reconstruction)])
-        mean_loss, mean_reconstruction = distributed.gather(losses).mean(0)
+        finite = self._optimizer.count(float(norm))
+        mean_loss, mean_reconstruction = _means(loss, reconstruction)
         metrics: dict[str, float | list[float]] = {
-            "loss": float(mean_loss),
-            "reconstruction": float(mean_reconstruction),
-            "gradient_norm": float(norm),
+            "loss": mean_loss,
+            "reconstruction": mean_reconstruction,
             "learning_rate": config.optimizer.rate(step, self.steps),
+            "skipped_steps": self._optimizer.skipped,
         }
+        if finite:
+            metrics["gradient_norm"] = float(norm)
         if judged:
             scalars = self._judge_optimizer.scalars(
                 step - self._judged_from, self.steps - self._judged_from
@@ -122,16 +123,18 @@ class TokenizerTraining:
                 images, output, features, scalars, *changes
             )
             self._judge_optimizer.count(float(norm))
-            self._balance = distributed.gather(balance.asnumpy()).mean(dtype=np.float32)
+            self._balance = np.float32(balance.asnumpy())  # the same on all workers
             metrics |= {
-                "discriminator": check_finite(float(judge_loss), "discriminator", step),
+                "discriminator": check_finite(*_means(judge_loss), "discriminator", step),
                 "adaptive_weight": check_finite(float(self._balance), "adversarial", step),
             }
-        metrics |= self._keeper.follow(
-            step, self.steps, ids_bl.asnumpy(), vectors_blz.asnumpy(), kept_kb, rng
-        )
-        if self._ema is not None:
-            self._ema.update(step)
+        if finite:  # else the weights stayed as they were, and so do codes and averages
+            number = step - self._optimizer.skipped
+            metrics |= self._keeper.follow(
+                number, self.steps, ids_bl.asnumpy(), vectors_blz.asnumpy(), kept_kb, rng
+            )
+            if self._ema is not None:
+                self._ema.update(number)
         return metrics
 
     def _images(self, step: int, rng: np.random.Generator) -> np.ndarray:
@@ -152,6 +155,7 @@ class TokenizerTraining:
     def _compile(self) -> None:
         """Builds the steps as closures, which MindSpore compiles when they are first called."""
         tokenizer, config = self._tokenizer, self._config
+        self._change = augment if config.adversary.augment else _unchanged
         rng = np.random.default_rng((self._seed, 3))
         self._discriminator = PatchDiscriminator(config.adversary, rng)
         loss_of = ReconstructionLoss(config.losses, tokenizer.config.image_size)
@@ -189,7 +193,7 @@ class TokenizerTraining:
     def _compile_judged_step(self, loss_of: ReconstructionLoss) -> Callable:
         """The plain step with the discriminator's verdict in its loss."""
         tokenizer, optimizer = self._tokenizer, self._optimizer
-        discriminator = self._discriminator
+        discriminator, change = self._discriminator, self._change
         commitment = self._config.codebook.commitment
         average = distributed.AllReduceMean(optimizer.parameters)
 
@@ -204,7 +208,7 @@ class TokenizerTraining:
             features, quantization, ids, vectors = tokenizer(images, commitment, kept_kb)
             output = tokenizer.reconstruction(features)
             reconstruction = loss_of(output, images)
-            verdict = discriminator(augment(output, colours, pixels, uncut)).mean()
+            verdict = discriminator(change(output, colours, pixels, uncut)).mean()
             loss = reconstruction + quantization - balance * verdict
             tokens = ops.concat(ids, 1), ops.concat(vectors, 1)
             return loss, reconstruction, *tokens, output, features
@@ -231,20 +235,21 @@ class TokenizerTraining:
 
         VQGAN (arXiv:2012.09841, equation 7) weighs the adversarial loss so that both losses
         have equal gradients at the decoder's last layer. Taken of the step at hand that needs a
-        second pass through the decoder; taken of the step before it does not.
+        second pass through the decoder; taken of the step before it does not. The gradients are
+        those of the whole batch: their lengths are taken of the means over the workers.
         """
         tokenizer, discriminator = self._tokenizer, self._discriminator
-        config = self._config.adversary
+        config, change, last = self._config.adversary, self._change, tokenizer.last_layer
         optimizer = AdamW(discriminator.trainable_params(), config.optimizer, _is_matrix)
         self._judge_optimizer = optimizer
-        average = distributed.AllReduceMean(optimizer.parameters)
+        average = distributed.AllReduceMean([last, last, *optimizer.parameters])
         weight = config.weight
 
         def judgement(
             images: Tensor, output: Tensor, colours: Tensor, pixels: Tensor, uncut: Tensor
         ) -> Tensor:
-            real = discriminator(augment(images, colours, pixels, uncut))
-            return hinge_loss(real, discriminator(augment(output, colours, pixels, uncut)))
+            real = discriminator(change(images, colours, pixels, uncut))
+            return hinge_loss(real, discriminator(change(output, colours, pixels, uncut)))
 
         def reconstruction_loss(images: Tensor, features: Tensor) -> Tensor:
             return loss_of(tokenizer.reconstruction(features), images)
@@ -253,12 +258,11 @@ class TokenizerTraining:
             features: Tensor, colours: Tensor, pixels: Tensor, uncut: Tensor
         ) -> Tensor:
             output = tokenizer.reconstruction(features)
-            return -discriminator(augment(output, colours, pixels, uncut)).mean()
+            return -discriminator(change(output, colours, pixels, uncut)).mean()
 
-        last = [tokenizer.last_layer]
         gradients_of = ms.value_and_grad(judgement, None, optimizer.parameters)
-        pull_of = ms.value_and_grad(reconstruction_loss, None, last)
-        push_of = ms.value_and_grad(adversarial_loss, None, last)
+        pull_of = ms.value_and_grad(reconstruction_loss, None, [last])
+        push_of = ms.value_and_grad(adversarial_loss, None, [last])
 
         @ms.jit
         def step(
@@ -272,9 +276,10 @@ class TokenizerTraining:
         ) -> tuple[Tensor, Tensor, Tensor]:
             _, pull = pull_of(images, features)
             _, push = push_of(features, colours, pixels, uncut)
-            ratio = _length(pull[0]) / (_length(push[0]) + 1e-4)
             loss, gradients = gradients_of(images, output, colours, pixels, uncut)
-            norm = optimizer(average(gradients), scalars_3)
+            means = average((pull[0], push[0], *gradients))
+            ratio = _length(means[0]) / (_length(means[1]) + 1e-4)
+            norm = optimizer(means[2:], scalars_3)
             return loss, weight * ops.minimum(ratio, _MOST_ADAPTIVE), norm
 
         return step
@@ -344,6 +349,17 @@ class TokenizerTraining:
 
 def _is_matrix(parameter: Parameter) -> bool:
     return parameter.ndim > 1
+
+
+def _unchanged(images_byxc: Tensor, *_: Tensor) -> Tensor:
+    """In place of ``augment``."""
+    return images_byxc
+
+
+def _means(*values: Tensor) -> tuple[float, ...]:
+    """Scalars, each averaged over the workers."""
+    own = np.array([float(value) for value in values])
+    return tuple(float(mean) for mean in distributed.gather(own).mean(0))
 
 
 def _length(gradient: Tensor) -> Tensor:

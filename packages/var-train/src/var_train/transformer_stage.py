@@ -1,5 +1,6 @@
 """Stage 2: the transformer, trained to predict each token map from the coarser ones."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -84,15 +85,25 @@ class TransformerStage:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise InputError(f"{name} is {value}; expected in [0, 1)")
-        if self.base_rate is not None and self.base_rate <= 0:
+        if self.base_rate is not None and not 0 < self.base_rate < math.inf:
             raise InputError(f"base_rate is {self.base_rate}; expected above 0")
         if not 0 <= self.progressive <= 1:
             raise InputError(f"progressive is {self.progressive}; expected in [0, 1]")
-        if any(w < 0 for w in self.scale_weights) or (
-            self.scale_weights and not any(self.scale_weights)
-        ):
+        if self.scale_weights:
+            self._check_scale_weights()
+
+    def _check_scale_weights(self) -> None:
+        weights = self.scale_weights
+        if not all(0 <= w < math.inf for w in weights) or not any(weights):
             raise InputError(
-                f"scale_weights is {self.scale_weights}; expected numbers of at least 0, not all 0"
+                f"scale_weights is {weights}; expected numbers of at least 0, not all 0"
+            )
+        first = weights[: self.progressive_start]
+        if self.progressive and not any(first):
+            raise InputError(
+                f"scale_weights is {weights} and progressive_start {self.progressive_start}; "
+                f"expected a weight above 0 among the first {len(first)}, which are trained alone "
+                "at first"
             )
 
     @property
@@ -188,8 +199,8 @@ class TransformerTraining:
             release(gradients)
             finite = self._optimizer.count(norm)
             self._loss_scale.follow(finite)
-            if self._ema is not None:
-                self._ema.update(step)
+            if self._ema is not None and finite:
+                self._ema.update(step - self._optimizer.skipped)
         metrics: dict[str, float | list[float]] = {
             "loss": float(distributed.gather(np.array(np.mean(losses))).mean()),
             "learning_rate": self._optimizer.config.rate(step, self.steps),
