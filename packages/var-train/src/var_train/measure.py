@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from mindspore import Tensor
-from scipy.linalg import sqrtm
 from skimage.metrics import structural_similarity
-from var_tokenizer import Tokenizer
+from var_tokenizer import InputError, Tokenizer
 
 from var_train.codebook import count_hits, perplexities
 from var_train.data import ImageSource
@@ -54,8 +53,12 @@ def measure_tokenizer(
     """Encodes and decodes ``images``, evenly chosen where they are more than ``limit``.
 
     measured: called after each batch with its number of images.
+
+    Raises InputError for a single image where ``network`` is given, for the FID.
     """
     count = len(images) if limit is None else min(limit, len(images))
+    if network is not None:
+        check_fid_count(count, "real")
     chosen = np.linspace(0, len(images) - 1, count).round().astype(int)
     errors, similarities, features = [], [], []
     hits_sv = np.zeros((len(tokenizer.schedule), tokenizer.vocab_size), np.float32)
@@ -101,11 +104,43 @@ def psnr(squared_error_n: np.ndarray) -> np.ndarray:
 
 
 def fid(real_nf: np.ndarray, other_nf: np.ndarray) -> float:
-    """The Frechet distance of two sets of features (N, F), each taken as a normal distribution."""
-    real_ff, other_ff = np.cov(real_nf, rowvar=False), np.cov(other_nf, rowvar=False)
-    mean_f = real_nf.mean(0) - other_nf.mean(0)
-    root_ff = sqrtm(real_ff @ other_ff).real  # rounding alone makes it complex
-    return float(mean_f @ mean_f + np.trace(real_ff + other_ff - 2 * root_ff))
+    """The Frechet distance of two sets of features (N, F), each taken as a normal distribution.
+
+    Exact for any number of images, but an estimate of few is too high: published figures are of
+    10,000 and more. The sets may differ in N.
+
+    Raises InputError for a set of one image or none, which has no covariance, and for features
+    that differ in number or are not finite.
+    """
+    for name, features_nf in (("real", real_nf), ("other", other_nf)):
+        check_fid_count(len(features_nf), name)
+        if not np.isfinite(features_nf).all():
+            raise InputError(f"the {name} features hold NaN or infinity; expected finite numbers")
+    if real_nf.shape[1] != other_nf.shape[1]:
+        raise InputError(
+            f"the real images have {real_nf.shape[1]} features and the other {other_nf.shape[1]}; "
+            "expected as many"
+        )
+    mean_f = real_nf.mean(0, dtype=np.float64) - other_nf.mean(0, dtype=np.float64)
+    real_mf, other_mf = _covariance_root(real_nf), _covariance_root(other_nf)
+    # The trace of the root of the product of the covariances A'A and B'B is the sum of the
+    # singular values of AB', which exist and are real whatever the covariances' rank. A matrix
+    # root of the product (sqrtm) is complex or NaN where it has fewer images than features.
+    overlap = np.linalg.svd(real_mf @ other_mf.T, compute_uv=False).sum()
+    distance = mean_f @ mean_f + (real_mf**2).sum() + (other_mf**2).sum() - 2 * overlap
+    return max(0.0, float(distance))  # rounding alone can take it below 0
+
+
+def check_fid_count(count: int, name: str) -> None:
+    """Raises InputError for a set of ``count`` images, the ``name`` ones, that has no FID."""
+    if count < 2:
+        raise InputError(f"{count} {name} image(s); expected at least 2 for the FID")
+
+
+def _covariance_root(features_nf: np.ndarray) -> np.ndarray:
+    """(min(N, F), F) float64: A with A'A = the covariance."""
+    centred_nf = features_nf - features_nf.mean(0, dtype=np.float64)
+    return np.linalg.qr(centred_nf, mode="r") / math.sqrt(len(features_nf) - 1)
 
 
 def _pooled(network: FeatureNetwork, images_bcyx: np.ndarray) -> np.ndarray:
