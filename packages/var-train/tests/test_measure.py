@@ -127,6 +127,22 @@ def test_sets_without_a_distance_are_refused_with_their_count(real, other, messa
         fid(real, other)
 
 
+@pytest.mark.parametrize("side", [3, 4, 6])
+def test_images_smaller_than_the_windows_of_the_similarity_are_measured(side):
+    config = TokenizerConfig(
+        vocab_size=16,
+        latent_channels=4,
+        channels=32,
+        channel_multipliers=(1,),
+        res_blocks=1,
+        scales=(1, side),
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
+    images = ImageSet(pixels, np.zeros(3, np.int32), ("a",))
+    figures = measure_tokenizer(Tokenizer(config, 0), images, 2)
+    assert figures.images == 3 and -1 <= figures.ssim <= 1
+
+
 def test_one_image_is_refused_before_it_is_measured(monkeypatch):
     config = TokenizerConfig(
         vocab_size=16,

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from mindspore import Tensor, ops
 from var_tokenizer import InputError, Tokenizer, TokenizerConfig
+from var_train.augment import augment
 from var_train.checkpoints import CheckpointFolder
 from var_train.codebook import CodebookHealth
 from var_train.data import ImageSet
-from var_train.discriminator import Adversary
+from var_train.discriminator import Adversary, PatchDiscriminator, hinge_loss
 from var_train.loop import LoopConfig, train
 from var_train.losses import LossWeights
 from var_train.progress import MetricsLog
@@ -112,6 +113,25 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     kept = CheckpointFolder(tmp_path / "checkpoints" / "tokenizer").newest()
     assert kept.step == 2
     assert all(np.isfinite(array).all() for array in kept.arrays.values())
+
+
+@pytest.mark.parametrize("changes", [True, False])
+def test_the_discriminator_sees_changed_images_only_where_augment_says_so(changes):
+    adversary = Adversary(weight=1.0, start=0.0, channels=32, augment=changes)
+    stage = training(TokenizerStage(batch=8, adversary=adversary))
+    seen, judge_step = [], stage._judge_step
+
+    def recorded(images, output, features, scalars, *drawn):
+        seen.extend((images, output, drawn))
+        return judge_step(images, output, features, scalars, *drawn)
+
+    stage._judge_step = recorded
+    found = stage.train_step(0)["discriminator"]
+    images, output, drawn = seen
+    if changes:
+        images, output = augment(images, *drawn), augment(output, *drawn)
+    judge = PatchDiscriminator(adversary, np.random.default_rng((0, 3)))  # as it was at first
+    assert found == pytest.approx(float(hinge_loss(judge(images), judge(output))), rel=1e-4)
 
 
 def test_a_step_whose_gradient_overflows_moves_neither_weights_nor_averages_nor_codes():

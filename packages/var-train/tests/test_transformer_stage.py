@@ -142,6 +142,25 @@ def test_averages_neither_move_nor_count_a_step_that_overflows():
 
 
 @pytest.mark.slow
+def test_a_run_with_skipped_steps_may_be_resumed_at_any_of_its_steps():
+    """The averages, the moments, the loss scale and the counts of updates go on from each."""
+    largest = PrecisionConfig("float16", loss_scale=2.0**24, growth_every=3)
+    config = TransformerStage(
+        batch=10, epochs=3, precision=largest, ema=0.9, flip=True, progressive=0.6
+    )
+    whole, resumed = training(config), training(config)
+    for step in range(whole.steps):
+        arrays, state = weights(whole), whole.state()[1]
+        expected = run(whole, step, step + 1)
+        resumed.restore(arrays, state)
+        assert run(resumed, step, step + 1) == expected
+        ours, theirs = weights(resumed), weights(whole)
+        for name, array in theirs.items():
+            np.testing.assert_array_equal(ours[name], array, f"{name} after step {step}")
+    assert 0 < expected[0]["skipped_steps"] < whole.steps
+
+
+@pytest.mark.slow
 def test_scales_join_one_after_another_and_all_are_trained_in_the_end():
     stage = training(
         TransformerStage(

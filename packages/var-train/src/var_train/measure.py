@@ -26,7 +26,8 @@ class TokenizerFigures:
     scale_psnr: list[float]
     """K numbers: PSNR of the image after 1, 2, ... K scales."""
     ssim: float
-    """Structural similarity (Wang et al. 2004, 7x7 windows) of the reconstruction, at most 1."""
+    """Structural similarity (Wang et al. 2004, 7x7 windows) of the reconstruction, at most 1; in
+    the largest odd windows that fit where a side is below 7."""
     codebook_usage: float
     """Share of the codes that any scale used, in [0, 1]."""
     scale_codes_used: list[int]
@@ -61,6 +62,8 @@ def measure_tokenizer(
         check_fid_count(count, "real")
     chosen = np.linspace(0, len(images) - 1, count).round().astype(int)
     errors, similarities, features = [], [], []
+    side = min(tokenizer.config.image_size)
+    window = min(7, side - 1 + side % 2)
     hits_sv = np.zeros((len(tokenizer.schedule), tokenizer.vocab_size), np.float32)
     for begin in range(0, count, batch):
         wanted = len(chosen[begin : begin + batch])
@@ -73,7 +76,9 @@ def measure_tokenizer(
         errors.append([((d - originals) ** 2).mean((1, 2, 3)) for d in decoded])
         for original, output in zip(originals, decoded[-1], strict=True):
             similarities.append(
-                structural_similarity(original, output, channel_axis=0, data_range=2)
+                structural_similarity(
+                    original, output, win_size=window, channel_axis=0, data_range=2
+                )
             )
         if network is not None:
             features.append((_pooled(network, originals), _pooled(network, decoded[-1])))
