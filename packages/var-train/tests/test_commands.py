@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import signal
 import subprocess
 import sys
@@ -9,8 +10,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import tyro
+from var_train.evaluate import TokenizerEvaluation
 from var_train.loop import LoopConfig, train
 from var_train.progress import MetricsLog, record_settings, step_bar
+from var_train.run import Run, parse
+from var_train.tokenize import Tokenization
 
 
 class Counting:
@@ -142,3 +147,31 @@ def test_the_package_lists_its_commands():
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     listed = [line.split(".")[1] for line in shown.splitlines() if line.startswith("python -m")]
     assert listed == ["run", "tokenize", "evaluate"]
+
+
+def shown(capsys, monkeypatch, kind: type, *words: str) -> str:
+    """What the command line of ``kind`` prints before it exits with 0."""
+    monkeypatch.setattr(sys, "argv", ["command", *words])
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as end:
+        parse() if kind is Run else tyro.cli(kind)
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_the_help_of_a_run_fits_on_two_screens_and_names_every_setting(capsys, monkeypatch):
+    text = shown(capsys, monkeypatch, Run, "--help")
+    assert len(text.splitlines()) <= 100
+    assert "--train-transformer.epochs 8  .batch 64" in text and ".scales 1 2 3 4" in text
+    everything = shown(capsys, monkeypatch, Run, "--help-all")
+    for option in re.findall(r"│ (--[a-z.-]+)", everything):
+        *groups, name = option.split(".")
+        assert (f".{name.removeprefix('no-')} " if groups else name) in text, option
+    assert "--train-transformer.batch 768" not in text
+    assert ".batch 768" in shown(capsys, monkeypatch, Run, "--preset", "d16", "--help")
+
+
+@pytest.mark.parametrize("kind", [Run, Tokenization, TokenizerEvaluation])
+def test_no_help_talks_of_exceptions(capsys, monkeypatch, kind):
+    text = shown(capsys, monkeypatch, kind, "--help-all" if kind is Run else "--help")
+    assert "Raises" not in text and "InputError" not in text

@@ -9,16 +9,25 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
+import tyro
 from rich.progress import Progress
 from var_tokenizer import InputError
 from var_transformer import exit_codes
+from var_transformer.ascend_c.__main__ import Build
+from var_transformer.cost import Cost
+from var_transformer.edit.__main__ import Edit
 from var_transformer.progress import duration, line, next_line, progress_bar
+from var_transformer.sample import Sample
+from var_transformer.serve.__main__ import Serve
 
 ENVIRONMENT = os.environ | {"GLOG_v": "3"}
 COMMAND = """
 import logging
 import signal
 from var_transformer import exit_codes
+from var_transformer.ascend_c.__main__ import Build
+from var_transformer.cost import Cost
+from var_transformer.edit.__main__ import Edit
 with exit_codes("interrupted; the same command continues"):
     logging.getLogger("var_train").info("long %s", "name " * 100)
     signal.raise_signal(signal.SIGTERM)
@@ -123,3 +132,11 @@ def test_a_package_lists_its_commands():
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     listed = {line.split(".")[1] for line in shown.splitlines() if line.startswith("python -m")}
     assert listed == {"sample", "edit", "serve", "cost", "ascend_c"}
+
+
+@pytest.mark.parametrize("kind", [Sample, Edit, Serve, Cost, Build])
+def test_no_help_talks_of_exceptions(capsys, kind):
+    with pytest.raises(SystemExit) as end:
+        tyro.cli(kind, args=["--help"])
+    text = capsys.readouterr().out
+    assert end.value.code == 0 and "Raises" not in text and "InputError" not in text

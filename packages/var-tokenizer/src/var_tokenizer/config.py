@@ -10,28 +10,29 @@ GROUPS = 32  # of every group norm, as published
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Architecture of the multi-scale VQ autoencoder; the defaults are the published one.
+    """Architecture of the multi-scale VQ autoencoder.
 
-    vocab_size: entries of the codebook that all scales share.
-    latent_channels: width z of the latent map and of a code.
-    channels: width of the first level; ``channel_multipliers`` gives each level's multiple of
-        it. Each level after the first halves the resolution. Every level is a multiple of 32.
-    res_blocks: residual blocks a level in the encoder; the decoder has one more.
-    phi_count: 3x3 refinement convolutions shared between the K scales: 1 for all, 4 as
-        published, or K for one each.
-    scales: token-map sizes, coarse to fine; the last is the latent map's own size.
-    using_znorm: the nearest code is the one at the smallest angle, not at the smallest
-        Euclidean distance.
+    The defaults of the class are the published sizes.
     """
 
     vocab_size: int = 4096
+    """Entries of the codebook that all scales share."""
     latent_channels: int = 32
+    """Width z of the latent map and of a code."""
     channels: int = 160
+    """Width of the first level; ``channel_multipliers`` gives each level's multiple of it. Every
+    level is a multiple of 32."""
     channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    """One a level; each level after the first halves the resolution."""
     res_blocks: int = 2
+    """Residual blocks a level in the encoder; the decoder has one more."""
     phi_count: int = 4
+    """3x3 refinement convolutions shared between the K scales: 1 for all, 4 as published, or K for
+    one each."""
     scales: tuple[Scale, ...] = SCALES_256
+    """Sizes of the token maps, coarse to fine; the last is the latent map's own size."""
     using_znorm: bool = False
+    """The nearest code is the one at the smallest angle, not at the smallest distance."""
 
     def __post_init__(self) -> None:
         """Raises InputError that names the field, its value and what is allowed."""

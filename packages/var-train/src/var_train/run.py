@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import tyro
 from mindspore import Tensor
 from var_tokenizer import (
     InputError,
@@ -35,8 +34,8 @@ from var_transformer import (
     working,
 )
 
-from var_train import distributed
-from var_train.arguments import format_size, sizes
+from var_train import arguments, distributed
+from var_train.arguments import format_size
 from var_train.cache import SPLITS, TokenCache
 from var_train.checkpoints import CheckpointFolder
 from var_train.data import ImageFolder, ImageSet, load_digits_split, load_image_tree
@@ -70,9 +69,13 @@ class TransformerSize:
     """Blocks, channels and attention heads of the transformer."""
 
     depth: int = 4
+    """Blocks."""
     width: int = 128
+    """Channels."""
     heads: int = 4
+    """Attention heads; they divide the width."""
     shared_adaln: bool = False
+    """One modulation layer for all blocks, not one each."""
 
     @classmethod
     def of(cls, model: TransformerConfig) -> "TransformerSize":
@@ -445,7 +448,7 @@ def parse() -> Run:
     first.add_argument("--preset")
     name = first.parse_known_args()[0].preset
     default = preset_defaults(name) if name in PRESETS else Run()
-    return tyro.cli(Run, default=default, prog="python -m var_train.run", registry=sizes)
+    return arguments.parse(default, "python -m var_train.run")
 
 
 def main() -> None:

@@ -187,7 +187,7 @@ def _both(one: str, other: str) -> str:
 
 
 def main() -> None:
-    """The command: exits with 2 and one line where the input is unusable."""
+    """The command; see ``exit_codes`` for how it ends."""
     run_command(Cost, "var_transformer.cost", run)
 
 

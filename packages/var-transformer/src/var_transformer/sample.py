@@ -196,7 +196,7 @@ def _write_images(
     """
     count = len(targets)
     with progress_bar() as bar:
-        task = bar.add_task("sampling", total=count)
+        task = bar.add_task("sampling", total=count, unit="images")
         for begin in range(0, count, batch):
             places = range(begin, min(begin + batch, count))
             missing = [n for n in places if not _finished(targets[n], config.animate)]
@@ -324,8 +324,8 @@ def _free_bytes() -> int:
 
 
 def main() -> None:
-    """The command: exits with 2 and one line where the input is unusable."""
-    run_command(Sample, "var_transformer.sample", run)
+    """The command; see ``exit_codes`` for how it ends."""
+    run_command(Sample, "var_transformer.sample", run, "interrupted; the same command continues")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def run(options: Build) -> None:
 
 
 def main() -> None:
-    """The command: exits with 2 and one line where it cannot build."""
+    """The command; see ``exit_codes`` for how it ends."""
     run_command(Build, "var_transformer.ascend_c", run)
 
 

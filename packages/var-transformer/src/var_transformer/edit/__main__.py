@@ -30,6 +30,7 @@ from var_transformer.pictures import (
     save_animation,
     save_png,
 )
+from var_transformer.progress import working
 from var_transformer.sampler import Sampler
 
 Box = tuple[int, int, int, int]
@@ -118,7 +119,7 @@ def run(config: Edit) -> None:
         "animated": config.animate is not None,
         "redrawn": bool(mask_yx.any()),
     }
-    with graph_cache(command="edit", **graphs):
+    with graph_cache(command="edit", **graphs), working("drawing"):
         out = edit(
             model,
             tokenizer,
@@ -156,7 +157,7 @@ def _fitted_mask(config: Edit, mask: Image.Image | None, size: tuple[int, int]) 
 
 
 def main() -> None:
-    """The command: exits with 2 and one line where the input is unusable."""
+    """The command; see ``exit_codes`` for how it ends."""
     run_command(Edit, "var_transformer.edit", run)
 
 

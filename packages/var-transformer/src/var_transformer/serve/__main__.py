@@ -9,6 +9,7 @@ from var_transformer.classes import names_of
 from var_transformer.command import load_pair, log, run_command
 from var_transformer.generate import generate
 from var_transformer.graph_cache import graph_cache
+from var_transformer.progress import working
 from var_transformer.serve.streaming import Streamer
 
 
@@ -61,7 +62,8 @@ def run(config: Serve) -> None:
 
     def compile_graphs() -> None:
         """Draws a picture for nobody, so that the first visitor's takes no longer than others."""
-        with graph_cache(command="serve", models=[model.config, tokenizer.config]):
+        graphs = graph_cache(command="serve", models=[model.config, tokenizer.config])
+        with graphs, working("compiling for the first visitor"):
             generate(model, tokenizer, [0])
         log.info("the graphs are compiled")
 
@@ -71,7 +73,7 @@ def run(config: Serve) -> None:
 
 
 def main() -> None:
-    """The command: exits with 2 and one line where the input is unusable."""
+    """The command; see ``exit_codes`` for how it ends."""
     run_command(Serve, "var_transformer.serve", run)
 
 
