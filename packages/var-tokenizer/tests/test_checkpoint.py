@@ -188,3 +188,15 @@ def test_the_checksum_sees_every_way_to_change_a_weight(saved):
     ms.load_param_into_net(tokenizer, {bias.name: ms.Parameter(bias + 1, name=bias.name)})
     seen.append(tokenizer.checksum())
     assert len(set(seen)) == 4
+
+
+def test_ctrl_c_right_after_the_temporary_file_appeared_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(*arguments: object) -> int:
+        os.close(opened(*arguments))
+        raise KeyboardInterrupt
+
+    opened = os.open
+    monkeypatch.setattr("var_tokenizer.checkpoint.os.open", interrupted)
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "file.png"):
+        pytest.fail("the block ran")
+    assert not list(tmp_path.iterdir())

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
+import mindspore
 import pytest
 import tyro
 from rich.progress import Progress
@@ -108,6 +110,41 @@ def test_a_command_ends_with_its_code_and_one_line(caplog, action, code, said):
         action()
     assert end.value.code == code and signal.getsignal(signal.SIGTERM) is before
     assert [record.getMessage()[: len(said)] for record in caplog.records] == [said]
+
+
+def test_what_mindspore_is_at_ends_before_an_interrupt_takes_effect(caplog):
+    done = []
+    source = "signal.raise_signal(signal.SIGINT)\ndone.append('compiled')"
+    compilation = compile(source, str(Path(mindspore.__file__).with_name("api.py")), "exec")
+    with pytest.raises(SystemExit) as end, exit_codes():
+        exec(compilation, {"signal": signal, "done": done})
+        while True:  # the interrupt comes again
+            pass
+    assert end.value.code == 130 and done == ["compiled"] and caplog.messages == ["interrupted"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_a_command_compiles_is_one_line(model, tokenizer, tmp_path):
+    model.save(tmp_path / "m.safetensors")
+    tokenizer.save(tmp_path / "t.safetensors")
+    words = (
+        "--tokenizer t.safetensors --model m.safetensors --classes 0-4 --per-class 500 --out out"
+    )
+    with (tmp_path / "stderr.txt").open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "var_transformer.sample", *words.split(), "--batch", "8"],
+            stderr=file,
+            cwd=tmp_path,
+            env=ENVIRONMENT | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
+        )
+    while not (tmp_path / "out" / "settings.json").exists():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130
+    lines = (tmp_path / "stderr.txt").read_text().splitlines()
+    assert lines[-1] == "ERROR: interrupted; the same command continues"
+    assert all(text.startswith("INFO: sampling: ") for text in lines[:-1])
+    assert not (tmp_path / "rank_0").exists()
 
 
 def test_other_errors_are_not_hidden():

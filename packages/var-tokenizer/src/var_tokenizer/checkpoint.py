@@ -11,7 +11,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,15 +45,15 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # the kernel applies the umask, which cannot be read without setting it for all threads
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    except OSError as error:
-        raise InputError(f"{quoted(path)}: cannot write here: {error.strerror}") from error
-    permissions = os.fstat(handle).st_mode & 0o777
-    os.close(handle)
-    try:
+    try:  # from here on: Ctrl-C may come as soon as the file is there
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # the kernel applies the umask, which cannot be read without setting it for all threads
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except OSError as error:
+            raise InputError(f"{quoted(path)}: cannot write here: {error.strerror}") from error
+        permissions = os.fstat(handle).st_mode & 0o777
+        os.close(handle)
         yield temporary
         temporary.chmod(permissions)  # some writers set their own
         try:
@@ -61,7 +61,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         except IsADirectoryError as error:
             raise InputError(f"{quoted(path)}: is a folder; expected a file") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def check_private(folder: Path) -> None:

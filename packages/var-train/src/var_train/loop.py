@@ -241,7 +241,8 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
     def note(number: int, frame: FrameType | None) -> None:
         came.append(time.monotonic())
         if came[-1] - came[0] > _PATIENCE:
-            signal.default_int_handler(number, frame)
+            handler = before[number] if callable(before[number]) else signal.default_int_handler
+            handler(number, frame)
         if len(came) == 1:
             log.warning("interrupted: saves after the step at hand; once more ends at once")
 

@@ -2,9 +2,11 @@
 
 import ast
 import logging
+import os
 import signal
 import sys
 import textwrap
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
+import mindspore
 import tyro
 from var_tokenizer import InputError, Tokenizer
 
@@ -26,6 +29,9 @@ UNUSABLE, INTERRUPTED = 2, 130
 """The exit codes of all commands, beside 0 and what a command says of its own."""
 
 PACKAGES = ("var_tokenizer", "var_transformer", "var_train", "var_convert")
+
+_AGAIN = 0.1  # seconds
+_MINDSPORE = f"{Path(mindspore.__file__).parent}/"
 
 log = logging.getLogger("var_transformer")
 
@@ -61,14 +67,20 @@ def exit_codes(interrupted: str = "interrupted") -> Iterator[None]:
 
     Exits with 2 and one line where the input is unusable (InputError), and with 130 and the line
     ``interrupted`` at Ctrl-C or SIGTERM. These two cannot be told apart: MindSpore makes a
-    SIGTERM of Ctrl-C whenever it has run a graph.
+    SIGTERM of Ctrl-C whenever it has run a graph. What MindSpore is at (a compilation) ends first.
     """
     start_log()
-    came = []
+    came, waiting = [], []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         came.append(number)
-        signal.default_int_handler(number, frame)
+        if not _in_mindspore(frame):
+            signal.default_int_handler(number, frame)
+        # a compilation would end in pages of MindSpore's errors and a folder rank_0: comes again
+        timer = threading.Timer(_AGAIN, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.daemon = True
+        waiting[:] = [timer]
+        timer.start()
 
     before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -82,12 +94,21 @@ def exit_codes(interrupted: str = "interrupted") -> Iterator[None]:
     except Exception:
         if not came:
             raise
-        # a compilation that is interrupted ends in errors of MindSpore's own
-        log.error("%s", interrupted)
+        log.error("%s", interrupted)  # and the error that became of it is not the user's
         sys.exit(INTERRUPTED)
     finally:
+        for timer in waiting:
+            timer.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _in_mindspore(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(_MINDSPORE):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def run_command(
