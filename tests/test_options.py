@@ -9,10 +9,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from field_reads import Sources
 
 PACKAGES = Path(__file__).parents[1] / "packages"
-READ_OTHERWISE = {
-    ("Run", "preset"),  # taken from the command line before there is a configuration
-    ("ImageSet", "classes"),  # read of the protocol ImageSource; it is data, no setting
-}
+# the command takes it from the words of the command line, before there is a configuration
+READ_OTHERWISE = {("Run", "preset")}
+DATA = {"ImageSet"}  # no setting, though it is validated; read of the protocol ImageSource
 
 
 def test_every_field_of_every_configuration_is_read_outside_of_its_own_validation():
@@ -20,7 +19,8 @@ def test_every_field_of_every_configuration_is_read_outside_of_its_own_validatio
     assert len(sources.fields()) > 100
     classes = {name for name, _ in sources.fields()}
     assert {"Run", "Adversary", "TransformerConfig", "Sampler", "Convert", "Serve"} <= classes
-    assert not sources.unread() - READ_OTHERWISE
+    unread = {found for found in sources.unread() if found[0] not in DATA}
+    assert not unread - READ_OTHERWISE
 
 
 @pytest.mark.parametrize(
