@@ -55,6 +55,16 @@ def slow(session: nox.Session) -> None:
             pytest(session, python, str(path), "-m", "slow")
 
 
+@nox.session(venv_backend="none", requires=["test"])
+def sanitizers(session: nox.Session) -> None:
+    """The native kernels in two threads under Thread-, Address- and UndefinedBehaviorSanitizer.
+
+    In a program of its own, built here; of the environment of `test` it uses MindSpore's oneDNN.
+    """
+    python = str(ROOT / ".nox" / "test" / "bin" / "python")
+    session.run(python, "tests/native/sanitizers.py", *session.posargs, external=True)
+
+
 @nox.session(python=PYTHON)
 def alone(session: nox.Session) -> None:
     """The tokenizer installs and works without a sibling and without torch."""

@@ -60,8 +60,7 @@ Buffer &reordered = *new Buffer, &scratchpad = *new Buffer, &cropped = *new Buff
 class Convolution {
    public:
     Convolution(Pass pass, const Shape& s) : pass_(pass) {
-        const Concurrency concurrency;
-        create(s);
+        on_all_threads([&] { create(s); });
     }
 
     void run(void* src, void* weights, void* bias, void* dst) {
@@ -136,6 +135,7 @@ class Convolution {
         const dnnl_memory_desc* chosen = primitive_desc_query_md(
             desc.get(), writes_weights ? query_diff_weights : query_weights, 0);
         const dnnl_memory_desc* scratch = primitive_desc_query_md(desc.get(), query_scratchpad, 0);
+        check(!chosen || !scratch);
         weights_size_ = memory_desc_get_size(chosen);
         scratchpad_size_ = memory_desc_get_size(scratch);
         src_ = memory_of(src.get());

@@ -66,11 +66,6 @@ int open(const char* path) {
 
 }  // namespace
 
-Concurrency::Concurrency() {
-    check(threadpool_interop_get_max_concurrency(&before_));
-    check(threadpool_interop_set_max_concurrency(thread_count()));
-}
-
 }  // namespace onednn
 
 // Readies the kernels; `path` is oneDNN's shared library, the rest are functions of threads.h, for

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <stdexcept>
 
+#include "threads.h"
+
 struct dnnl_engine;
 struct dnnl_stream;
 struct dnnl_memory_desc;
@@ -88,17 +90,20 @@ inline void check(int status) {
     if (status) throw std::runtime_error("oneDNN refused");
 }
 
-// For how many threads oneDNN plans in this thread, while it lives: all of threads.h. Before and
-// after, as many as MindSpore says.
-class Concurrency {
-   public:
-    Concurrency();
-    ~Concurrency() { threadpool_interop_set_max_concurrency(before_); }
-    Concurrency(const Concurrency&) = delete;
-    Concurrency& operator=(const Concurrency&) = delete;
-
-   private:
-    int before_ = 0;
-};
+// Does `work` while oneDNN plans for all threads of threads.h in this thread. Before and after, it plans
+// for as many as MindSpore says.
+template <typename Work>
+void on_all_threads(Work work) {
+    int before;
+    check(threadpool_interop_get_max_concurrency(&before));
+    check(threadpool_interop_set_max_concurrency(thread_count()));
+    try {
+        work();
+    } catch (...) {
+        threadpool_interop_set_max_concurrency(before);
+        throw;
+    }
+    check(threadpool_interop_set_max_concurrency(before));
+}
 
 }  // namespace onednn

@@ -111,21 +111,21 @@ Memory memory_of(const dnnl_memory_desc* what) {
     return Memory(made);
 }
 
-// For how many threads oneDNN plans in this thread, while it lives: all of kernel.h. Before and
-// after, as many as MindSpore says.
-class Concurrency {
-   public:
-    Concurrency() {
-        check(threadpool_interop_get_max_concurrency(&before_));
-        check(threadpool_interop_set_max_concurrency(thread_count()));
+// Does `work` while oneDNN plans for all threads of kernel.h in this thread. Before and after, it plans
+// for as many as MindSpore says.
+template <typename Work>
+void on_all_threads(Work work) {
+    int before;
+    check(threadpool_interop_get_max_concurrency(&before));
+    check(threadpool_interop_set_max_concurrency(thread_count()));
+    try {
+        work();
+    } catch (...) {
+        threadpool_interop_set_max_concurrency(before);
+        throw;
     }
-    ~Concurrency() { threadpool_interop_set_max_concurrency(before_); }
-    Concurrency(const Concurrency&) = delete;
-    Concurrency& operator=(const Concurrency&) = delete;
-
-   private:
-    int before_ = 0;
-};
+    check(threadpool_interop_set_max_concurrency(before));
+}
 
 // Memory of oneDNN during a product, at a multiple of 64 bytes
 char* scratch(size_t size) {
@@ -151,7 +151,7 @@ class Product {
                                            raw));
         const PrimitiveDesc desc(chosen);
         const dnnl_memory_desc* scratchpad = primitive_desc_query_md(chosen, query_scratchpad, 0);
-        if (!scratchpad) throw std::runtime_error("oneDNN refused");
+        check(!scratchpad);
         scratchpad_size_ = memory_desc_get_size(scratchpad);
         a_ = memory_of(a.get()), b_ = memory_of(b.get()), c_ = memory_of(c.get());
         if (biased) bias_ = memory_of(bias.get());
@@ -206,11 +206,11 @@ void matrix_product(int64_t m, int64_t n, int64_t depth, Matrix a, Matrix b, con
     // the products that are kept, with their arguments and the scratchpad, serve all threads
     static std::mutex one_at_a_time;
     std::lock_guard<std::mutex> lock(one_at_a_time);
-    const Concurrency concurrency;
     constexpr size_t most = 1024;  // sizes; beyond it, callers vary a dimension without end
     static auto& known = *new std::map<std::array<int64_t, 6>, Product>;  // never destroyed: a
     if (known.size() > most) known.clear();  // thread may be at work when the process ends
     const std::array<int64_t, 6> key{m, n, depth, a.column == 1, b.column == 1, bias != nullptr};
-    const Product& product = known.try_emplace(key, m, n, depth, a, b, bias != nullptr).first->second;
-    product.run(a.data, b.data, bias, c);
+    on_all_threads([&] {
+        known.try_emplace(key, m, n, depth, a, b, bias).first->second.run(a.data, b.data, bias, c);
+    });
 }

@@ -1,0 +1,41 @@
+"""What fails in a kernel is an error in Python, not a result that was not written."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+from var_tokenizer import KernelLibrary
+
+HERE = Path(__file__).parent
+
+
+def test_every_call_of_onednn_may_fail_and_the_kernel_says_so(libraries, tmp_path):
+    compiler = shutil.which("gcc")
+    assert compiler, "the kernels were built, so there is a compiler"
+    failing = tmp_path / "libfailing.so"
+    source = str(HERE / "failing_onednn.c")
+    subprocess.run([compiler, "-shared", "-fPIC", source, "-o", str(failing), "-ldl"], check=True)
+    paths = [KernelLibrary(f"var_{name}._kernels").path for name in ("tokenizer", "transformer")]
+    environment = {**os.environ, "REAL_ONEDNN": str(Path(ms.__file__).parent / "lib/libdnnl.so.3")}
+    done = subprocess.run(
+        [sys.executable, str(HERE / "failures.py"), *paths, str(failing)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_mindspore_raises_what_a_kernel_refuses(libraries):
+    linear = KernelLibrary("var_transformer._kernels").operator(
+        "linear", lambda x, weight, bias: (x[0], weight[0])
+    )
+    x, weight, bias = (Tensor(np.ones(shape, np.float32)) for shape in ((2, 3), (4, 5), (4,)))
+    with pytest.raises(RuntimeError, match="linear"):
+        linear(x, weight, bias).asnumpy()
