@@ -14,7 +14,7 @@ from var_tokenizer import (
     read_checkpoint,
     write_checkpoint,
 )
-from var_transformer import TransformerConfig
+from var_transformer import Transformer, TransformerConfig
 
 torch = pytest.importorskip("torch")
 
@@ -106,6 +106,19 @@ def test_inspect_as_a_table(pair, capsys):
     shown = capsys.readouterr().out
     for text in ("transformer", "1,2,3", inspect(pair[0]).checksum, "blocks.1.attn.mat_qkv.weight"):
         assert text in shown
+
+
+def test_inspect_shows_class_names_and_the_tokenizer(pair, capsys):
+    model = Transformer.load(pair[1])
+    model.class_names, model.tokenizer_checksum = tuple("abcde"), "sha256:" + "1" * 64
+    model.save(pair[1])
+    assert main(["inspect", str(pair[1])]) == 0
+    shown = capsys.readouterr().out
+    assert "a, b, c, d, e" in shown and model.tokenizer_checksum in shown
+    assert main(["inspect", str(pair[1]), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["class_names"] == list("abcde")
+    assert shown["tokenizer"] == model.tokenizer_checksum
 
 
 def test_inspect_says_what_it_assumed(save_pth, capsys):

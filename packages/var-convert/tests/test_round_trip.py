@@ -10,8 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from var_convert import convert, inspect
-from var_tokenizer import SCALES_256, SCALES_512, TokenizerConfig, read_checkpoint
-from var_transformer import TransformerConfig
+from var_tokenizer import (
+    SCALES_256,
+    SCALES_512,
+    InputError,
+    Tokenizer,
+    TokenizerConfig,
+    read_checkpoint,
+)
+from var_transformer import Transformer, TransformerConfig, check_pair
 
 torch = pytest.importorskip("torch")
 
@@ -299,3 +306,55 @@ def test_memory_that_the_page_cache_holds_does_not_refuse_a_ckpt(save_pth, monke
 def test_round_trip_at_published_size_is_bit_identical(save_pth, config):
     path, state = save_pth(config)
     assert identical(around(path), state)
+
+
+def test_what_a_transformer_notes_survives_every_format(save_pth, tmp_path):
+    names, checksum = ("cat", "\u732b", "a, b", '"', "dog"), "sha256:" + "0" * 64
+    path, _ = save_pth(SMALL_TRANSFORMER)
+    model = Transformer.load(convert(path, tmp_path / "a.safetensors").target)
+    model.class_names, model.tokenizer_checksum = names, checksum
+    model.save(tmp_path / "a.safetensors")
+    stops = [
+        "a.safetensors",
+        "b.pth",
+        "c.ckpt",
+        "d.safetensors",
+        "e.ckpt",
+        "f.pth",
+        "g.safetensors",
+    ]
+    for source, target in itertools.pairwise(stops):
+        convert(tmp_path / source, tmp_path / target)
+        found = inspect(tmp_path / target)
+        assert (found.class_names, found.tokenizer) == (names, checksum)
+    loaded = Transformer.load(tmp_path / "g.safetensors")
+    assert (loaded.class_names, loaded.tokenizer_checksum) == (names, checksum)
+
+
+def test_published_weights_note_nothing(save_pth, tmp_path):
+    path, _ = save_pth(SMALL_TRANSFORMER)
+    for file in (path, convert(path, tmp_path / "a.safetensors").target):
+        found = inspect(file)
+        assert (found.class_names, found.tokenizer, found.rounded_from) == (None, None, None)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_rounded_tokenizer_still_belongs_to_its_transformer(save_pth, tmp_path, dtype):
+    path, _ = save_pth(SMALL_TOKENIZER)
+    whole = convert(path, tmp_path / "whole.safetensors").target
+    config = dataclasses.replace(SMALL_TRANSFORMER, scales=SMALL_TOKENIZER.scales)
+    model = Transformer(config)
+    model.tokenizer_checksum = inspect(whole).checksum
+    stops = [whole, *(tmp_path / f"half{suffix}" for suffix in (".pth", ".ckpt", ".safetensors"))]
+    for source, target in itertools.pairwise(stops):
+        convert(source, target, dtype=dtype)
+        assert inspect(target).rounded_from == inspect(whole).checksum
+    half = Tokenizer.load(stops[-1])
+    assert half.checksum() != inspect(whole).checksum
+    check_pair(model, half)
+    wide = convert(stops[-1], tmp_path / "wide.safetensors", dtype="float32").target
+    check_pair(model, Tokenizer.load(wide))
+    same = convert(whole, tmp_path / "same.safetensors", dtype="float32").target
+    assert inspect(same).rounded_from is None
+    with pytest.raises(InputError, match="expected the tokenizer that it was trained with"):
+        check_pair(model, Tokenizer(SMALL_TOKENIZER, seed=5))

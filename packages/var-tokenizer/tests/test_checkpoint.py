@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -14,9 +15,21 @@ from var_tokenizer import (
     InputError,
     Tokenizer,
     TokenizerConfig,
+    open_checkpoint,
     quoted,
     read_checkpoint,
+    read_header,
     replacing,
+    tokenizer_shapes,
+)
+
+TINY = TokenizerConfig(  # of the fixture ``tiny``
+    vocab_size=32,
+    latent_channels=8,
+    channels=32,
+    channel_multipliers=(1, 1),
+    res_blocks=1,
+    scales=(1, 2, 4),
 )
 
 
@@ -200,3 +213,173 @@ def test_ctrl_c_right_after_the_temporary_file_appeared_leaves_nothing(tmp_path,
     with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "file.png"):
         pytest.fail("the block ran")
     assert not list(tmp_path.iterdir())
+
+
+def claiming(**fields) -> str:
+    """The configuration of the tiny tokenizer with other fields."""
+    return json.dumps(dataclasses.asdict(TINY) | fields)
+
+
+DEEP = "[" * 100_000
+CLAIMS = {
+    "33 TiB of channels": (claiming(channels=1_000_000), "encoder.conv_in.weight"),
+    "channels without end": (claiming(channels=32 * 10**30), "encoder.conv_in.weight"),
+    "a vast vocabulary": (claiming(vocab_size=10**12), "quantize.embedding.weight"),
+    "vast codes": (claiming(latent_channels=10**12), "encoder.conv_out.weight"),
+    "many blocks": (claiming(res_blocks=10**9), "missing"),
+    "many refinements": (claiming(phi_count=10**9), "missing"),
+    "many levels": (claiming(channel_multipliers=[1] * 10**6), "missing"),
+    "many scales": (claiming(scales=[1] * 10**6), "scales holds 1000000 sizes"),
+    "a vast scale": (claiming(scales=[1, 10**6]), "tokens"),
+    "a vast row": (claiming(scales=[1, [1, 10**12]]), "tokens"),
+    "deep": (DEEP, "recursion"),
+    "deep in a field": (f'{{"scales": {DEEP}', "recursion"),
+    "a deep whole": (f'{{"scales": {DEEP}{"]" * 100_000}}}', "recursion"),
+    "a name that is there twice": ('{"channels": 32, "channels": 64}', "twice"),
+    "a true count": (claiming(res_blocks=True), "res_blocks is True"),
+    "a true multiplier": (claiming(channel_multipliers=[True, True]), "channel_multipliers is"),
+    "no multipliers": (claiming(channel_multipliers=5), "channel_multipliers is 5"),
+    "a fraction": (claiming(phi_count=4.0), "phi_count is 4.0"),
+    "not a number": ('{"channels": NaN}', "channels is nan"),
+    "infinite": ('{"vocab_size": Infinity}', "vocab_size is inf"),
+    "beyond all numbers": ('{"vocab_size": 1e999}', "vocab_size is inf"),
+    "thousands of digits": (f'{{"vocab_size": {"9" * 5000}}}', "digits"),
+    "a negative count": (claiming(vocab_size=-1), "vocab_size is -1"),
+    "nothing": (claiming(vocab_size=None), "vocab_size is None"),
+    "text": (claiming(channels="32"), "channels is '32'"),
+    "yes": (claiming(using_znorm="yes"), "using_znorm is 'yes'"),
+    "escape sequences": ('{"\\u001b[2J\\u0007\\n": 1}', "x1b"),
+}
+
+
+@pytest.mark.parametrize(("config", "message"), CLAIMS.values(), ids=CLAIMS)
+def test_what_a_file_claims_is_held_against_it_before_anything_is_built(
+    saved, tmp_path, monkeypatch, config, message
+):
+    def unexpected(*_args, **_more):
+        raise AssertionError("a tokenizer was built")
+
+    monkeypatch.setattr(Tokenizer, "__init__", unexpected)
+    save_file(load_file(saved), tmp_path / "bad.safetensors", metadata(saved, config=config))
+    with pytest.raises(InputError, match=message) as error:
+        Tokenizer.load(tmp_path / "bad.safetensors")
+    shown = str(error.value)
+    assert "bad.safetensors: " in shown and shown.isprintable() and len(shown) < 3000
+
+
+def raw(path: Path, header: object, data: bytes = bytes(8), length: int | None = None) -> Path:
+    """A safetensors file written by hand. header: JSON text, or what becomes it."""
+    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    size = len(text) if length is None else length
+    path.write_bytes(size.to_bytes(8, "little") + text + data)
+    return path
+
+
+def tensor(begin: object, end: object, shape: object = (1,), dtype: object = "F32") -> dict:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+HEADERS = {
+    "a length beyond the file": ({}, {"length": 10**6}),
+    "a length of exabytes": ({}, {"length": 2**63}),
+    "a length of nothing": ({"a": tensor(0, 8, [2])}, {"length": 0}),
+    "half of the header": ({"a": tensor(0, 8, [2])}, {"length": 9}),
+    "tensors over one another": ({"a": tensor(0, 8, [2]), "b": tensor(4, 8)}, {}),
+    "a hole": ({"a": tensor(4, 8)}, {}),
+    "beyond the end": ({"a": tensor(0, 4 * 10**9, [10**9])}, {}),
+    "bytes to spare": ({"a": tensor(0, 4)}, {}),
+    "backwards": ({"a": tensor(8, 0, [2])}, {}),
+    "a shape of other bytes": ({"a": tensor(0, 8, [10**9])}, {}),
+    "a shape that overflows": ({"a": tensor(0, 8, [2**62, 2**62])}, {}),
+    "a negative shape": ({"a": tensor(0, 8, [-2])}, {}),
+    "a fraction": ({"a": tensor(0, 8, [2.0])}, {}),
+    "true": ({"a": tensor(0, 8, [True, 2])}, {}),
+    "not a number": ('{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 8]}}', {}),
+    "an unknown type": ({"a": tensor(0, 8, [2], "\x1b[2J")}, {}),
+    "no type": ({"a": {"shape": [2], "data_offsets": [0, 8]}}, {}),
+    "numbers for tensors": ({"a": 3}, {}),
+    "a list": ([1, 2], {}),
+    "deep": ('{"a": ' + DEEP, {}),
+    "metadata that is no text": ({"__metadata__": {"config": {"depth": 1}}}, {"data": b""}),
+    "metadata that is a list": ({"__metadata__": [1]}, {"data": b""}),
+    "a name that is there twice": (
+        f'{{"a": {json.dumps(tensor(0, 4))}, "a": {json.dumps(tensor(4, 8))}}}',
+        {},
+    ),
+    "a note that is there twice": ('{"__metadata__": {"kind": "a", "kind": "b"}}', {"data": b""}),
+}
+
+
+@pytest.mark.parametrize(("header", "more"), HEADERS.values(), ids=HEADERS)
+def test_a_header_that_lies_is_refused(tmp_path, header, more):
+    path = raw(tmp_path / "bad.safetensors", header, **more)
+    with pytest.raises(InputError, match="not a readable") as error:
+        read_header(path)
+    assert f"{path}: " in str(error.value) and str(error.value).isprintable()
+    with pytest.raises(InputError, match=r"bad\.safetensors: "):
+        Tokenizer.load(path)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_random_damage_to_the_header_is_an_input_error_or_harmless(saved, tmp_path, data):
+    damaged = bytearray(saved.read_bytes())
+    end = 8 + int.from_bytes(damaged[:8], "little")
+    for _ in range(data.draw(st.integers(1, 8))):
+        damaged[data.draw(st.integers(0, end - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path / "damaged.safetensors"
+    path.write_bytes(damaged)
+    try:
+        checkpoint = open_checkpoint(path, "tokenizer", TokenizerConfig)
+        checkpoint.check(tokenizer_shapes(checkpoint.config))
+    except InputError as error:
+        assert str(path) in str(error) and str(error).isprintable()
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.bool_])
+def test_weights_that_are_no_fractions_are_refused(saved, tmp_path, dtype):
+    tensors = load_file(saved)
+    tensors["quant_conv.bias"] = tensors["quant_conv.bias"].astype(dtype)
+    save_file(tensors, tmp_path / "bad.safetensors", metadata(saved))
+    with pytest.raises(InputError, match=r"quant_conv\.bias has dtype .*; expected floating"):
+        Tokenizer.load(tmp_path / "bad.safetensors")
+
+
+@pytest.mark.parametrize("name", ["\x1b]0;owned\a", "a\nERROR: faked", "\u202egnp", "\x9b2J"])
+def test_names_in_a_file_reach_no_terminal_as_they_are(saved, tmp_path, name):
+    tensors = load_file(saved)
+    save_file(
+        tensors | {name: np.zeros(1, np.float32)}, tmp_path / "bad.safetensors", metadata(saved)
+    )
+    with pytest.raises(InputError, match="1 unexpected tensor") as error:
+        Tokenizer.load(tmp_path / "bad.safetensors")
+    assert str(error.value).isprintable()
+    save_file(tensors, tmp_path / "bad.safetensors", metadata(saved, kind=name))
+    with pytest.raises(InputError, match="expected a tokenizer") as error:
+        Tokenizer.load(tmp_path / "bad.safetensors")
+    assert str(error.value).isprintable()
+    (tmp_path / f"{name}.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError) as error:
+        Tokenizer.load(tmp_path / f"{name}.safetensors")
+    assert str(error.value).isprintable()
+
+
+CONFIGS = [
+    TINY,
+    TokenizerConfig(
+        vocab_size=16,
+        latent_channels=4,
+        channels=32,
+        channel_multipliers=(1, 2, 2),
+        res_blocks=2,
+        phi_count=3,
+        scales=(1, (1, 2), (2, 3)),
+    ),
+    TokenizerConfig(channels=32, channel_multipliers=(2,), phi_count=1, scales=(2,)),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_shapes_without_a_tokenizer_are_those_of_the_built_one(config):
+    built = Tokenizer(config, seed=None).published_tensors()
+    assert dict(tokenizer_shapes(config)) == {n: a.shape for n, a in built.items()}

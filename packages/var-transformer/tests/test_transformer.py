@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -8,7 +9,13 @@ from mindspore import Tensor
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from var_tokenizer import InputError, Tokenizer
-from var_transformer import Transformer, TransformerConfig, check_pair, generate
+from var_transformer import (
+    Transformer,
+    TransformerConfig,
+    check_pair,
+    generate,
+    transformer_shapes,
+)
 from var_transformer import ops as fast
 
 LABELS = np.array([0, 3, 5])
@@ -232,6 +239,69 @@ def test_metadata_that_is_not_what_it_says_is_refused(model, tmp_path, field, va
     with pytest.raises(InputError, match=message) as error:
         Transformer.load(tmp_path / "b.safetensors")
     assert "b.safetensors" in str(error.value) and str(error.value).isprintable()
+
+
+def claiming(config, **fields):
+    return json.dumps(dataclasses.asdict(config) | fields)
+
+
+DEEP = "[" * 100_000
+CLAIMS = {
+    "a vast width": (dict(width=2 * 10**9), "word_embed.weight"),
+    "a vast depth": (dict(depth=10**9), "missing"),
+    "a vast depth alone": (dict(depth=10**9, width=0, heads=0), "word_embed.weight"),
+    "a vast vocabulary": (dict(vocab_size=10**12), "head.weight"),
+    "vast codes": (dict(latent_channels=10**12), "word_embed.weight"),
+    "many classes": (dict(num_classes=10**12), "class_emb.weight"),
+    "many scales": (dict(scales=[1] * 10**6), "scales holds 1000000 sizes"),
+    "a vast scale": (dict(scales=[10**9]), "tokens"),
+    "a true depth": (dict(depth=True), "depth is True"),
+    "no width": (dict(width=False), "width is False"),
+    "a fraction": (dict(heads=2.0), "heads is 2.0"),
+    "text": (dict(depth="2"), "depth is '2'"),
+    "nothing": (dict(depth=None), "depth is None"),
+    "a list": (dict(depth=[2]), r"depth is \(2,\)"),
+    "a sharing that is text": (dict(shared_adaln="false"), "shared_adaln is 'false'"),
+    "a norm that is a number": (dict(qk_l2_norm=1), "qk_l2_norm is 1"),
+    "deep": (DEEP, "recursion"),
+    "twice": ('{"depth": 2, "depth": 3}', "twice"),
+    "escape sequences": (dict([("\x1b[2J", 1)]), "x1b"),
+}
+
+
+@pytest.mark.parametrize(("claim", "message"), CLAIMS.values(), ids=CLAIMS)
+def test_what_a_file_claims_is_held_against_it_before_anything_is_built(
+    model, tmp_path, monkeypatch, claim, message
+):
+    model.save(tmp_path / "a.safetensors")
+    config = claim if isinstance(claim, str) else claiming(model.config, **claim)
+    with safe_open(tmp_path / "a.safetensors", framework="numpy") as file:
+        metadata = file.metadata() | {"config": config}
+    save_file(load_file(tmp_path / "a.safetensors"), tmp_path / "bad.safetensors", metadata)
+
+    def unexpected(*_args, **_more):
+        raise AssertionError("a transformer was built")
+
+    monkeypatch.setattr(Transformer, "__init__", unexpected)
+    with pytest.raises(InputError, match=message) as error:
+        Transformer.load(tmp_path / "bad.safetensors")
+    shown = str(error.value)
+    assert "bad.safetensors: " in shown and shown.isprintable() and len(shown) < 3000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"shared_adaln": True},
+        {"qk_l2_norm": False},
+        {"depth": 1, "scales": (1, (1, 2), (3, 4))},
+    ],
+)
+def test_the_shapes_without_a_transformer_are_those_of_the_built_one(make_config, change):
+    config = make_config(**change)
+    built = Transformer(config, seed=None).published_tensors()
+    assert dict(transformer_shapes(config)) == {n: a.shape for n, a in built.items()}
 
 
 def test_class_names_that_do_not_fit_are_not_saved(make_model, tmp_path):

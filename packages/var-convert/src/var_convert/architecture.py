@@ -10,8 +10,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from var_tokenizer import SCALES_256, SCALES_512, InputError, Scale, ScaleSchedule, TokenizerConfig
-from var_transformer import TransformerConfig
+from var_tokenizer import (
+    SCALES_256,
+    SCALES_512,
+    InputError,
+    Scale,
+    ScaleSchedule,
+    TokenizerConfig,
+    quoted,
+    tokenizer_shapes,
+)
+from var_transformer import TransformerConfig, transformer_shapes
 
 from var_convert.weights import Entry, Weights
 
@@ -28,112 +37,8 @@ MASK = "attn_bias_for_masking"
 def expected_shapes(config: Config) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Native name and shape of every learned tensor and statistic, in the order of the model."""
     if isinstance(config, TokenizerConfig):
-        return _tokenizer_shapes(config)
-    return _transformer_shapes(config)
-
-
-def _tokenizer_shapes(config: TokenizerConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    z, widths = config.latent_channels, [config.channels * m for m in config.channel_multipliers]
-    top, last = widths[-1], len(widths) - 1
-    c = config.channels
-    yield from _conv("encoder.conv_in", 3, c)
-    for i, width in enumerate(widths):
-        yield from _level(f"encoder.down.{i}", c, width, config.res_blocks, i == last)
-        if i != last:
-            yield from _conv(f"encoder.down.{i}.downsample.conv", width, width)
-        c = width
-    yield from _middle("encoder.mid", top)
-    yield from _norm("encoder.norm_out", top)
-    yield from _conv("encoder.conv_out", top, z)
-    yield from _conv("decoder.conv_in", z, top)
-    yield from _middle("decoder.mid", top)
-    for i, width in enumerate(widths):
-        c = widths[min(i + 1, last)]
-        yield from _level(f"decoder.up.{i}", c, width, config.res_blocks + 1, i == last)
-        if i:
-            yield from _conv(f"decoder.up.{i}.upsample.conv", width, width)
-    yield from _norm("decoder.norm_out", widths[0])
-    yield from _conv("decoder.conv_out", widths[0], 3)
-    yield HITS, (len(config.scales), config.vocab_size)
-    yield "quantize.embedding.weight", (config.vocab_size, z)
-    for p in range(config.phi_count):
-        yield from _conv(f"quantize.quant_resi.qresi_ls.{p}", z, z)
-    yield from _conv("quant_conv", z, z)
-    yield from _conv("post_quant_conv", z, z)
-
-
-def _level(
-    name: str, c_in: int, c_out: int, blocks: int, attention: bool
-) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for j in range(blocks):
-        yield from _residual(f"{name}.block.{j}", c_out if j else c_in, c_out)
-    for j in range(blocks if attention else 0):
-        yield from _pixel_attention(f"{name}.attn.{j}", c_out)
-
-
-def _middle(name: str, c: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield from _residual(f"{name}.block_1", c, c)
-    yield from _pixel_attention(f"{name}.attn_1", c)
-    yield from _residual(f"{name}.block_2", c, c)
-
-
-def _residual(name: str, c_in: int, c_out: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield from _norm(f"{name}.norm1", c_in)
-    yield from _conv(f"{name}.conv1", c_in, c_out)
-    yield from _norm(f"{name}.norm2", c_out)
-    yield from _conv(f"{name}.conv2", c_out, c_out)
-    if c_in != c_out:
-        yield from _conv(f"{name}.nin_shortcut", c_in, c_out, 1)
-
-
-def _pixel_attention(name: str, c: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield from _norm(f"{name}.norm", c)
-    yield from _conv(f"{name}.qkv", c, 3 * c, 1)
-    yield from _conv(f"{name}.proj_out", c, c, 1)
-
-
-def _norm(name: str, c: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{name}.weight", (c,)
-    yield f"{name}.bias", (c,)
-
-
-def _conv(
-    name: str, c_in: int, c_out: int, kernel: int = 3
-) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{name}.weight", (c_out, c_in, kernel, kernel)
-    yield f"{name}.bias", (c_out,)
-
-
-def _linear(name: str, c_in: int, c_out: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{name}.weight", (c_out, c_in)
-    yield f"{name}.bias", (c_out,)
-
-
-def _transformer_shapes(config: TransformerConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    c, schedule = config.width, config.schedule
-    yield "pos_start", (1, schedule.tokens[0], c)
-    yield "pos_1LC", (1, schedule.length, c)
-    yield from _linear("word_embed", config.latent_channels, c)
-    yield "class_emb.weight", (config.num_classes + 1, c)
-    yield "lvl_embed.weight", (len(schedule), c)
-    if config.shared_adaln:
-        yield from _linear("shared_ada_lin.1", c, 6 * c)
-    for i in range(config.depth):
-        name = f"blocks.{i}"
-        if config.shared_adaln:
-            yield f"{name}.ada_gss", (1, 1, 6, c)
-        if config.qk_l2_norm:
-            yield f"{name}.attn.scale_mul_1H11", (1, config.heads, 1, 1)
-        yield f"{name}.attn.q_bias", (c,)
-        yield f"{name}.attn.v_bias", (c,)
-        yield f"{name}.attn.mat_qkv.weight", (3 * c, c)
-        yield from _linear(f"{name}.attn.proj", c, c)
-        yield from _linear(f"{name}.ffn.fc1", c, 4 * c)
-        yield from _linear(f"{name}.ffn.fc2", 4 * c, c)
-        if not config.shared_adaln:
-            yield from _linear(f"{name}.ada_lin.1", c, 6 * c)
-    yield from _linear("head_nm.ada_lin.1", c, 2 * c)
-    yield from _linear("head", c, config.vocab_size)
+        return tokenizer_shapes(config)
+    return transformer_shapes(config)
 
 
 # ------------------------------------------------------------------------- derived buffers
@@ -223,7 +128,9 @@ def kind_of(weights: Weights) -> str:
         return "transformer"
     if any(name.startswith(("encoder.", "decoder.", "quantize.")) for name in names):
         return "tokenizer"
-    shown = ", ".join(list(names)[:3]) + ("" if len(names) <= 3 else ", ...")
+    shown = ", ".join(quoted(name) for name in list(names)[:3]) + (
+        "" if len(names) <= 3 else ", ..."
+    )
     raise InputError(
         f"{weights.source}: not weights of VAR: it holds {shown or 'no tensors'}; "
         "expected the published names, e.g. encoder.conv_in.weight or word_embed.weight"

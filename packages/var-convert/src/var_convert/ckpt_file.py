@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
-from var_tokenizer import InputError
+from var_tokenizer import InputError, quoted
 
 from var_convert.dtypes import SHORT_NAMES
 from var_convert.weights import Entry, Weights, entry_of
@@ -26,12 +26,14 @@ def read_ckpt(path: Path) -> list[Weights]:
             loaded = mindspore.load_checkpoint(str(path))
     except Exception as error:  # whatever a damaged file provokes inside MindSpore
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise InputError(f"{path}: not a readable MindSpore .ckpt file: {reason}") from error
+        raise InputError(
+            f"{quoted(path)}: not a readable MindSpore .ckpt file: {quoted(reason)}"
+        ) from error
     metadata = {name: value for name, value in loaded.items() if isinstance(value, str)}
     tensors = {
         name: _entry(path, name, value) for name, value in loaded.items() if name not in metadata
     }
-    return [Weights(str(path), tensors, metadata)]
+    return [Weights(quoted(path), tensors, metadata)]
 
 
 @contextmanager
@@ -68,7 +70,8 @@ def _entry(path: Path, name: str, value: "Tensor") -> Entry:
         dtype = SHORT_NAMES[array.dtype.name]
     except (AttributeError, KeyError) as error:
         raise InputError(
-            f"{path}: {name} is a {getattr(value, 'dtype', type(value).__name__)}; "
+            f"{quoted(path)}: {quoted(name)} is a "
+            f"{getattr(value, 'dtype', type(value).__name__)}; "
             "expected a tensor of a common floating or integer type"
         ) from error
     return entry_of(array.view(np.uint16) if dtype == "BF16" else array, dtype)

@@ -15,6 +15,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from var_tokenizer import quoted
 from var_transformer import exit_codes, progress_bar
 
 from var_convert.architecture import format_scales, parse_scales
@@ -130,7 +131,7 @@ def _parse(args: list[str]) -> Convert | Inspect | Verify:
 
 
 def _convert(command: Convert) -> int:
-    with _progress(f"{command.src.name} -> {command.dst.name}") as progress:
+    with _progress(f"{quoted(command.src.name)} -> {quoted(command.dst.name)}") as progress:
         result = convert(
             command.src,
             command.dst,
@@ -141,7 +142,7 @@ def _convert(command: Convert) -> int:
         )
     log.info(
         "wrote %s: a %s of %d tensors, %.1f MB",
-        result.target,
+        quoted(result.target),
         result.kind,
         result.tensors,
         result.bytes / 1e6,
@@ -150,7 +151,7 @@ def _convert(command: Convert) -> int:
 
 
 def _inspect(command: Inspect) -> int:
-    with _progress(command.file.name) as progress:
+    with _progress(quoted(command.file.name)) as progress:
         found = inspect(command.file, progress=progress, **command.arguments())
     if command.json:
         sys.stdout.write(json.dumps(_as_json(found), indent=2) + "\n")
@@ -169,12 +170,15 @@ def _as_json(found: Inspection) -> dict:
         "dtype": found.dtype,
         "checksum": found.checksum,
         "not_finite": list(found.not_finite),
+        "class_names": None if found.class_names is None else list(found.class_names),
+        "tokenizer": found.tokenizer,
+        "rounded_from": found.rounded_from,
         "tensors": [dataclasses.asdict(tensor) for tensor in found.tensors],
     }
 
 
 def _show_inspection(found: Inspection) -> None:
-    about = Table("field", "value", title=escape(str(found.path)), title_justify="left")
+    about = Table("field", "value", title=_shown(found.path), title_justify="left")
     about.add_row("kind", found.kind)
     for field, value in dataclasses.asdict(found.config).items():
         shown = format_scales(value) if field == "scales" else str(value)
@@ -182,15 +186,31 @@ def _show_inspection(found: Inspection) -> None:
     about.add_row("parameters", f"{found.parameters:,}")
     about.add_row("dtype", found.dtype)
     about.add_row("checksum", found.checksum)
-    about.add_row("NaN or infinite", ", ".join(found.not_finite) or "none")
+    about.add_row("NaN or infinite", _shown(", ".join(found.not_finite)) or "none")
+    if found.kind == "transformer":
+        about.add_row("tokenizer", found.tokenizer or "unknown")
+        about.add_row("class names", _shown(_first(found.class_names)) or "unknown")
+    elif found.rounded_from is not None:
+        about.add_row("rounded from", found.rounded_from)
     tensors = Table("tensor", "dtype", "shape")
     for tensor in found.tensors:
-        tensors.add_row(tensor.name, tensor.dtype, str(list(tensor.shape)))
+        tensors.add_row(_shown(tensor.name), tensor.dtype, str(list(tensor.shape)))
     _show(about, tensors)
 
 
+def _shown(name: str | Path) -> str:
+    """A name out of a file or a file system, for a table: neither its codes nor its markup act."""
+    return escape(quoted(name))
+
+
+def _first(names: tuple[str, ...] | None) -> str:
+    """The first few class names."""
+    names = names or ()
+    return ", ".join(quoted(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
+
+
 def _verify(command: Verify) -> int:
-    with _progress(f"{command.a.name} = {command.b.name}", "tensors") as progress:
+    with _progress(f"{quoted(command.a.name)} = {quoted(command.b.name)}", "tensors") as progress:
         result = verify(
             command.a, command.b, forward=command.forward, progress=progress, **command.arguments()
         )
@@ -218,7 +238,7 @@ def _show_verification(result: Verification) -> None:
     tensors = Table("tensor", "largest difference", "type and shape")
     for tensor in result.tensors:
         about = tensor.a if tensor.a == tensor.b else f"{tensor.a} | {tensor.b}"
-        tensors.add_row(tensor.name, f"{tensor.largest:g}", about)
+        tensors.add_row(_shown(tensor.name), f"{tensor.largest:g}", about)
     _show(tensors)
     if result.forward:
         _show(_forward_table(result.forward))

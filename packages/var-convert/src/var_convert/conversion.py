@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from var_tokenizer import InputError, Scale, replacing
+from var_tokenizer import InputError, Scale, quoted, replacing
 
 from var_convert.architecture import KINDS, MASK, Config
 from var_convert.dtypes import SHORT_NAMES, widen
@@ -76,8 +76,8 @@ def write_model(
         with replacing(target) as temporary:
             WRITERS[target.suffix](temporary, watch.over(tensors), model.metadata)
     except (OSError, RuntimeError) as error:  # PyTorch and MindSpore report a full disk as these
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{target}: cannot write: {reason}") from error
+        reason = quoted((str(error).splitlines() or [type(error).__name__])[0])
+        raise InputError(f"{quoted(target)}: cannot write: {reason}") from error
     not_finite = tuple(name for name in tensors if name in watch.not_finite)
     if not_finite:
         log.warning("%s: NaN or infinite values in %s", model.source, ", ".join(not_finite))
@@ -90,9 +90,9 @@ def _check_request(target: Path, only: str | None, dtype: str | None, force: boo
         if value is not None and value not in allowed:
             raise InputError(f"{field} is {value!r}; expected one of {', '.join(allowed)}")
     if target.is_dir():
-        raise InputError(f"{target}: is a folder; expected the name of a file")
+        raise InputError(f"{quoted(target)}: is a folder; expected the name of a file")
     if target.exists() and not force:
-        raise InputError(f"{target}: exists; give --force to replace it")
+        raise InputError(f"{quoted(target)}: exists; give --force to replace it")
 
 
 def _check_space(target: Path, needed: int) -> None:
@@ -101,7 +101,8 @@ def _check_space(target: Path, needed: int) -> None:
     disk = shutil.disk_usage(folder)
     if disk.total and needed > disk.free:  # pseudo file systems have no size: writing will tell
         raise InputError(
-            f"{target}: needs {needed / 1e9:.2f} GB; {disk.free / 1e9:.2f} GB are free in {folder}"
+            f"{quoted(target)}: needs {needed / 1e9:.2f} GB; "
+            f"{disk.free / 1e9:.2f} GB are free in {quoted(folder)}"
         )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from var_tokenizer import InputError
+from var_tokenizer import InputError, format_of, quoted
 
 from var_convert.ckpt_file import read_ckpt, write_ckpt
 from var_convert.pth_file import read_pth, write_pth
@@ -24,26 +24,41 @@ WRITERS: dict[str, Writer] = {
 }
 
 
-def check_suffix(path: Path) -> str:
-    """The suffix of ``path``; raises InputError where it names none of the three formats."""
+_SUFFIXES = {"PyTorch": ".pth", "MindSpore": ".ckpt", "safetensors": ".safetensors"}
+
+
+def check_suffix(path: Path) -> None:
+    """Raises InputError where the suffix of ``path`` names none of the three formats."""
     if path.suffix not in READERS:
-        raise InputError(f"{path}: suffix {path.suffix!r}; expected one of {', '.join(READERS)}")
-    return path.suffix
+        raise InputError(
+            f"{quoted(path)}: suffix {path.suffix!r}; expected one of {', '.join(READERS)}"
+        )
 
 
 def read_weights(path: Path) -> list[Weights]:
     """The models of a file, tensors not yet read.
 
-    Raises InputError for a file that is missing, empty, damaged or of an unknown suffix.
+    Where the suffix is none of the three (``.pt``, ``.bin``), the content says.
+
+    Raises InputError for a file that is missing, empty, damaged, of an unknown format, or of
+    another one than its suffix says.
     """
-    reader = READERS[check_suffix(path)]
+    shown = quoted(path)
     if not path.is_file():
-        raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+        raise InputError(f"{shown}: {'not a file' if path.exists() else 'no such file'}")
     try:
         if path.stat().st_size == 0:
-            raise InputError(f"{path}: the file is empty")
-        with path.open("rb"):
-            pass
+            raise InputError(f"{shown}: the file is empty")
+        found = format_of(path)
     except OSError as error:
-        raise InputError(f"{path}: cannot read: {error.strerror}") from error
-    return reader(path)
+        raise InputError(f"{shown}: cannot read: {error.strerror}") from error
+    suffix = path.suffix if found is None else _SUFFIXES[found]
+    # MindSpore reads no other name
+    if path.suffix != suffix and (path.suffix in READERS or found == "MindSpore"):
+        raise InputError(f"{shown}: a {found} file by its content; expected the suffix {suffix}")
+    if suffix not in READERS:
+        raise InputError(
+            f"{shown}: neither PyTorch's, MindSpore's nor safetensors by its content; expected "
+            f"one of {', '.join(READERS)}"
+        )
+    return READERS[suffix](path)

@@ -29,6 +29,8 @@ class Inspection:
     parameters: learned numbers, without statistics and derived buffers. dtype: theirs, several
     joined with "+". tensors: all in the file, under its own names. checksum: of the weights as
     float32 numbers, the same in every format. not_finite: tensors with NaN or infinite values.
+    class_names, tokenizer: a transformer's, and the checksum of its tokenizer; None where the file
+    does not say. rounded_from: the checksum that a tokenizer had before it was rounded, likewise.
     """
 
     path: Path
@@ -40,6 +42,9 @@ class Inspection:
     tensors: tuple[TensorSummary, ...]
     checksum: str
     not_finite: tuple[str, ...]
+    class_names: tuple[str, ...] | None
+    tokenizer: str | None
+    rounded_from: str | None
 
 
 def inspect(
@@ -71,6 +76,9 @@ def inspect(
         ),
         checksum=checksum,
         not_finite=not_finite,
+        class_names=model.class_names,
+        tokenizer=model.notes.get("tokenizer"),
+        rounded_from=model.notes.get("rounded_from"),
     )
 
 

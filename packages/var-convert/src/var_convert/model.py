@@ -3,8 +3,8 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,12 @@ from var_tokenizer import (
     ScaleSchedule,
     TokenizerConfig,
     check_tensors,
+    noted_checksum,
+    parse_config,
+    quoted,
+    weights_checksum,
 )
-from var_transformer import TransformerConfig
+from var_transformer import TransformerConfig, parse_class_names
 
 from var_convert.architecture import (
     KINDS,
@@ -45,6 +49,7 @@ from var_convert.weights import Entry, Weights, entry_of
 
 log = logging.getLogger(__name__)
 
+ROUNDED_FROM = "rounded_from"
 CONFIG_TYPES = {"tokenizer": TokenizerConfig, "transformer": TransformerConfig}
 
 
@@ -54,7 +59,9 @@ class Model:
 
     stored: every tensor of the file, under the file's own names.
     uniform_phi_names: the file it once came from spells the shared convolutions ``qresi_ls.{k}``
-    although the published spelling for their number is another.
+    although the published spelling for their number is another. notes: what else a native file
+    says of the model (a transformer's class names and its tokenizer's checksum, the checksum of
+    the tokenizer that this one was rounded from), in the form of its metadata.
     """
 
     source: str
@@ -62,6 +69,7 @@ class Model:
     tensors: Mapping[str, Entry]
     stored: Mapping[str, Entry]
     uniform_phi_names: bool = False
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -80,12 +88,28 @@ class Model:
             "kind": self.kind,
             "config": json.dumps(dataclasses.asdict(self.config)),
             **note,
+            **self.notes,
         }
 
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Of a transformer, where the file says them."""
+        if self.kind == "tokenizer":
+            return None
+        return parse_class_names(self.notes, self.source, self.config.num_classes)
+
     def as_dtype(self, dtype: str | None) -> "Model":
-        """All floating tensors as ``dtype`` (safetensors name); None leaves each as it is."""
+        """All floating tensors as ``dtype`` (safetensors name); None leaves each as it is.
+
+        A tokenizer that is rounded notes what it was: transformers know it by its checksum.
+        """
         tensors = {name: entry.as_dtype(dtype) for name, entry in self.tensors.items()}
-        return dataclasses.replace(self, tensors=tensors)
+        model = dataclasses.replace(self, tensors=tensors)
+        if self.kind == "tokenizer" and ROUNDED_FROM not in self.notes and dtype is not None:
+            before = checksum_of(self.tensors)
+            if before != checksum_of(tensors):
+                model = dataclasses.replace(model, notes={**self.notes, ROUNDED_FROM: before})
+        return model
 
     def published(self) -> dict[str, Entry]:
         """The tensors as PyTorch's strict loading expects: published names, derived buffers."""
@@ -120,21 +144,21 @@ def open_model(
         raise InputError(f"heads is {heads}; expected at least 1")
     if scales is not None:
         scales = ScaleSchedule(tuple(scales)).scales
-    found = {}
+    found, shown = {}, quoted(path)
     for weights in read_weights(path):
         kind = _noted_kind(weights) or kind_of(weights)
         found[kind] = weights
     if only is None and len(found) > 1:
         raise InputError(
-            f"{path}: holds {' and '.join(found)}; choose with --only {' or --only '.join(found)}"
+            f"{shown}: holds {' and '.join(found)}; choose with --only {' or --only '.join(found)}"
         )
     kind = only or next(iter(found))
     if kind not in found:
-        raise InputError(f"{path}: holds a {', '.join(found)}; expected a {kind}")
+        raise InputError(f"{shown}: holds a {', '.join(found)}; expected a {kind}")
     if heads and kind == "tokenizer":
-        raise InputError(f"{path}: heads is {heads}; expected none for a tokenizer")
+        raise InputError(f"{shown}: heads is {heads}; expected none for a tokenizer")
     if using_znorm and kind == "transformer":
-        raise InputError(f"{path}: using_znorm is True; expected False for a transformer")
+        raise InputError(f"{shown}: using_znorm is True; expected False for a transformer")
     if kind == "tokenizer" and scales is None and "transformer" in found:
         scales = _sibling_scales(found["transformer"])
     model = _checked(found[kind], kind, scales, heads)
@@ -150,7 +174,8 @@ def _noted_kind(weights: Weights) -> str | None:
     kind = weights.metadata.get("kind")
     if kind not in KINDS:
         raise InputError(
-            f"{weights.source}: kind is {kind!r} in its metadata; expected {' or '.join(KINDS)}"
+            f"{weights.source}: kind is {quoted(str(kind))!r} in its metadata; "
+            f"expected {' or '.join(KINDS)}"
         )
     return kind
 
@@ -181,7 +206,22 @@ def _checked(
         {name: learned[name] for name in expected},  # in one order, whatever the file's
         weights.tensors,
         _has_uniform_phi_names(weights, config),
+        _notes(weights, config),
     )
+
+
+def _notes(weights: Weights, config: Config) -> dict[str, str]:
+    """What a native file says beside its configuration; raises InputError where it is no sense."""
+    if not _noted_kind(weights):
+        return {}
+    if isinstance(config, TokenizerConfig):
+        fields = (ROUNDED_FROM,)
+    else:
+        fields = ("class_names", "tokenizer")
+        parse_class_names(weights.metadata, weights.source, config.num_classes)
+    for checksum in set(fields) - {"class_names"}:
+        noted_checksum(weights.metadata, checksum, weights.source)
+    return {name: weights.metadata[name] for name in fields if name in weights.metadata}
 
 
 def _architecture(
@@ -189,9 +229,7 @@ def _architecture(
 ) -> Architecture:
     try:
         if _noted_kind(weights):
-            noted = CONFIG_TYPES[kind](
-                **_frozen(json.loads(weights.metadata.get("config", "null")))
-            )
+            noted = _noted_config(weights, kind)
             given: dict[str, Any] = {"scales": tuple(scales)} if scales else {}
             if heads:
                 given["heads"] = heads
@@ -204,24 +242,24 @@ def _architecture(
         if not message.startswith(weights.source):
             message = f"{weights.source}: {message}"
         raise InputError(message) from error
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError) as error:
         raise InputError(
-            f"{weights.source}: unusable {kind} configuration in its metadata: {error}"
+            f"{weights.source}: unusable {kind} configuration: {quoted(str(error))}"
         ) from error
 
 
-def _frozen(value: object) -> object:
-    """JSON lists as the tuples that frozen configurations hold."""
-    if isinstance(value, dict):
-        return {key: _frozen(item) for key, item in value.items()}
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+def _noted_config(weights: Weights, kind: str) -> Config:
+    try:
+        return parse_config(weights.metadata.get("config", "null"), CONFIG_TYPES[kind])
+    except InputError as error:
+        raise InputError(f"unusable {kind} configuration in its metadata: {error}") from error
 
 
 def _native_tensors(weights: Weights) -> dict[str, Entry]:
     tensors: dict[str, Entry] = {}
     for name, entry in weights.tensors.items():
         if native_name(name) in tensors:
-            raise InputError(f"{weights.source}: tensor {name} is there under two names")
+            raise InputError(f"{weights.source}: tensor {quoted(name)} is there under two names")
         tensors[native_name(name)] = entry
     return tensors
 
@@ -249,8 +287,8 @@ def _check_derived(source: str, config: Config, tensors: Mapping[str, Entry]) ->
             or not np.array_equal(widen(entry.array(), entry.dtype), derived_values(name, config))
         ):
             raise InputError(
-                f"{source}: tensor {name} ({LONG_NAMES[entry.dtype]}, {entry.shape}) is not what "
-                "the architecture makes of it; expected the published buffer, unchanged"
+                f"{source}: tensor {quoted(name)} ({LONG_NAMES[entry.dtype]}, {entry.shape}) is "
+                "not what the architecture makes of it; expected the published buffer, unchanged"
             )
 
 
@@ -263,6 +301,15 @@ def _has_uniform_phi_names(weights: Weights, config: Config) -> bool:
         and name in weights.tensors
         and published_name(name, config) != name
     )
+
+
+def checksum_of(tensors: Mapping[str, Entry]) -> str:
+    """Of weights under native names; see ``weights_checksum``."""
+    return weights_checksum((name, e.shape, _numbers(e)) for name, e in tensors.items())
+
+
+def _numbers(entry: Entry) -> Iterator[np.ndarray]:
+    return (widen(piece, entry.dtype) for piece in entry.pieces())
 
 
 def tell_assumptions(model: Model) -> None:

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
-from var_tokenizer import InputError
+from var_tokenizer import InputError, quoted
 
 from var_convert.dtypes import LONG_NAMES, SHORT_NAMES
 from var_convert.weights import Entry, Weights
@@ -27,19 +27,20 @@ def read_pth(path: Path) -> list[Weights]:
     Loads tensors and plain containers only, so that nothing in the file can run code. Raises
     InputError where the file needs more than that, is damaged, or PyTorch is missing.
     """
-    torch = _torch(path)
+    torch, shown = _torch(path), quoted(path)
+    archive = zipfile.is_zipfile(path)
+    if archive:
+        _refuse_compressed(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on old formats, of no use to whoever reads
-            loaded = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except Exception as error:  # whatever a damaged or hostile file provokes inside PyTorch
-        raise InputError(f"{path}: not a .pth of weights alone: {_reason(error)}") from error
+        raise InputError(f"{shown}: not a .pth of weights alone: {_reason(error)}") from error
     if not isinstance(loaded, Mapping):
-        raise InputError(f"{path}: holds a {type(loaded).__name__}; expected a state dict")
+        raise InputError(f"{shown}: holds a {type(loaded).__name__}; expected a state dict")
     if loaded and all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        return [_weights(torch, str(path), loaded)]
+        return [_weights(torch, shown, loaded)]
     trainer = loaded.get("trainer", loaded)
     models = {
         key: trainer[key]
@@ -48,10 +49,10 @@ def read_pth(path: Path) -> list[Weights]:
     }
     if not models:
         raise InputError(
-            f"{path}: holds {', '.join(map(repr, list(loaded)[:5])) or 'nothing'}; "
+            f"{shown}: holds {', '.join(map(_key, list(loaded)[:5])) or 'nothing'}; "
             "expected a state dict, or a trainer checkpoint with 'vae_local' or 'var_wo_ddp'"
         )
-    return [_weights(torch, f"{path} ({key})", state) for key, state in models.items()]
+    return [_weights(torch, f"{shown} ({key})", state) for key, state in models.items()]
 
 
 def _torch(path: Path) -> ModuleType:
@@ -59,12 +60,13 @@ def _torch(path: Path) -> ModuleType:
         import torch
     except ImportError as error:
         raise InputError(
-            f"{path}: .pth files need PyTorch; install it with: pip install 'var-convert[torch]'"
+            f"{quoted(path)}: .pth files need PyTorch; install it with: "
+            "pip install 'var-convert[torch]'"
         ) from error
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if version < SAFE_SINCE:
         raise InputError(
-            f"{path}: PyTorch is {torch.__version__}, which may run code from a .pth file; "
+            f"{quoted(path)}: PyTorch is {torch.__version__}, which may run code from a .pth file; "
             "expected 2.6 or newer: pip install --upgrade 'var-convert[torch]'"
         )
     return torch
@@ -74,14 +76,32 @@ def _reason(error: Exception) -> str:
     """What PyTorch says is wrong, in one line, without its advice to load unsafely."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "Unsupported" in line or "GLOBAL" in line]
-    return (telling or lines or [type(error).__name__])[0].split(". ")[0]
+    return quoted((telling or lines or [type(error).__name__])[0].split(". ")[0])
+
+
+def _refuse_compressed(path: Path) -> None:
+    """A few megabytes can be deflated from terabytes; PyTorch stores its files as they are."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            stored = all(m.compress_type == zipfile.ZIP_STORED for m in archive.infolist())
+    except Exception as error:  # whatever a damaged or hostile archive provokes
+        raise InputError(f"{quoted(path)}: not a readable .pth file: {_reason(error)}") from error
+    if not stored:
+        raise InputError(
+            f"{quoted(path)}: has compressed parts; expected a .pth as torch.save writes it"
+        )
+
+
+def _key(key: object) -> str:
+    return repr(quoted(key)) if isinstance(key, str) else f"a {type(key).__name__}"
 
 
 def _weights(torch: ModuleType, source: str, state: Mapping) -> Weights:
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise InputError(
-                f"{source}: {name!r} is a {type(value).__name__}; expected names and tensors only"
+                f"{source}: {_key(name)} is a {type(value).__name__}; "
+                "expected names and tensors only"
             )
     note = getattr(state, "var_mindspore", None)
     metadata = note if isinstance(note, dict) else {}
@@ -96,12 +116,12 @@ def _entry(torch: ModuleType, source: str, name: str, tensor: "Tensor") -> Entry
     dtype = SHORT_NAMES.get(str(tensor.dtype).removeprefix("torch."))
     if dtype is None or tensor.layout != torch.strided or tensor.device.type != "cpu":
         raise InputError(
-            f"{source}: tensor {name} is {tensor.dtype}, {tensor.layout}, on {tensor.device}; "
-            f"expected a dense tensor of one of {', '.join(SHORT_NAMES)}"
+            f"{source}: tensor {quoted(name)} is {tensor.dtype}, {tensor.layout}, on "
+            f"{tensor.device}; expected a dense tensor of one of {', '.join(SHORT_NAMES)}"
         )
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise InputError(
-            f"{source}: tensor {name} of shape {tuple(tensor.shape)} repeats its elements; "
+            f"{source}: tensor {quoted(name)} of shape {tuple(tensor.shape)} repeats its elements; "
             "expected each in the file"
         )
 

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from var_tokenizer import InputError
+from var_tokenizer import InputError, TensorHeader, quoted, read_header
 
 from var_convert.dtypes import NUMPY
 from var_convert.weights import Entry, Weights
@@ -14,37 +13,29 @@ from var_convert.weights import Entry, Weights
 
 def read_safetensors(path: Path) -> list[Weights]:
     """The one model of the file. Raises InputError where it is not valid safetensors."""
-    try:
-        with safe_open(path, framework="numpy"):  # checks the header and every offset
-            pass
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable .safetensors file: {error}") from error
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    metadata = header.pop("__metadata__", None) or {}
-    tensors = {name: _entry(path, 8 + length, name, about) for name, about in header.items()}
-    return [Weights(str(path), tensors, metadata)]
+    metadata, header = read_header(path)
+    tensors = {name: _entry(path, name, about) for name, about in header.items()}
+    return [Weights(quoted(path), tensors, metadata)]
 
 
-def _entry(path: Path, data_begin: int, name: str, about: Mapping) -> Entry:
-    if about["dtype"] not in NUMPY:
+def _entry(path: Path, name: str, about: TensorHeader) -> Entry:
+    if about.dtype not in NUMPY:
         raise InputError(
-            f"{path}: tensor {name} has dtype {about['dtype']}; expected one of {', '.join(NUMPY)}"
+            f"{quoted(path)}: tensor {quoted(name)} has dtype {about.dtype}; "
+            f"expected one of {', '.join(NUMPY)}"
         )
-    dtype = NUMPY[about["dtype"]]
-    begin = data_begin + about["data_offsets"][0]
+    dtype = NUMPY[about.dtype]
 
     def read(start: int, stop: int) -> np.ndarray:
         if start == stop:
             return np.empty(0, dtype)
         # "c": writable for PyTorch's sake, never written to the file. Each piece is a mapping of
         # its own, so that its pages are released with it.
-        offset = begin + start * dtype.itemsize
+        offset = about.begin + start * dtype.itemsize
         piece = np.memmap(path, dtype, "c", offset=offset, shape=(stop - start,))
         return np.require(piece, requirements="A")
 
-    return Entry(about["dtype"], tuple(about["shape"]), read)
+    return Entry(about.dtype, about.shape, read)
 
 
 def write_safetensors(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from var_tokenizer import InputError, Scale
+from var_tokenizer import InputError, Scale, quoted
 
 from var_convert.architecture import Architecture
 from var_convert.conversion import Progress
@@ -70,7 +70,9 @@ def verify(
     """
     models = [open_model(Path(path), only, scales, heads, using_znorm) for path in (a, b)]
     if models[0].kind != models[1].kind:
-        raise InputError(f"{b}: holds a {models[1].kind}; expected a {models[0].kind} as in {a}")
+        raise InputError(
+            f"{quoted(b)}: holds a {models[1].kind}; expected a {models[0].kind} as in {quoted(a)}"
+        )
     model_a, model_b = _fill_in(models[0], models[1]), _fill_in(models[1], models[0])
     differing = _architecture_differences(model_a, model_b)
     tensors = _compare_tensors(model_a, model_b, progress)
@@ -78,7 +80,9 @@ def verify(
     if not forward:
         return result
     if differing:
-        raise InputError(f"{b}: {differing[0]}; expected the architecture of {a} for --forward")
+        raise InputError(
+            f"{quoted(b)}: {differing[0]}; expected the architecture of {quoted(a)} for --forward"
+        )
     b_alone_is_pth = Path(b).suffix == ".pth" and Path(a).suffix != ".pth"
     torch_side, other = (model_b, model_a) if b_alone_is_pth else (model_a, model_b)
     tell_assumptions(torch_side)

@@ -2,16 +2,21 @@
 
 from var_tokenizer.autoencoder import Conv2d, GroupNorm
 from var_tokenizer.checkpoint import (
+    TensorHeader,
     check_private,
     check_tensors,
+    noted_checksum,
+    open_checkpoint,
+    parse_config,
     read_checkpoint,
-    read_metadata,
+    read_header,
     replacing,
     weights_checksum,
     write_checkpoint,
 )
 from var_tokenizer.config import TokenizerConfig
 from var_tokenizer.errors import InputError, quoted
+from var_tokenizer.foreign import conversion, format_of
 from var_tokenizer.kernels import KernelLibrary
 from var_tokenizer.ops import cpu_kernels
 from var_tokenizer.pictures import (
@@ -31,6 +36,7 @@ from var_tokenizer.pictures import (
     upright_rgb,
 )
 from var_tokenizer.schedule import SCALES_256, SCALES_512, Scale, ScaleSchedule
+from var_tokenizer.shapes import tokenizer_shapes
 from var_tokenizer.tokenizer import LatentCodec, Tokenizer
 
 __all__ = [
@@ -46,24 +52,31 @@ __all__ = [
     "LatentCodec",
     "Scale",
     "ScaleSchedule",
+    "TensorHeader",
     "Tokenizer",
     "TokenizerConfig",
     "check_private",
     "check_tensors",
+    "conversion",
     "cpu_kernels",
     "fit_picture",
+    "format_of",
     "is_picture_name",
+    "noted_checksum",
+    "open_checkpoint",
     "open_regular",
+    "parse_config",
     "quoted",
     "read_checkpoint",
+    "read_header",
     "read_images",
-    "read_metadata",
     "read_picture",
     "replacing",
     "to_model_range",
     "to_pictures",
     "to_pixels",
     "to_unit_range",
+    "tokenizer_shapes",
     "unit_to_pixels",
     "upright_rgb",
     "weights_checksum",

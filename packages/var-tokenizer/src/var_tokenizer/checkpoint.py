@@ -5,21 +5,24 @@ Tensors carry the published PyTorch names and layouts, so any safetensors reader
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from var_tokenizer.errors import InputError, quoted
+from var_tokenizer.foreign import conversion, format_of
 
 Config = TypeVar("Config")
 
@@ -113,38 +116,168 @@ def read_checkpoint(
     Raises InputError for a file that is missing, not safetensors, of another kind, or with a
     configuration that ``config_type`` does not accept.
     """
-    path = Path(path)
-    metadata = read_metadata(path, kind)
-    try:
-        config = config_type(
-            **{field: _tuples(v) for field, v in json.loads(metadata["config"]).items()}
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: unusable {kind} configuration: {error}") from error
-    return config, _read_tensors(path)
+    checkpoint = open_checkpoint(path, kind, config_type)
+    return checkpoint.config, checkpoint.read()
 
 
-def read_metadata(path: str | os.PathLike[str], kind: str) -> dict[str, str]:
-    """What a native file of ``kind`` carries besides its tensors; unchecked but for the kind.
+@dataclasses.dataclass(frozen=True)
+class TensorHeader:
+    """What a file says of a tensor. begin: its first byte, from the beginning of the file."""
 
-    Raises InputError for a file that is missing, not safetensors, or of another kind.
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint(Generic[Config]):
+    """A native file whose header is read, but no tensor. metadata: as the file has it."""
+
+    path: Path
+    config: Config
+    metadata: dict[str, str]
+    tensors: dict[str, TensorHeader]
+
+    def check(self, expected: Iterable[tuple[str, tuple[int, ...]]]) -> None:
+        """Raises InputError unless the file holds exactly ``expected`` as floating numbers.
+
+        expected: names and shapes. Call this before anything is built of ``config``: what a file
+        claims is held against what it holds.
+        """
+        # however much is claimed, a few more than there are will do to say what is missing
+        few = dict(itertools.islice(expected, len(self.tensors) + 100))
+        check_tensors(quoted(self.path), few, self.tensors)
+        for name, tensor in self.tensors.items():
+            if tensor.dtype not in ("F64", "F32", "F16", "BF16"):
+                raise InputError(
+                    f"{quoted(self.path)}: tensor {quoted(name)} has dtype {tensor.dtype}; "
+                    "expected floating point"
+                )
+
+    def read(self) -> dict[str, np.ndarray]:
+        """All tensors; floating ones as float32."""
+        arrays = {}
+        with self.path.open("rb") as file:
+            for name, tensor in self.tensors.items():
+                if tensor.dtype not in _NUMPY_DTYPES:
+                    raise InputError(
+                        f"{quoted(self.path)}: tensor {quoted(name)} has dtype {tensor.dtype}; "
+                        f"expected one of {', '.join(_NUMPY_DTYPES)}"
+                    )
+                # read, not mapped: a mapped file stays in memory beside the arrays
+                file.seek(tensor.begin)
+                count = math.prod(tensor.shape)
+                array = np.fromfile(file, _NUMPY_DTYPES[tensor.dtype], count)
+                if tensor.dtype == "BF16":
+                    array = (array.astype(np.uint32) << 16).view(np.float32)
+                elif array.dtype.kind == "f":
+                    array = array.astype(np.float32, copy=False)
+                arrays[name] = array.reshape(tensor.shape)
+        return arrays
+
+
+def open_checkpoint(
+    path: str | os.PathLike[str], kind: str, config_type: type[Config]
+) -> Checkpoint[Config]:
+    """A native file of ``kind``, its tensors not yet read or checked.
+
+    Raises InputError for a file that is missing, in another format, of another kind, or with a
+    configuration that ``config_type`` does not accept.
     """
-    path = Path(path)
+    path, shown = Path(path), quoted(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file; expected a {kind} (.safetensors)")
+        what = "is no file" if path.exists() else "no such file"
+        raise InputError(f"{shown}: {what}; expected a {kind} (.safetensors)")
     try:
-        with safe_open(path, framework="numpy") as file:  # validates the header and all offsets
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable .safetensors file: {error}") from error
-    if metadata.get("format") != "var-mindspore":
+        found = format_of(path)
+    except OSError as error:
+        raise InputError(f"{shown}: cannot read it: {error.strerror}") from error
+    if found in ("PyTorch", "MindSpore"):
         raise InputError(
-            f"{path}: no var-mindspore configuration in its metadata; "
-            "expected a native file (var-convert makes one)"
+            f"{shown}: a {found} checkpoint; expected a native {kind}, which this makes of it: "
+            f"{conversion(path, found, kind)}"
+        )
+    metadata, tensors = read_header(path)
+    if metadata.get("format") != "var-mindspore":
+        if {"step", "state", "sha256"} <= metadata.keys():
+            raise InputError(
+                f"{shown}: a checkpoint of a training that goes on; expected the {kind} that it "
+                "writes at its end"
+            )
+        raise InputError(
+            f"{shown}: no var-mindspore configuration in its metadata; expected a native {kind}, "
+            f"which this makes of published names: {conversion(path, 'safetensors', kind)}"
         )
     if metadata.get("kind") != kind:
-        raise InputError(f"{path}: holds a {metadata.get('kind')}; expected a {kind}")
-    return metadata
+        noted = quoted(metadata.get("kind", "model of no kind"))
+        raise InputError(f"{shown}: holds a {noted}; expected a {kind}")
+    try:
+        config = parse_config(metadata.get("config", "null"), config_type)
+    except InputError as error:
+        raise InputError(f"{shown}: unusable {kind} configuration: {error}") from error
+    return Checkpoint(path, config, metadata, tensors)
+
+
+def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, TensorHeader]]:
+    """Metadata and tensors of a .safetensors file, in the order of the file.
+
+    Raises InputError where it is not valid: lengths, offsets that overlap or leave holes, tensors
+    beyond the end, and names that are there twice.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="numpy"):  # checks the header and all offsets
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length), object_pairs_hook=_unique)
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{quoted(path)}: not a readable .safetensors file: {quoted(str(error))}"
+        ) from error
+    metadata = header.pop("__metadata__", None) or {}
+    tensors = {
+        name: TensorHeader(
+            about["dtype"], tuple(about["shape"]), 8 + length + about["data_offsets"][0]
+        )
+        for name, about in header.items()
+    }
+    return metadata, tensors
+
+
+def parse_config(text: str, config_type: type[Config]) -> Config:
+    """A configuration as files carry it, in JSON, checked by its own rules.
+
+    Raises InputError that says what is wrong; the text may be anything.
+    """
+    try:
+        fields = json.loads(text, object_pairs_hook=_unique)
+        if not isinstance(fields, dict):
+            raise InputError(f"it is a {type(fields).__name__}; expected an object of fields")
+        return config_type(**{name: _tuples(value) for name, value in fields.items()})
+    except (TypeError, ValueError, RecursionError, OverflowError) as error:
+        raise InputError(quoted(str(error))) from error
+
+
+def noted_checksum(metadata: Mapping[str, str], field: str, source: str) -> str | None:
+    """A checksum of weights in a native file's metadata, or None where there is none.
+
+    source: how the InputError names the file where ``field`` is something else.
+    """
+    checksum = metadata.get(field)
+    if checksum is not None and not re.fullmatch("sha256:[0-9a-f]{64}", checksum):
+        raise InputError(
+            f"{source}: {field} in its metadata is no checksum; expected sha256: and 64 digits"
+        )
+    return checksum
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; raises ValueError where a name is there twice, since readers differ then."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a name is there twice")
+    return fields
 
 
 def _tuples(value: object) -> object:
@@ -152,38 +285,17 @@ def _tuples(value: object) -> object:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def _read_tensors(path: Path) -> dict[str, np.ndarray]:
-    tensors = {}
-    with path.open("rb") as file:
-        header_length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(header_length))
-        header.pop("__metadata__", None)
-        for name, entry in header.items():
-            if entry["dtype"] not in _NUMPY_DTYPES:
-                raise InputError(
-                    f"{path}: tensor {name} has dtype {entry['dtype']}; "
-                    f"expected one of {', '.join(_NUMPY_DTYPES)}"
-                )
-            # read, not mapped: a mapped file stays in memory beside the arrays
-            file.seek(8 + header_length + entry["data_offsets"][0])
-            count = math.prod(entry["shape"])
-            array = np.fromfile(file, _NUMPY_DTYPES[entry["dtype"]], count)
-            if entry["dtype"] == "BF16":
-                array = (array.astype(np.uint32) << 16).view(np.float32)
-            elif array.dtype.kind == "f":
-                array = array.astype(np.float32, copy=False)
-            tensors[name] = array.reshape(entry["shape"])
-    return tensors
-
-
 def check_tensors(
     source: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, np.ndarray]
 ) -> None:
-    """Raises InputError unless ``found`` has exactly the names and shapes of ``expected``."""
+    """Raises InputError unless ``found`` has exactly the names and shapes of ``expected``.
+
+    source: how the message names the file, quoted already.
+    """
     missing = sorted(expected.keys() - found.keys())
     extra = sorted(found.keys() - expected.keys())
     wrong = [
-        f"{name} {tuple(found[name].shape)}, expected {shape}"
+        f"{quoted(name)} {tuple(found[name].shape)}, expected {shape}"
         for name, shape in expected.items()
         if name in found and tuple(found[name].shape) != tuple(shape)
     ]
@@ -191,7 +303,7 @@ def check_tensors(
         f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
         for what, names in (
             ("missing tensor(s)", missing),
-            ("unexpected tensor(s)", extra),
+            ("unexpected tensor(s)", [quoted(name) for name in extra]),
             ("tensor(s) of the wrong shape", wrong),
         )
         if names

@@ -8,6 +8,11 @@ from var_tokenizer.schedule import SCALES_256, Scale, ScaleSchedule
 GROUPS = 32  # of every group norm, as published
 
 
+def _is_int(value: object) -> bool:
+    """Whether it is a Python integer, which True and False are not taken for."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class TokenizerConfig:
     """Architecture of the multi-scale VQ autoencoder.
@@ -37,7 +42,12 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         """Raises InputError that names the field, its value and what is allowed."""
         object.__setattr__(self, "scales", self.schedule.scales)
-        object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
+        try:
+            object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
+        except TypeError:
+            raise InputError(
+                f"channel_multipliers is {self.channel_multipliers!r}; expected positive integers"
+            ) from None
         for field, least in (
             ("vocab_size", 2),
             ("latent_channels", 1),
@@ -46,14 +56,16 @@ class TokenizerConfig:
             ("phi_count", 1),
         ):
             value = getattr(self, field)
-            if not isinstance(value, int) or value < least:
+            if not _is_int(value) or value < least:
                 raise InputError(f"{field} is {value!r}; expected an integer of at least {least}")
         if not self.channel_multipliers or any(
-            not isinstance(m, int) or m < 1 for m in self.channel_multipliers
+            not _is_int(m) or m < 1 for m in self.channel_multipliers
         ):
             raise InputError(
                 f"channel_multipliers is {self.channel_multipliers!r}; expected positive integers"
             )
+        if not isinstance(self.using_znorm, bool):
+            raise InputError(f"using_znorm is {self.using_znorm!r}; expected True or False")
         for multiplier in self.channel_multipliers:
             if self.channels * multiplier % GROUPS:
                 raise InputError(

@@ -11,13 +11,18 @@ from var_tokenizer.errors import InputError
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 
+# What is made of a schedule grows with the square of its tokens (masks, matrices that resize) and
+# the cube of its scales; these keep it below 2 GB. A latent map of 64 x 64 fits, of 128 x 128 not.
+MOST_SCALES, MOST_TOKENS = 64, 16_384
+
 Scale = int | tuple[int, int]
 
 
 def normalize_scales(scales: Iterable[Scale]) -> tuple[Scale, ...]:
     """Scales in canonical form: an int for a square map, ``(rows, columns)`` otherwise.
 
-    Raises InputError where a scale is not a positive size, or smaller than the one before.
+    Raises InputError where a scale is not a positive size, or smaller than the one before, and
+    where there are more than 64 of them or more than 16,384 tokens.
     """
     canonical: list[Scale] = []
     rows_before, columns_before = 1, 1
@@ -25,6 +30,8 @@ def normalize_scales(scales: Iterable[Scale]) -> tuple[Scale, ...]:
         entries = list(scales)
     except TypeError:
         raise InputError(f"scales is {scales!r}; expected a sequence of sizes") from None
+    if len(entries) > MOST_SCALES:
+        raise InputError(f"scales holds {len(entries)} sizes; expected at most {MOST_SCALES}")
     for entry in entries:
         pair = tuple(entry) if isinstance(entry, tuple | list) else (entry, entry)
         if len(pair) != 2 or not all(
@@ -39,6 +46,11 @@ def normalize_scales(scales: Iterable[Scale]) -> tuple[Scale, ...]:
             )
         rows_before, columns_before = rows, columns
         canonical.append(rows if rows == columns else (rows, columns))
+    tokens = sum(s * s if isinstance(s, int) else s[0] * s[1] for s in canonical)
+    if tokens > MOST_TOKENS:
+        raise InputError(
+            f"scales is {canonical} of {tokens} tokens; expected at most {MOST_TOKENS}"
+        )
     if not canonical:
         raise InputError("scales is empty; expected at least one size")
     return tuple(canonical)
@@ -51,7 +63,8 @@ class ScaleSchedule:
     ``scales`` takes an int for a square map or ``(rows, columns)``; sizes never shrink.
     Tokens of all scales lie one after another in a sequence of ``length`` tokens.
 
-    Raises InputError for an empty schedule or sizes that are not positive and non-decreasing.
+    Raises InputError for an empty schedule, sizes that are not positive and non-decreasing, more
+    than 64 scales, and more than 16,384 tokens.
     """
 
     scales: tuple[Scale, ...] = SCALES_256

@@ -10,15 +10,16 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from var_tokenizer.autoencoder import Conv2d, Decoder, Encoder
 from var_tokenizer.checkpoint import (
-    check_tensors,
-    read_checkpoint,
+    noted_checksum,
+    open_checkpoint,
     weights_checksum,
     write_checkpoint,
 )
 from var_tokenizer.config import TokenizerConfig
-from var_tokenizer.errors import InputError
+from var_tokenizer.errors import InputError, quoted
 from var_tokenizer.quantizer import MultiScaleQuantizer
 from var_tokenizer.schedule import ScaleSchedule
+from var_tokenizer.shapes import tokenizer_shapes
 
 Array = np.ndarray | Tensor
 
@@ -37,6 +38,10 @@ class LatentCodec(Protocol):
 
     def checksum(self) -> str:
         """That of the weights; asked for by transformers that know their tokenizer's."""
+
+    @property
+    def rounded_from(self) -> str | None:
+        """The checksum of the weights that these were rounded from, where that is known."""
 
     def add_scale(self, latent: Tensor | None, tokens: Array, scale: int) -> Tensor:
         """The latent map with the tokens of ``scale`` added to it.
@@ -127,8 +132,11 @@ class Tokenizer(nn.Cell):
     ids are a list of K integer arrays (B, s_y * s_x), coarse to fine. Arrays go in as NumPy
     arrays or MindSpore tensors and come out as MindSpore tensors (``np.asarray`` reads them).
 
-    Weights are drawn from ``seed``; ``Tokenizer.load`` reads them from a file.
+    Weights are drawn from ``seed``; ``Tokenizer.load`` reads them from a file. ``rounded_from`` is
+    the checksum of the weights that a file's were rounded from, as by ``var-convert --dtype``.
     """
+
+    rounded_from: str | None = None
 
     def __init__(self, config: TokenizerConfig, seed: int | None = 0) -> None:
         super().__init__()
@@ -146,12 +154,12 @@ class Tokenizer(nn.Cell):
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":
         """Reads a native file; raises InputError for one that is not a whole tokenizer."""
-        config, tensors = read_checkpoint(path, "tokenizer", TokenizerConfig)
-        tokenizer = cls(config, seed=None)
-        parameters = dict(tokenizer.parameters_and_names())
-        expected = {name: _file_shape(p.shape) for name, p in parameters.items()}
-        check_tensors(str(path), expected, tensors)
-        for name, parameter in parameters.items():
+        checkpoint = open_checkpoint(path, "tokenizer", TokenizerConfig)
+        checkpoint.check(tokenizer_shapes(checkpoint.config))
+        rounded_from = noted_checksum(checkpoint.metadata, "rounded_from", quoted(path))
+        tokenizer, tensors = cls(checkpoint.config, seed=None), checkpoint.read()
+        tokenizer.rounded_from = rounded_from
+        for name, parameter in tokenizer.parameters_and_names():
             array = tensors.pop(name)
             if array.ndim == 4:
                 array = array.transpose(0, 2, 3, 1)
@@ -293,11 +301,6 @@ class Tokenizer(nn.Cell):
                 )
         # a plain tuple would be compiled in as a constant
         return ms.mutable(tuple(_int(ids_bl) for ids_bl in ids))
-
-
-def _file_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The published shape of a parameter: (O, k, k, I) convolutions are (O, I, k, k) in files."""
-    return (shape[0], shape[3], shape[1], shape[2]) if len(shape) == 4 else tuple(shape)
 
 
 def _int(array: Array) -> Tensor:

@@ -7,7 +7,8 @@ from var_transformer.edit import box_mask, edit, tokens_to_redraw
 from var_transformer.generate import Generation, Refiner, check_pair, generate
 from var_transformer.progress import progress_bar, working
 from var_transformer.sampler import Sampler, check_sampler
-from var_transformer.transformer import Transformer, check_class_names
+from var_transformer.shapes import transformer_shapes
+from var_transformer.transformer import Transformer, check_class_names, parse_class_names
 
 __all__ = [
     "INTERRUPTED",
@@ -25,8 +26,10 @@ __all__ = [
     "exit_codes",
     "generate",
     "list_commands",
+    "parse_class_names",
     "progress_bar",
     "run_command",
     "tokens_to_redraw",
+    "transformer_shapes",
     "working",
 ]

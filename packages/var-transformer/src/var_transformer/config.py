@@ -38,19 +38,23 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         """Raises InputError that names the field, its value and what is allowed."""
         object.__setattr__(self, "scales", self.schedule.scales)
-        object.__setattr__(self, "width", self.width or 64 * self.depth)
-        object.__setattr__(self, "heads", self.heads or self.depth)
         for field, least in (
             ("depth", 1),
-            ("width", 1),
-            ("heads", 1),
+            ("width", 0),
+            ("heads", 0),
             ("num_classes", 1),
             ("vocab_size", 2),
             ("latent_channels", 1),
         ):
             value = getattr(self, field)
-            if not isinstance(value, int) or value < least:
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise InputError(f"{field} is {value!r}; expected an integer of at least {least}")
+        for field in ("shared_adaln", "qk_l2_norm"):
+            value = getattr(self, field)
+            if not isinstance(value, bool):
+                raise InputError(f"{field} is {value!r}; expected True or False")
+        object.__setattr__(self, "width", self.width or 64 * self.depth)
+        object.__setattr__(self, "heads", self.heads or self.depth)
         if self.width % self.heads:
             raise InputError(f"heads is {self.heads}; expected a divisor of width {self.width}")
 

@@ -11,17 +11,16 @@ v vocabulary.
 import json
 import math
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from var_tokenizer import (
     InputError,
-    check_tensors,
-    read_checkpoint,
-    read_metadata,
+    noted_checksum,
+    open_checkpoint,
+    quoted,
     write_checkpoint,
 )
 
@@ -29,6 +28,7 @@ from var_transformer import attention
 from var_transformer import ops as fast
 from var_transformer.attention import Backend, Cache
 from var_transformer.config import TransformerConfig
+from var_transformer.shapes import transformer_shapes
 
 Array = np.ndarray | Tensor
 Rng = np.random.Generator | None
@@ -304,14 +304,14 @@ class Transformer(nn.Cell):
         backend: Backend = Backend(),  # noqa: B008 (frozen)
     ) -> "Transformer":
         """Reads a native file; raises InputError for one that is not a whole transformer."""
-        config, tensors = read_checkpoint(path, "transformer", TransformerConfig)
-        metadata = read_metadata(path, "transformer")
-        model = cls(config, None, backend)
-        model.class_names = _names_in(metadata, str(path), config.num_classes)
-        model.tokenizer_checksum = _tokenizer_in(metadata, str(path))
-        parameters = dict(model.parameters_and_names())
-        check_tensors(str(path), {n: tuple(p.shape) for n, p in parameters.items()}, tensors)
-        for name, parameter in parameters.items():
+        checkpoint = open_checkpoint(path, "transformer", TransformerConfig)
+        checkpoint.check(transformer_shapes(checkpoint.config))
+        config, metadata, source = checkpoint.config, checkpoint.metadata, quoted(path)
+        class_names = parse_class_names(metadata, source, config.num_classes)
+        tokenizer_checksum = noted_checksum(metadata, "tokenizer", source)
+        model, tensors = cls(config, None, backend), checkpoint.read()
+        model.class_names, model.tokenizer_checksum = class_names, tokenizer_checksum
+        for name, parameter in model.parameters_and_names():
             parameter.set_data(Tensor.from_numpy(tensors.pop(name)))
         return model
 
@@ -469,16 +469,17 @@ def check_class_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]
     return tuple(names)
 
 
-def _names_in(metadata: dict[str, str], source: str, num_classes: int) -> tuple[str, ...] | None:
+def parse_class_names(
+    metadata: Mapping[str, str], source: str, num_classes: int
+) -> tuple[str, ...] | None:
+    """The class names in a native file's metadata, which may be anything; None without any.
+
+    source: how the InputError names the file where they are not one string for each class.
+    """
     try:
         names = json.loads(metadata.get("class_names", "null"))
         return None if names is None else check_class_names(names, num_classes)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{source}: unusable class_names in its metadata: {error}") from error
-
-
-def _tokenizer_in(metadata: dict[str, str], source: str) -> str | None:
-    checksum = metadata.get("tokenizer")
-    if checksum is not None and not re.fullmatch("sha256:[0-9a-f]{64}", checksum):
-        raise InputError(f"{source}: tokenizer in its metadata is no checksum; expected sha256:...")
-    return checksum
+        raise InputError(
+            f"{source}: unusable class_names in its metadata: {quoted(str(error))}"
+        ) from error
