@@ -14,6 +14,7 @@ from var_tokenizer.checkpoint import (
     weights_checksum,
     write_checkpoint,
 )
+from var_tokenizer.compiled import CompiledPasses, one_at_a_time
 from var_tokenizer.config import TokenizerConfig
 from var_tokenizer.errors import InputError, quoted
 from var_tokenizer.foreign import conversion, format_of
@@ -45,6 +46,7 @@ __all__ = [
     "PICTURE_SUFFIXES",
     "SCALES_256",
     "SCALES_512",
+    "CompiledPasses",
     "Conv2d",
     "GroupNorm",
     "InputError",
@@ -63,6 +65,7 @@ __all__ = [
     "format_of",
     "is_picture_name",
     "noted_checksum",
+    "one_at_a_time",
     "open_checkpoint",
     "open_regular",
     "parse_config",

@@ -15,6 +15,7 @@ from var_tokenizer.checkpoint import (
     weights_checksum,
     write_checkpoint,
 )
+from var_tokenizer.compiled import CompiledPasses
 from var_tokenizer.config import TokenizerConfig
 from var_tokenizer.errors import InputError, quoted
 from var_tokenizer.quantizer import MultiScaleQuantizer
@@ -116,10 +117,9 @@ class _TeacherInputs(_Pass):
         return ops.concat(parts, 1)
 
 
-class _Compiled:
-    """The compiled passes of a tokenizer; no cell, so that its weights are registered once."""
-
+class _Compiled(CompiledPasses):
     def __init__(self, tokenizer: "Tokenizer") -> None:
+        super().__init__(tokenizer)
         self.encode, self.decode = _Encode(tokenizer), _Decode(tokenizer)
         self.contribution, self.mixture = _Contribution(tokenizer), _Mixture(tokenizer)
         self.sum_scales, self.teacher_inputs = _SumScales(tokenizer), _TeacherInputs(tokenizer)
@@ -132,8 +132,10 @@ class Tokenizer(nn.Cell):
     ids are a list of K integer arrays (B, s_y * s_x), coarse to fine. Arrays go in as NumPy
     arrays or MindSpore tensors and come out as MindSpore tensors (``np.asarray`` reads them).
 
-    Weights are drawn from ``seed``; ``Tokenizer.load`` reads them from a file. ``rounded_from`` is
-    the checksum of the weights that a file's were rounded from, as by ``var-convert --dtype``.
+    Weights are drawn from ``seed``; ``Tokenizer.load`` reads them from a file, and they may be
+    changed at any time in MindSpore's ways. ``rounded_from`` is the checksum of the weights that a
+    file's were rounded from, as by ``var-convert --dtype``. Threads may share a tokenizer: its
+    methods for images, ids and latent maps run one at a time (``construct`` does not wait).
     """
 
     rounded_from: str | None = None
@@ -192,32 +194,35 @@ class Tokenizer(nn.Cell):
 
         Raises InputError for another shape.
         """
-        return list(self._compiled.encode(self._check_images(images))[0])
+        with self._compiled.turn():
+            return list(self._compiled.encode(self._check_images(images))[0])
 
     def residual_vectors(self, images: Array) -> list[Tensor]:
         """What each scale had to describe, (B, s_y * s_x, z): the vectors looked up by encode.
 
         Codes that are drawn from them lie where the data is.
         """
-        return list(self._compiled.encode(self._check_images(images))[1])
+        with self._compiled.turn():
+            return list(self._compiled.encode(self._check_images(images))[1])
 
     def decode(self, ids: Sequence[Array]) -> Tensor:
         """Ids of all K scales to images (B, 3, H, W) in [-1, 1]."""
-        return self._compiled.decode(self._compiled.sum_scales(self._check_ids(ids))[-1])
+        with self._compiled.turn():
+            return self._compiled.decode(self._compiled.sum_scales(self._check_ids(ids))[-1])
 
     def decode_progressive(self, ids: Sequence[Array]) -> list[Tensor]:
         """K batches of images (B, 3, H, W): after 1, 2, ... K scales."""
-        return [
-            self._compiled.decode(latent)
-            for latent in self._compiled.sum_scales(self._check_ids(ids))
-        ]
+        with self._compiled.turn():
+            latents = self._compiled.sum_scales(self._check_ids(ids))
+            return [self._compiled.decode(latent) for latent in latents]
 
     def teacher_inputs(self, ids: Sequence[Array]) -> Tensor:
         """What the transformer reads in training: (B, L - tokens of scale 0, z) float32.
 
         For every scale but the first, the sum of all coarser scales at that scale's size.
         """
-        return self._compiled.teacher_inputs(self._check_ids(ids))
+        with self._compiled.turn():
+            return self._compiled.teacher_inputs(self._check_ids(ids))
 
     # ------------------------------------------------------------ for the transformer
     @property
@@ -237,19 +242,22 @@ class Tokenizer(nn.Cell):
 
         tokens: ids (B, s_y * s_x), or weights (B, s_y * s_x, V) that mix the codes.
         """
-        if len(tokens.shape) == 3:
-            contribution = self._compiled.mixture(Tensor(np.asarray(tokens, np.float32)), scale)
-        else:
-            contribution = self._compiled.contribution(_int(tokens), scale)
-        return contribution if latent is None else latent + contribution
+        with self._compiled.turn():
+            if len(tokens.shape) == 3:
+                contribution = self._compiled.mixture(Tensor(np.asarray(tokens, np.float32)), scale)
+            else:
+                contribution = self._compiled.contribution(_int(tokens), scale)
+            return contribution if latent is None else latent + contribution
 
     def scale_input(self, latent: Tensor, scale: int) -> Tensor:
         """The latent map so far at the size of ``scale``: (B, s_y * s_x, z)."""
-        return self.quantize.downsample(latent, scale)
+        with self._compiled.turn():
+            return self.quantize.downsample(latent, scale)
 
     def decode_latent(self, latent: Tensor) -> Tensor:
         """A latent map (B, Y, X, z) as images (B, 3, H, W) in [-1, 1]."""
-        return self._compiled.decode(latent)
+        with self._compiled.turn():
+            return self._compiled.decode(latent)
 
     # ------------------------------------------------------------ training
     def construct(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from mindspore import Tensor
-from var_tokenizer import InputError, LatentCodec, to_unit_range
+from var_tokenizer import InputError, LatentCodec, one_at_a_time, to_unit_range
 
 from var_transformer.attention import Cache
 from var_transformer.sampler import Guidance, Sampler, ScaleSettings
@@ -205,8 +205,9 @@ class _Passes:
     def _drop_free(self) -> None:
         n = self._count
         self._free = False
-        self._class_bc = self._class_bc[:n]
-        self._modulations = tuple(m[:n] for m in self._modulations)
+        with one_at_a_time:
+            self._class_bc = self._class_bc[:n]
+            self._modulations = tuple(m[:n] for m in self._modulations)
         self._cache = self._cache.first(n)
 
 

@@ -17,8 +17,10 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from var_tokenizer import (
+    CompiledPasses,
     InputError,
     noted_checksum,
+    one_at_a_time,
     open_checkpoint,
     quoted,
     write_checkpoint,
@@ -229,10 +231,9 @@ def _extend_any(model: "Transformer") -> _Pass:
     return ExtendAny(model)
 
 
-class _Compiled:
-    """The passes of a transformer as compiled cells, out of sight of its own cells."""
-
+class _Compiled(CompiledPasses):
     def __init__(self, model: "Transformer") -> None:
+        super().__init__(model)
         self.logits, self.condition = _Logits(model), _Condition(model)
         one_graph = isinstance(model.blocks[0].attn.attend.place(0), Tensor)
         self.extend = _extend_any(model) if one_graph else _Extend(model)
@@ -244,6 +245,9 @@ class Transformer(nn.Cell):
     Arrays go in as NumPy arrays or MindSpore tensors and come out as MindSpore tensors.
     Weights are drawn from ``seed`` as published; ``Transformer.load`` reads them from a file.
     ``backend`` says which attention computes; by default what is right for the device.
+
+    Weights may be changed at any time in MindSpore's ways, and threads may share a model:
+    ``logits``, ``condition`` and ``extend`` run one at a time (``construct`` does not wait).
 
     ``class_names`` (one for each class) and ``tokenizer_checksum`` (of the tokenizer whose tokens
     it predicts) are None where nobody knows them, as in published weights. Set them before
@@ -340,12 +344,13 @@ class Transformer(nn.Cell):
         tokenizer's ``teacher_inputs`` gives, (B, L - tokens of scale 0, z).
         Raises InputError for a label out of range or inputs of another shape.
         """
-        labels_b = self.check_labels(labels)
-        rest = self.config.schedule.length - self.config.schedule.tokens[0]
-        expected = (labels_b.shape[0], rest, self.config.latent_channels)
-        if tuple(inputs.shape) != expected:
-            raise InputError(f"inputs have shape {tuple(inputs.shape)}; expected {expected}")
-        return self._compiled.logits(labels_b, Tensor(np.asarray(inputs, np.float32)))
+        with self._compiled.turn():
+            labels_b = self.check_labels(labels)
+            rest = self.config.schedule.length - self.config.schedule.tokens[0]
+            expected = (labels_b.shape[0], rest, self.config.latent_channels)
+            if tuple(inputs.shape) != expected:
+                raise InputError(f"inputs have shape {tuple(inputs.shape)}; expected {expected}")
+            return self._compiled.logits(labels_b, Tensor(np.asarray(inputs, np.float32)))
 
     def check_labels(self, labels: Array) -> Tensor:
         """Labels as an int32 tensor (B,); raises InputError for one out of range."""
@@ -395,7 +400,8 @@ class Transformer(nn.Cell):
 
     def condition(self, labels_b: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Class embeddings (B, C) and the modulations of all blocks."""
-        return self._compiled.condition(labels_b)
+        with self._compiled.turn():
+            return self._compiled.condition(labels_b)
 
     def extend(
         self,
@@ -411,29 +417,32 @@ class Transformer(nn.Cell):
         Raises InputError for a cache that is full, of another batch or not at this scale, and
         for inputs of another shape.
         """
-        batch, schedule = class_bc.shape[0], self.config.schedule
-        cache = cache or self.new_cache(batch)
-        cache.check(schedule, scale, batch)
-        expected = (batch, schedule.tokens[scale], self.config.latent_channels)
-        if inputs_blz is not None and tuple(inputs_blz.shape) != expected:
-            raise InputError(
-                f"inputs of scale {scale} have shape {tuple(inputs_blz.shape)}; expected {expected}"
-            )
-        if inputs_blz is None:
-            x_blc = class_bc.expand_dims(1) + self.pos_start
-        else:
-            x_blc = self.word_embed(inputs_blz)
-        begin, end = self.offsets[scale], self.offsets[scale + 1]
-        x_blc = x_blc + self.lvl_embed.weight[scale] + self.pos_1LC[:, begin:end]
-        place = self.blocks[0].attn.attend.place(scale)
-        # plain tuples would be compiled in as constants
-        modulations, past = ms.mutable(modulations), cache.tensors and ms.mutable(cache.tensors)
-        logits, grown = self._compiled.extend(place, x_blc, class_bc, modulations, past)
-        return logits, cache.after(grown)
+        with self._compiled.turn():
+            batch, schedule = class_bc.shape[0], self.config.schedule
+            cache = cache or self.new_cache(batch)
+            cache.check(schedule, scale, batch)
+            expected = (batch, schedule.tokens[scale], self.config.latent_channels)
+            if inputs_blz is not None and tuple(inputs_blz.shape) != expected:
+                raise InputError(
+                    f"inputs of scale {scale} have shape {tuple(inputs_blz.shape)}; "
+                    f"expected {expected}"
+                )
+            if inputs_blz is None:
+                x_blc = class_bc.expand_dims(1) + self.pos_start
+            else:
+                x_blc = self.word_embed(inputs_blz)
+            begin, end = self.offsets[scale], self.offsets[scale + 1]
+            x_blc = x_blc + self.lvl_embed.weight[scale] + self.pos_1LC[:, begin:end]
+            place = self.blocks[0].attn.attend.place(scale)
+            # plain tuples would be compiled in as constants
+            modulations, past = ms.mutable(modulations), cache.tensors and ms.mutable(cache.tensors)
+            logits, grown = self._compiled.extend(place, x_blc, class_bc, modulations, past)
+            return logits, cache.after(grown)
 
     def new_cache(self, batch: int) -> Cache:
         """The cache of ``batch`` images before the first scale."""
-        empty = (block.attn.attend.empty_cache(batch) for block in self.blocks)
+        with one_at_a_time:
+            empty = [block.attn.attend.empty_cache(batch) for block in self.blocks]
         return Cache(batch, tuple(tensor for tensors in empty for tensor in tensors))
 
     def grow(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from mindspore import Tensor
-from var_tokenizer import InputError, ScaleSchedule
+from var_tokenizer import InputError, ScaleSchedule, one_at_a_time
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,10 @@ class Cache:
         every call, so that what it writes in place would be lost.
         """
         kept = []
-        for tensor in self.tensors:  # one after another: room for both caches is never needed
-            kept.append(tensor[:count].copy())
-            tensor.untyped_storage().resize_(0)
+        with one_at_a_time:
+            for tensor in self.tensors:  # one after another: room for both caches is never needed
+                kept.append(tensor[:count].copy())
+                tensor.untyped_storage().resize_(0)
         return replace(self, batch=count, tensors=tuple(kept))
 
     def release(self) -> None:
@@ -52,5 +53,6 @@ class Cache:
         A compiled function keeps its last arguments, which would lie beside the decoder's maps
         and the next generation's cache.
         """
-        for tensor in self.tensors:
-            tensor.untyped_storage().resize_(0)
+        with one_at_a_time:
+            for tensor in self.tensors:
+                tensor.untyped_storage().resize_(0)
