@@ -43,7 +43,7 @@ def reference_conv(x_byxc, weight_ohwi, stride, pads):
     return out
 
 
-CONVOLUTIONS = [(1, 1, (0, 0)), (3, 1, (1, 1)), (3, 2, (0, 1)), (4, 2, (1, 1))]
+CONVOLUTIONS = [(1, 1, (0, 0)), (3, 1, (1, 1)), (3, 2, (0, 1)), (4, 2, (1, 1)), (1, 2, (0, 0))]
 CHANNELS = [(3, 5), (16, 32), (20, 3)]
 
 
@@ -142,6 +142,19 @@ def test_group_norm_keeps_its_digits_far_from_zero(form):
     gain, bias = np.ones(8, np.float32), np.zeros(8, np.float32)
     got = fast.group_norm(4)(Tensor(x), Tensor(gain), Tensor(bias)).asnumpy()
     np.testing.assert_allclose(got, normalized(x, gain, bias, 4, False), atol=2e-3)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1000.1, -31234.567])
+def test_group_norm_of_equal_pixels_is_its_bias_and_its_gradient_is_finite(form, value):
+    x = Tensor(np.full((2, 20, 30, 12), value, np.float32))
+    gain, bias = np.random.default_rng(9).standard_normal((2, 12)).astype(np.float32)
+    cell = fast.group_norm(4)
+    got = cell(x, Tensor(gain), Tensor(bias)).asnumpy()
+    np.testing.assert_array_equal(got, np.broadcast_to(bias, got.shape))
+    grads = ms.grad(lambda *a: cell(*a).sum(), (0, 1, 2))(x, Tensor(gain), Tensor(bias))
+    np.testing.assert_array_equal(grads[1].asnumpy(), 0)
+    np.testing.assert_allclose(grads[2].asnumpy(), 1200, 1e-5)
+    assert np.isfinite(grads[0].asnumpy()).all()
 
 
 # maps large enough for Winograd's way, whose tiles of 4x4 fit or hang over; channels in vectors of

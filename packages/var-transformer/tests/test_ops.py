@@ -97,6 +97,14 @@ def test_an_operator_and_its_gradients_follow_the_definition(form, cell, definit
         np.testing.assert_allclose(gradient, expected, atol=3e-5)
 
 
+@pytest.mark.parametrize("value", [0.0, 0.1, 1000.1, -31234.567])
+@pytest.mark.parametrize("width", [5, 768])
+def test_the_norm_of_equal_numbers_is_zero(form, width, value):
+    x, zero = np.full((2, 19, width), value, np.float32), np.zeros((2, 1, width), np.float32)
+    got = fast.ModulatedNorm()(Tensor(x), Tensor(zero), Tensor(zero)).asnumpy()
+    np.testing.assert_array_equal(got, 0)
+
+
 @pytest.mark.parametrize(("cell", "definition", "shapes"), CASES)
 def test_operators_take_float16(form, cell, definition, shapes):
     arrays = [np.random.default_rng(0).standard_normal(s).astype(np.float16) for s in shapes]

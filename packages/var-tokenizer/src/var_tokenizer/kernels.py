@@ -29,7 +29,7 @@ def _thread_count() -> int:
     As Python found the variable when it started: importing MindSpore sets it to 1.
     """
     number = os.environ.get("OMP_NUM_THREADS", "")
-    return int(number) if number.isdigit() and int(number) else len(os.sched_getaffinity(0))
+    return int(number) if number.isdecimal() and int(number) else len(os.sched_getaffinity(0))
 
 
 class KernelLibrary:

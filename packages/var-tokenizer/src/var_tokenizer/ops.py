@@ -333,6 +333,10 @@ class _RowsGroupNorm(nn.Cell):
 
     def _statistics(self, x_bnc: Tensor) -> tuple[Tensor, Tensor]:
         b, _, c = x_bnc.shape
+        # relative to a pixel of the group: the rounded mean of equal pixels is not theirs
+        first_bgi = x_bnc[:, 0].reshape(b, self.groups, c // self.groups)
+        first_bgi = first_bgi[:, :, :1] + _zeros_like(first_bgi)
+        x_bnc = x_bnc - first_bgi.reshape(b, 1, c)
         mean_b1c = self._over_group(self._means(x_bnc)).reshape(b, 1, c)
         centred = x_bnc - mean_b1c
         variance_bc = self._over_group(self._means(centred * centred))
