@@ -2,6 +2,12 @@
 
 import dataclasses
 import json
+import logging
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -223,3 +229,33 @@ def test_help_explains_itself(command, capsys):
         main([*command, "--help"])
     assert error.value.code == 0
     assert "usage: var-convert" in capsys.readouterr().out
+
+
+def test_a_conversion_logs_how_far_it_is_and_ctrl_c_exits_with_130(monkeypatch, caplog):
+    monkeypatch.setattr("var_transformer.progress.next_line", lambda elapsed: 0.001)
+    caplog.set_level(logging.INFO)
+
+    def half(*_files: Path, progress: Callable[[int, int], None], **_more: object) -> None:
+        progress(600_000_000, 1_241_100_000)
+        while "a.pth -> b.ckpt: 600 of 1241 MB, 0:00 so far" not in caplog.text:
+            pass
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("var_convert.cli.convert", half)
+    assert main(["a.pth", "b.ckpt"]) == 130
+    assert caplog.messages[-1] == "interrupted; nothing was written"
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["convert", "--help"], ["verify", "--help"]])
+def test_the_help_fits_on_a_screen_and_talks_of_no_exceptions(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    text = capsys.readouterr().out
+    assert end.value.code == 0 and len(text.splitlines()) <= 50
+    assert "Raises" not in text and "InputError" not in text
+
+
+def test_the_package_is_the_command_too():
+    command = [sys.executable, "-m", "var_convert"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "usage: var-convert" in shown and "inspect" in shown

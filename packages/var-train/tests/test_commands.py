@@ -2,15 +2,19 @@
 
 import json
 import logging
+import os
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tyro
+from PIL import Image
+from var_tokenizer import Tokenizer, TokenizerConfig
 from var_train.evaluate import TokenizerEvaluation
 from var_train.loop import LoopConfig, train
 from var_train.progress import MetricsLog, record_settings, step_bar
@@ -175,3 +179,55 @@ def test_the_help_of_a_run_fits_on_two_screens_and_names_every_setting(capsys, m
 def test_no_help_talks_of_exceptions(capsys, monkeypatch, kind):
     text = shown(capsys, monkeypatch, kind, "--help-all" if kind is Run else "--help")
     assert "Raises" not in text and "InputError" not in text
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """1,000 images and a tokenizer of them."""
+    root, rng = tmp_path_factory.mktemp("work"), np.random.default_rng(0)
+    for split in ("train", "val"):
+        folder = root / "images" / split / "cat"
+        folder.mkdir(parents=True)
+        for number in range(500):
+            pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    config = TokenizerConfig(
+        vocab_size=16, latent_channels=4, channels=32, channel_multipliers=(1, 1), scales=(1, 8)
+    )
+    Tokenizer(config).save(root / "tokenizer.safetensors")
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "until", "last"),
+    [
+        ("tokenize --shard 10", "index.json", "the same command goes on with the next shard"),
+        (
+            "tokenize --shard 10",
+            "train/00002.safetensors",
+            "the same command goes on with the next",
+        ),
+        ("evaluate tokenizer", "measuring: ", "the same command measures from the beginning"),
+    ],
+)
+def test_a_command_that_is_interrupted_exits_with_130_and_leaves_no_half_file(
+    work, tmp_path, command, until, last
+):
+    out, stderr = tmp_path / "out", tmp_path / "stderr.txt"
+    module, *words = command.split()
+    words += ["--tokenizer", work / "tokenizer.safetensors", "--data", work / "images"]
+    with stderr.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"var_train.{module}", *words, "--out", out, "--batch", "1"],
+            env=os.environ | {"GLOG_v": "3"},
+            stderr=file,
+        )
+    while not (out / until).exists() and until not in stderr.read_text():
+        assert process.poll() is None, stderr.read_text()
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130
+    lines = stderr.read_text().splitlines()
+    assert lines[-1].startswith(f"ERROR: interrupted; {last}")
+    assert all(text.startswith(("INFO: ", "ERROR: interrupted")) for text in lines)
+    assert not [path for path in out.rglob(".*") if path.is_file()]

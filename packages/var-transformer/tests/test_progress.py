@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,12 +13,14 @@ from pathlib import Path
 import mindspore
 import pytest
 import tyro
+from PIL import Image
 from rich.progress import Progress
 from var_tokenizer import InputError
 from var_transformer import exit_codes
 from var_transformer.ascend_c.__main__ import Build
 from var_transformer.cost import Cost
 from var_transformer.edit.__main__ import Edit
+from var_transformer.edit.__main__ import run as edit
 from var_transformer.progress import duration, line, next_line, progress_bar
 from var_transformer.sample import Sample
 from var_transformer.serve.__main__ import Serve
@@ -30,6 +33,7 @@ from var_transformer import exit_codes
 from var_transformer.ascend_c.__main__ import Build
 from var_transformer.cost import Cost
 from var_transformer.edit.__main__ import Edit
+from var_transformer.edit.__main__ import run as edit
 with exit_codes("interrupted; the same command continues"):
     logging.getLogger("var_train").info("long %s", "name " * 100)
     signal.raise_signal(signal.SIGTERM)
@@ -162,6 +166,19 @@ def test_a_log_file_has_whole_lines_of_one_format_and_the_shell_the_exit_code(tm
         f"INFO: long {'name ' * 100}",
         "ERROR: interrupted; the same command continues",
     ]
+
+
+def test_edit_says_that_it_loads_and_draws(model, tokenizer, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("var_transformer.progress.next_line", lambda elapsed: 0.0001)
+    caplog.set_level(logging.INFO)
+    model.save(tmp_path / "m.safetensors")
+    tokenizer.save(tmp_path / "t.safetensors")
+    Image.new("RGB", (6, 6)).save(tmp_path / "image.png")
+    names = ("t.safetensors", "m.safetensors", "image.png")
+    files = (tmp_path / name for name in names)
+    edit(Edit(*files, label="1", out=tmp_path / "out", box=(0, 0, 3, 6)))
+    for what in ("loading the models", "drawing"):
+        assert re.search(f"^{what}: 0:00 so far$", "\n".join(caplog.messages), re.MULTILINE)
 
 
 def test_a_package_lists_its_commands():
