@@ -1,5 +1,6 @@
 """`python -m var_train.run` as a user meets it."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 from var_tokenizer import InputError, Tokenizer, TokenizerConfig
-from var_train.run import Run, TransformerSize, _model, main
+from var_train.run import Run, TransformerSize, _model, _tokenizer, main, parse
 from var_transformer import Transformer, TransformerConfig, generate
 
 FILES = {
@@ -290,7 +291,54 @@ def test_an_init_of_another_architecture_is_refused_before_anything_is_written(t
     init = tmp_path / "init.safetensors"
     Transformer(TransformerConfig(depth=1, width=32, heads=2), 0).save(init)
     message = refusal("--init", init, "--out", tmp_path / "out")
-    assert "init.safetensors: depth is 1; expected 4" in message
+    assert "init.safetensors: vocab_size is 4096 and 128 in this run's tokenizer" in message
+    assert not (tmp_path / "out").exists()
+
+
+def digits_files(folder: Path) -> tuple[Path, Path]:
+    """A tokenizer and a transformer for digits, both of other sizes than a run's defaults."""
+    config = dataclasses.replace(Run().tokenizer, vocab_size=64, channel_multipliers=(1, 2, 1, 1))
+    Tokenizer(config, 0).save(folder / "t.safetensors")
+    size = {"vocab_size": 64, "latent_channels": 8, "scales": config.scales, "num_classes": 10}
+    model = TransformerConfig(depth=1, width=32, heads=2, qk_l2_norm=False, **size)
+    Transformer(model, 0).save(folder / "init.safetensors")
+    return folder / "t.safetensors", folder / "init.safetensors"
+
+
+def test_files_bring_their_architecture(tmp_path, monkeypatch):
+    tokenizer, init = digits_files(tmp_path)
+    words = ["run", "--init", str(init), "--tokenizer-file", str(tokenizer)]
+    monkeypatch.setattr(sys, "argv", [*words, "--stage", "transformer"])
+    by_command = parse()
+    assert by_command.transformer == TransformerSize(1, 32, 2)
+    assert by_command.tokenizer == Tokenizer.load(tokenizer).config
+    in_python = Run(init=init, tokenizer_file=tokenizer, stage="transformer")
+    for config in (by_command, in_python):
+        loaded = _tokenizer(config)
+        model, _ = _model(config, loaded, tuple("0123456789"))
+        assert model.config == Transformer.load(init).config
+        assert _model(config, loaded, ("a", "b"))[0].config.num_classes == 2
+    monkeypatch.setattr(sys, "argv", ["run", "--stage=transformer", f"--out={tmp_path}"])
+    tokenizer.rename(tmp_path / "tokenizer.safetensors")
+    assert parse().tokenizer == by_command.tokenizer
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--transformer.depth", 4), "init.safetensors: depth is 1 and transformer.depth 4"),
+        (
+            ("--transformer.depth", 4, "--transformer.width", 128, "--transformer.heads", 4),
+            "init.safetensors: depth is 1 and transformer.depth 4",
+        ),
+        (("--tokenizer.vocab-size", 128), "t.safetensors: vocab_size is 64 and tokenizer.vocab"),
+        (("--preset", "d16"), "init.safetensors: depth is 1 and transformer.depth 16"),
+    ],
+)
+def test_settings_that_contradict_a_file_are_refused(tmp_path, refusal, arguments, message):
+    tokenizer, init = digits_files(tmp_path)
+    files = ("--init", init, "--tokenizer-file", tokenizer, "--stage", "transformer")
+    assert message in refusal(*files, "--out", tmp_path / "out", *arguments)
     assert not (tmp_path / "out").exists()
 
 

@@ -11,7 +11,7 @@ import logging
 import resource
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,7 @@ from var_tokenizer import (
     Scale,
     Tokenizer,
     TokenizerConfig,
+    open_checkpoint,
     quoted,
     weights_checksum,
 )
@@ -61,6 +62,8 @@ from var_train.watch import watched
 
 log = logging.getLogger("var_train")
 
+_TOKENIZER = "tokenizer.safetensors"  # in OUT
+
 Source = ImageSet | ImageFolder | TokenCache
 
 
@@ -82,6 +85,17 @@ class TransformerSize:
         return cls(model.depth, model.width, model.heads, model.shared_adaln)
 
 
+DIGITS = TokenizerConfig(
+    vocab_size=128,
+    latent_channels=8,
+    channels=32,
+    channel_multipliers=(1, 1, 2, 2),
+    res_blocks=1,
+    scales=(1, 2, 3, 4),
+)
+"""The tokenizer of a run that says nothing else, for images of 32x32."""
+
+
 @dataclass(frozen=True)
 class Run:
     """Train VAR: first the tokenizer, then the transformer on its tokens; then sample.
@@ -95,13 +109,14 @@ class Run:
     """A published transformer and how it was trained: the defaults of all that is not given.
     It trains the stage transformer alone."""
     init: Path | None = None
-    """A transformer to start from, .safetensors, instead of random weights: to fine-tune it. If
-    its number of classes is not the data's, the embeddings of classes alone start at random."""
+    """A transformer to start from, .safetensors, instead of random weights: to fine-tune it. It
+    brings its own size: --transformer.* need not be given. If its number of classes is not the
+    data's, the embeddings of classes alone start at random."""
     stage: Literal["all", "tokenizer", "transformer"] = "all"
     """What to train; the transformer alone needs a tokenizer that is trained."""
     tokenizer_file: Path | None = None
     """The tokenizer for the stage transformer; by default OUT/tokenizer.safetensors. It brings
-    its own configuration, so --tokenizer.* is not read."""
+    its own configuration: --tokenizer.* need not be given."""
     data: Path | None = None
     """An image tree, DATA/train/CLASS/* and DATA/val/CLASS/*; by default the digits."""
     val_fraction: float | None = None
@@ -116,16 +131,7 @@ class Run:
     2 ** (channel multipliers - 1); where it is given, the tokenizer has to fit it."""
     seed: int = 0
     """Of weights, order, dropout and sampling."""
-    tokenizer: TokenizerConfig = field(
-        default_factory=lambda: TokenizerConfig(
-            vocab_size=128,
-            latent_channels=8,
-            channels=32,
-            channel_multipliers=(1, 1, 2, 2),
-            res_blocks=1,
-            scales=(1, 2, 3, 4),
-        )
-    )
+    tokenizer: TokenizerConfig = DIGITS
     """Each channel multiplier after the first halves the image; the last of the scales (sizes
     such as 1 2 3x4) is what is left of it."""
     transformer: TransformerSize = field(default_factory=TransformerSize)
@@ -178,6 +184,7 @@ def run(config: Run) -> dict[str, object]:
         given["tokenizer"] = fingerprint(tokenizer)
     if config.stage != "tokenizer":
         model, given["init"] = _model(config, tokenizer, train.classes)
+        config = replace(config, transformer=TransformerSize.of(model.config))
         config.train_transformer.check(model.config, len(train))
         sampling = config.sampling
         check_sampler(sampling.cfg, sampling.top_k, sampling.top_p, tokenizer.vocab_size)
@@ -193,7 +200,7 @@ def run(config: Run) -> dict[str, object]:
         train_stage(stage, config.out, metrics, config.loop, settings["tokenizer"], config.resume)
         stage.finish()
         if first:
-            tokenizer.save(config.out / "tokenizer.safetensors")
+            tokenizer.save(config.out / _TOKENIZER)
             save_reconstructions(tokenizer, val, config.out / "reconstructions.png", batch)
         seconds["tokenizer"] = _since(started, seconds)
 
@@ -244,9 +251,24 @@ def run(config: Run) -> dict[str, object]:
 
 
 def _tokenizer(config: Run) -> Tokenizer:
-    if config.stage == "transformer":
-        return Tokenizer.load(config.tokenizer_file or config.out / "tokenizer.safetensors")
-    return Tokenizer(config.tokenizer, config.seed)
+    if config.stage != "transformer":
+        return Tokenizer(config.tokenizer, config.seed)
+    path = config.tokenizer_file or config.out / _TOKENIZER
+    tokenizer = Tokenizer.load(path)
+    if config.tokenizer != DIGITS:
+        _check_given(path, "tokenizer", tokenizer.config, config.tokenizer)
+    return tokenizer
+
+
+def _check_given(path: Path, group: str, brought: object, given: object) -> None:
+    """Raises InputError where settings of ``group`` contradict the file that brings its own."""
+    for name, theirs in asdict(brought).items():
+        ours = getattr(given, name)
+        if ours != theirs:
+            raise InputError(
+                f"{quoted(path)}: {name} is {theirs} and {group}.{name} {ours}; expected the same "
+                f"(or no {group}.{name}: the file brings its own)"
+            )
 
 
 def _check_image_size(size: Scale | None, tokenizer: TokenizerConfig) -> None:
@@ -272,31 +294,34 @@ def _model(
     config: Run, tokenizer: Tokenizer, classes: tuple[str, ...]
 ) -> tuple[Transformer, str | None]:
     """The transformer before training, and the checksum of the weights of ``init``."""
-    model_config = TransformerConfig(
-        depth=config.transformer.depth,
-        width=config.transformer.width,
-        heads=config.transformer.heads,
-        shared_adaln=config.transformer.shared_adaln,
-        num_classes=len(classes),
-        vocab_size=tokenizer.config.vocab_size,
-        latent_channels=tokenizer.config.latent_channels,
-        scales=tokenizer.config.scales,
-    )
+    tokens = {
+        "vocab_size": tokenizer.config.vocab_size,
+        "latent_channels": tokenizer.config.latent_channels,
+        "scales": tokenizer.config.scales,
+    }
     backend = Backend(dtype=DTYPES[config.train_transformer.precision.dtype])
     if config.init is None:
+        model_config = TransformerConfig(
+            num_classes=len(classes), **asdict(config.transformer), **tokens
+        )
         return Transformer(model_config, config.seed, backend), None
     init = Transformer.load(config.init, backend)
-    for name, value in asdict(init.config).items():
-        wanted = getattr(model_config, name)
-        if name != "num_classes" and value != wanted:
+    if config.transformer != TransformerSize():
+        _check_given(
+            config.init, "transformer", TransformerSize.of(init.config), config.transformer
+        )
+    for name, wanted in tokens.items():
+        value = getattr(init.config, name)
+        if value != wanted:
             raise InputError(
-                f"{quoted(config.init)}: {name} is {value}; expected {wanted}, that of this run's "
-                "transformer and tokenizer"
+                f"{quoted(config.init)}: {name} is {value} and {wanted} in this run's tokenizer; "
+                "expected the same"
             )
     checksum = weights_checksum((n, a.shape, [a]) for n, a in init.published_tensors().items())
     _compare_init(config, init, tokenizer, classes)
     if init.config.num_classes == len(classes):
         return init, checksum
+    model_config = replace(init.config, num_classes=len(classes))
     return _with_new_classes(init, Transformer(model_config, config.seed, backend)), checksum
 
 
@@ -443,12 +468,39 @@ def _since(started: float, before: dict[str, float]) -> float:
 
 
 def parse() -> Run:
-    """The command line, over the defaults of its ``--preset``."""
+    """The command line, over the defaults of its ``--preset`` and of the files that it names."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset")
-    name = first.parse_known_args()[0].preset
-    default = preset_defaults(name) if name in PRESETS else Run()
-    return arguments.parse(default, "python -m var_train.run")
+    for name in ("--preset", "--init", "--stage", "--out"):
+        first.add_argument(name, nargs="?")
+    first.add_argument("--tokenizer-file", "--tokenizer_file", nargs="?")
+    named = first.parse_known_args()[0]
+    default = preset_defaults(named.preset) if named.preset in PRESETS else Run()
+    brought = {}
+    if named.init and default.preset is None:
+        brought["transformer"] = (Path(named.init), _config_in(named.init, TransformerConfig))
+    if (named.stage or default.stage) == "transformer":
+        path = Path(named.tokenizer_file or Path(named.out or default.out, _TOKENIZER))
+        brought["tokenizer"] = (path, _config_in(path, TokenizerConfig))
+    brought = {group: found for group, found in brought.items() if found[1] is not None}
+    config = arguments.parse(
+        replace(default, **{group: found for group, (_, found) in brought.items()}),
+        "python -m var_train.run",
+    )
+    for group, (path, found) in brought.items():
+        _check_given(path, group, found, getattr(config, group))
+    return config
+
+
+def _config_in(
+    path: str | Path, config_type: type[TokenizerConfig] | type[TransformerConfig]
+) -> TokenizerConfig | TransformerSize | None:
+    """The settings that a native file brings; None where it is unusable, as loading it will say."""
+    kind = "tokenizer" if config_type is TokenizerConfig else "transformer"
+    try:
+        found = open_checkpoint(path, kind, config_type).config
+    except InputError:
+        return None
+    return found if config_type is TokenizerConfig else TransformerSize.of(found)
 
 
 def main() -> None:
