@@ -162,6 +162,19 @@ def test_the_evaluators_array_is_in_an_order_of_the_seed_alone(tmp_path):
     assert written("c", seed=4)[1] != numbers
 
 
+@pytest.mark.parametrize("columns", [0, 2])
+def test_an_image_of_another_size_in_the_folder_ends_with_2_and_its_name(
+    pair, tmp_path, caplog, no_model_runs, columns
+):
+    same = Sample(pair / "t.safetensors", pair / "m.safetensors", "1,2", tmp_path, columns=columns)
+    with pytest.raises(AssertionError, match="a model ran"):
+        run(same)
+    for n, side in ((1, 6), (2, 7)):
+        save_png(np.zeros((side, side, 3), np.uint8), tmp_path / f"{n - 1:06d}_{n}.png")
+    with pytest.raises(InputError, match=r"000001_2\.png: .*is \(7, 7\); expected \(6, 6\)"):
+        run(same)
+
+
 def test_classes_are_the_models_own_and_images_have_the_numbers_that_are_asked_for(
     pair, tmp_path, caplog, monkeypatch
 ):

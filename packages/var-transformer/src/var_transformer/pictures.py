@@ -3,13 +3,13 @@
 import math
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Literal
 
 import numpy as np
 from PIL import Image
-from var_tokenizer import read_picture, replacing
+from var_tokenizer import InputError, quoted, read_picture, replacing
 
 AnimationFormat = Literal["gif", "apng"]
 
@@ -23,6 +23,20 @@ def save_png(pixels_yxc: np.ndarray, path: str | os.PathLike[str]) -> None:
     """Writes uint8 (H, W, 3) as PNG, whole or not at all."""
     with replacing(path) as temporary:
         Image.fromarray(pixels_yxc).save(temporary, "PNG")
+
+
+def read_equal(paths: Iterable[Path]) -> Iterator[np.ndarray]:
+    """Image files one after the other, uint8 (H, W, 3); raises InputError unless of one size."""
+    first = None
+    for path in paths:
+        pixels_yxc = np.asarray(read_picture(path))
+        first = pixels_yxc.shape if first is None else first
+        if pixels_yxc.shape != first:
+            raise InputError(
+                f"{quoted(path)}: (rows, columns) is {pixels_yxc.shape[:2]}; "
+                f"expected {first[:2]}, as of the run's first image"
+            )
+        yield pixels_yxc
 
 
 def grid(pixels_nyxc: Sequence[np.ndarray], columns: int) -> np.ndarray:
@@ -70,8 +84,7 @@ def save_npz(paths: Sequence[Path], labels_n: np.ndarray, path: str | os.PathLik
     """
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         with _member(archive, "arr_0.npy") as file:
-            for n, source in enumerate(paths):
-                pixels_yxc = np.asarray(read_picture(source))
+            for n, pixels_yxc in enumerate(read_equal(paths)):
                 if n == 0:
                     shape = (len(paths), *pixels_yxc.shape)
                     header = {"descr": "|u1", "fortran_order": False, "shape": shape}

@@ -19,7 +19,6 @@ from var_tokenizer import (
     Tokenizer,
     open_regular,
     quoted,
-    read_picture,
     replacing,
     unit_to_pixels,
 )
@@ -36,6 +35,7 @@ from var_transformer.pictures import (
     AnimationFormat,
     animation_path,
     grid,
+    read_equal,
     save_animation,
     save_npz,
     save_png,
@@ -99,8 +99,8 @@ class Sample:
             raise InputError(f"columns is {self.columns}; expected at most {_MOST_COLUMNS}")
         if (self.refiner is None) != (self.refined_scales == 0):
             raise InputError(
-                f"refiner is {self.refiner} and refined_scales is {self.refined_scales}; "
-                "expected both or none"
+                f"refiner is {quoted(str(self.refiner))} and refined_scales is "
+                f"{self.refined_scales}; expected both or none"
             )
 
 
@@ -175,8 +175,7 @@ def _save_grid(config: Sample, targets: list[Path], classes: int) -> None:
         columns = min(config.per_class, _GRID_COLUMNS)
         rows = (targets[row * config.per_class :][:columns] for row in range(classes))
         shown = [target for row in islice(rows, _GRID_ROWS) for target in row]
-    pixels = [np.asarray(read_picture(path)) for path in shown]
-    save_png(grid(pixels, min(columns, len(shown))), config.out / "grid.png")
+    save_png(grid(list(read_equal(shown)), min(columns, len(shown))), config.out / "grid.png")
 
 
 def _write_images(
