@@ -35,7 +35,9 @@ from var_transformer.cost import Cost
 from var_transformer.edit.__main__ import Edit
 from var_transformer.edit.__main__ import run as edit
 with exit_codes("interrupted; the same command continues"):
-    logging.getLogger("var_train").info("long %s", "name " * 100)
+    logging.getLogger("var_train").info("long %s", "name " * 300)
+    logging.getLogger("var_train").warning("%s", "\\x1b[2J\\nERROR: caf\u00e9")
+    logging.getLogger("httpx").info("not ours")
     signal.raise_signal(signal.SIGTERM)
 """
 
@@ -163,7 +165,8 @@ def test_a_log_file_has_whole_lines_of_one_format_and_the_shell_the_exit_code(tm
         code = subprocess.run(command, stderr=file, env=ENVIRONMENT, check=False).returncode
     assert code == 130
     assert path.read_text().splitlines() == [
-        f"INFO: long {'name ' * 100}",
+        f"INFO: long {'name ' * 300}",
+        "WARNING: \\x1b[2J\\nERROR: caf\u00e9",
         "ERROR: interrupted; the same command continues",
     ]
 

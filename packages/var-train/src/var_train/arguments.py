@@ -93,7 +93,7 @@ def _settings(group: object, prefix: str) -> Iterator[str]:
     """What a group is, and its settings: ``--loop.keep 3 .validations 5``; then its groups."""
     names = {f.name: getattr(group, f.name) for f in fields(group)}
     inner = {name: value for name, value in names.items() if is_dataclass(value)}
-    words = [f".{_option(n)} {_written(value)}" for n, value in names.items() if n not in inner]
+    words = [f".{_written(n, value)}" for n, value in names.items() if n not in inner]
     text = f"  --{prefix}{'  '.join(word.replace(' ', _GLUE) for word in words)}"
     lines = textwrap.wrap(text, 80, subsequent_indent="      ", break_on_hyphens=False)
     yield type(group).__doc__.partition("\n")[0]
@@ -106,8 +106,12 @@ def _option(field: str) -> str:
     return field.replace("_", "-")
 
 
-def _written(value: object) -> str:
-    """As it would be typed."""
+def _written(field: str, value: object) -> str:
+    """An option and its value as they would be typed."""
+    option = _option(field)
+    if isinstance(value, bool):
+        return option if value else f"no-{option}"
     if isinstance(value, tuple):
-        return " ".join(format_size(v) if isinstance(v, tuple) else str(v) for v in value) or "()"
-    return str(value)
+        sizes_ = [format_size(v) if isinstance(v, tuple) else str(v) for v in value]
+        return f"{option} {' '.join(sizes_)}".strip()
+    return f"{option} {value}"

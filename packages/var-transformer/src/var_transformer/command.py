@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import mindspore
 import tyro
-from var_tokenizer import InputError, Tokenizer
+from var_tokenizer import InputError, Tokenizer, quoted
 
 from var_transformer.generate import check_pair
 from var_transformer.progress import working
@@ -47,14 +47,23 @@ class _StderrHandler(logging.Handler):
             self.handleError(record)
 
 
+class _OneLine(logging.Formatter):
+    """``LEVEL: message``, in one line that hides nothing, whatever a library's error holds."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        text = record.message
+        record.message = "".join(quoted(text[i : i + 1000]) for i in range(0, len(text), 1000))
+        return super().formatMessage(record)
+
+
 def start_log() -> None:
     """One format for all commands: ``LEVEL: message``, a line each, on stderr.
 
     Other libraries are heard from warnings on.
     """
-    logging.basicConfig(
-        level=logging.WARNING, format="%(levelname)s: %(message)s", handlers=[_StderrHandler()]
-    )
+    handler = _StderrHandler()
+    handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for name in PACKAGES:
         logging.getLogger(name).setLevel(logging.INFO)
     # The reader of pictures says itself what is wrong with one, and names the file.
