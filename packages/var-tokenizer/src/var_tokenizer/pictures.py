@@ -407,7 +407,7 @@ def _scale_transparent_colour(image: Image.Image) -> None:
     colour = image.info.get("transparency")
     if image.format != "PNG" or not isinstance(colour, int | tuple) or not image.tile:
         return
-    packing = image.tile[0].args
+    packing = image.tile[0][3]
     packing = packing if isinstance(packing, str) else packing[0]
     if packing in ("L;2", "L;4"):
         image.info["transparency"] = colour * (255 // (2 ** int(packing[2]) - 1))
