@@ -84,3 +84,9 @@ def test_a_saved_sheet_reads_back_and_leaves_nothing_beside_it(tmp_path):
         assert read.format == "PNG"
         np.testing.assert_array_equal(np.asarray(read), np.asarray(sheet))
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_class_whose_name_is_not_utf_8_has_a_caption():
+    images = np.zeros((1, 3, 8, 8), np.float32)
+    escaped = np.asarray(sample_grid(images, ["d\\xf6g"], 1))
+    np.testing.assert_array_equal(np.asarray(sample_grid(images, ["d\udcf6g"], 1)), escaped)

@@ -236,10 +236,12 @@ def test_other_settings_of_the_second_stage_are_refused_before_the_first_is_trai
     assert contents(again / "out") == before
 
 
-def test_a_tokenizer_that_a_transformer_belongs_to_is_not_trained_anew(again, refusal):
+@pytest.mark.parametrize("stage", ["all", "tokenizer"])
+def test_a_tokenizer_that_a_transformer_belongs_to_is_not_trained_anew(again, refusal, stage):
     shutil.rmtree(again / "out" / "checkpoints" / "tokenizer")
     before = contents(again / "out")
-    message = refusal("--data", again / "images", "--out", again / "out", *SMALL.split())
+    arguments = ("--data", again / "images", "--out", again / "out", "--stage", stage)
+    message = refusal(*arguments, *SMALL.split())
     assert "the tokenizer that it belongs to has none of 6 steps" in message
     assert "--stage transformer goes on" in message
     assert contents(again / "out") == before
@@ -267,6 +269,22 @@ def test_a_finished_run_goes_on_where_new_images_were_taken_away_and_the_folder_
     result = run("--data", moved, *arguments)
     assert result.returncode == 0, result.stderr
     assert "resumed after step 6 of 6" in result.stderr
+
+
+@pytest.mark.slow
+def test_names_that_are_not_utf_8_go_through_a_whole_run(tmp_path):
+    cat, dog = os.fsdecode(b"c\xe4t"), os.fsdecode(b"d\xf6g")
+    data = make_tree(tmp_path / os.fsdecode(b"im\xe4ges"), (cat, dog))
+    for split in ("train", "val"):
+        (data / split / cat / "0.png").rename(data / split / cat / os.fsdecode(b"caf\xe9.png"))
+    (data / "train" / dog / os.fsdecode(b"br\xf6ken.png")).write_bytes(b"no image")
+    out = tmp_path / os.fsdecode(b"\xf6ut")
+    for _ in range(2):  # a finished run is read again
+        result = run("--data", data, "--out", out, *SMALL.split())
+        assert result.returncode == 0, result.stderr
+    assert r"br\xf6ken.png" in result.stderr
+    assert Transformer.load(out / "transformer.safetensors").class_names == (cat, dog)
+    assert (out / "samples.png").stat().st_size > 0
 
 
 def test_init_says_where_its_classes_have_other_names(tmp_path, caplog):

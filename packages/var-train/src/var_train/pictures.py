@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from var_tokenizer import InputError, replacing, unit_to_pixels
+from var_tokenizer import InputError, quoted, replacing, unit_to_pixels
 
 CELL = 64  # pixels that the shorter side of a cell has at least
 GUTTER = 4
@@ -60,6 +60,7 @@ def _sheet(images_rncyx: np.ndarray, captions: Sequence[str]) -> Image.Image:
     pixels_nyxc = unit_to_pixels(images_rncyx.reshape(-1, *images_rncyx.shape[2:]))
     pixels_nyxc = pixels_nyxc.repeat(zoom, axis=1).repeat(zoom, axis=2)
 
+    captions = [quoted(caption) for caption in captions]  # some are names of folders
     font = ImageFont.load_default(min(28, cell_y // 4))
     caption_x = math.ceil(max(font.getlength(caption) for caption in captions))
     left, top = MARGIN + caption_x + MARGIN, MARGIN

@@ -405,11 +405,8 @@ def _begin(
     settings = {name: _settings(config, name, given | data) for name in names}
     if config.resume:
         done = {n: check_resumable(config.out, n, settings[n], record) for n in names}
-        if (
-            config.stage == "all"
-            and done["transformer"] is not None
-            and done["tokenizer"] != tokenizer_steps
-        ):
+        follows = CheckpointFolder(stage_folder(config.out, "transformer")).peek()
+        if config.stage != "transformer" and follows and done["tokenizer"] != tokenizer_steps:
             raise InputError(
                 f"{quoted(config.out)}: holds checkpoints of a transformer, but the tokenizer that "
                 f"it belongs to has {done['tokenizer'] or 'none'} of {tokenizer_steps} steps; "

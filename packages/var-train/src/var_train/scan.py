@@ -120,7 +120,8 @@ def scan_tree(root: Path, val_fraction: float | None = None) -> tuple[ImageFiles
         if missing:
             raise InputError(
                 f"{quoted(folder)}: no folder for {len(missing)} class(es) of the other split: "
-                f"{first_of(missing)}; expected the same classes in train and val"
+                f"{first_of(missing)}; expected the same classes in train and val (or "
+                "--val-fraction, which holds out images of train)"
             )
     return scan_classes(train_folder, classes), scan_classes(val_folder, classes)
 
