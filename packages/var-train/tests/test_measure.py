@@ -143,6 +143,30 @@ def test_images_smaller_than_the_windows_of_the_similarity_are_measured(side):
     assert figures.images == 3 and -1 <= figures.ssim <= 1
 
 
+@pytest.mark.parametrize("batch", [2, 5])
+def test_figures_are_means_over_the_images_whatever_the_batch(batch):
+    config = TokenizerConfig(
+        vocab_size=16,
+        latent_channels=4,
+        channels=32,
+        channel_multipliers=(1,),
+        res_blocks=1,
+        scales=(1, 8),
+    )
+    tokenizer = Tokenizer(config, 0)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    images = ImageSet(pixels, np.zeros(5, np.int32), ("a",))
+    figures = measure_tokenizer(tokenizer, images, batch)
+    originals = images.batch(np.arange(5))[0]
+    ids = [np.asarray(i) for i in tokenizer.encode(originals)]
+    error_n = ((np.asarray(tokenizer.decode(ids)) - originals).astype(np.float64) ** 2).mean(
+        (1, 2, 3)
+    )
+    assert figures.psnr == pytest.approx((10 * np.log10(4 / error_n)).mean(), rel=1e-5)
+    assert figures.scale_codes_used == [len(np.unique(i)) for i in ids]
+    assert figures.codebook_usage == len(np.unique(np.concatenate(ids, 1))) / 16
+
+
 def test_one_image_is_refused_before_it_is_measured(monkeypatch):
     config = TokenizerConfig(
         vocab_size=16,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mindspore import ops
 from var_tokenizer import InputError, Tokenizer, TokenizerConfig
 from var_train.data import step_indices
 from var_train.optimizer import AdamWConfig
@@ -183,6 +184,28 @@ def test_training_lowers_the_validation_loss_of_every_scale():
     assert (np.array(after["scale_loss"]) < np.array(before["scale_loss"]) - 0.3).all()
     assert after["accuracy"] > before["accuracy"]
     assert after["samples"].dtype == np.uint8 and after["samples"].shape[2] == 3
+
+
+@pytest.mark.parametrize("batch", [3, 7])
+def test_a_validation_is_the_mean_over_its_images_whatever_the_batch(batch):
+    model, tokenizer = Transformer(MODEL, 0), Tokenizer(TOKENIZER, 0)
+    rng = np.random.default_rng(0)
+    for parameter in model.get_parameters():  # published ones predict all tokens alike
+        drawn = rng.standard_normal(parameter.shape) * 0.3
+        ops.assign(parameter, ms.Tensor(drawn.astype(np.float32)))
+    config = TransformerStage(batch=batch, samples_per_class=0, scale_weights=(3, 2, 1))
+    found = TransformerTraining(model, tokenizer, TRAIN, VAL, config, seed=0).validate(0)
+    ids, labels_b = VAL.batch(np.arange(len(VAL)))
+    logits_blv = model.logits(labels_b, tokenizer.teacher_inputs(ids)).asnumpy().astype(np.float64)
+    logits_blv -= np.log(np.exp(logits_blv).sum(-1, keepdims=True))
+    ids_bl = np.concatenate(ids, 1)
+    loss_bl = -np.take_along_axis(logits_blv, ids_bl[..., None], -1)[..., 0]
+    hit_bl = logits_blv.argmax(-1) == ids_bl
+    split = MODEL.schedule.split
+    assert found["loss"] == pytest.approx(loss_bl.mean(), rel=1e-5)
+    assert found["accuracy"] == pytest.approx(hit_bl.mean())
+    assert found["scale_loss"] == pytest.approx([p.mean() for p in split(loss_bl)], rel=1e-5)
+    assert found["scale_accuracy"] == pytest.approx([p.mean() for p in split(hit_bl)])
 
 
 def test_the_loss_is_the_cross_entropy_with_smoothed_targets():
