@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from var_tokenizer import InputError, Tokenizer, TokenizerConfig
-from var_train.codebook import CodebookHealth, CodebookKeeper, count_hits, perplexities
+from var_train import distributed
+from var_train.codebook import CodebookHealth, CodebookKeeper, count_hits, perplexities, taken
 
 CONFIG = TokenizerConfig(
     vocab_size=16,
@@ -209,3 +210,18 @@ def test_perplexity_is_the_number_of_codes_that_are_used_evenly(codes, times):
 def test_hits_count_each_scales_codes_apart():
     ids = [np.array([[1], [1]]), np.array([[0, 2], [2, 2]])]
     np.testing.assert_array_equal(count_hits(ids, 3), [[0, 2, 0], [1, 0, 3]])
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_as_many_workers_as_there_are_take_the_vectors_that_one_would(monkeypatch, workers):
+    rng = np.random.default_rng(0)
+    scales = [rng.standard_normal((n, 3)).astype(np.float32) for n in (4, 16)]
+    indices = [np.array([3, 0, 3]), np.array([15, 1])]
+    expected = np.concatenate([s[i] for s, i in zip(scales, indices, strict=True)])
+    monkeypatch.setattr(distributed, "size", lambda: workers)
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda array: array)
+    total = 0
+    for rank in range(workers):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        total = total + taken([np.split(s, workers)[rank] for s in scales], indices)
+    np.testing.assert_array_equal(total, expected)

@@ -129,6 +129,17 @@ def test_the_kernel_and_the_composed_update_agree_and_skip_what_is_not_finite(mo
             np.testing.assert_allclose(kernel, composed, rtol=2e-6, atol=1e-7)
 
 
+def test_a_gradient_that_is_never_finite_again_ends_the_training():
+    """It changes no weights, so the steps left would be for nothing."""
+    optimizer = AdamW([Parameter(Tensor(np.ones(2, np.float32)))], AdamWConfig(), lambda _: False)
+    for _ in range(3):
+        assert not any(optimizer.count(norm) for norm in 99 * [np.nan])
+        assert optimizer.count(1.0)
+    with pytest.raises(InputError, match="norm is inf for 100 steps in a row"):
+        for _ in range(100):
+            optimizer.count(np.inf)
+
+
 @given(st.integers(1, 500))
 def test_the_rate_rises_to_its_peak_and_falls_to_its_end(steps):
     config = AdamWConfig(learning_rate=1.0, warmup=0.1, final=0.05)

@@ -62,7 +62,11 @@ def command(work: Path, out: Path, epochs: int, *more: str) -> list[str]:
 
 
 def run(work: Path, out: Path, epochs: int, *more: str) -> None:
-    words = [sys.executable, *command(work, out, epochs, *more)]
+    run_words(command(work, out, epochs, *more))
+
+
+def run_words(arguments: list[str]) -> None:
+    words = [sys.executable, *arguments]
     result = subprocess.run(
         words, env=ENVIRONMENT, check=False, capture_output=True, text=True, timeout=900
     )
@@ -71,12 +75,16 @@ def run(work: Path, out: Path, epochs: int, *more: str) -> None:
 
 def msrun(work: Path, out: Path, epochs: int, *more: str) -> subprocess.Popen:
     """Two workers on this machine."""
+    return msrun_words(command(work, out, epochs, *more), out)
+
+
+def msrun_words(arguments: list[str], out: Path) -> subprocess.Popen:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launcher = [str(Path(sys.executable).with_name("msrun")), "--worker_num=2"]
     launcher += ["--local_worker_num=2", f"--master_port={port}", "--join=True"]
-    launcher += [f"--log_dir={out}.logs", "python", *command(work, out, epochs, *more)]
+    launcher += [f"--log_dir={out}.logs", "python", *arguments]
     path = f"{Path(sys.executable).parent}:{ENVIRONMENT['PATH']}"
     with Path(f"{out}.txt").open("w") as file:
         return subprocess.Popen(
@@ -84,10 +92,10 @@ def msrun(work: Path, out: Path, epochs: int, *more: str) -> subprocess.Popen:
         )
 
 
-def steps(out: Path) -> list[dict]:
-    """The lines of the transformer's steps."""
+def steps(out: Path, stage: str = "transformer") -> list[dict]:
+    """The lines of a stage's steps."""
     lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if line["stage"] == "transformer"]
+    return [line for line in lines if line["stage"] == stage]
 
 
 def test_two_workers_draw_the_loss_curve_of_one(work, tmp_path):
@@ -98,6 +106,38 @@ def test_two_workers_draw_the_loss_curve_of_one(work, tmp_path):
     assert [line["step"] for line in ours] == list(range(50))  # one worker alone writes
     for a, b in zip(ours, theirs, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+ADVERSARIAL = """
+    --tokenizer.channel-multipliers 1 1 --tokenizer.vocab-size 16 --tokenizer.scales 1 2 4
+    --train-tokenizer.batch 8 --train-tokenizer.epochs 2 --train-tokenizer.ema 0.9
+    --train-tokenizer.codebook.start kmeans --train-tokenizer.codebook.scale-dropout 0.5
+    --train-tokenizer.codebook.revive-every 2
+    --train-tokenizer.adversary.weight 0.5 --train-tokenizer.adversary.start 0.4
+    --train-tokenizer.adversary.channels 32
+"""
+
+
+def test_two_workers_train_the_tokenizer_as_one_does_with_an_adversary_too(work, tmp_path):
+    curves = {}
+    for workers in ("one", "two"):
+        out = tmp_path / workers
+        words = ["-m", "var_train.run", "--stage", "tokenizer", *ADVERSARIAL.split()]
+        words += ["--data", str(work / "images"), "--out", str(out)]
+        if workers == "one":
+            run_words(words)
+        else:
+            assert msrun_words(words, out).wait(900) == 0, Path(f"{out}.txt").read_text()
+        curves[workers] = steps(out, "tokenizer")
+    assert len(curves["two"]) == len(curves["one"]) == 10
+    judged = [line for line in curves["one"] if "adaptive_weight" in line]
+    assert len(judged) == 6 and all(line["adaptive_weight"] > 0 for line in judged)
+    for ours, theirs in zip(curves["two"], curves["one"], strict=True):
+        assert ours["revived"] == theirs["revived"]
+        for name in ("loss", "reconstruction", "discriminator", "adaptive_weight"):
+            rel = 1e-5 if name == "adaptive_weight" else 1e-6  # a ratio has the errors of both
+            if name in theirs:
+                assert ours[name] == pytest.approx(theirs[name], rel=rel), (name, ours["step"])
 
 
 def test_two_workers_that_share_the_moments_do_what_two_that_do_not_do(work, tmp_path):

@@ -102,12 +102,13 @@ class CodebookKeeper:
         """(V, z): centres of clusters of vectors that are drawn evenly from the scales."""
         v = self._tokenizer.vocab_size
         share = -(-8 * v // len(scales))
-        drawn = np.concatenate([s[rng.integers(len(s), size=share)] for s in scales])
-        drawn = distributed.gather(drawn)[0]
+        counts = [distributed.size() * len(s) for s in scales]
+        drawn = taken(scales, [rng.integers(count, size=share) for count in counts])
         means = MiniBatchKMeans(
             v, init="random", n_init=1, batch_size=4 * v, random_state=int(rng.integers(2**31))
         ).fit(drawn)
-        return means.cluster_centers_.astype(np.float32)
+        # from one worker: sums of several threads may differ in their last bit
+        return distributed.broadcast(means.cluster_centers_.astype(np.float32), 0)
 
     def _residuals(self, images_bcyx: np.ndarray) -> list[np.ndarray]:
         z = self._tokenizer.latent_channels
@@ -187,19 +188,17 @@ class CodebookKeeper:
     ) -> None:
         """Places the codes ``codes_n`` on vectors of this batch, ``share_k`` of them on scale k's.
 
-        Each code takes its vector from one rank, and a vector is taken twice only where a scale
-        has too few.
+        Vectors are drawn from the whole batch, so that as many workers as there are place the
+        codes alike; one is taken twice only where a scale has too few.
         """
         if not len(codes_n):
             return
-        z = self._tokenizer.latent_channels
-        drawn = []
-        for vectors, share in zip(scales, share_k, strict=True):
-            flat = vectors.reshape(-1, z)
-            drawn.append(flat[np.resize(rng.permutation(len(flat)), share)])
-        owner_n = np.arange(len(codes_n)) % distributed.size()
-        vectors_rnz = distributed.gather(np.concatenate(drawn))
-        self._set(codes_n, vectors_rnz[owner_n, np.arange(len(codes_n))])
+        flat = [vectors.reshape(-1, self._tokenizer.latent_channels) for vectors in scales]
+        indices = [
+            np.resize(rng.permutation(distributed.size() * len(vectors)), share)
+            for vectors, share in zip(flat, share_k, strict=True)
+        ]
+        self._set(codes_n, taken(flat, indices))
 
     def _set(self, chosen: np.ndarray, codes_nz: np.ndarray) -> None:
         """Puts codes on new places, where their averages start again."""
@@ -237,6 +236,20 @@ class CodebookKeeper:
         self._hits_sv[:] = arrays["hits"]
         self._count_v[:] = arrays["count"]
         self._sum_vz[:] = arrays["sum"]
+
+
+def taken(scales: Sequence[np.ndarray], indices: Sequence[np.ndarray]) -> np.ndarray:
+    """(N, z): the rows ``indices`` of each scale, one scale after another.
+
+    scales: K arrays (n, z) float32, of this worker's images; indices count the rows of all
+    workers, by rank, and are the same on every worker.
+    """
+    rows = []
+    for vectors_nz, index_m in zip(scales, indices, strict=True):
+        rank_m, row_m = np.divmod(index_m, len(vectors_nz))
+        own_m1 = (rank_m == distributed.rank())[:, None]
+        rows.append(np.where(own_m1, vectors_nz[row_m], np.float32(0)))
+    return distributed.all_reduce_sum(np.concatenate(rows))
 
 
 def count_hits(

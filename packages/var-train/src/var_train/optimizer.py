@@ -98,6 +98,8 @@ class AdamWConfig:
         return float(self.weight_decay_end + (self.weight_decay - self.weight_decay_end) * cosine)
 
 
+_MOST_SKIPPED = 100  # steps in a row; a loss scale comes down from its largest to 1 in 24
+
 # Over the parameters of a model go maps, not loops: those are compiled into calls inside calls,
 # and MindSpore ends at 1,000 of them, which a transformer of depth 36 reached.
 _average = ops.MultitypeFuncGraph("average")
@@ -229,7 +231,7 @@ class AdamW(nn.Cell):
         )
         self.map = ops.HyperMap()
         self.no_decay_3 = Tensor(np.array([1, 1, 0], np.float32))
-        self.skipped = 0
+        self.skipped = self.skipped_in_a_row = 0
 
     def scalars(self, step: int, steps: int) -> Tensor:
         """What ``construct`` needs of the schedule: rate, epsilon and decay of the update.
@@ -265,9 +267,18 @@ class AdamW(nn.Cell):
         return norm if self.sharding is None else self.sharding(norm)
 
     def count(self, norm: float) -> bool:
-        """Whether the step that returned ``norm`` changed the weights; counts it where not."""
+        """Whether the step that returned ``norm`` changed the weights; counts it where not.
+
+        Raises InputError where a hundred in a row did not: the training has come to an end.
+        """
         finite = bool(np.isfinite(norm))
         self.skipped += not finite
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        if self.skipped_in_a_row == _MOST_SKIPPED:
+            raise InputError(
+                f"the gradient's norm is {norm} for {_MOST_SKIPPED} steps in a row; expected "
+                "finite numbers (a lower learning_rate or clip may help)"
+            )
         return finite
 
     def snapshot(self, prefix: str) -> tuple[dict[str, np.ndarray], dict[str, object]]:

@@ -80,6 +80,7 @@ class TokenizerTraining:
         self._keeper = CodebookKeeper(tokenizer, config.codebook, config.batch)
         self._judged_from = round(config.adversary.start * self.steps)
         self._balance = np.float32(0)  # no weight is known before the first judged step
+        distributed.synchronize(list(tokenizer.get_parameters()))
         self._compile()
 
     # ------------------------------------------------------------ the step
@@ -158,6 +159,7 @@ class TokenizerTraining:
         self._change = augment if config.adversary.augment else _unchanged
         rng = np.random.default_rng((self._seed, 3))
         self._discriminator = PatchDiscriminator(config.adversary, rng)
+        distributed.synchronize(list(self._discriminator.get_parameters()))
         loss_of = ReconstructionLoss(config.losses, tokenizer.config.image_size)
         parameters = tokenizer.trainable_params()
         if config.codebook.update == "ema":
@@ -342,6 +344,8 @@ class TokenizerTraining:
             optimizer.restore(name, arrays, state[name])
         if self._ema is not None:
             self._ema.restore("ema", arrays)
+        weights = [*self._tokenizer.get_parameters(), *self._discriminator.get_parameters()]
+        distributed.check_equal(weights)
 
     def _optimizers(self) -> dict[str, AdamW]:
         return {"optimizer": self._optimizer, "judge_optimizer": self._judge_optimizer}
