@@ -3,7 +3,7 @@
 A field that no line reads is an option that does nothing. Its name alone does not tell, since
 other classes have fields of that name. So types are followed from the annotations of fields,
 parameters and results: a container counts as what it holds, and an unknown call as what goes into
-it. Reads in a class's own validation do not count.
+it. Reads in a class's own validation do not count; ``f(**asdict(x))`` reads all fields of x.
 """
 
 import ast
@@ -195,6 +195,13 @@ class _Reader:
         arguments = frozenset().union(
             *(self.types(a) for a in (*node.args, *(k.value for k in node.keywords)))
         )
+        for keyword in node.keywords:
+            if (
+                keyword.arg is None
+                and getattr(getattr(keyword.value, "func", 0), "id", "") == "asdict"
+            ):
+                for name in self.types(keyword.value) & self.sources.classes.keys():
+                    self.sources.reads |= {(name, f) for f in self.sources.classes[name].fields}
         if isinstance(node.func, ast.Name):
             name = node.func.id
             if name == "cls" and self.owner is not None:

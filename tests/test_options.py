@@ -90,3 +90,12 @@ class Work:
 def test_fields_of_one_name_are_told_apart_by_the_class_they_are_read_of(first, second, unread):
     text = EXAMPLE.replace("{first}", first).replace("{second}", second)
     assert Sources([text]).unread() == unread
+
+
+@pytest.mark.parametrize(
+    ("work", "unread"), [("f(**asdict(inner))", set()), ("f(asdict(inner))", {"size", "unused"})]
+)
+def test_fields_are_read_where_they_become_arguments_not_where_they_are_written(work, unread):
+    text = EXAMPLE.split("@dataclass(frozen=True)\nclass Outer")[0]
+    text += f"def g(inner: Inner) -> None:\n    {work}\n"
+    assert Sources([text]).unread() == {("Inner", name) for name in unread}
