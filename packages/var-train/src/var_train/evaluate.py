@@ -1,4 +1,4 @@
-"""``python -m var_train.evaluate tokenizer``: a trained tokenizer measured on a folder."""
+"""``python -m var_train.evaluate tokenizer``: measures a tokenizer on a folder of images."""
 
 import os
 

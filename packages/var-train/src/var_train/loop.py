@@ -66,7 +66,7 @@ class LoopConfig:
     keep: int = 3
     """How many of the newest checkpoints stay, beside the best."""
     validations: int = 5
-    """How often the held-out images are measured, evenly over the run."""
+    """How many times the held-out images are measured, evenly over the run."""
 
     def __post_init__(self) -> None:
         """Raises InputError for a value out of range."""
@@ -226,7 +226,7 @@ def _check_settings(folder: Path, saved: object, settings: object, name: str = "
     elif saved != settings:
         raise InputError(
             f"{folder}: was trained with {name} = {saved}, now it is {settings}; expected the "
-            "same settings (--no-resume starts from the beginning, another --out beside it)"
+            "same settings (--no-resume starts from the beginning, another --out starts beside it)"
         )
 
 

@@ -129,7 +129,7 @@ def check_data(
         raise InputError(
             f"{quoted(folder)}: was trained on other data: {problem}; expected the same images "
             "under the same names (put them back, or --no-resume starts from the beginning, or "
-            "another --out beside it)"
+            "another --out starts beside it)"
         )
 
 

@@ -1,4 +1,4 @@
-"""``python -m var_train.run``: images in; a tokenizer, a transformer and new images out."""
+"""``python -m var_train.run``: trains a tokenizer and a transformer on images, and draws."""
 
 import os
 
@@ -102,12 +102,13 @@ class Run:
 
     Without arguments it trains on 1,797 real handwritten digits that come with the package. In
     OUT it writes tokenizer.safetensors, transformer.safetensors, samples.png,
-    reconstructions.png, metrics.jsonl and report.json.
+    reconstructions.png, settings.json, metrics.jsonl and report.json. Stopped by Ctrl-C, the same
+    command continues.
     """
 
     preset: Literal[PRESETS] | None = None
-    """A published transformer and how it was trained: the defaults of all that is not given.
-    It trains the stage transformer alone."""
+    """A published transformer: its size and recipe are the defaults then, and the stage is
+    transformer."""
     init: Path | None = None
     """A transformer to start from, .safetensors, instead of random weights: to fine-tune it. It
     brings its own size: --transformer.* need not be given. If its number of classes is not the
@@ -136,7 +137,7 @@ class Run:
     such as 1 2 3x4) is what is left of it."""
     transformer: TransformerSize = field(default_factory=TransformerSize)
     resume: bool = True
-    """Go on from the newest checkpoint of each stage in OUT, where there is one."""
+    """Go on from the newest checkpoint of each stage in OUT, if there is one."""
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(validations=1))
     train_tokenizer: TokenizerStage = field(default_factory=TokenizerStage)
     train_transformer: TransformerStage = field(default_factory=TransformerStage)
@@ -201,7 +202,8 @@ def run(config: Run) -> dict[str, object]:
         stage.finish()
         if first:
             tokenizer.save(config.out / _TOKENIZER)
-            save_reconstructions(tokenizer, val, config.out / "reconstructions.png", batch)
+            with working("drawing reconstructions"):
+                save_reconstructions(tokenizer, val, config.out / "reconstructions.png", batch)
         seconds["tokenizer"] = _since(started, seconds)
 
     if config.stage != "tokenizer":
@@ -235,7 +237,8 @@ def run(config: Run) -> dict[str, object]:
         )
         seconds["sampling"] = _since(started, seconds)
         if config.data is None and config.tokens is None:
-            figures |= digit_figures(generated, labels_n, reconstructions, train, val)
+            with working("judging the digits"):
+                figures |= digit_figures(generated, labels_n, reconstructions, train, val)
 
     figures["seconds"] = {k: round(v, 1) for k, v in seconds.items()}
     figures["total_seconds"] = round(time.monotonic() - started, 1)

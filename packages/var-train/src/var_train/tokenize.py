@@ -1,4 +1,4 @@
-"""``python -m var_train.tokenize``: the tokens of an image tree, once, for all epochs."""
+"""``python -m var_train.tokenize``: encodes an image tree once, for all epochs of training."""
 
 import os
 

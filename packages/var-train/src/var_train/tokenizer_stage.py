@@ -31,7 +31,7 @@ class TokenizerStage:
     epochs: int = 3
     """Passes over the training images."""
     batch: int = 16
-    """Images a step, over all ranks."""
+    """Images a step, of all workers together."""
     optimizer: AdamWConfig = field(
         default_factory=lambda: AdamWConfig(learning_rate=2e-3, weight_decay=0.0)
     )
@@ -39,7 +39,8 @@ class TokenizerStage:
     adversary: Adversary = field(default_factory=Adversary)
     codebook: CodebookHealth = field(default_factory=CodebookHealth)
     ema: float = 0.0
-    """Decay a step of the averaged weights that are validated and saved; 0 for the last ones."""
+    """Decay at each step of the averaged weights, which are validated and saved; 0 saves the last
+    weights instead."""
     flip: bool = False
     """Mirror half of the training images left to right."""
     validation_images: int = 1000

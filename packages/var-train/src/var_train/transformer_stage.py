@@ -61,7 +61,8 @@ class TransformerStage:
     progressive_start: int = 2
     """Scales at the first step, where they join one after another."""
     ema: float = 0.0
-    """Decay a step of the averaged weights that are validated and saved; 0 for the last ones."""
+    """Decay at each step of the averaged weights, which are validated and saved; 0 saves the last
+    weights instead."""
     flip: bool = False
     """Mirror half of the training images left to right."""
     validation_images: int = 10_000

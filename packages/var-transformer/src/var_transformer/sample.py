@@ -1,4 +1,4 @@
-"""``python -m var_transformer.sample``: images of chosen classes as files."""
+"""``python -m var_transformer.sample``: draws images of chosen classes into files."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""``python -m var_transformer.serve``: a web page for a trained model."""
+"""``python -m var_transformer.serve``: serves a web page for a trained model."""
 
 from dataclasses import dataclass
 from pathlib import Path
