@@ -240,6 +240,29 @@ def test_images_of_an_unknown_run_are_not_taken_for_finished(pair, tmp_path, cap
     assert "holds images but no settings.json" in caplog.text
 
 
+@pytest.mark.parametrize("content", [b"[1]", b"[" * 100_000, b"\xff", b'{"batch": 0}', None])
+def test_settings_that_are_none_end_with_2_and_one_line(pair, tmp_path, caplog, content):
+    out = tmp_path / "out"
+    out.mkdir()
+    if content is None:
+        os.mkfifo(out / "settings.json")
+    else:
+        (out / "settings.json").write_bytes(content)
+    assert call("sample", *arguments(pair, out, classes=1)) == 2
+    [record] = caplog.records
+    assert record.getMessage().startswith(f"{out / 'settings.json'}: no")
+
+
+def test_a_batch_of_0_in_the_settings_is_not_taken(pair, tmp_path, caplog, no_model_runs):
+    same = Sample(pair / "t.safetensors", pair / "m.safetensors", "1", tmp_path)
+    with pytest.raises(AssertionError, match="a model ran"):
+        run(same)
+    settings = (tmp_path / "settings.json").read_text()
+    (tmp_path / "settings.json").write_text(settings.replace('"batch": 1', '"batch": 0'))
+    with pytest.raises(InputError, match="batch is 1 and was 0"):
+        run(same)
+
+
 def test_a_class_is_a_number_a_name_or_a_synonym(pair):
     names = read_class_names(pair / "names.txt", 5)
     assert [class_number(text, 5, names) for text in ("4", "CAT", "dog", " hound")] == [4, 0, 1, 1]
