@@ -339,7 +339,7 @@ def _check_tolerable(folder: Path, messages: list[str], total: int) -> None:
     if len(messages) > max(10, total / 100):
         raise InputError(
             f"{quoted(folder)}: {len(messages)} of {total} images are unreadable; "
-            "expected at most 10 or 1 %, whichever is more:\n  " + "\n  ".join(messages)
+            f"expected at most 10 or 1 %, whichever is more: {'; '.join(messages)}"
         )
 
 

@@ -15,7 +15,7 @@ JUDGED_SIZE = 8  # the size at which the digits were recorded; finer pixels judg
 
 
 class DigitJudge:
-    """A classifier of digits that has seen real training images only.
+    """A classifier of digits that has seen nothing but real training images.
 
     A support vector machine (RBF kernel, C = 10) on grey 8x8 pixels.
     """

@@ -124,7 +124,8 @@ def train(
         done, validation = snapshot.step, snapshot.state["validation"]
         saved = snapshot.state["best_loss"]
         best = math.inf if saved is None else saved
-        log.info("%s: resumed after step %d of %d", stage.name, done, stage.steps)
+        if done < stage.steps:
+            log.info("%s: resumed after step %d of %d", stage.name, done, stage.steps)
     metrics.rewind(stage.name, done)
 
     def save(is_best: bool = False) -> None:
@@ -244,7 +245,9 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
             handler = before[number] if callable(before[number]) else signal.default_int_handler
             handler(number, frame)
         if len(came) == 1:
-            log.warning("interrupted: saves after the step at hand; once more ends at once")
+            log.warning(
+                "interrupted: saves after the step at hand; another Ctrl-C ends without saving"
+            )
 
     before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
     try:

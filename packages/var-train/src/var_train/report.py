@@ -126,7 +126,7 @@ def digit_figures(
     train: ImageSet,
     val: ImageSet,
 ) -> dict[str, object]:
-    """How real the digits are to a judge that saw real training digits only."""
+    """How real the digits are to a judge that saw nothing but real training digits."""
     judge = DigitJudge(train)
     real_val = val.images_nyxc.transpose(0, 3, 1, 2)
     return {

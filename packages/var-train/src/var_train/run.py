@@ -148,7 +148,7 @@ class Run:
         if self.tokenizer_file is not None and self.stage != "transformer":
             raise InputError(
                 f"tokenizer_file is {self.tokenizer_file} and stage {self.stage}; "
-                "expected a tokenizer_file with the stage transformer only"
+                "expected a tokenizer_file only with the stage transformer"
             )
         if self.init is not None and self.stage == "tokenizer":
             raise InputError(
@@ -158,11 +158,11 @@ class Run:
         if self.tokens is not None and (self.stage != "transformer" or self.data is not None):
             raise InputError(
                 f"tokens is {self.tokens}, stage {self.stage} and data {self.data}; expected "
-                "tokens with the stage transformer only, and no data"
+                "tokens only with the stage transformer, and no data"
             )
         if self.val_fraction is not None and self.data is None:
             raise InputError(
-                f"val_fraction is {self.val_fraction} without data; expected it with data only"
+                f"val_fraction is {self.val_fraction} without data; expected both or none"
             )
 
 
@@ -335,7 +335,7 @@ def _compare_init(
     name = quoted(config.init)
     if config.stage == "all" or init.tokenizer_checksum not in (None, tokenizer.checksum()):
         log.warning(
-            "%s: was trained on the tokens of another tokenizer; its weights start far off", name
+            "%s: was trained on the tokens of another tokenizer; it has to learn these anew", name
         )
     if init.config.num_classes != len(classes):
         log.info(
