@@ -36,7 +36,9 @@ def lint(session: nox.Session) -> None:
 def test(session: nox.Session) -> None:
     """The fast tests of all packages."""
     web = str(ROOT / "packages" / "var-transformer") + "[web]"
-    install(session, *PACKAGES, extras=(web, TORCH, "pytest", "hypothesis", "ninja", "selenium"))
+    browser = ("selenium", "axe-selenium-python")
+    tools = ("pytest", "hypothesis", "ninja", *browser)
+    install(session, *PACKAGES, extras=(web, TORCH, *tools))
     tests = ["tests", *(f"packages/{name}/tests" for name in PACKAGES)]
     pytest(session, "python", *tests, "-m", "not slow", *session.posargs)
 

@@ -1,6 +1,8 @@
 """The web page as a visitor meets it, in a real headless Chromium."""
 # ruff: noqa: E402 what the imports below the skips need may be missing
 
+import atexit
+import contextlib
 import io
 import json
 import os
@@ -28,21 +30,32 @@ if not (BROWSER and DRIVER) and not os.environ.get("REQUIRE_CHROMIUM"):
 if not os.environ.get("REQUIRE_CHROMIUM"):
     pytest.importorskip("gradio", reason="needs the extra [web]")
     pytest.importorskip("selenium")
+    pytest.importorskip("axe_selenium_python")
 
+import axe_selenium_python
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from var_transformer.serve import page as page_module
+from var_transformer.serve.folder import private_folder
+
+_resources = contextlib.ExitStack()
+FOLDER = _resources.enter_context(private_folder())  # before Gradio is imported
+atexit.register(_resources.close)
+
+from var_transformer.serve import studio as studio_module
 from var_transformer.serve.__main__ import Serve, run
+from var_transformer.serve.page import make_page
+from var_transformer.serve.server import Server
 from var_transformer.serve.streaming import Streamer
+from var_transformer.serve.visits import Visits
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),  # those of Gradio's own code
 ]
 
-NAMES = ["cat", "dog, hound", "eel", "fox", "gnu"]
+NAMES = ["cat", "dog, hound", "eel", "fox", "gnu " * 30]
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --enable-unsafe-swiftshader --disable-quic "
     "--no-first-run --disable-background-networking --disable-component-update --disable-sync "
@@ -130,7 +143,7 @@ def fetch(url):
 def driver():
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     with tempfile.TemporaryDirectory() as folder:
         for flag in (*FLAGS.split(), f"--user-data-dir={folder}/profile"):
             options.add_argument(flag)
@@ -143,18 +156,21 @@ def driver():
 
 @pytest.fixture(scope="module")
 def serve(model, tokenizer):
-    pages = []
+    servers = []
 
     def start(max_seconds):
-        page = page_module.make_page(
-            model, tokenizer, NAMES, 3, Streamer(len(tokenizer.schedule), max_seconds)
-        )
-        pages.append(page)
-        return page_module.launch(page, "127.0.0.1", None)
+        streamer, visits = Streamer(len(tokenizer.schedule), max_seconds), Visits()
+        page = make_page(model, tokenizer, NAMES, 3, streamer, visits, FOLDER)
+        server = Server(page, streamer, visits, FOLDER, "127.0.0.1", 0)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        servers.append((server, thread))
+        return server.url
 
     yield start
-    for page in pages:
-        page.close()
+    for server, thread in servers:
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +250,7 @@ def test_a_picture_is_edited_with_a_brush(visitor, model, tokenizer, monkeypatch
         calls.append(arguments)
         return edit(*arguments, **more)
 
-    monkeypatch.setattr(page_module, "edit", noted)
+    monkeypatch.setattr(studio_module, "edit", noted)
     ask_for_three(visitor)
     visitor.wait_for_end()
     before = visitor.downloaded()
@@ -285,11 +301,10 @@ def test_a_generation_whose_visitor_leaves_stops_before_its_next_scale(
     ask_for_three(visitor)
     visitor.wait(lambda: gate.reached == 1)
     driver.get("about:blank")
-    gate.let_pass()
     time.sleep(2)  # the server sees that nobody listens
     gate.let_pass()
-    visitor.wait(lambda: "stopped after scale 2 of 3: the visitor left" in caplog.text)
-    assert gate.reached == 2
+    visitor.wait(lambda: "stopped after scale 1 of 3: the visitor left" in caplog.text)
+    assert gate.reached == 1
     gate.let_pass(3)
     again = Visitor(driver, url)  # the models are free for others
     ask_for_three(again)
@@ -333,12 +348,11 @@ def config(model, tokenizer, tmp_path):
 
 def test_the_command_serves_on_127_0_0_1_unless_told_otherwise(config, monkeypatch):
     served = []
-    monkeypatch.setattr(page_module.gr.Blocks, "block_thread", lambda page: served.append(page))
+    monkeypatch.setattr(Server, "run", lambda server: served.append(server))
     run(Serve(**config, port=7911))
-    assert served[0].server_name == "127.0.0.1"
-    with pytest.raises(InputError, match="port is 7911: Cannot find empty port"):
+    assert served[0].url == "http://127.0.0.1:7911/"
+    with pytest.raises(InputError, match=r"port is 7911: .*in use"):
         run(Serve(**config, port=7911))
-    served[0].close()
 
 
 def test_the_command_compiles_for_the_first_visitor_and_for_the_next_process(config, tmp_path):
@@ -366,9 +380,181 @@ def test_the_command_compiles_for_the_first_visitor_and_for_the_next_process(con
         ({"port": 0}, "port is 0; expected 1 to 65535"),
         ({"max_images": 0}, "max_images is 0; expected 1 to 64"),
         ({"max_seconds": 0.0}, "max_seconds is 0.0; expected above 0"),
+        ({"allowed_host": ("http://lab",)}, "allowed_host is 'http://lab'; expected a name such"),
+        ({"auth": "ann"}, "auth is 'ann'; expected USER:FILE"),
+        ({"auth": "ann:absent"}, "absent: not a readable text file"),
+        ({"auth": "ann:/etc/passwd"}, "/etc/passwd: others can read this password"),
+        ({"auth": "ann:/dev/null"}, "/dev/null: others can read this password"),
         ({"class_names": "absent.txt"}, "absent.txt: not a readable text file"),
     ],
 )
 def test_an_unusable_setting_is_an_error_before_anything_is_served(config, changes, message):
     with pytest.raises(InputError, match=message):
         run(Serve(**config | changes))
+
+
+# ---------------------------------------------------------------- what goes wrong
+def test_a_message_is_text_and_no_html(visitor, no_model_runs):
+    visitor.fill("#class input", "<img src=x onerror=alert(1)>")
+    visitor.click("button#generate")
+    assert "class is '<img src=x onerror=alert(1)>'; expected" in visitor.message()
+    assert not visitor.all(".toast-wrap img, [onerror]")
+
+
+def test_bad_input_keeps_the_pictures(visitor):
+    ask_for_three(visitor)
+    visitor.wait_for_end()
+    before = visitor.shown()
+    visitor.fill("#seed input", "-1")
+    visitor.click("button#generate")
+    assert "seed is -1" in visitor.message()
+    np.testing.assert_array_equal(visitor.shown(), before)
+    assert visitor.one("#pictures button img").is_displayed()
+
+
+def test_a_failure_of_the_model_or_a_full_disk_costs_one_visitor(
+    visitor, frames, monkeypatch, tokenizer
+):
+    def fails(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    for target, name in ((studio_module, "_save"), (tokenizer, "decode_latent")):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, fails)
+            ask_for_three(visitor)
+            message = visitor.message()
+            assert "Something failed on the server" in message and "space" not in message
+        ask_for_three(visitor)
+        visitor.wait_for_end()
+        np.testing.assert_array_equal(visitor.shown(), frames[2])
+
+
+def test_stop_ends_a_generation_and_can_be_pressed_only_while_there_is_one(visitor, gate, caplog):
+    caplog.set_level("INFO", "var_transformer")
+    assert not visitor.one("#stop").is_enabled()
+    ask_for_three(visitor)
+    visitor.wait(lambda: gate.reached == 1 and visitor.one("#stop").is_enabled())
+    visitor.click("#stop")
+    visitor.wait(lambda: visitor.status == "Stopped.")
+    visitor.wait(lambda: not visitor.one("#stop").is_enabled())
+    gate.let_pass()
+    visitor.wait(lambda: ": the visitor stopped it" in caplog.text or gate.let_pass())
+    assert "stopped after scale" in caplog.text
+    assert "left" not in caplog.text
+
+
+def test_pictures_of_no_class_can_be_asked_for(visitor):
+    visitor.fill("#class input", "none")
+    visitor.click("button#generate")
+    visitor.wait(lambda: visitor.status.startswith("No class, seed 0"))
+
+
+# ---------------------------------------------------------------- looks
+SIZES = {"desktop": (1400, 1000), "phone": (390, 844)}
+
+
+@contextlib.contextmanager
+def seen_as(visitor, size, theme):
+    """The page in a window of that size, and with a theme."""
+    width, height = SIZES[size]
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    visitor.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    theme = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
+    visitor.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", theme)
+    visitor.driver.refresh()
+    visitor.wait(lambda: visitor.all("button#generate"))
+    yield
+    visitor.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    visitor.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def show(visitor, name):
+    """Keeps a picture of the page where SCREENSHOTS names a folder: to be looked at."""
+    if folder := os.environ.get("SCREENSHOTS"):
+        visitor.driver.save_screenshot(f"{folder}/{name}.png")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_axe_finds_nothing_serious(visitor, size, theme):
+    axe = next(Path(axe_selenium_python.__file__).parent.rglob("axe.min.js")).read_text()
+    with seen_as(visitor, size, theme):
+        visitor.driver.execute_script(axe)
+        for tab in (1, 2):
+            visitor.click(f"button[role=tab]:nth-of-type({tab})")
+            if tab == 1:
+                ask_for_three(visitor)
+                visitor.wait_for_end()
+            time.sleep(1)  # colours change slowly
+            visitor.driver.execute_script("scrollTo(0, 0)")
+            show(visitor, f"{size}-{theme}-{tab}")
+            run_axe = "axe.run().then(arguments[arguments.length - 1])"
+            report = visitor.driver.execute_async_script(run_axe)
+            assert report["passes"]
+            serious = [
+                (found["id"], [n["html"][:200] + n["failureSummary"] for n in found["nodes"]])
+                for found in report["violations"]
+                if found["impact"] in ("serious", "critical")
+            ]
+            assert serious == []
+
+
+def test_pictures_have_a_description_and_the_status_is_announced(visitor):
+    ask_for_three(visitor)
+    visitor.wait_for_end()
+    images = visitor.all("#pictures button img")
+    described = [image.get_attribute("alt") for image in images]
+    assert described == [f"Picture {n} of 3: class 1" for n in (1, 2, 3)]
+    status = visitor.one("#status")
+    assert (
+        status.get_attribute("aria-live") == "polite" and status.get_attribute("role") == "status"
+    )
+    others = "button:not([role=tab], [aria-hidden=true] *, .visually-hidden *)"
+    tabs = [each.text for each in visitor.all("button[role=tab]")]
+    texts = [each.text for each in visitor.all(others) if each.is_displayed()]
+    assert not set(tabs) & set(texts)  # nothing is called like something else
+
+
+def test_the_keyboard_alone_draws_a_picture(visitor):
+    def focused():
+        return visitor.driver.switch_to.active_element
+
+    keys = ActionChains(visitor.driver)
+    for _ in range(30):
+        keys.send_keys(Keys.TAB).perform()
+        if focused().get_attribute("id") == "generate":
+            break
+    focused().send_keys(Keys.ENTER)
+    visitor.wait_for_end()
+    assert len(visitor.shown()) > 0
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_result_is_in_sight_on_a_phone(visitor, theme):
+    with seen_as(visitor, "phone", theme):
+        visitor.click("button#generate")
+        visitor.wait_for_end()
+        picture = visitor.one("#pictures img").rect
+        assert picture["y"] + picture["height"] < SIZES["phone"][1]
+        scroll = "return document.documentElement.scrollWidth"
+        assert visitor.driver.execute_script(scroll) <= SIZES["phone"][0]
+        visitor.driver.execute_script("scrollTo(0, 0)")
+        show(visitor, f"phone-{theme}-result")
+
+
+def test_a_long_class_name_ends_before_the_arrow(visitor):
+    visitor.fill("#class input", "4")
+    field = visitor.one("#class input")
+    visitor.driver.execute_script("arguments[0].blur()", field)
+    arrow = visitor.one("#class .icon-wrap, #class svg").rect
+    padding = float(field.value_of_css_property("padding-right").removesuffix("px"))
+    assert field.rect["x"] + field.rect["width"] - padding <= arrow["x"]
+    assert field.value_of_css_property("text-overflow") == "ellipsis"
+
+
+def test_the_content_security_policy_stops_nothing_of_the_page(driver, visitor):
+    """Of all the tests above, too: an editor without its scripts would show here."""
+    said = [entry["message"] for entry in driver.get_log("browser")]
+    assert said
+    stopped = ("Content Security Policy", "Content-Security-Policy", "unsafe-eval", "Refused to")
+    assert [each for each in said if any(text in each for text in stopped)] == []

@@ -1,5 +1,6 @@
 """``python -m var_transformer.serve``: serves a web page for a trained model."""
 
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,12 @@ from var_transformer.command import load_pair, log, run_command
 from var_transformer.generate import generate
 from var_transformer.graph_cache import graph_cache
 from var_transformer.progress import working
+from var_transformer.serve.folder import private_folder
 from var_transformer.serve.streaming import Streamer
+from var_transformer.serve.visits import Visits
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_SHORTEST = 8  # characters of a password
 
 
 @dataclass(frozen=True)
@@ -18,7 +24,8 @@ class Serve:
     """Serve a web page: generate pictures, watch them sharpen, edit them with a brush.
 
     Needs the extra [web]. One pair of models is held in memory, and one visitor's pictures are
-    drawn at a time; the others wait in a queue.
+    drawn at a time; the others wait in a queue. docs/serving.md says what the server protects
+    against, and has its API.
     """
 
     tokenizer: Path
@@ -26,11 +33,18 @@ class Serve:
     model: Path
     """The transformer, a .safetensors file."""
     class_names: Path | None = None
-    """A text file whose n-th line, from 0, names class n; commas part synonyms."""
+    """A text file whose n-th line, from 0, names class n; commas part synonyms. By default the
+    names in the transformer's file, if it has any."""
     host: str = "127.0.0.1"
-    """The address to listen on. 0.0.0.0 lets other machines in; there is no password."""
+    """The address to listen on. 0.0.0.0 lets other machines in: see --auth and --allowed-host."""
     port: int = 7860
     """The port to listen on."""
+    allowed_host: tuple[str, ...] = ()
+    """Names by which browsers reach the page, beside --host and localhost. A request by another
+    name is refused."""
+    auth: str | None = None
+    """USER:FILE asks visitors for the user's name and the password in the first line of the file,
+    which others may not be able to read."""
     max_images: int = 8
     """Pictures that a visitor may ask for at once."""
     max_seconds: float = 120.0
@@ -43,37 +57,83 @@ class Serve:
                 raise InputError(f"{name} is {getattr(self, name)}; expected {least} to {most}")
         if not self.max_seconds > 0:
             raise InputError(f"max_seconds is {self.max_seconds}; expected above 0")
+        for name in self.allowed_host:
+            if not name or set(name) & set("/:@* "):
+                raise InputError(
+                    f"allowed_host is {name!r}; expected a name such as lab.example, without a port"
+                )
+
+    def login(self) -> tuple[str, str] | None:
+        """(user, password) that visitors must know; raises InputError for an unusable ``auth``."""
+        if self.auth is None:
+            return None
+        user, _, file = self.auth.partition(":")
+        if not user or not file:
+            raise InputError(f"auth is {self.auth!r}; expected USER:FILE")
+        try:
+            if Path(file).stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                raise InputError(f"{file}: others can read this password; expected chmod 600")
+            lines = Path(file).read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{file}: not a readable text file: {error}") from error
+        if not lines or len(lines[0]) < _SHORTEST:
+            raise InputError(
+                f"{file}: the password in the first line is too short; "
+                f"expected at least {_SHORTEST} characters"
+            )
+        return user, lines[0]
 
 
 def run(config: Serve) -> None:
     """Serves the page until it is interrupted; raises InputError for unusable settings."""
     config.check()
-    try:
-        from var_transformer.serve.page import launch, make_page
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"{error}; expected the extra: pip install 'var-transformer[web]'"
-        ) from error
-    model, tokenizer = load_pair(config.tokenizer, config.model)
-    names = names_of(model, config.class_names)
-    streamer = Streamer(len(tokenizer.schedule), config.max_seconds)
-    page = make_page(model, tokenizer, names, config.max_images, streamer)
-    log.info("serving %s; Ctrl-C ends it", launch(page, config.host, config.port))
+    login = config.login()
+    with private_folder() as folder:
+        try:
+            from var_transformer.serve.guard import Login
+            from var_transformer.serve.page import make_page
+            from var_transformer.serve.server import Server
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"{error}; expected the extra: pip install 'var-transformer[web]'"
+            ) from error
+        model, tokenizer = load_pair(config.tokenizer, config.model)
+        names = names_of(model, config.class_names)
+        streamer, visits = Streamer(len(tokenizer.schedule), config.max_seconds), Visits()
+        page = make_page(model, tokenizer, names, config.max_images, streamer, visits, folder)
+        server = Server(
+            page,
+            streamer,
+            visits,
+            folder,
+            config.host,
+            config.port,
+            config.allowed_host,
+            None if login is None else Login(*login),
+        )
+        if config.host not in _LOOPBACK and login is None:
+            log.warning(
+                "--host %s: everyone who can reach this machine may use the page; "
+                "--auth USER:FILE asks for a password",
+                config.host,
+            )
+        log.info("serving %s; Ctrl-C ends it", server.url)
 
-    def compile_graphs() -> None:
-        """Draws a picture for nobody, so that the first visitor's takes no longer than others."""
-        graphs = graph_cache(command="serve", models=[model.config, tokenizer.config])
-        with graphs, working("compiling for the first visitor"):
-            generate(model, tokenizer, [0])
-        log.info("the graphs are compiled")
+        def compile_graphs() -> None:
+            """Draws a picture for nobody, so that the first visitor waits no longer than others."""
+            graphs = graph_cache(command="serve", models=[model.config, tokenizer.config])
+            with graphs, working("compiling for the first visitor"):
+                generate(model, tokenizer, [0])
+            log.info("the graphs are compiled")
 
-    compiling = streamer.submit(compile_graphs)
-    compiling.add_done_callback(lambda done: done.result())  # logs an error
-    page.block_thread()
+        compiling = streamer.submit(compile_graphs)
+        # logs an error
+        compiling.add_done_callback(lambda done: done.cancelled() or done.result())
+        server.run()
 
 
 def main() -> None:
-    """The command; see ``exit_codes`` for how it ends."""
+    """The command: exits with 2 and one line where the input is unusable."""
     run_command(Serve, "var_transformer.serve", run)
 
 
