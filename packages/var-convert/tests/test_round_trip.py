@@ -3,13 +3,17 @@
 import dataclasses
 import itertools
 import os
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from safetensors.numpy import save_file
 from var_convert import convert, inspect
+from var_convert.cli import main
 from var_tokenizer import (
     SCALES_256,
     SCALES_512,
@@ -358,3 +362,56 @@ def test_a_rounded_tokenizer_still_belongs_to_its_transformer(save_pth, tmp_path
     assert inspect(same).rounded_from is None
     with pytest.raises(InputError, match="expected the tokenizer that it was trained with"):
         check_pair(model, Tokenizer(SMALL_TOKENIZER, seed=5))
+
+
+def legacy(path, tmp_path):
+    state = torch.load(path, weights_only=True)
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    return tmp_path / "old.pth"
+
+
+def misnamed(path, tmp_path):
+    return path.rename(tmp_path / "model.safetensors")
+
+
+def without_metadata(path, tmp_path):
+    state = {name: t.numpy() for name, t in torch.load(path, weights_only=True).items()}
+    save_file(state, tmp_path / "hub.safetensors", {"format": "pt"})
+    return tmp_path / "hub.safetensors"
+
+
+def of_a_trainer(path, tmp_path):
+    state = torch.load(path, weights_only=True)
+    torch.save({"trainer": {"var_wo_ddp": state}}, tmp_path / "ar-ckpt-best.pth")
+    return tmp_path / "ar-ckpt-best.pth"
+
+
+def mindspore_ckpt(path, tmp_path):
+    return convert(path, tmp_path / "model.ckpt").target
+
+
+def mindspore_misnamed(path, tmp_path):
+    return mindspore_ckpt(path, tmp_path).rename(tmp_path / "model")
+
+
+def other_suffix(path, tmp_path):
+    return path.rename(tmp_path / "pytorch model.bin")
+
+
+OTHERS = [legacy, misnamed, without_metadata, of_a_trainer, mindspore_ckpt, mindspore_misnamed]
+
+
+@pytest.mark.parametrize("made", [*OTHERS, other_suffix])
+def test_the_command_that_a_refusal_names_makes_the_file(save_pth, tmp_path, made):
+    path, state = save_pth(SMALL_TRANSFORMER)
+    foreign = made(path, tmp_path)
+    with pytest.raises(InputError, match="var-convert") as error:
+        Transformer.load(foreign)
+    *move, command = str(error.value).rpartition(": ")[2].split(" && ")
+    if move:
+        _, source, target = shlex.split(move[0])
+        Path(source).rename(target)
+    words = shlex.split(command)[1:]
+    assert main(words) == 0
+    loaded = Transformer.load(words[1])
+    np.testing.assert_array_equal(loaded.head.bias.asnumpy(), state["head.bias"].numpy())

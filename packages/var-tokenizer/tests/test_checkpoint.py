@@ -1,6 +1,9 @@
 import dataclasses
 import json
 import os
+import pickle
+import shlex
+import zipfile
 from pathlib import Path
 
 import mindspore as ms
@@ -383,3 +386,89 @@ CONFIGS = [
 def test_the_shapes_without_a_tokenizer_are_those_of_the_built_one(config):
     built = Tokenizer(config, seed=None).published_tensors()
     assert dict(tokenizer_shapes(config)) == {n: a.shape for n, a in built.items()}
+
+
+def torch_zip(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/data.pkl", b"\x80\x02}q\x00.")
+    return path
+
+
+def old_torch(path: Path) -> Path:
+    """As PyTorch wrote before 1.6: pickles one after another, the first a magic number."""
+    path.write_bytes(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}q\x00.")
+    return path
+
+
+def plain_pickle(path: Path) -> Path:
+    path.write_bytes(pickle.dumps({"encoder.conv_in.weight": [1.0]}))
+    return path
+
+
+def mindspore_file(path: Path) -> Path:
+    tensor = {"name": "encoder.conv_in.weight", "data": ms.Tensor(np.zeros((3, 3), np.float32))}
+    ms.save_checkpoint([tensor], str(path.with_suffix(".ckpt")))
+    return path.with_suffix(".ckpt").rename(path)
+
+
+def other_safetensors(path: Path) -> Path:
+    save_file({"encoder.conv_in.weight": np.zeros(3, np.float32)}, path, {"format": "pt"})
+    return path
+
+
+FOREIGN = [torch_zip, old_torch, plain_pickle, mindspore_file, other_safetensors]
+
+
+@pytest.mark.parametrize("name", ["vae.pth", "vae.ckpt", "vae.pt", "vae.safetensors", "vae 1"])
+@pytest.mark.parametrize("write", FOREIGN)
+def test_a_file_of_another_format_is_refused_with_the_command_that_converts_it(
+    tmp_path, write, name
+):
+    path = write(tmp_path / name)
+    with pytest.raises(InputError, match=r"vae.*expected a native tokenizer") as error:
+        Tokenizer.load(path)
+    command = str(error.value).rpartition(": ")[2]
+    *move, convert = command.split(" && ")
+    source, target, *rest = shlex.split(convert)[1:]
+    assert convert.startswith("var-convert ") and rest == ["--only", "tokenizer"]
+    assert not Path(target).exists() and target.endswith(".safetensors")
+    suffix = {torch_zip: ".pth", mindspore_file: ".ckpt", other_safetensors: ".safetensors"}
+    if move:  # var-convert goes by these suffixes
+        assert shlex.split(move[0]) == ["mv", str(path), source]
+        assert Path(source).suffix == suffix.get(write, ".pth")
+    else:
+        assert source == str(path)
+
+
+def test_a_checkpoint_of_a_run_that_goes_on_is_told_from_a_model(tmp_path):
+    save_file(
+        {"model/a": np.zeros(3, np.float32)},
+        tmp_path / "step-000000007.safetensors",
+        {"step": "7", "state": "{}", "sha256": "0", "best": "true"},
+    )
+    with pytest.raises(InputError, match="a checkpoint of a training that goes on"):
+        Tokenizer.load(tmp_path / "step-000000007.safetensors")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"\n\xff", b"\x80", b"PK\x03\x04", b"GIF89a", b"{}"]
+)
+def test_a_file_of_no_format_is_still_one_line(tmp_path, content):
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.pth: not a readable \.safetensors file"):
+        Tokenizer.load(tmp_path / "x.pth")
+
+
+def test_nothing_in_a_pickle_runs(tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    for write in (torch_zip, old_torch):
+        path = write(tmp_path / "x.pth")
+        path.write_bytes(path.read_bytes() + pickle.dumps(Hostile()))
+    (tmp_path / "y.pth").write_bytes(pickle.dumps(Hostile()))
+    for path in tmp_path.glob("*.pth"):
+        with pytest.raises(InputError, match="PyTorch"):
+            Tokenizer.load(path)
+    assert not (tmp_path / "ran").exists()

@@ -1,5 +1,9 @@
 """Losses, the feature network, the discriminator and its augmentation."""
 
+import shlex
+import subprocess
+import sys
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -112,6 +116,24 @@ def test_the_perceptual_loss_reaches_the_image_and_leaves_the_network_alone(netw
 def test_a_foreign_network_is_refused_with_its_layer(network_file, changes, message):
     with pytest.raises(InputError, match=message):
         FeatureNetwork.load(network_file(vgg(**changes)))
+
+
+def test_a_pth_of_a_network_is_refused_with_the_command_that_converts_it(tmp_path):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("safetensors.torch")
+    path = tmp_path / "it's vgg.pth"
+    torch.save({name: torch.from_numpy(a) for name, a in vgg().items()}, path)
+    with pytest.raises(InputError, match="a PyTorch checkpoint") as error:
+        FeatureNetwork.load(path)
+    command = shlex.split(str(error.value).partition(" VAR): ")[2])
+    subprocess.run([sys.executable, *command[1:]], check=True)
+    FeatureNetwork.load(path.with_suffix(".safetensors"))
+
+
+def test_names_that_are_no_layers_are_left_out(network_file):
+    strange = {f"features.{'9' * 5000}.weight": images(2), "features.\u0663.bias": images(2)}
+    maps = FeatureNetwork.load(network_file(vgg(**strange)))(Tensor(images(1, 8, 8, 3)))
+    assert len(maps) == 2
 
 
 def test_a_file_without_a_network_is_refused(network_file, tmp_path):

@@ -156,24 +156,7 @@ class Checkpoint(Generic[Config]):
 
     def read(self) -> dict[str, np.ndarray]:
         """All tensors; floating ones as float32."""
-        arrays = {}
-        with self.path.open("rb") as file:
-            for name, tensor in self.tensors.items():
-                if tensor.dtype not in _NUMPY_DTYPES:
-                    raise InputError(
-                        f"{quoted(self.path)}: tensor {quoted(name)} has dtype {tensor.dtype}; "
-                        f"expected one of {', '.join(_NUMPY_DTYPES)}"
-                    )
-                # read, not mapped: a mapped file stays in memory beside the arrays
-                file.seek(tensor.begin)
-                count = math.prod(tensor.shape)
-                array = np.fromfile(file, _NUMPY_DTYPES[tensor.dtype], count)
-                if tensor.dtype == "BF16":
-                    array = (array.astype(np.uint32) << 16).view(np.float32)
-                elif array.dtype.kind == "f":
-                    array = array.astype(np.float32, copy=False)
-                arrays[name] = array.reshape(tensor.shape)
-        return arrays
+        return read_tensors(self.path, self.tensors)
 
 
 def open_checkpoint(
@@ -243,6 +226,31 @@ def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str,
         for name, about in header.items()
     }
     return metadata, tensors
+
+
+def read_tensors(path: Path, tensors: Mapping[str, TensorHeader]) -> dict[str, np.ndarray]:
+    """Tensors that ``read_header`` found; floating ones as float32.
+
+    Raises InputError for a type that is not of NumPy's, such as an 8 bit float.
+    """
+    arrays = {}
+    with path.open("rb") as file:
+        for name, tensor in tensors.items():
+            if tensor.dtype not in _NUMPY_DTYPES:
+                raise InputError(
+                    f"{quoted(path)}: tensor {quoted(name)} has dtype {tensor.dtype}; "
+                    f"expected one of {', '.join(_NUMPY_DTYPES)}"
+                )
+            # read, not mapped: a mapped file stays in memory beside the arrays
+            file.seek(tensor.begin)
+            count = math.prod(tensor.shape)
+            array = np.fromfile(file, _NUMPY_DTYPES[tensor.dtype], count)
+            if tensor.dtype == "BF16":
+                array = (array.astype(np.uint32) << 16).view(np.float32)
+            elif array.dtype.kind == "f":
+                array = array.astype(np.float32, copy=False)
+            arrays[name] = array.reshape(tensor.shape)
+    return arrays
 
 
 def parse_config(text: str, config_type: type[Config]) -> Config:

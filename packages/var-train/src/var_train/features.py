@@ -1,17 +1,16 @@
 """A feature network that the user supplies: for the perceptual loss and for FID."""
 
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
-from var_tokenizer import Conv2d, InputError
+from var_tokenizer import Conv2d, InputError, format_of, quoted, read_header, read_tensors
 
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, as torchvision's networks want
 _STD = np.array([0.229, 0.224, 0.225], np.float32)
-_LAYER = re.compile(r"(?:features\.)?(\d+)\.(weight|bias)")
+_LAYER = re.compile(r"(?:features\.)?([0-9]{1,4})\.(weight|bias)")
 
 
 class FeatureNetwork(nn.Cell):
@@ -41,20 +40,29 @@ class FeatureNetwork(nn.Cell):
     @classmethod
     def load(cls, path: Path) -> "FeatureNetwork":
         """Raises InputError for a file that is missing or holds no such network."""
-        try:
-            tensors = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{path}: not a readable .safetensors file: {error}") from error
+        path, shown = Path(path), quoted(path)
+        if path.is_file() and format_of(path) == "PyTorch":
+            script = (
+                "import torch, safetensors.torch as s; s.save_file("
+                f"torch.load({quoted(path)!r}, weights_only=True), "
+                f"{quoted(path.with_suffix('.safetensors'))!r})"
+            )
+            raise InputError(
+                f"{shown}: a PyTorch checkpoint; expected .safetensors, which this makes of a "
+                "plain state dict (var-convert is for the models of VAR): "
+                f"python -c {shlex.quote(script)}"
+            )
+        _, header = read_header(path)
+        layers = {name: h for name, h in header.items() if _LAYER.fullmatch(name)}
         found = {}
-        for name, array in tensors.items():
+        for name, array in read_tensors(path, layers).items():
             match = _LAYER.fullmatch(name)
-            if match:
-                found[int(match[1]), match[2]] = array.astype(np.float32)
+            found[int(match[1]), match[2]] = array.astype(np.float32)
         numbers = sorted(number for number, kind in found if kind == "weight")
         channels, layers = 3, []
         for before, number in zip([None, *numbers], numbers, strict=False):
             weight, bias = found[number, "weight"], found.get((number, "bias"))
-            where = f"{path}: features.{number}"
+            where = f"{shown}: features.{number}"
             if weight.ndim != 4 or weight.shape[1:] != (channels, 3, 3):
                 raise InputError(
                     f"{where}.weight is {weight.shape}; expected (outputs, {channels}, 3, 3)"
@@ -67,7 +75,7 @@ class FeatureNetwork(nn.Cell):
             layers.append((step == 3, weight, bias))
             channels = weight.shape[0]
         if not layers:
-            raise InputError(f"{path}: no features.N.weight; expected a VGG-like network")
+            raise InputError(f"{shown}: no features.N.weight; expected a VGG-like network")
         return cls(layers)
 
     def construct(self, images_byxc: Tensor) -> tuple[Tensor, ...]:
