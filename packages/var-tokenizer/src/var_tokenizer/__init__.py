@@ -15,6 +15,14 @@ from var_tokenizer.checkpoint import (
     weights_checksum,
     write_checkpoint,
 )
+from var_tokenizer.checks import (
+    check_integer,
+    check_shape,
+    checked_floats,
+    checked_images,
+    is_integer,
+    is_number,
+)
 from var_tokenizer.compiled import CompiledPasses, one_at_a_time
 from var_tokenizer.config import TokenizerConfig
 from var_tokenizer.errors import InputError, quoted
@@ -58,12 +66,18 @@ __all__ = [
     "TensorHeader",
     "Tokenizer",
     "TokenizerConfig",
+    "check_integer",
     "check_private",
+    "check_shape",
     "check_tensors",
+    "checked_floats",
+    "checked_images",
     "conversion",
     "cpu_kernels",
     "fit_picture",
     "format_of",
+    "is_integer",
+    "is_number",
     "is_picture_name",
     "noted_checksum",
     "one_at_a_time",

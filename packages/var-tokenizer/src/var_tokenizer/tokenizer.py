@@ -15,6 +15,13 @@ from var_tokenizer.checkpoint import (
     weights_checksum,
     write_checkpoint,
 )
+from var_tokenizer.checks import (
+    check_integer,
+    check_shape,
+    checked_floats,
+    checked_images,
+    checked_integers,
+)
 from var_tokenizer.compiled import CompiledPasses
 from var_tokenizer.config import TokenizerConfig
 from var_tokenizer.errors import InputError, quoted
@@ -192,7 +199,9 @@ class Tokenizer(nn.Cell):
     def encode(self, images: Array) -> list[Tensor]:
         """Images (B, 3, H, W) in [-1, 1] to the ids of every scale, int32 (B, s_y * s_x).
 
-        Raises InputError for another shape.
+        ``read_images`` makes them of image files and PIL images. What ``generate`` gives lies in
+        [0, 1]: ``2 * images - 1``. Raises InputError for another shape, for other numbers than
+        floats, and for values beyond [-1, 1] or NaN.
         """
         with self._compiled.turn():
             return list(self._compiled.encode(self._check_images(images))[0])
@@ -200,18 +209,25 @@ class Tokenizer(nn.Cell):
     def residual_vectors(self, images: Array) -> list[Tensor]:
         """What each scale had to describe, (B, s_y * s_x, z): the vectors looked up by encode.
 
-        Codes that are drawn from them lie where the data is.
+        Codes that are drawn from them lie where the data is. Raises InputError as ``encode`` does.
         """
         with self._compiled.turn():
             return list(self._compiled.encode(self._check_images(images))[1])
 
     def decode(self, ids: Sequence[Array]) -> Tensor:
-        """Ids of all K scales to images (B, 3, H, W) in [-1, 1]."""
+        """Ids of all K scales to images (B, 3, H, W) in [-1, 1].
+
+        ``to_pictures`` makes PIL images of them. Raises InputError for ids that are not K integer
+        arrays (B, s_y * s_x) of one batch, each in [0, vocab_size).
+        """
         with self._compiled.turn():
             return self._compiled.decode(self._compiled.sum_scales(self._check_ids(ids))[-1])
 
     def decode_progressive(self, ids: Sequence[Array]) -> list[Tensor]:
-        """K batches of images (B, 3, H, W): after 1, 2, ... K scales."""
+        """K batches of images (B, 3, H, W) in [-1, 1]: after 1, 2, ... K scales.
+
+        Raises InputError as ``decode`` does.
+        """
         with self._compiled.turn():
             latents = self._compiled.sum_scales(self._check_ids(ids))
             return [self._compiled.decode(latent) for latent in latents]
@@ -220,6 +236,7 @@ class Tokenizer(nn.Cell):
         """What the transformer reads in training: (B, L - tokens of scale 0, z) float32.
 
         For every scale but the first, the sum of all coarser scales at that scale's size.
+        Raises InputError as ``decode`` does.
         """
         with self._compiled.turn():
             return self._compiled.teacher_inputs(self._check_ids(ids))
@@ -241,23 +258,40 @@ class Tokenizer(nn.Cell):
         """The latent map (B, Y, X, z), None before the first scale, with a scale added.
 
         tokens: ids (B, s_y * s_x), or weights (B, s_y * s_x, V) that mix the codes.
+        Raises InputError for arrays of another shape, batch or kind of number, for values out of
+        range, and for a scale that the schedule does not have.
         """
         with self._compiled.turn():
-            if len(tokens.shape) == 3:
-                contribution = self._compiled.mixture(Tensor(np.asarray(tokens, np.float32)), scale)
+            self._check_scale(scale)
+            latent = None if latent is None else self._check_latent(latent)
+            batch = "B" if latent is None else latent.shape[0]
+            if len(np.shape(tokens)) == 3:
+                field = f"weights of scale {scale}"
+                expected = (batch, self.schedule.tokens[scale], self.vocab_size)
+                check_shape(field, np.shape(tokens), expected)
+                weights_blv = Tensor(checked_floats(field, tokens))
+                contribution = self._compiled.mixture(weights_blv, scale)
             else:
-                contribution = self._compiled.contribution(_int(tokens), scale)
+                ids_bl = self._check_tokens(tokens, scale, batch)
+                contribution = self._compiled.contribution(ids_bl, scale)
             return contribution if latent is None else latent + contribution
 
     def scale_input(self, latent: Tensor, scale: int) -> Tensor:
-        """The latent map so far at the size of ``scale``: (B, s_y * s_x, z)."""
+        """The latent map so far at the size of ``scale``: (B, s_y * s_x, z).
+
+        Raises InputError as ``add_scale`` does.
+        """
         with self._compiled.turn():
-            return self.quantize.downsample(latent, scale)
+            self._check_scale(scale)
+            return self.quantize.downsample(self._check_latent(latent), scale)
 
     def decode_latent(self, latent: Tensor) -> Tensor:
-        """A latent map (B, Y, X, z) as images (B, 3, H, W) in [-1, 1]."""
+        """A latent map (B, Y, X, z) as images (B, 3, H, W) in [-1, 1].
+
+        Raises InputError for another shape, and for values that are no finite floats.
+        """
         with self._compiled.turn():
-            return self._compiled.decode(latent)
+            return self._compiled.decode(self._check_latent(latent))
 
     # ------------------------------------------------------------ training
     def construct(
@@ -285,31 +319,29 @@ class Tokenizer(nn.Cell):
 
     # ------------------------------------------------------------ checks
     def _check_images(self, images: Array) -> Tensor:
-        rows, columns = self.config.image_size
-        if len(images.shape) != 4 or tuple(images.shape[1:]) != (3, rows, columns):
-            raise InputError(
-                f"images have shape {tuple(images.shape)}; expected (B, 3, {rows}, {columns})"
-            )
-        return Tensor(np.asarray(images, np.float32))
+        check_shape("images", np.shape(images), ("B", 3, *self.config.image_size))
+        return Tensor(checked_images("images", images))
 
     def _check_ids(self, ids: Sequence[Array]) -> tuple[Tensor, ...]:
         tokens = self.schedule.tokens
         if len(ids) != len(tokens):
             raise InputError(f"ids has {len(ids)} scales; expected {len(tokens)}")
-        for k, (ids_bl, count) in enumerate(zip(ids, tokens, strict=True)):
-            if len(ids_bl.shape) != 2 or ids_bl.shape[1] != count:
-                raise InputError(
-                    f"ids of scale {k} have shape {tuple(ids_bl.shape)}; expected (B, {count})"
-                )
-            values = np.asarray(ids_bl)
-            if values.min() < 0 or values.max() >= self.vocab_size:
-                raise InputError(
-                    f"ids of scale {k} lie in [{values.min()}, {values.max()}]; "
-                    f"expected [0, {self.vocab_size - 1}]"
-                )
+        check_shape("ids of scale 0", np.shape(ids[0]), ("B", tokens[0]))
+        batch = len(ids[0])
         # a plain tuple would be compiled in as a constant
-        return ms.mutable(tuple(_int(ids_bl) for ids_bl in ids))
+        return ms.mutable(tuple(self._check_tokens(ids[k], k, batch) for k in range(len(ids))))
 
+    def _check_tokens(self, ids: Array, scale: int, batch: int | str) -> Tensor:
+        field = f"ids of scale {scale}"
+        check_shape(field, np.shape(ids), (batch, self.schedule.tokens[scale]))
+        return Tensor(checked_integers(field, ids, self.vocab_size))
 
-def _int(array: Array) -> Tensor:
-    return Tensor(np.asarray(array).astype(np.int32))
+    def _check_scale(self, scale: int) -> None:
+        check_integer("scale", scale, 0, len(self.schedule) - 1)
+
+    def _check_latent(self, latent: Array) -> Tensor:
+        expected = ("B", *self.schedule.sizes[-1], self.latent_channels)
+        check_shape("latent maps", np.shape(latent), expected)
+        values_byxz = checked_floats("latent maps", latent)
+        on_device = isinstance(latent, Tensor) and latent.dtype == ms.float32
+        return latent if on_device else Tensor(values_byxz)

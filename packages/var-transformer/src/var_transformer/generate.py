@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from mindspore import Tensor
-from var_tokenizer import InputError, LatentCodec, one_at_a_time, to_unit_range
+from var_tokenizer import InputError, LatentCodec, is_integer, one_at_a_time, to_unit_range
 
 from var_transformer.attention import Cache
 from var_transformer.sampler import Guidance, Sampler, ScaleSettings
@@ -53,7 +53,7 @@ class Refiner:
                 "expected the same"
             )
         most = len(tokenizer.schedule) - 1
-        if not isinstance(self.scales, int | np.integer) or not 1 <= self.scales <= most:
+        if not is_integer(self.scales) or not 1 <= self.scales <= most:
             raise InputError(f"the refiner's scales is {self.scales}; expected 1 to {most}")
 
 
@@ -101,7 +101,7 @@ def generate(
 def random_streams(seed: int, numbers: Sequence[int]) -> list[np.random.Generator]:
     """One random stream for each image number; raises InputError for a negative or non-integer."""
     for field, value in (("seed", seed), *(("numbers", n) for n in numbers)):
-        if not isinstance(value, int | np.integer) or value < 0:
+        if not is_integer(value) or value < 0:
             raise InputError(f"{field} is {value!r}; expected an integer of at least 0")
     return [np.random.default_rng((seed, n)) for n in numbers]
 

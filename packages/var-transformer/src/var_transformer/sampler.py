@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
 
 import numpy as np
-from var_tokenizer import InputError
+from var_tokenizer import InputError, is_integer, is_number
 
 Guidance = Literal["linear", "constant", "none"]
 Number = TypeVar("Number", int, float)
@@ -53,28 +53,32 @@ class Sampler:
         """Raises InputError that names the field and its value."""
         for field in ("top_k", "top_p", "temperature"):
             value = getattr(self, field)
-            if isinstance(value, Sequence | np.ndarray):
+            if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
                 object.__setattr__(self, field, tuple(value))
         if self.guided_scales is not None:
+            if not isinstance(self.guided_scales, Sequence | np.ndarray | range):
+                raise InputError(f"guided_scales is {self.guided_scales!r}; expected a tuple")
             object.__setattr__(self, "guided_scales", tuple(self.guided_scales))
             for scale in self.guided_scales:
-                if not isinstance(scale, int | np.integer) or scale < 0:
+                if not is_integer(scale) or scale < 0:
                     raise InputError(f"guided_scales holds {scale}; expected integers from 0")
         if self.guidance not in get_args(Guidance):
             raise InputError(
                 f"guidance is {self.guidance!r}; expected {', '.join(get_args(Guidance))}"
             )
-        if not 0 <= self.cfg < np.inf:
+        if not is_number(self.cfg) or not 0 <= self.cfg < np.inf:
             raise InputError(f"cfg is {self.cfg}; expected at least 0")
         for value in _values(self.top_k):
-            if not isinstance(value, int | np.integer) or value < 0:
+            if not is_integer(value) or value < 0:
                 raise InputError(f"top_k is {value}; expected an integer of at least 0")
         for value in _values(self.top_p):
-            if not 0 <= value <= 1:
+            if not is_number(value) or not 0 <= value <= 1:
                 raise InputError(f"top_p is {value}; expected 0 to 1")
         for value in _values(self.temperature):
-            if not 0 < value < np.inf:
+            if not is_number(value) or not 0 < value < np.inf:
                 raise InputError(f"temperature is {value}; expected above 0")
+        if not isinstance(self.more_smooth, bool | np.bool_):
+            raise InputError(f"more_smooth is {self.more_smooth!r}; expected True or False")
 
     def check(self, scales: int, vocab_size: int) -> None:
         """Raises InputError where a field does not suit a model of so many scales and tokens."""

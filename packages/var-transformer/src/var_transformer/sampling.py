@@ -1,6 +1,7 @@
 """From logits to token ids, on the host: filters, random draws, and Gumbel mixing."""
 
 import numpy as np
+from var_tokenizer import InputError
 
 
 def filter_logits(logits_blv: np.ndarray, top_k: int = 0, top_p: float = 0.0) -> np.ndarray:
@@ -40,9 +41,14 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def draw(probabilities_blv: np.ndarray, uniform_bl: np.ndarray) -> np.ndarray:
     """One token id each, (B, l) int32, by inverting the cumulative distribution.
 
-    uniform_bl: in [0, 1). Tokens of probability 0 are never drawn.
+    uniform_bl: in [0, 1). Tokens of probability 0 are never drawn. Raises InputError for NaN.
     """
     cumulative = np.cumsum(probabilities_blv, -1, dtype=np.float64)
+    if not np.isfinite(cumulative[..., -1]).all():  # no comparison is true, which draws token 0
+        raise InputError(
+            "probabilities are NaN; expected finite logits: the weights hold NaN or infinity, or "
+            "overflow in the model's type"
+        )
     threshold = uniform_bl[..., None] * cumulative[..., -1:]
     return np.count_nonzero(cumulative <= threshold, -1).astype(np.int32)
 

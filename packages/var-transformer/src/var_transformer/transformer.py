@@ -19,6 +19,9 @@ from mindspore import Parameter, Tensor, nn, ops
 from var_tokenizer import (
     CompiledPasses,
     InputError,
+    check_integer,
+    check_shape,
+    checked_floats,
     noted_checksum,
     one_at_a_time,
     open_checkpoint,
@@ -342,15 +345,16 @@ class Transformer(nn.Cell):
 
         labels: (B,) in [0, num_classes], where num_classes means "no class". inputs: what the
         tokenizer's ``teacher_inputs`` gives, (B, L - tokens of scale 0, z).
-        Raises InputError for a label out of range or inputs of another shape.
+        Raises InputError for a label out of range, and for inputs of another shape or that are no
+        finite floats.
         """
         with self._compiled.turn():
             labels_b = self.check_labels(labels)
             rest = self.config.schedule.length - self.config.schedule.tokens[0]
             expected = (labels_b.shape[0], rest, self.config.latent_channels)
-            if tuple(inputs.shape) != expected:
-                raise InputError(f"inputs have shape {tuple(inputs.shape)}; expected {expected}")
-            return self._compiled.logits(labels_b, Tensor(np.asarray(inputs, np.float32)))
+            check_shape("inputs", np.shape(inputs), expected)
+            inputs_blz = checked_floats("inputs", inputs, source="Tokenizer.teacher_inputs")
+            return self._compiled.logits(labels_b, Tensor(inputs_blz))
 
     def check_labels(self, labels: Array) -> Tensor:
         """Labels as an int32 tensor (B,); raises InputError for one out of range."""
@@ -359,6 +363,8 @@ class Transformer(nn.Cell):
             raise InputError(
                 f"labels have shape {labels_b.shape} and dtype {labels_b.dtype}; expected (B,) ints"
             )
+        if not len(labels_b):
+            raise InputError("labels are empty; expected at least one")
         for label in labels_b:
             if not 0 <= label <= self.config.num_classes:
                 raise InputError(
@@ -398,10 +404,13 @@ class Transformer(nn.Cell):
             return tuple(shared_b6c + block.ada_gss.reshape(1, 6, c) for block in self.blocks)
         return tuple(block.ada_lin(class_bc).reshape(b, 6, c) for block in self.blocks)
 
-    def condition(self, labels_b: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Class embeddings (B, C) and the modulations of all blocks."""
+    def condition(self, labels: Array) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Class embeddings (B, C) and the modulations of all blocks.
+
+        Raises InputError for a label out of range.
+        """
         with self._compiled.turn():
-            return self._compiled.condition(labels_b)
+            return self._compiled.condition(self.check_labels(labels))
 
     def extend(
         self,
@@ -419,17 +428,19 @@ class Transformer(nn.Cell):
         """
         with self._compiled.turn():
             batch, schedule = class_bc.shape[0], self.config.schedule
+            check_integer("scale", scale, 0, len(schedule) - 1)
             cache = cache or self.new_cache(batch)
             cache.check(schedule, scale, batch)
-            expected = (batch, schedule.tokens[scale], self.config.latent_channels)
-            if inputs_blz is not None and tuple(inputs_blz.shape) != expected:
+            if (inputs_blz is None) != (scale == 0):
                 raise InputError(
-                    f"inputs of scale {scale} have shape {tuple(inputs_blz.shape)}; "
-                    f"expected {expected}"
+                    f"inputs of scale {scale} are {'None' if scale else 'given'}; expected them at "
+                    "every scale but 0"
                 )
             if inputs_blz is None:
                 x_blc = class_bc.expand_dims(1) + self.pos_start
             else:
+                expected = (batch, schedule.tokens[scale], self.config.latent_channels)
+                check_shape(f"inputs of scale {scale}", np.shape(inputs_blz), expected)
                 x_blc = self.word_embed(inputs_blz)
             begin, end = self.offsets[scale], self.offsets[scale + 1]
             x_blc = x_blc + self.lvl_embed.weight[scale] + self.pos_1LC[:, begin:end]

@@ -9,7 +9,14 @@ from typing import Protocol
 
 import numpy as np
 from mindspore import Tensor
-from var_tokenizer import InputError, LatentCodec, ScaleSchedule, to_unit_range
+from var_tokenizer import (
+    InputError,
+    LatentCodec,
+    ScaleSchedule,
+    checked_images,
+    is_integer,
+    to_unit_range,
+)
 
 from var_transformer.generate import (
     Generation,
@@ -66,19 +73,13 @@ def edit(
     check_pair(model, tokenizer)
     sampler.check(len(tokenizer.schedule), tokenizer.vocab_size)
     streams = random_streams(seed, range(len(labels_b)))
-    image_cyx, mask_yx = np.asarray(image, np.float32), np.asarray(mask)
-    if image_cyx.ndim != 3 or image_cyx.shape[0] != 3:
-        raise InputError(f"image has shape {image_cyx.shape}; expected (3, H, W)")
-    if mask_yx.shape != image_cyx.shape[1:]:
-        raise InputError(
-            f"mask has shape {mask_yx.shape}; expected {image_cyx.shape[1:]}, the image's"
-        )
-    if mask_yx.dtype != bool:
-        raise InputError(f"mask has dtype {mask_yx.dtype}; expected bool")
-    if not np.abs(image_cyx).max() <= 1:
-        raise InputError(
-            f"image lies in [{image_cyx.min():g}, {image_cyx.max():g}]; expected [-1, 1]"
-        )
+    shape, mask_yx = np.shape(image), np.asarray(mask)
+    if len(shape) != 3 or shape[0] != 3 or not all(shape):
+        raise InputError(f"image has shape {shape}; expected (3, H, W)")
+    if mask_yx.shape != shape[1:]:
+        raise InputError(f"mask has shape {mask_yx.shape}; expected {shape[1:]}, the image's")
+    _check_bool(mask_yx)
+    image_cyx = checked_images("pixels of the image", image)
 
     redrawn = tokens_to_redraw(mask_yx, tokenizer.schedule)
     ids = [np.asarray(ids_1l) for ids_1l in tokenizer.encode(image_cyx[None])]
@@ -97,8 +98,12 @@ def tokens_to_redraw(mask_yx: np.ndarray, schedule: ScaleSchedule) -> list[np.nd
 
     A token stands for a rectangle of the image. It is redrawn where at least half of that lies
     inside the mask and, at the last scale, where any part does. A token that lies wholly outside
-    is never redrawn and one wholly inside always is.
+    is never redrawn and one wholly inside always is. Raises InputError for another mask than
+    (H, W) bool.
     """
+    if mask_yx.ndim != 2:
+        raise InputError(f"mask has shape {mask_yx.shape}; expected (H, W)")
+    _check_bool(mask_yx)
     marked = []
     for k, (rows, columns) in enumerate(schedule.sizes):
         share_yx = (
@@ -109,11 +114,18 @@ def tokens_to_redraw(mask_yx: np.ndarray, schedule: ScaleSchedule) -> list[np.nd
     return marked
 
 
+def _check_bool(mask_yx: np.ndarray) -> None:
+    if mask_yx.dtype != bool:
+        raise InputError(f"mask has dtype {mask_yx.dtype}; expected bool")
+
+
 def box_mask(box: tuple[int, int, int, int], height: int, width: int) -> np.ndarray:
     """(H, W) bool, true in rows y0..y1-1 and columns x0..x1-1 of ``box`` = (y0, x0, y1, x1).
 
     Raises InputError for a box that is empty or leaves the image.
     """
+    if len(box) != 4 or not all(is_integer(edge) for edge in box):
+        raise InputError(f"box is {tuple(box)}; expected four integers (y0, x0, y1, x1)")
     y0, x0, y1, x1 = box
     if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
         raise InputError(
