@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -70,7 +71,7 @@ class Sample:
     """Images of each class."""
     numbers: str | None = None
     """The images' numbers, one for each: 57 or 57,60-63. By default they count from 0."""
-    sampler: tyro.conf.OmitArgPrefixes[Sampler] = field(default_factory=Sampler)
+    sampler: Annotated[Sampler, tyro.conf.arg(name="")] = field(default_factory=Sampler)
     refiner: Path | None = None
     """A smaller transformer of the same tokenizer that draws the last --refined-scales scales."""
     refined_scales: int = 0

@@ -66,7 +66,7 @@ class Edit:
     """Put the image's own pixels back where nothing is redrawn: else they are the tokenizer's."""
     count: int = 1
     """Variants."""
-    sampler: tyro.conf.OmitArgPrefixes[Sampler] = field(default_factory=Sampler)
+    sampler: Annotated[Sampler, tyro.conf.arg(name="")] = field(default_factory=Sampler)
     seed: int = 0
     """Variant n draws from the random stream (seed, n)."""
     class_names: Path | None = None
