@@ -727,6 +727,41 @@ def test_a_call_that_is_not_well_formed_is_refused_with_a_sentence(page, body):
         assert json.loads(answer)["detail"].endswith(".")
 
 
+def test_an_upload_that_is_not_well_formed_costs_a_line_of_the_log(page):
+    form = "multipart/form-data; boundary=x"
+    name = b'--x\r\nContent-Disposition: form-data; name="files"'
+    for kind, body in (
+        (form, b""),
+        (form, b"nonsense"),
+        (form, name + b"\r\n\r\nno file\r\n--x--\r\n"),
+        (form, name + b'; filename="a.png"\r\n\r\nbroken off'),
+        (form, b"--x\r\nContent-Disposition: form-data\r\n\r\n1\r\n--x--\r\n"),
+        (form, name + b'; filename="../../../../tmp/a.png"\r\n\r\n1\r\n--x--\r\n'),
+        ("multipart/form-data", b"x"),
+        ("text/plain", b"x"),
+        ("multipart/form-data; boundary=x; charset=nothing", name + b"\r\n\r\n1\r\n--x--\r\n"),
+    ):
+        for query in ("", "?upload_id=a"):
+            page.post(f"{API}/upload{query}", body, Content_Type=kind)
+    page.call("generate")
+    below = [path for path in page.own_folder.rglob("*") if path.is_file()]
+    assert not list((page.folder / "temporary").glob("*.png")) and below
+
+
+def test_odd_questions_are_answered_without_a_traceback(page):
+    for path in (
+        "/?page=nothing",
+        "/config?page=x&deep_link=../..",
+        f"{API}/info?page=x",
+        "/?deep_link=x",
+    ):
+        assert page.get(path)[0] == 200
+    _, answer = page.call("generate", seed=9)
+    file = "/" + answer[0][0]["image"]["url"].split("/", 3)[3]
+    for span in ("bytes=1-2-3", "bytes=-", "bytes=9-1", "bytes=99999999999-", "x"):
+        assert page.get(file, Range=span)[0] == 200
+
+
 def test_streams_of_nobody_are_not_found(page):
     for path in ("queue/data", "queue/data?session_hash=nobody", "call/generate/abc", "call/x/y"):
         assert page.get(f"{API}/{path}")[0] in (400, 404)

@@ -117,6 +117,12 @@ def run(config: Serve) -> None:
                 "--auth USER:FILE asks for a password",
                 config.host,
             )
+        if config.host in ("0.0.0.0", "::") and not config.allowed_host:
+            log.warning(
+                "--host %s: the page answers to localhost alone; --allowed-host NAME names the "
+                "machine as browsers do",
+                config.host,
+            )
         log.info("serving %s; Ctrl-C ends it", server.url)
 
         def compile_graphs() -> None:

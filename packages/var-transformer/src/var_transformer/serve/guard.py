@@ -22,6 +22,7 @@ import gradio as gr
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 
+from var_transformer.command import log
 from var_transformer.serve.calls import MAX_BODY, Calls, check_session
 from var_transformer.serve.folder import find_file
 from var_transformer.serve.visits import RefusedError, Visits
@@ -38,7 +39,7 @@ _DRAINED = 64 * 2**20  # bytes of a refused request that are taken all the same
 _FORM = 64 * 1024  # bytes of an upload beside its file
 _READ = re.compile(
     r"/|/config|/manifest\.json|/favicon\.ico|/robots\.txt|/theme\.css|/(assets|static)/.+"
-    rf"|{_API}/(info|openapi\.json|startup-events|app_id|queue/status|upload_progress)"
+    rf"|{_API}/(info|openapi\.json|startup-events|app_id|queue/status)"
 )
 _RESULTS = re.compile(rf"{_API}/(?:queue/data|call/(?:v2/)?\w+/(?P<job>[^/]+))")
 _ALIVE = re.compile(rf"{_API}/heartbeat/(?P<session>[^/]+)")
@@ -134,12 +135,15 @@ class Guard:
             raise RefusedError(401, "This page asks for a name and a password.")
         del headers["x-gradio-server"]  # Gradio would take its own address from it
         path, reads = scope["path"], scope["method"] in ("GET", "HEAD")
+        if not _RESULTS.fullmatch(path):
+            scope["query_string"] = b""  # nothing else that the page asks for has one
         if reads and path == "/":
             await self._send_page(scope, headers, receive, send)
         elif reads and _READ.fullmatch(path):
             await self._app(scope, receive, send)
         elif reads and (match := _FILE.fullmatch(path)):
             find_file(self._folder, match["path"])
+            del headers["range"]  # Gradio fails at some; the files are small
             await self._app(scope, receive, send)
         elif reads and (match := _RESULTS.fullmatch(path) or _ALIVE.fullmatch(path)):
             await self._stream(scope, match, receive, send)
@@ -284,7 +288,10 @@ class Guard:
 
         del MutableHeaders(scope=scope)["accept-encoding"]  # the answer is read here
         with self._visits.upload(_address(scope), max(int(size) - _FORM, 0)):
-            await self._app(scope, receive, collect)
+            try:
+                await self._app(scope, receive, collect)
+            except Exception as error:  # of a form that is not well formed, or a full disk
+                log.warning("an upload failed: %s", type(error).__name__)
             self._note_upload(_address(scope), b"".join(answer))
 
     def _sweep(self) -> None:
