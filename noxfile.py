@@ -78,7 +78,9 @@ def alone(session: nox.Session) -> None:
 def digits(session: nox.Session) -> None:
     """The main job: trains both stages on the embedded digits and samples new ones."""
     install(session, "var-tokenizer", "var-transformer", "var-train")
-    session.run("python", "-m", "var_train.run", *session.posargs)
+    # at Ctrl-C nox would kill the run half a second later, before it has saved
+    command = ("python", "-m", "var_train.run", *session.posargs)
+    session.run(*command, interrupt_timeout=None)
 
 
 @nox.session(python=PYTHON)

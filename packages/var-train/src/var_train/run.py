@@ -102,7 +102,7 @@ class Run:
 
     Without arguments it trains on 1,797 real handwritten digits that come with the package. In
     OUT it writes tokenizer.safetensors, transformer.safetensors, samples.png,
-    reconstructions.png, settings.json, metrics.jsonl and report.json. Stopped by Ctrl-C, the same
+    reconstructions.png, settings.json, metrics.jsonl and report.json. After Ctrl-C, the same
     command continues.
     """
 
