@@ -198,6 +198,33 @@ def test_the_gradient_of_a_step_follows_a_finite_difference(model):
         assert slope == pytest.approx(expected, rel=0.02, abs=2e-5), parameter.name
 
 
+@pytest.mark.parametrize("used", [False, True])
+def test_weights_that_are_loaded_into_a_tokenizer_are_checked_again(make_model, tokenizer, used):
+    own = Tokenizer(tokenizer.config, seed=3)
+    model = make_model()
+    model.tokenizer_checksum = own.checksum()
+    if used:
+        generate(model, own, [0])
+    check_pair(model, own)
+    other = {p.name: ms.Parameter(p, name=p.name) for p in tokenizer.get_parameters()}
+    ms.load_param_into_net(own, other)
+    if used:  # a pass moves them to where its graph reads
+        own.decode([np.zeros((1, n), np.int32) for n in own.schedule.tokens])
+    with pytest.raises(InputError, match="expected the tokenizer that it was trained with"):
+        check_pair(model, own)
+
+
+def test_a_pair_is_summed_up_once(make_model, tokenizer, monkeypatch):
+    model, calls = make_model(), []
+    model.tokenizer_checksum = tokenizer.checksum()
+    monkeypatch.setattr(tokenizer, "_summed", None)
+    summed = Tokenizer.checksum
+    monkeypatch.setattr(Tokenizer, "checksum", lambda self: calls.append(1) or summed(self))
+    for _ in range(3):
+        check_pair(model, tokenizer)
+    assert len(calls) == 1
+
+
 NAMES = ("cat", "dog", "\u732b", "tench, Tinca tinca", "dog")
 
 

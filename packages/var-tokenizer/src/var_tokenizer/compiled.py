@@ -33,6 +33,7 @@ class CompiledPasses:
         self._addresses: list[int] = []
         self._memory: list[Tensor] = []  # what the graphs read
         self._settled = False  # whether all of it lies where it will stay
+        self.moves = 0  # of parameters, so far
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -68,6 +69,7 @@ class CompiledPasses:
                 )
             memory.copy_(parameter)
             parameter.set_data(memory)
+            self.moves += 1
 
     def _remember(self) -> None:
         if self._settled:

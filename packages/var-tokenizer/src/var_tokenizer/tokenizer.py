@@ -44,12 +44,8 @@ class LatentCodec(Protocol):
     @property
     def latent_channels(self) -> int: ...
 
-    def checksum(self) -> str:
-        """That of the weights; asked for by transformers that know their tokenizer's."""
-
-    @property
-    def rounded_from(self) -> str | None:
-        """The checksum of the weights that these were rounded from, where that is known."""
+    def belongs_to(self, checksum: str) -> bool:
+        """Whether these are the weights that a transformer knows by their checksum."""
 
     def add_scale(self, latent: Tensor | None, tokens: Array, scale: int) -> Tensor:
         """The latent map with the tokens of ``scale`` added to it.
@@ -146,6 +142,7 @@ class Tokenizer(nn.Cell):
     """
 
     rounded_from: str | None = None
+    _summed: tuple[tuple[int, ...], str] | None = None  # where the weights lay, and their checksum
 
     def __init__(self, config: TokenizerConfig, seed: int | None = 0) -> None:
         super().__init__()
@@ -194,6 +191,17 @@ class Tokenizer(nn.Cell):
         published size.
         """
         return weights_checksum((n, a.shape, [a]) for n, a in self.published_tensors().items())
+
+    def belongs_to(self, checksum: str) -> bool:
+        """Whether the weights are those of ``checksum``, or were rounded from them.
+
+        They are summed up once, and again where they lie elsewhere, as after loading others. What
+        is assigned in place, as in training, goes unnoticed from the first call on.
+        """
+        places = (self._compiled.moves, *(p.data_ptr() for p in self.get_parameters()))
+        if self._summed is None or self._summed[0] != places:
+            self._summed = (places, self.checksum())
+        return checksum in (self._summed[1], self.rounded_from)
 
     # ------------------------------------------------------------ images <-> tokens
     def encode(self, images: Array) -> list[Tensor]:

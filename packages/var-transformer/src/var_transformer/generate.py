@@ -1,6 +1,5 @@
 """Class-conditional generation, scale by scale (arXiv:2404.02905, section 3.2)."""
 
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -235,13 +234,8 @@ def check_pair(model: Transformer, tokenizer: LatentCodec) -> None:
                 "expected the same"
             )
     known = model.tokenizer_checksum
-    # half a second for the published tokenizer: not again for each picture
-    if known is None or model.compared_with == (known, weakref.ref(tokenizer)):
-        return
-    found = tokenizer.checksum()
-    if known not in (found, tokenizer.rounded_from):
+    if known is not None and not tokenizer.belongs_to(known):
         raise InputError(
-            f"the tokenizer's weights are {found} and the transformer was trained with {known}; "
-            "expected the tokenizer that it was trained with"
+            f"the tokenizer's weights are not those of {known}, which the transformer was trained "
+            "with; expected the tokenizer that it was trained with"
         )
-    model.compared_with = (known, weakref.ref(tokenizer))

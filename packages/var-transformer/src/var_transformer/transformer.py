@@ -259,7 +259,6 @@ class Transformer(nn.Cell):
 
     class_names: tuple[str, ...] | None = None
     tokenizer_checksum: str | None = None
-    compared_with: tuple | None = None  # of ``check_pair``: the checksum, and whose it is
 
     def __init__(
         self,
