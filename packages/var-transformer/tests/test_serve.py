@@ -45,6 +45,7 @@ atexit.register(_resources.close)
 
 from var_transformer.serve import studio as studio_module
 from var_transformer.serve.__main__ import Serve, run
+from var_transformer.serve.guard import Login
 from var_transformer.serve.page import make_page
 from var_transformer.serve.server import Server
 from var_transformer.serve.streaming import Streamer
@@ -158,10 +159,10 @@ def driver():
 def serve(model, tokenizer):
     servers = []
 
-    def start(max_seconds):
+    def start(max_seconds, login=None):
         streamer, visits = Streamer(len(tokenizer.schedule), max_seconds), Visits()
         page = make_page(model, tokenizer, NAMES, 3, streamer, visits, FOLDER)
-        server = Server(page, streamer, visits, FOLDER, "127.0.0.1", 0)
+        server = Server(page, streamer, visits, FOLDER, "127.0.0.1", 0, login=login)
         thread = threading.Thread(target=server.run)
         thread.start()
         servers.append((server, thread))
@@ -447,6 +448,16 @@ def test_pictures_of_no_class_can_be_asked_for(visitor):
     visitor.fill("#class input", "none")
     visitor.click("button#generate")
     visitor.wait(lambda: visitor.status.startswith("No class, seed 0"))
+
+
+def test_a_browser_that_knows_the_password_draws(driver, serve, frames):
+    url = serve(1000, Login("ann", "correct horse"))
+    driver.get(url.replace("//", "//ann:correct%20horse@"))
+    visitor = Visitor(driver, url)
+    ask_for_three(visitor)
+    visitor.wait_for_end()
+    widths = "return [...document.querySelectorAll('#pictures img')].map(i => i.naturalWidth)"
+    visitor.wait(lambda: driver.execute_script(widths) == [frames[2].shape[2]] * 3)
 
 
 # ---------------------------------------------------------------- looks

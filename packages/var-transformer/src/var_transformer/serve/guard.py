@@ -38,7 +38,7 @@ _LEFT_OVER = 600.0  # seconds after which an upload is no longer going on
 _DRAINED = 64 * 2**20  # bytes of a refused request that are taken all the same
 _FORM = 64 * 1024  # bytes of an upload beside its file
 _READ = re.compile(
-    r"/|/config|/manifest\.json|/favicon\.ico|/robots\.txt|/theme\.css|/(assets|static)/.+"
+    r"/|/config|/favicon\.ico|/robots\.txt|/theme\.css|/(assets|static)/.+"
     rf"|{_API}/(info|openapi\.json|startup-events|app_id|queue/status)"
 )
 _RESULTS = re.compile(rf"{_API}/(?:queue/data|call/(?:v2/)?\w+/(?P<job>[^/]+))")
@@ -191,7 +191,9 @@ class Guard:
 
         await self._app(scope, receive, collect)
         html = b"".join(parts).decode()
-        html = re.sub(r'\s*<meta\s+(property="og:|name="twitter:)[^>]*>', "", html)
+        # Gradio's advertisements, and a manifest that browsers ask for without the password
+        gradios = r'\s*<(meta\s+(property="og:|name="twitter:)|link rel="manifest")[^>]*>'
+        html = re.sub(gradios, "", html)
         html = html.replace("</head>", f"{self._head}</head>", 1)
         scripts = re.findall(r"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", html, re.DOTALL)
         hashes = [base64.b64encode(hashlib.sha256(each.encode()).digest()) for each in scripts]
