@@ -44,6 +44,7 @@ FOLDER = _resources.enter_context(private_folder())  # before Gradio is imported
 atexit.register(_resources.close)
 
 from var_transformer.serve import studio as studio_module
+from var_transformer.serve import visits as visits_module
 from var_transformer.serve.__main__ import Serve, run
 from var_transformer.serve.guard import Login
 from var_transformer.serve.page import make_page
@@ -400,6 +401,12 @@ def test_a_message_is_text_and_no_html(visitor, no_model_runs):
     visitor.click("button#generate")
     assert "class is '<img src=x onerror=alert(1)>'; expected" in visitor.message()
     assert not visitor.all(".toast-wrap img, [onerror]")
+
+
+def test_who_has_jobs_enough_is_told_so_in_the_page(visitor, monkeypatch):
+    monkeypatch.setattr(visits_module, "MAX_JOBS", 0)
+    visitor.click("button#generate")
+    assert "jobs in the queue. Wait until one has ended" in visitor.message()
 
 
 def test_bad_input_keeps_the_pictures(visitor):
