@@ -17,7 +17,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, ops
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from var_tokenizer import InputError, check_tensors, replacing
+from var_tokenizer import InputError, check_tensors, quoted, replacing
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class CheckpointFolder:
                 _sync(temporary)
             _sync(self.folder)
         except (OSError, SafetensorError) as error:
-            raise InputError(f"{path}: cannot write this checkpoint: {error}") from error
+            raise InputError(f"{quoted(path)}: cannot write this checkpoint: {error}") from error
         self._prune()
         return path
 
@@ -79,10 +79,10 @@ class CheckpointFolder:
             try:
                 return _read(path)
             except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-                log.warning("%s: damaged (%s); falling back to the one before", path, error)
+                log.warning("%s: damaged (%s); falling back to the one before", quoted(path), error)
         if paths:
             raise InputError(
-                f"{self.folder}: no checkpoint is whole; expected one of {len(paths)} "
+                f"{quoted(self.folder)}: no checkpoint is whole; expected one of {len(paths)} "
                 "(--no-resume starts from the beginning)"
             )
         return None

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Protocol
 
 import numpy as np
-from var_tokenizer import InputError
+from var_tokenizer import InputError, quoted
 from var_transformer import INTERRUPTED
 
 from var_train import distributed
@@ -226,8 +226,9 @@ def _check_settings(folder: Path, saved: object, settings: object, name: str = "
             _check_settings(folder, saved.get(key), settings.get(key), inner)
     elif saved != settings:
         raise InputError(
-            f"{folder}: was trained with {name} = {saved}, now it is {settings}; expected the "
-            "same settings (--no-resume starts from the beginning, another --out starts beside it)"
+            f"{quoted(folder)}: was trained with {name} = {saved}, now it is {settings}; expected "
+            "the same settings (--no-resume starts from the beginning, another --out starts "
+            "beside it)"
         )
 
 

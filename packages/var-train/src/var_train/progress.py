@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import Progress, TextColumn
 from tensorboardX import SummaryWriter
-from var_tokenizer import InputError, replacing
+from var_tokenizer import InputError, quoted, replacing
 from var_transformer import progress_bar
 
 from var_train import distributed
@@ -45,7 +45,9 @@ class MetricsLog:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("a" if resume else "w", buffering=1)
         except OSError as error:
-            raise InputError(f"{self._path}: cannot write here: {error.strerror}") from error
+            raise InputError(
+                f"{quoted(self._path)}: cannot write here: {error.strerror}"
+            ) from error
         self._started = time.monotonic() - max(
             (line["seconds"] for line in self._lines()), default=0
         )
@@ -103,7 +105,7 @@ class MetricsLog:
                 else:
                     board.add_scalar(prefix + name, value, step)
         except OSError as error:
-            raise InputError(f"{self.folder}: cannot write: {error.strerror}") from error
+            raise InputError(f"{quoted(self.folder)}: cannot write: {error.strerror}") from error
 
     def _board(self, stage: str, purge_step: int | None = None) -> SummaryWriter:
         if stage not in self._boards:

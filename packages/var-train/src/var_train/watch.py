@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from var_tokenizer import InputError, replacing
+from var_tokenizer import InputError, quoted, replacing
 
 from var_train import distributed
 
@@ -65,7 +65,7 @@ def watched(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         own.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(f"{folder}: cannot write here: {error.strerror}") from error
+        raise InputError(f"{quoted(folder)}: cannot write here: {error.strerror}") from error
     handler, stop = _LastLine(own), threading.Event()
     logger = logging.getLogger("var_train")
     logger.addHandler(handler)
