@@ -13,8 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
 from safetensors.numpy import save_file
-from var_tokenizer import Tokenizer, TokenizerConfig
+from var_tokenizer import InputError, Tokenizer, TokenizerConfig
+from var_train import checkpoints
+from var_train.cache import CacheIndex
+from var_train.checkpoints import CheckpointFolder, Snapshot
+from var_train.progress import MetricsLog, record_settings
 from var_transformer import Transformer, TransformerConfig
 
 CONFIG = TokenizerConfig(
@@ -193,3 +198,27 @@ def test_class_names_in_a_model_reach_no_terminal_as_they_are(tmp_path, tokenize
     words += ("--data", images(tmp_path / "data"), "--train-transformer.batch", 10**6)
     code, said = call("run", "--stage", "transformer", *words, "--out", tmp_path / "out")
     assert code == 2 and "have other names" in said and harmless(said), said
+
+
+DEEP = "[" * 100_000
+
+
+def test_deep_json_in_what_a_run_reads_again_is_damage_like_any_other(tmp_path, caplog):
+    (tmp_path / "index.json").write_text(DEEP)
+    with pytest.raises(InputError, match=r"index\.json: no index of a token cache"):
+        CacheIndex.read(tmp_path)
+    (tmp_path / "settings.json").write_text(DEEP)
+    record_settings(tmp_path, {"seed": 1})
+    assert json.loads((tmp_path / "settings.json").read_text()) == {"seed": 1}
+    (tmp_path / "metrics.jsonl").write_text(f"{DEEP}\n")
+    MetricsLog(tmp_path, resume=True).close()
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    whole = Snapshot(1, {"a": np.zeros(1, np.float32)}, {"loss": 0.5})
+    path = folder.save(whole)
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() | {"state": DEEP, "best": DEEP}
+    arrays = {"a": np.zeros(1, np.float32)}
+    metadata["sha256"] = checkpoints._checksum(2, DEEP, arrays)
+    save_file(arrays, path.with_name("step-000000002.safetensors"), metadata | {"step": "2"})
+    assert folder.newest().step == 1 and folder.peek()[0] == 1 and folder.best() is None
+    assert "step-000000002.safetensors: damaged" in caplog.text

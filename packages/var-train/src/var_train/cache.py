@@ -67,8 +67,10 @@ class CacheIndex:
                 f"{quoted(path)}: cannot read it: {error.strerror}; expected a token cache "
                 "(python -m var_train.tokenize makes one)"
             ) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{quoted(path)}: no index of a token cache: {error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(
+                f"{quoted(path)}: no index of a token cache: {quoted(str(error))}"
+            ) from error
         if version != FORMAT:
             raise InputError(
                 f"{quoted(folder)}: a token cache of format {version}; expected {FORMAT} "

@@ -21,6 +21,8 @@ from var_tokenizer import InputError, check_tensors, quoted, replacing
 
 log = logging.getLogger(__name__)
 
+_DAMAGED = (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError)
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -78,8 +80,12 @@ class CheckpointFolder:
         for path in reversed(paths):
             try:
                 return _read(path)
-            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-                log.warning("%s: damaged (%s); falling back to the one before", quoted(path), error)
+            except _DAMAGED as error:
+                log.warning(
+                    "%s: damaged (%s); falling back to the one before",
+                    quoted(path),
+                    quoted(str(error)),
+                )
         if paths:
             raise InputError(
                 f"{quoted(self.folder)}: no checkpoint is whole; expected one of {len(paths)} "
@@ -97,7 +103,7 @@ class CheckpointFolder:
                 with safe_open(path, framework="numpy") as file:
                     metadata = file.metadata()
                 return int(metadata["step"]), json.loads(metadata["state"])
-            except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+            except _DAMAGED:
                 continue
         return None
 
@@ -158,7 +164,7 @@ def _is_best(path: Path) -> bool:
     try:
         with safe_open(path, framework="numpy") as file:
             return json.loads(file.metadata()["best"])
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+    except _DAMAGED:
         return False
 
 

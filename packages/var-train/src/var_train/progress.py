@@ -119,7 +119,7 @@ class MetricsLog:
         for text in self._path.read_text().splitlines():
             try:
                 lines.append(json.loads(text))
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
         return lines
 
@@ -170,7 +170,7 @@ def record_settings(folder: Path, settings: Mapping[str, object]) -> None:
     settings = json.loads(json.dumps(settings, default=str))
     try:
         before = _flat(json.loads(path.read_text()))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         before = {}
     now = _flat(settings)
     changed = [name for name in now if name in before and before[name] != now[name]]

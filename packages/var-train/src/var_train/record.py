@@ -103,7 +103,7 @@ class DataRecord:
                 times_n=arrays["times"],
                 hashes_n=arrays.get("hashes"),
             )
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError):
             return None
 
 

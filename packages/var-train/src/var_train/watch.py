@@ -104,7 +104,7 @@ def _look(own: Path, others: list[Path], stop: threading.Event) -> None:
         for path in others:
             try:
                 life, age = json.loads(path.read_text()), _mtime(own) - _mtime(path)
-            except (OSError, ValueError):  # it has finished, or is writing
+            except (OSError, ValueError, RecursionError):  # it has finished, or is writing
                 continue
             here = life["host"] == socket.gethostname()
             if (not _runs(life["process"])) if here else age > _SILENCE:
