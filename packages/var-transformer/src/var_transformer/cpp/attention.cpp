@@ -41,14 +41,14 @@ struct Shape {
     int64_t width() const { return heads * d; }
 };
 
-constexpr float longest = 1e12f;
+constexpr float shortest = 1e-12f;  // as which shorter vectors count
 
-// One over the length of a vector, at most `longest`.
+// One over the length of a vector.
 float inverse_length(const float* x, int64_t d) {
     float square = 0;
 #pragma omp simd reduction(+ : square)
     for (int64_t j = 0; j < d; ++j) square += x[j] * x[j];
-    return std::min(1 / std::sqrt(square), longest);
+    return 1 / std::max(std::sqrt(square), shortest);
 }
 
 // The rows of one head of one image within (B, L, parts * C), and copies of them.
@@ -229,7 +229,7 @@ KERNEL(next_scale_attention_grad) {
 #pragma omp simd reduction(+ : dot)
                 for (int64_t j = 0; j < d; ++j) dot += factor * x[j] * dy[j];
                 if (part == 0) scale_sum += dot;
-                const bool unit = s.unit_length && factor < longest;
+                const bool unit = s.unit_length && factor < 1 / shortest;
                 const float share = unit ? dot * factor : 0, times = factor * scale;
                 float* to = h.row(grad_qkv, part, t);
 #pragma omp simd
