@@ -115,6 +115,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert all(np.isfinite(array).all() for array in kept.arrays.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [True, False])
 def test_the_discriminator_sees_changed_images_only_where_augment_says_so(changes):
     adversary = Adversary(weight=1.0, start=0.0, channels=32, augment=changes)
