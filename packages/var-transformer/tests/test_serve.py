@@ -448,6 +448,12 @@ def test_stop_ends_a_generation_and_can_be_pressed_only_while_there_is_one(visit
     gate.let_pass()
     visitor.wait(lambda: ": the visitor stopped it" in caplog.text or gate.let_pass())
     assert "stopped after scale" in caplog.text
+    gate.let_pass(100)
+    for _ in range(3):  # the queue forgets a job after its visitor has the results
+        visitor.click("button#generate")
+        visitor.wait(lambda: visitor.one("#stop").is_enabled())
+        visitor.wait_for_end()
+        visitor.wait(lambda: not visitor.one("#stop").is_enabled())
     assert "left" not in caplog.text
 
 

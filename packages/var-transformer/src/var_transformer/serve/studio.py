@@ -28,6 +28,7 @@ from var_transformer.transformer import Transformer
 
 Value = str | float | bool | None  # of a control, as a client has sent it
 Update = tuple[Any, ...]  # of the gallery, the status line, the download, and the session's state
+_MOMENT = 2.0  # seconds
 _LONGEST = 80  # characters of a wrong value that a message repeats
 
 
@@ -146,7 +147,10 @@ class Studio:
         self, drawn_nyxc: np.ndarray | None, request: gr.Request
     ) -> tuple[gr.Button, gr.DownloadButton]:
         """The buttons to stop and to download, as they are after a job of the session."""
-        pending = self._visits.pending(request.session_hash)
+        # the queue keeps a job for a moment after its results were sent
+        end = time.monotonic() + _MOMENT
+        while (pending := self._visits.pending(request.session_hash)) and time.monotonic() < end:
+            time.sleep(0.05)
         return gr.Button(interactive=pending), gr.DownloadButton(interactive=drawn_nyxc is not None)
 
     # ------------------------------------------------------------ what a visitor asks for
