@@ -670,7 +670,7 @@ def test_a_page_that_is_open_to_all_says_so(start):
         ({"top_p": 2}, "top_p is 2; expected 0 to 1"),
         ({"top_p": False}, "top_p is False; expected 0 to 1"),
         ({"temperature": 0}, "temperature is 0; expected above 0"),
-        ({"more_smooth": 1}, "more_smooth is 1; expected true or false"),
+        ({"more_smooth": 1}, "more_smooth is 1; expected True or False"),
     ],
 )
 def test_a_wrong_value_is_a_sentence(page, parameters, message):

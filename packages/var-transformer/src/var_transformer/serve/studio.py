@@ -180,8 +180,6 @@ class Studio:
             more_smooth=more_smooth,
         )
         sampler.check(self._scales, self._tokenizer.vocab_size)
-        if not isinstance(more_smooth, bool):
-            raise InputError(f"more_smooth is {_shown(more_smooth)}; expected true or false")
         classes = self._model.config.num_classes
         if type(label) is int and 0 <= label < classes:
             number = label
