@@ -20,6 +20,7 @@ from var_tokenizer.pictures import (
     fit_picture,
     is_picture_name,
     open_regular,
+    read_alpha,
     read_images,
     read_picture,
     to_model_range,
@@ -208,6 +209,16 @@ def test_the_transparent_colour_of_16_bits_a_channel_is_white():
     row = b"\0" + struct.pack(">6H", *red, *key)
     data = png(2, 1, 16, 2, row, (b"tRNS", struct.pack(">3H", *key)))
     assert pixels(data)[0].tolist() == [[255, 0, 0], [255, 255, 255]]
+
+
+def test_what_a_picture_covers_is_read_of_every_depth_and_upright():
+    row = b"\0" + struct.pack(">HH", 0, 300)
+    grey = png(2, 1, 16, 0, row, (b"tRNS", struct.pack(">H", 300)))
+    assert np.asarray(read_alpha(grey)).tolist() == [[255, 0]]
+    image = Image.new("RGBA", (2, 1), (0, 0, 0, 90))
+    image.putpixel((1, 0), (0, 0, 0, 20))
+    assert np.asarray(read_alpha(saved(image, exif=exif(6)))).tolist() == [[90], [20]]
+    assert np.asarray(read_alpha(saved(image.convert("RGB"), "JPEG"))).tolist() == [[255, 255]]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "GIF"])

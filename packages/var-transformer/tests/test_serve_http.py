@@ -147,13 +147,13 @@ def png(size=(6, 6), colour=(10, 200, 30)):
     return data.getvalue()
 
 
+def chunk(kind, data):
+    """A chunk of a PNG file."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def png_bomb(side):
     """A PNG of side x side pixels that are all black: 1 bit each, and nearly no bytes."""
-
-    def chunk(kind, data):
-        end = zlib.crc32(kind + data)
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", end)
-
     packer = zlib.compressobj(9)
     row = bytes(1 + (side + 7) // 8)
     pixels = b"".join([*(packer.compress(row) for _ in range(side)), packer.flush()])
@@ -417,6 +417,54 @@ def test_picture_bombs_are_refused_before_they_are_decoded(page):
             thread.start()
         for thread in threads:
             thread.join()
+    assert page.memory("VmHWM") - idle < 300
+
+
+def tiff_of_claims(size, count):
+    """A TIFF file of 6 x 6 pixels, with ``count`` entries that each claim ``size`` bytes of it."""
+    file = io.BytesIO()
+    Image.new("RGB", (6, 6)).save(file, "TIFF")
+    data = bytearray(file.getvalue())
+    (begin,) = struct.unpack_from("<I", data, 4)
+    (known,) = struct.unpack_from("<H", data, begin)
+    entries = data[begin + 2 : begin + 2 + 12 * known]
+    data[4:8] = struct.pack("<I", len(data))
+    data += struct.pack("<H", known + count) + entries
+    data += b"".join(struct.pack("<HHII", 40_000 + n, 7, size, 8) for n in range(count))
+    return bytes(data.ljust(size + 8, b"\0"))
+
+
+def test_what_a_file_says_beside_its_pixels_costs_neither_memory_nor_time(page):
+    plain = png((6, 6), (255, 0, 0, 0))
+    mark = page.file(plain)
+    assert page.call("redraw", picture={"background": mark})[0] == "complete"
+    idle = page.memory("VmRSS")
+    Path(f"/proc/{page.process.pid}/clear_refs").write_text("5")  # forgets the peak
+
+    text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2**23), 9))
+    talkative = page.file(plain[:33] + text + plain[33:])
+    file = io.BytesIO()
+    Image.new("L", (6, 6)).save(file, "GIF")
+    start = 13 + 3 * 256
+    comment = b"!\xfe" + (b"\xff" + bytes(255)) * 2**15 + b"\0"
+    comments = page.file(file.getvalue()[:start] + comment + file.getvalue()[start:])
+    greedy = page.file(tiff_of_claims(2**23, 60))
+    turned = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter
+    Image.new("RGBA", (6, 3), (255, 0, 0, 0)).save(turned, "PNG", exif=exif)
+    turned = page.file(turned.getvalue())
+    begun = time.monotonic()
+    for background, layers in (
+        (talkative, [talkative]),
+        (comments, [comments]),
+        (greedy, [greedy]),
+        (turned, [turned]),
+    ):
+        picture = {"background": background, "layers": layers}
+        event, answer = page.call("redraw", picture=picture)
+        assert event == "complete", answer
+    assert time.monotonic() - begun < 45  # two minutes where the comment is joined
     assert page.memory("VmHWM") - idle < 300
 
 

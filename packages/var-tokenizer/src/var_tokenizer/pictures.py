@@ -114,6 +114,20 @@ def read_picture(
         return picture
 
 
+def read_alpha(source: PictureFile, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """How much each pixel of an image file covers, 0 to 255, as a grey picture, upright.
+
+    255 everywhere in a file without transparency. Reads and raises as ``read_picture`` does.
+    """
+    with _decoded(source, max_pixels) as (image, orientation):
+        image = _of_8_bits(image)
+        if image.has_transparency_data:
+            alpha = image.convert("RGBA").getchannel("A")
+        else:
+            alpha = Image.new("L", image.size, 255)
+        return _turned(alpha, orientation)
+
+
 def upright_rgb(image: Image.Image) -> Image.Image:
     """A PIL image as ``read_picture`` gives it. Raises InputError as that does."""
     _check_size("image", image.size, MAX_PIXELS)
@@ -417,16 +431,22 @@ def _scale_transparent_colour(image: Image.Image) -> None:
 
 def _flat(image: Image.Image, background: str) -> Image.Image:
     """RGB of 8 bits, transparency laid over a colour. Raises ValueError for an unknown range."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        image = _grey_of_16_bits(image)
-    if image.mode in ("I", "F"):
-        raise ValueError("grey of 32 bits, of no known range; expected 8 or 16 bits")
+    image = _of_8_bits(image)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.new("RGB", layer.size, background)
         image.paste(layer, mask=layer)
         return image
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _of_8_bits(image: Image.Image) -> Image.Image:
+    """The image, grey of 16 bits as grey of 8. Raises ValueError for an unknown range."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return _grey_of_16_bits(image)
+    if image.mode in ("I", "F"):
+        raise ValueError("grey of 32 bits, of no known range; expected 8 or 16 bits")
+    return image
 
 
 def _grey_of_16_bits(image: Image.Image) -> Image.Image:
