@@ -6,6 +6,7 @@ import os
 import shlex
 from pathlib import Path
 
+import mindspore
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -358,10 +359,28 @@ def test_a_rounded_tokenizer_still_belongs_to_its_transformer(save_pth, tmp_path
     check_pair(model, half)
     wide = convert(stops[-1], tmp_path / "wide.safetensors", dtype="float32").target
     check_pair(model, Tokenizer.load(wide))
+    half.save(tmp_path / "again.safetensors")
+    check_pair(model, Tokenizer.load(tmp_path / "again.safetensors"))
     same = convert(whole, tmp_path / "same.safetensors", dtype="float32").target
     assert inspect(same).rounded_from is None
     with pytest.raises(InputError, match="expected the tokenizer that it was trained with"):
         check_pair(model, Tokenizer(SMALL_TOKENIZER, seed=5))
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_weights_loaded_over_rounded_ones_no_longer_belong(save_pth, tmp_path, checked):
+    path, _ = save_pth(SMALL_TOKENIZER)
+    whole = convert(path, tmp_path / "whole.safetensors").target
+    half = Tokenizer.load(convert(whole, tmp_path / "h.safetensors", dtype="float16").target)
+    model = Transformer(dataclasses.replace(SMALL_TRANSFORMER, scales=SMALL_TOKENIZER.scales))
+    model.tokenizer_checksum = inspect(whole).checksum
+    if checked:
+        check_pair(model, half)
+    mindspore.load_param_into_net(half, Tokenizer(SMALL_TOKENIZER, seed=5).parameters_dict())
+    half.save(tmp_path / "other.safetensors")
+    for other in (half, Tokenizer.load(tmp_path / "other.safetensors")):
+        with pytest.raises(InputError, match="expected the tokenizer that it was trained with"):
+            check_pair(model, other)
 
 
 def legacy(path, tmp_path):

@@ -225,6 +225,16 @@ def test_a_pair_is_summed_up_once(make_model, tokenizer, monkeypatch):
     assert len(calls) == 1
 
 
+def test_weights_assigned_in_place_belong_to_who_learns_their_checksum(make_model, tokenizer):
+    own, model = Tokenizer(tokenizer.config, seed=3), make_model()
+    model.tokenizer_checksum = own.checksum()
+    check_pair(model, own)
+    for parameter in own.get_parameters():
+        ms.ops.assign(parameter, parameter + 1)  # as in training
+    model.tokenizer_checksum = own.checksum()
+    check_pair(model, own)
+
+
 NAMES = ("cat", "dog", "\u732b", "tench, Tinca tinca", "dog")
 
 

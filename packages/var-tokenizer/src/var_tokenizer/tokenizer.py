@@ -136,12 +136,11 @@ class Tokenizer(nn.Cell):
     arrays or MindSpore tensors and come out as MindSpore tensors (``np.asarray`` reads them).
 
     Weights are drawn from ``seed``; ``Tokenizer.load`` reads them from a file, and they may be
-    changed at any time in MindSpore's ways. ``rounded_from`` is the checksum of the weights that a
-    file's were rounded from, as by ``var-convert --dtype``. Threads may share a tokenizer: its
-    methods for images, ids and latent maps run one at a time (``construct`` does not wait).
+    changed at any time in MindSpore's ways. Threads may share a tokenizer: its methods for images,
+    ids and latent maps run one at a time (``construct`` does not wait).
     """
 
-    rounded_from: str | None = None
+    _rounded: tuple[str, str] | None = None  # checksums before the file's rounding, and after it
     _summed: tuple[tuple[int, ...], str] | None = None  # where the weights lay, and their checksum
 
     def __init__(self, config: TokenizerConfig, seed: int | None = 0) -> None:
@@ -164,17 +163,25 @@ class Tokenizer(nn.Cell):
         checkpoint.check(tokenizer_shapes(checkpoint.config))
         rounded_from = noted_checksum(checkpoint.metadata, "rounded_from", quoted(path))
         tokenizer, tensors = cls(checkpoint.config, seed=None), checkpoint.read()
-        tokenizer.rounded_from = rounded_from
         for name, parameter in tokenizer.parameters_and_names():
             array = tensors.pop(name)
             if array.ndim == 4:
                 array = array.transpose(0, 2, 3, 1)
             parameter.set_data(Tensor.from_numpy(np.ascontiguousarray(array)))
+        if rounded_from is not None:
+            tokenizer._rounded = (rounded_from, tokenizer.checksum())
         return tokenizer
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes weights and configuration as a native file, atomically."""
-        write_checkpoint(path, "tokenizer", self.config, self.published_tensors())
+        """Writes weights and configuration as a native file, atomically.
+
+        Of weights that were read from a rounded file, as ``var-convert --dtype`` writes it, and
+        are still those, it says what they were rounded from, too.
+        """
+        metadata = {}
+        if self._rounded is not None and self.checksum() == self._rounded[1]:
+            metadata["rounded_from"] = self._rounded[0]
+        write_checkpoint(path, "tokenizer", self.config, self.published_tensors(), metadata)
 
     def published_tensors(self) -> dict[str, np.ndarray]:
         """Published name -> float32 array in the published layout (convolutions OIHW)."""
@@ -190,18 +197,23 @@ class Tokenizer(nn.Cell):
         What ``var-convert inspect`` shows for a file of them. Takes about half a second at the
         published size.
         """
-        return weights_checksum((n, a.shape, [a]) for n, a in self.published_tensors().items())
+        tensors = self.published_tensors()
+        checksum = weights_checksum((n, a.shape, [a]) for n, a in tensors.items())
+        self._summed = (self._places(), checksum)
+        return checksum
 
     def belongs_to(self, checksum: str) -> bool:
-        """Whether the weights are those of ``checksum``, or were rounded from them.
+        """Whether the weights are those of ``checksum``, or were rounded from them in a file.
 
         They are summed up once, and again where they lie elsewhere, as after loading others. What
-        is assigned in place, as in training, goes unnoticed from the first call on.
+        is assigned in place, as in training, goes unnoticed until ``checksum`` is called.
         """
-        places = (self._compiled.moves, *(p.data_ptr() for p in self.get_parameters()))
-        if self._summed is None or self._summed[0] != places:
-            self._summed = (places, self.checksum())
-        return checksum in (self._summed[1], self.rounded_from)
+        if self._summed is None or self._summed[0] != self._places():
+            self.checksum()
+        return checksum == self._summed[1] or (checksum, self._summed[1]) == self._rounded
+
+    def _places(self) -> tuple[int, ...]:
+        return (self._compiled.moves, *(p.data_ptr() for p in self.get_parameters()))
 
     # ------------------------------------------------------------ images <-> tokens
     def encode(self, images: Array) -> list[Tensor]:
