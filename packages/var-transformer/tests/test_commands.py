@@ -97,6 +97,21 @@ def test_it_writes_each_image_a_grid_an_animation_and_the_evaluators_array(sampl
     assert read_picture(sampled / "grid.png").size == (2 * 8 + 2, 2 * 8 + 2)
 
 
+def test_a_commands_log_is_its_own_alone(pair, tmp_path):
+    files = {"tokenizer": pair / "t.safetensors", "model": pair / "small.safetensors"}
+    options = {"classes": 0, "out": tmp_path / "out"}
+    environment = {name: value for name, value in os.environ.items() if name != "GLOG_v"}
+    said = subprocess.run(
+        [sys.executable, "-m", "var_transformer.sample"]
+        + [part for name, value in (files | options).items() for part in (f"--{name}", str(value))],
+        env=environment | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
+        check=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    ).stderr
+    assert said and all(line.startswith("INFO: ") for line in said.splitlines()), said
+
+
 def test_the_files_are_what_generate_gives(sampled, model, tokenizer, make_model):
     labels = np.array([1, 1, 3, 3])
     refiner = Refiner(make_model(depth=1, width=16), 1)

@@ -1,5 +1,11 @@
 """The next-scale transformer of VAR: token maps -> next token map."""
 
+import os
+import sys
+
+if sys.argv[:1] == ["-m"]:  # a command: Python imports its package first, and finds it only then
+    os.environ.setdefault("GLOG_v", "3")  # MindSpore's warnings, from its import on, are not ours
+
 from var_transformer.attention import Backend
 from var_transformer.command import INTERRUPTED, exit_codes, list_commands, run_command
 from var_transformer.config import TransformerConfig

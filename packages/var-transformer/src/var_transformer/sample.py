@@ -1,9 +1,5 @@
 """``python -m var_transformer.sample``: draws images of chosen classes into files."""
 
-import os
-
-os.environ.setdefault("GLOG_v", "3")  # before MindSpore is imported: its warnings are not ours
-
 import dataclasses
 import hashlib
 import json

@@ -1,9 +1,5 @@
 """``python -m var_transformer.edit``: redraws a part of an image, as of a chosen class."""
 
-import os
-
-os.environ.setdefault("GLOG_v", "3")  # before MindSpore is imported: its warnings are not ours
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
