@@ -487,6 +487,25 @@ def test_an_upload_is_bounded_for_each_address_and_its_leavings_are_deleted(page
     assert page.upload(secrets.token_bytes(size), address=address)[0] == 200
 
 
+def test_uploads_that_break_off_or_are_not_taken_leave_nothing(page):
+    def held():
+        return sum(path.stat().st_size for path in page.own_folder.rglob("*") if path.is_file())
+
+    before = held()
+    head = b'--x\r\nContent-Disposition: form-data; name="%s"; filename="a.png"\r\n\r\n'
+    form = {"Content_Type": "multipart/form-data; boundary=x"}
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", page.port)) as broken:
+            request = f"POST {API}/upload HTTP/1.1\r\nHost: localhost\r\n"
+            request += f"Content-Length: 9000000\r\nContent-Type: {form['Content_Type']}\r\n\r\n"
+            broken.sendall(request.encode() + head % b"files" + bytes(2**22))
+            time.sleep(0.2)  # a part is read before the rest is found missing
+    page.post(f"{API}/upload", head % b"files" + bytes(2**22), **form)  # has no end
+    page.post(f"{API}/upload", head % b"other" + bytes(2**22) + b"\r\n--x--\r\n", **form)
+    assert page.upload(png((9, 9)))[0] == 200
+    assert held() - before < 2**20
+
+
 # ---------------------------------------------------------------- other users of the machine
 def test_the_pages_folder_is_private_and_is_its_own(page):
     assert stat.S_IMODE(page.own_folder.stat().st_mode) == 0o700
@@ -596,6 +615,9 @@ FOREIGN = [
     {"Host": "evil.example"},
     {"Host": "127.0.0.1.evil.example:7860"},
     {"Host": ""},
+    {"Host": "evil.example@localhost"},
+    {"Host": "localhost/evil.example"},
+    {"Host": "localhost?evil.example"},
     {"Host": "evil.example", "Origin": "http://evil.example"},
     {"Origin": "http://evil.example"},
     {"Origin": "null"},
@@ -813,6 +835,27 @@ def test_odd_questions_are_answered_without_a_traceback(page):
 def test_streams_of_nobody_are_not_found(page):
     for path in ("queue/data", "queue/data?session_hash=nobody", "call/generate/abc", "call/x/y"):
         assert page.get(f"{API}/{path}")[0] in (400, 404)
+
+
+def test_a_stream_that_is_asked_for_under_two_names_is_that_of_the_first(page):
+    generate = {"fn_index": 1, "session_hash": "two-names", "data": ["3", 1, 0, 1, 0, 0, 1, False]}
+    assert page.post(f"{API}/queue/join", generate)[0] == 200
+    query = "session_hash=two-names&session_hash=nobody"
+    status, _, events = page.get(f"{API}/queue/data?{query}", timeout=PATIENCE)
+    assert status == 200 and b"process_completed" in events
+
+
+def test_sessions_that_have_no_job_push_nobody_elses_pictures_out(page):
+    generate = {"fn_index": 1, "session_hash": "painter", "data": ["3", 1, 0, 1, 0, 0, 1, False]}
+    assert page.post(f"{API}/queue/join", generate)[0] == 200
+    page.get(f"{API}/queue/data?session_hash=painter", timeout=PATIENCE)
+    functions = json.loads(page.get("/config")[2])["dependencies"]
+    numbers = {function["api_name"]: function["id"] for function in functions}
+    for n in range(120):
+        chosen = {"fn_index": numbers["chosen_index"], "data": [], "session_hash": f"forged{n}"}
+        assert page.post(f"{API}/run/predict", chosen | {"event_data": {"index": 0}})[0] == 200
+    ask = {"fn_index": numbers["to_canvas"], "data": [], "session_hash": "painter"}
+    assert page.post(f"{API}/run/predict", ask)[0] == 200
 
 
 def test_what_is_chosen_in_the_gallery_must_be_a_number(page):

@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import json
 import re
-import time
+import tempfile
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,7 +34,6 @@ Send = Callable[[Message], Awaitable[None]]
 
 _API = "/gradio_api"
 _PATIENCE = 60.0  # seconds in which a body must have come
-_LEFT_OVER = 600.0  # seconds after which an upload is no longer going on
 _DRAINED = 64 * 2**20  # bytes of a refused request that are taken all the same
 _FORM = 64 * 1024  # bytes of an upload beside its file
 _READ = re.compile(
@@ -51,6 +50,7 @@ _HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+_NETLOC = re.compile(r"[\w.:\[\]-]*", re.ASCII)  # a name and a port, and nothing else
 _FILE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; sandbox; frame-ancestors 'none'"
 # Gradio sets styles on elements; its editor makes functions of strings, and a worker of a blob
 _PAGE_POLICY = (
@@ -93,7 +93,7 @@ class Guard:
         self._app, self._page, self._folder, self._visits = app, page, folder, visits
         self._calls = Calls(page, folder)
         self._hosts, self._login, self._head = hosts, login, head
-        self._joining = asyncio.Lock()
+        self._joining, self._uploading = asyncio.Lock(), asyncio.Lock()
         self.closing = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -216,6 +216,7 @@ class Guard:
         elif fields["job"] is None:
             query = parse_qs(scope["query_string"].decode("latin-1"))
             session = check_session(query.get("session_hash", [None])[0])
+            scope["query_string"] = f"session_hash={session}".encode()  # of several, the same
         else:
             session = self._visits.session_of(fields["job"])
         results = "session" not in fields
@@ -254,6 +255,8 @@ class Guard:
         if match["run"]:
             if self._calls.is_queued(call):
                 raise RefusedError(404, f"This function has a queue: POST to {_API}/call/NAME.")
+            if call["session_hash"] not in self._page.state_holder:  # nothing to be remembered
+                call["session_hash"] = None
             await self._forward(scope, call, receive, send)
             return
         async with self._joining:  # from the look at the queue until the job is in it
@@ -281,25 +284,48 @@ class Guard:
         size = headers.get("content-length", "")
         if not size.isdecimal():
             raise RefusedError(411, "An upload must say how long it is.")
-        self._sweep()
-        answer: list[bytes] = []
+        address, size = _address(scope), int(size)
+        answer: list[Message] = []
 
         async def collect(message: Message) -> None:
-            answer.append(message.get("body", b""))
-            await send(message)
+            answer.append(message)
 
         del MutableHeaders(scope=scope)["accept-encoding"]  # the answer is read here
-        with self._visits.upload(_address(scope), max(int(size) - _FORM, 0)):
-            try:
-                await self._app(scope, receive, collect)
-            except Exception as error:  # of a form that is not well formed, or a full disk
-                log.warning("an upload failed: %s", type(error).__name__)
-            self._note_upload(_address(scope), b"".join(answer))
+        try:
+            with (
+                self._visits.upload(address, max(size - _FORM, 0)),
+                # Gradio would keep what has come of an upload that breaks off
+                tempfile.TemporaryFile(dir=self._folder) as file,
+            ):
+                while file.tell() < size:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return
+                    file.write(message.get("body", b""))
+                file.seek(0)
+
+                async def replay() -> Message:
+                    body = file.read(_FORM)
+                    return {"type": "http.request", "body": body, "more_body": file.tell() < size}
+
+                async with self._uploading:
+                    try:
+                        await self._app(scope, replay, collect)
+                    except Exception as error:  # of a form that is not well formed
+                        log.warning("an upload failed: %s", type(error).__name__)
+                    finally:
+                        self._sweep()
+                    self._note_upload(address, b"".join(each.get("body", b"") for each in answer))
+        except OSError as error:  # a full disk
+            log.warning("an upload failed: %s", error.strerror or type(error).__name__)
+            raise RefusedError(503, "There is no place for this upload.") from error
+        for message in answer:
+            await send(message)
 
     def _sweep(self) -> None:
-        """Deletes what uploads that were broken off have left."""
+        """Deletes what Gradio leaves of a form that it does not take, and of its odd parts."""
         for path in self._folder.iterdir():
-            if path.is_file() and time.time() - path.stat().st_mtime > _LEFT_OVER:
+            if path.is_file():
                 path.unlink(missing_ok=True)
 
     def _note_upload(self, address: str, answer: bytes) -> None:
@@ -340,7 +366,9 @@ async def _body(receive: Receive) -> bytes:
 
 
 def _host(netloc: str) -> tuple[str | None, int | None]:
-    """(name, port) of a Host header."""
+    """(name, port) of a Host header; name is None where it holds anything else."""
+    if not _NETLOC.fullmatch(netloc):
+        return None, None
     try:
         parts = urlsplit(f"//{netloc}")
         return parts.hostname, parts.port
