@@ -97,6 +97,15 @@ def test_a_mismatched_pair_is_an_error_with_both_values_before_any_model_runs(
         generate(model, tokenizer, LABELS, refiner=Refiner(other, 1))
 
 
+def test_a_refiner_of_other_classes_is_an_error_before_any_model_runs(
+    make_model, tokenizer, no_model_runs
+):
+    model, other = make_model(), make_model()
+    model.class_names, other.class_names = tuple("abcde"), tuple("abdce")
+    with pytest.raises(InputError, match="class 2 is d in the refiner and c in the transformer"):
+        generate(model, tokenizer, LABELS, refiner=Refiner(other, 1))
+
+
 def guided_logits(model, tokenizer, ids, strength):
     """Of all scales, teacher forced: what a generation without a cache would compute."""
     inputs = np.asarray(tokenizer.teacher_inputs(ids))

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from mindspore import Tensor
-from var_tokenizer import InputError, LatentCodec, is_integer, one_at_a_time, to_unit_range
+from var_tokenizer import (
+    InputError,
+    LatentCodec,
+    is_integer,
+    one_at_a_time,
+    quoted,
+    to_unit_range,
+)
 
 from var_transformer.attention import Cache
 from var_transformer.sampler import Guidance, Sampler, ScaleSettings
@@ -51,6 +58,13 @@ class Refiner:
                 f"num_classes is {ours} in the refiner and {theirs} in the transformer; "
                 "expected the same"
             )
+        names = (self.model.class_names or (), model.class_names or ())
+        for n, (a, b) in enumerate(zip(*names, strict=False)):  # published weights have none
+            if a != b:
+                raise InputError(
+                    f"class {n} is {quoted(a)} in the refiner and {quoted(b)} in the transformer; "
+                    "expected the same names"
+                )
         most = len(tokenizer.schedule) - 1
         if not is_integer(self.scales) or not 1 <= self.scales <= most:
             raise InputError(f"the refiner's scales is {self.scales}; expected 1 to {most}")
@@ -83,7 +97,8 @@ def generate(
     it raises ends the generation. refiner: a smaller model for the last scales.
 
     Raises InputError for a label, number or sampler setting out of range, and for a tokenizer
-    whose vocabulary, latent channels or schedule differ from the model's or the refiner's.
+    whose vocabulary, latent channels or schedule differ from the model's or the refiner's, and for
+    a refiner with other classes.
     """
     sampler = Sampler(cfg, guidance, guided_scales, top_k, top_p, temperature, more_smooth)
     labels_b = model.check_labels(labels)
