@@ -516,7 +516,7 @@ def test_the_pages_folder_is_private_and_is_its_own(page):
     assert sorted(others) == sorted(["gradio", page.own_folder.name])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_server_that_is_ended_with_jobs_leaves_nothing_and_says_nothing_false(start, number):
     page = start("--max-images", "64")
     page.file(png())
@@ -881,6 +881,16 @@ def test_the_api_has_two_functions_whose_parameters_have_names(page):
     assert json.loads(page.get(f"{API}/openapi.json")[2])["info"]["title"] == "VAR"
     html = page.get("/")[2].decode()
     assert "<title>VAR</title>" in html and "og:image" not in html
+
+
+def test_a_class_name_that_is_no_unicode_is_shown_escaped(start, make_model, tmp_path):
+    model = make_model()
+    model.class_names = ("caf\udce9", "b", "c", "d", "e")
+    model.save(tmp_path / "m.safetensors")
+    page = start("--model", str(tmp_path / "m.safetensors"), "--class-names", "None")
+    status, _, config = page.get("/config")
+    assert status == 200 and rb"caf\\udce9" in config and page.get("/")[0] == 200
+    assert page.call("generate", label=r"caf\udce9")[0] == "complete"
 
 
 def test_class_names_do_not_enter_file_names(page):

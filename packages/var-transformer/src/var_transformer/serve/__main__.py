@@ -1,5 +1,6 @@
 """``python -m var_transformer.serve``: serves a web page for a trained model."""
 
+import signal
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +141,9 @@ def run(config: Serve) -> None:
 
 def main() -> None:
     """The command: exits with 2 and one line where the input is unusable."""
+    hangup = getattr(signal, "SIGHUP", None)  # of a terminal that is closed; not on Windows
+    if hangup is not None and signal.getsignal(hangup) is signal.SIG_DFL:  # nohup ignores it
+        signal.signal(hangup, lambda *_: signal.raise_signal(signal.SIGTERM))
     run_command(Serve, "var_transformer.serve", run)
 
 

@@ -45,7 +45,10 @@ class Studio:
         visits: Visits,
         folder: Path,
     ) -> None:
-        self._model, self._tokenizer, self._names = model, tokenizer, names
+        self._model, self._tokenizer = model, tokenizer
+        # names of folders need not be Unicode, and no page could be sent with such a one
+        readable = [name.encode(errors="backslashreplace").decode() for name in names or ()]
+        self._names = None if names is None else readable
         self.max_images = max_images
         self.size = tokenizer.config.image_size
         self._scales = len(tokenizer.schedule)
