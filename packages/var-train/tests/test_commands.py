@@ -16,10 +16,15 @@ import tyro
 from PIL import Image
 from var_tokenizer import Tokenizer, TokenizerConfig
 from var_train.evaluate import TokenizerEvaluation
+from var_train.evaluate import main as evaluate_command
 from var_train.loop import LoopConfig, train
 from var_train.progress import MetricsLog, record_settings, step_bar
 from var_train.run import Run, parse
+from var_train.run import main as run_command
 from var_train.tokenize import Tokenization
+from var_train.tokenize import main as tokenize_command
+
+EVALUATION = ["tokenizer", "--tokenizer", "t", "--data", "d", "--out", "o"]
 
 
 class Counting:
@@ -231,3 +236,31 @@ def test_a_command_that_is_interrupted_exits_with_130_and_leaves_no_half_file(
     assert lines[-1].startswith(f"ERROR: interrupted; {last}")
     assert all(text.startswith(("INFO: ", "ERROR: interrupted")) for text in lines)
     assert not [path for path in out.rglob(".*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "message"),
+    [
+        (run_command, ["--val-fraction", "0.1"], "val_fraction is 0.1 without data; "),
+        (run_command, ["--loop.keep", "0"], "keep is 0; expected at least 1"),
+        (run_command, ["--tokenizer.vocab-size", "0"], "vocab_size is 0; "),
+        (tokenize_command, [*EVALUATION[1:], "--batch", "0"], "batch is 0; "),
+        (evaluate_command, [*EVALUATION, "--batch", "0"], "batch is 0; expected at least 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_one_line(
+    main, words, message, capsys, caplog, monkeypatch
+):
+    monkeypatch.setattr(sys, "argv", ["command", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2 and capsys.readouterr() == ("", "")
+    (said,) = caplog.messages
+    assert said.startswith(message) and "\n" not in said
+
+
+def test_words_that_are_no_settings_are_explained(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["command", "--bogus", "3"])
+    with pytest.raises(SystemExit) as end:
+        run_command()
+    assert end.value.code == 2 and "Unrecognized options: --bogus" in capsys.readouterr().err

@@ -3,7 +3,9 @@
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass, make_dataclass
+from io import StringIO
 from typing import TypeVar
 
 import tyro
@@ -13,7 +15,7 @@ from tyro.constructors import (
     PrimitiveTypeInfo,
     UnsupportedTypeAnnotationError,
 )
-from var_tokenizer import Scale
+from var_tokenizer import InputError, Scale
 
 Config = TypeVar("Config")
 
@@ -61,7 +63,24 @@ def parse(default: Config, prog: str) -> Config:
     if {"-h", "--help"} & {*words}:
         _help(default, prog)
     words = ["--help" if word == "--help-all" else word for word in words]
-    return tyro.cli(type(default), default=default, prog=prog, registry=sizes, args=words)
+    return checked(type(default), default=default, prog=prog, registry=sizes, args=words)
+
+
+def checked(kind: type[Config], **options: object) -> Config:
+    """``tyro.cli(kind, ...)``, but InputErrors of the dataclasses are raised.
+
+    tyro would frame each and wrap it to the terminal's width, and nothing could read it in a log.
+    """
+    try:
+        with redirect_stderr(StringIO()):  # console_outputs does not hold back what it frames
+            return tyro.cli(kind, **options, console_outputs=False)
+    except SystemExit as end:
+        cause = end.__context__
+        while cause is not None:
+            if isinstance(cause, InputError):
+                raise cause from None
+            cause = cause.__context__
+    return tyro.cli(kind, **options)  # to say what is wrong, or the help
 
 
 def _help(default: Config, prog: str) -> None:

@@ -39,13 +39,11 @@ class TokenizerEvaluation:
     feature_network: Path | None = None
     """A VGG-like network, .safetensors, whose features give the FID."""
 
-    def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise InputError(f"batch is {self.batch}; expected at least 1")
-
 
 def evaluate_tokenizer(config: TokenizerEvaluation) -> TokenizerFigures:
     """Carries out ``config``; raises InputError for unusable files before it measures."""
+    if config.batch < 1:  # not where it is built: tyro would frame the message
+        raise InputError(f"batch is {config.batch}; expected at least 1")
     tokenizer = Tokenizer.load(config.tokenizer)
     network = (
         None if config.feature_network is None else FeatureNetwork.load(config.feature_network)
