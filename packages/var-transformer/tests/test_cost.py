@@ -163,3 +163,11 @@ def test_the_settings_name_what_is_wrong(field, message):
 def test_the_portable_device_is_priced_too(monkeypatch, capsys):
     assert "on cpu" in run(monkeypatch, capsys, "--device", "cpu", "--batch", "2")
     assert ms.get_context("device_target") == "CPU"
+
+
+def test_a_wrong_setting_of_the_command_is_one_line(capsys, caplog, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["cost", "--batch", "0"])
+    with pytest.raises(SystemExit) as end:
+        cost.main()
+    assert end.value.code == 2 and capsys.readouterr() == ("", "")
+    assert caplog.messages == ["batch is 0; expected at least 1"]

@@ -3,9 +3,7 @@
 import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass, make_dataclass
-from io import StringIO
 from typing import TypeVar
 
 import tyro
@@ -15,7 +13,8 @@ from tyro.constructors import (
     PrimitiveTypeInfo,
     UnsupportedTypeAnnotationError,
 )
-from var_tokenizer import InputError, Scale
+from var_tokenizer import Scale
+from var_transformer import read_settings
 
 Config = TypeVar("Config")
 
@@ -63,24 +62,7 @@ def parse(default: Config, prog: str) -> Config:
     if {"-h", "--help"} & {*words}:
         _help(default, prog)
     words = ["--help" if word == "--help-all" else word for word in words]
-    return checked(type(default), default=default, prog=prog, registry=sizes, args=words)
-
-
-def checked(kind: type[Config], **options: object) -> Config:
-    """``tyro.cli(kind, ...)``, but InputErrors of the dataclasses are raised.
-
-    tyro would frame each and wrap it to the terminal's width, and nothing could read it in a log.
-    """
-    try:
-        with redirect_stderr(StringIO()):  # console_outputs does not hold back what it frames
-            return tyro.cli(kind, **options, console_outputs=False)
-    except SystemExit as end:
-        cause = end.__context__
-        while cause is not None:
-            if isinstance(cause, InputError):
-                raise cause from None
-            cause = cause.__context__
-    return tyro.cli(kind, **options)  # to say what is wrong, or the help
+    return read_settings(type(default), default=default, prog=prog, registry=sizes, args=words)
 
 
 def _help(default: Config, prog: str) -> None:

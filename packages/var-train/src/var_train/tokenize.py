@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from var_tokenizer import InputError, Tokenizer, quoted
-from var_transformer import exit_codes
+from var_transformer import exit_codes, read_settings
 
-from var_train import arguments, distributed
+from var_train import distributed
 from var_train.cache import write_cache
 from var_train.data import load_image_tree
 from var_train.watch import watched
@@ -61,7 +61,7 @@ def main() -> None:
     """The command; see ``exit_codes`` for how it ends."""
     with exit_codes("interrupted; the same command goes on with the next shard"):
         distributed.start()
-        config = arguments.checked(Tokenization, prog="python -m var_train.tokenize")
+        config = read_settings(Tokenization, prog="python -m var_train.tokenize")
         with watched(config.out):
             tokenize(config)
 

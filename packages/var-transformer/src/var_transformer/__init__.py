@@ -7,7 +7,13 @@ if sys.argv[:1] == ["-m"]:  # a command: Python imports its package first, and f
     os.environ.setdefault("GLOG_v", "3")  # MindSpore's warnings, from its import on, are not ours
 
 from var_transformer.attention import Backend
-from var_transformer.command import INTERRUPTED, exit_codes, list_commands, run_command
+from var_transformer.command import (
+    INTERRUPTED,
+    exit_codes,
+    list_commands,
+    read_settings,
+    run_command,
+)
 from var_transformer.config import TransformerConfig
 from var_transformer.edit import box_mask, edit, tokens_to_redraw
 from var_transformer.generate import Generation, Refiner, check_pair, generate
@@ -34,6 +40,7 @@ __all__ = [
     "list_commands",
     "parse_class_names",
     "progress_bar",
+    "read_settings",
     "run_command",
     "tokens_to_redraw",
     "transformer_shapes",

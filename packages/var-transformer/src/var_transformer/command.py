@@ -9,8 +9,9 @@ import textwrap
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
@@ -120,6 +121,23 @@ def _in_mindspore(frame: FrameType | None) -> bool:
     return False
 
 
+def read_settings(kind: type[Config], **options: object) -> Config:
+    """``tyro.cli(kind, ...)``, but InputErrors of the dataclasses are raised.
+
+    tyro would frame each and wrap it to the terminal's width, and nothing could read it in a log.
+    """
+    try:
+        with redirect_stderr(StringIO()):  # console_outputs does not hold back what it frames
+            return tyro.cli(kind, **options, console_outputs=False)
+    except SystemExit as end:
+        cause = end.__context__
+        while cause is not None:
+            if isinstance(cause, InputError):
+                raise cause from None
+            cause = cause.__context__
+    return tyro.cli(kind, **options)  # to say what is wrong, or the help
+
+
 def run_command(
     config_type: type[Config],
     module: str,
@@ -128,7 +146,7 @@ def run_command(
 ) -> None:
     """Reads the command line into ``config_type`` and acts on it; see ``exit_codes``."""
     with exit_codes(interrupted):
-        action(tyro.cli(config_type, prog=f"python -m {module}"))
+        action(read_settings(config_type, prog=f"python -m {module}"))
 
 
 def list_commands(package: str, modules: Sequence[str]) -> None:
