@@ -19,7 +19,6 @@ from mindspore import Parameter, Tensor, nn, ops
 from var_tokenizer import (
     CompiledPasses,
     InputError,
-    check_integer,
     check_shape,
     checked_floats,
     noted_checksum,
@@ -427,7 +426,6 @@ class Transformer(nn.Cell):
         """
         with self._compiled.turn():
             batch, schedule = class_bc.shape[0], self.config.schedule
-            check_integer("scale", scale, 0, len(schedule) - 1)
             cache = cache or self.new_cache(batch)
             cache.check(schedule, scale, batch)
             if (inputs_blz is None) != (scale == 0):

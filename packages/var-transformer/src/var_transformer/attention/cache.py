@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from mindspore import Tensor
-from var_tokenizer import InputError, ScaleSchedule, one_at_a_time
+from var_tokenizer import InputError, ScaleSchedule, check_integer, one_at_a_time
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Cache:
             raise InputError(
                 f"cache is full: it holds all {self.scales} scales ({schedule.length} tokens)"
             )
+        check_integer("scale", scale, 0, len(schedule) - 1)
         if self.scales != scale:
             raise InputError(f"cache holds {self.scales} scales; scale {scale} expects {scale}")
 
