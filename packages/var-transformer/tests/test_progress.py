@@ -197,3 +197,12 @@ def test_no_help_talks_of_exceptions(capsys, kind):
         tyro.cli(kind, args=["--help"])
     text = capsys.readouterr().out
     assert end.value.code == 0 and "Raises" not in text and "InputError" not in text
+
+
+def test_a_reader_that_has_enough_ends_a_command_without_a_traceback():
+    """As ``--help | head`` does; the command writes long after its reader has gone."""
+    command = [sys.executable, "-m", "var_transformer.sample", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141

@@ -26,7 +26,7 @@ from var_transformer.transformer import Transformer
 
 Config = TypeVar("Config")
 
-UNUSABLE, INTERRUPTED = 2, 130
+UNUSABLE, INTERRUPTED, UNREAD = 2, 130, 141
 """The exit codes of all commands, beside 0 and what a command says of its own."""
 
 PACKAGES = ("var_tokenizer", "var_transformer", "var_train", "var_convert")
@@ -78,6 +78,7 @@ def exit_codes(interrupted: str = "interrupted") -> Iterator[None]:
     Exits with 2 and one line where the input is unusable (InputError), and with 130 and the line
     ``interrupted`` at Ctrl-C or SIGTERM. These two cannot be told apart: MindSpore makes a
     SIGTERM of Ctrl-C whenever it has run a graph. What MindSpore is at (a compilation) ends first.
+    With 141, as shells have it, where nobody reads what it prints any more.
     """
     start_log()
     came, waiting = [], []
@@ -101,6 +102,9 @@ def exit_codes(interrupted: str = "interrupted") -> Iterator[None]:
     except KeyboardInterrupt:
         log.error("%s", interrupted)
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # as of `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
+        sys.exit(UNREAD)
     except Exception:
         if not came:
             raise
