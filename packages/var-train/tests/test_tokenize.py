@@ -193,7 +193,7 @@ def test_a_renamed_class_is_refused_by_both_names(work, tokenizer, tmp_path):
     shutil.copytree(work / "cache", cache)
     for split in ("train", "val"):
         (data / split / "dog").rename(data / split / "zebra")
-    with pytest.raises(InputError, match=r"another classes \(no longer: dog; new: zebra\)"):
+    with pytest.raises(InputError, match=r"another list of classes \(no longer: dog; new: zebra\)"):
         tokenize(command(work, data=data, out=cache))
 
 

@@ -32,7 +32,12 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val")
 FORMAT = 2  # of the index and the shards; 1 did not note which image files they are of
-_FIELDS = {"images": "number of images", "files": "list of image files", "shard": "shard size"}
+_FIELDS = {
+    "classes": "list of classes",
+    "images": "number of images",
+    "files": "list of image files",
+    "shard": "shard size",
+}
 _TOKENS = ("ids", "flipped", "labels")
 
 
