@@ -75,6 +75,11 @@ class Page:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)[1]) / 1024
 
+    def processor_seconds(self):
+        """Seconds of the processor that it took so far, whatever else the machine does."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def end(self, number=signal.SIGTERM):
         self.process.send_signal(number)
         return self.process.wait(PATIENCE)
@@ -454,7 +459,7 @@ def test_what_a_file_says_beside_its_pixels_costs_neither_memory_nor_time(page):
     exif[0x0112] = 6  # a quarter
     Image.new("RGBA", (6, 3), (255, 0, 0, 0)).save(turned, "PNG", exif=exif)
     turned = page.file(turned.getvalue())
-    begun = time.monotonic()
+    begun = page.processor_seconds()
     for background, layers in (
         (talkative, [talkative]),
         (comments, [comments]),
@@ -464,7 +469,7 @@ def test_what_a_file_says_beside_its_pixels_costs_neither_memory_nor_time(page):
         picture = {"background": background, "layers": layers}
         event, answer = page.call("redraw", picture=picture)
         assert event == "complete", answer
-    assert time.monotonic() - begun < 45  # two minutes where the comment is joined
+    assert page.processor_seconds() - begun < 45  # two minutes where the comment is joined
     assert page.memory("VmHWM") - idle < 300
 
 
