@@ -268,7 +268,7 @@ def test_a_finished_run_goes_on_where_new_images_were_taken_away_and_the_folder_
     moved = (again / "images").rename(again / "moved")
     result = run("--data", moved, *arguments)
     assert result.returncode == 0, result.stderr
-    assert "resumed after step 6 of 6" in result.stderr
+    assert "transformer: all 6 steps are done" in result.stderr
 
 
 @pytest.mark.slow
