@@ -332,8 +332,8 @@ def _compare_init(
     config: Run, init: Transformer, tokenizer: Tokenizer, classes: tuple[str, ...]
 ) -> None:
     """Says in what the run differs from what the weights of ``init`` were trained on."""
-    name = quoted(config.init)
-    if config.stage == "all" or init.tokenizer_checksum not in (None, tokenizer.checksum()):
+    name, known = quoted(config.init), init.tokenizer_checksum
+    if config.stage == "all" or (known is not None and not tokenizer.belongs_to(known)):
         log.warning(
             "%s: was trained on the tokens of another tokenizer; it has to learn these anew", name
         )
