@@ -18,14 +18,15 @@ from typing import Any
 
 import numpy as np
 import tyro
-from var_tokenizer import InputError, Tokenizer
-from var_train.data import load_digits_split
-from var_train.digit_metrics import DigitJudge, distinct
-from var_train.loop import LoopConfig
-from var_train.loop import train as train_stage
-from var_train.progress import MetricsLog
-from var_train.tokens import tokens_of
-from var_train.transformer_stage import TransformerStage, TransformerTraining
+from var_tokenizer import Tokenizer
+from var_tokenizer.common import InputError
+from var_train.data.images import load_digits_split
+from var_train.data.tokens import tokens_of
+from var_train.reports.digit_metrics import DigitJudge, distinct
+from var_train.reports.progress import MetricsLog
+from var_train.training.loop import LoopConfig
+from var_train.training.loop import train as train_stage
+from var_train.training.transformer_stage import TransformerStage, TransformerTraining
 from var_transformer import Refiner, Transformer, check_pair, generate
 
 log = logging.getLogger("faster_sampling")

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import tyro
 from var_tokenizer import Tokenizer
-from var_train.cache import TokenCache
-from var_train.data import load_image_tree
+from var_train.data.images import load_image_tree
+from var_train.data.token_cache import TokenCache
+from var_train.data.tokens import TokenSource, tokens_of
 from var_train.tokenize import Tokenization, tokenize
-from var_train.tokens import TokenSource, tokens_of
-from var_train.transformer_stage import TransformerStage, TransformerTraining
+from var_train.training.transformer_stage import TransformerStage, TransformerTraining
 from var_transformer import Transformer, TransformerConfig
 
 PARTS = ("data", "forward_backward", "optimizer")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from var_convert.torch_reference import TorchTransformer
+    from var_convert.reference.torch_reference import TorchTransformer
     from var_tokenizer import ScaleSchedule
     from var_transformer import Transformer
 
@@ -147,8 +147,8 @@ def _our_step(model: "Transformer") -> Job:
     """Forward, backward and AdamW, compiled as the trainer compiles them."""
     import mindspore as ms
     from mindspore import Tensor
-    from var_train.optimizer import AdamW, AdamWConfig, release
-    from var_train.transformer_stage import decays, token_losses
+    from var_train.optimization.adamw import AdamW, AdamWConfig, release
+    from var_train.training.transformer_stage import decays, token_losses
 
     config = model.config
     parameters = model.trainable_params()
@@ -192,7 +192,11 @@ def _training_batch(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 # -------------------------------------------------------------------------------- PyTorch
 def reference(part: str, weights: Path) -> dict[str, Job]:
     import torch
-    from var_convert.torch_reference import TorchTokenizer, TorchTransformer, torch_generate
+    from var_convert.reference.torch_reference import (
+        TorchTokenizer,
+        TorchTransformer,
+        torch_generate,
+    )
 
     torch.set_num_threads(THREADS)
     if part == "train":
@@ -265,7 +269,7 @@ def reference(part: str, weights: Path) -> dict[str, Job]:
 
 def _reference_step(model: "TorchTransformer") -> Job:
     import torch
-    from var_train.transformer_stage import decays
+    from var_train.training.transformer_stage import decays
 
     labels, inputs, ids = (torch.tensor(a) for a in _training_batch(model.config))
     groups: dict[bool, list[torch.Tensor]] = {True: [], False: []}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from var_tokenizer import KernelLibrary
+from var_tokenizer.common import KernelLibrary
 
 Arrays = list[np.ndarray]
 DTYPES = {"f": np.float32, "p": np.float32, "i": np.int32, "b": np.bool_}

@@ -10,7 +10,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
-from var_tokenizer import KernelLibrary
+from var_tokenizer.common import KernelLibrary
 
 HERE = Path(__file__).parent
 

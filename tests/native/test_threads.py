@@ -7,7 +7,7 @@ from itertools import combinations_with_replacement
 from pathlib import Path
 
 import numpy as np
-from var_tokenizer import KernelLibrary
+from var_tokenizer.common import KernelLibrary
 
 ROOT = Path(__file__).parents[2]
 TIMES = 4  # a thread calls its kernel this often, so that the two overlap

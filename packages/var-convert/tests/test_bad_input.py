@@ -22,7 +22,8 @@ from safetensors.numpy import load_file, save_file
 from var_convert import convert, inspect
 from var_convert.cli import main
 from var_convert.model import open_model
-from var_tokenizer import InputError, TokenizerConfig
+from var_tokenizer import TokenizerConfig
+from var_tokenizer.common import InputError
 from var_transformer import TransformerConfig
 
 torch = pytest.importorskip("torch")

@@ -13,13 +13,8 @@ import numpy as np
 import pytest
 from var_convert import convert, inspect, verify
 from var_convert.cli import main
-from var_tokenizer import (
-    InputError,
-    Tokenizer,
-    TokenizerConfig,
-    read_checkpoint,
-    write_checkpoint,
-)
+from var_tokenizer import Tokenizer, TokenizerConfig
+from var_tokenizer.common import InputError, read_checkpoint, write_checkpoint
 from var_transformer import Transformer, TransformerConfig
 
 torch = pytest.importorskip("torch")
@@ -232,7 +227,7 @@ def test_help_explains_itself(command, capsys):
 
 
 def test_a_conversion_logs_how_far_it_is_and_ctrl_c_exits_with_130(monkeypatch, caplog):
-    monkeypatch.setattr("var_transformer.progress.next_line", lambda elapsed: 0.001)
+    monkeypatch.setattr("var_tokenizer.common.progress.next_line", lambda elapsed: 0.001)
     caplog.set_level(logging.INFO)
 
     def half(*_files: Path, progress: Callable[[int, int], None], **_more: object) -> None:

@@ -15,14 +15,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from var_convert import convert, inspect
 from var_convert.cli import main
-from var_tokenizer import (
-    SCALES_256,
-    SCALES_512,
-    InputError,
-    Tokenizer,
-    TokenizerConfig,
-    read_checkpoint,
-)
+from var_tokenizer import SCALES_256, SCALES_512, Tokenizer, TokenizerConfig
+from var_tokenizer.common import InputError, read_checkpoint
 from var_transformer import Transformer, TransformerConfig, check_pair
 
 torch = pytest.importorskip("torch")

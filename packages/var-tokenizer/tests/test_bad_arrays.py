@@ -4,7 +4,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
-from var_tokenizer import InputError, to_model_range
+from var_tokenizer.common import InputError, to_model_range
 
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (3, 3, 8, 8)).astype(np.float32)
 IDS = [np.random.default_rng(k).integers(0, 32, (3, n)) for k, n in enumerate((1, 4, 16))]

@@ -6,7 +6,8 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, ops
-from var_tokenizer import InputError, Tokenizer
+from var_tokenizer import Tokenizer
+from var_tokenizer.common import InputError
 
 Weights = dict[str, np.ndarray]
 

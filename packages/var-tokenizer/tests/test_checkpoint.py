@@ -14,16 +14,14 @@ from hypothesis import strategies as st
 from mindspore import ops
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from var_tokenizer import (
+from var_tokenizer import Tokenizer, TokenizerConfig, tokenizer_shapes
+from var_tokenizer.common import (
     InputError,
-    Tokenizer,
-    TokenizerConfig,
     open_checkpoint,
     quoted,
     read_checkpoint,
     read_header,
     replacing,
-    tokenizer_shapes,
 )
 
 TINY = TokenizerConfig(  # of the fixture ``tiny``
@@ -212,7 +210,7 @@ def test_ctrl_c_right_after_the_temporary_file_appeared_leaves_nothing(tmp_path,
         raise KeyboardInterrupt
 
     opened = os.open
-    monkeypatch.setattr("var_tokenizer.checkpoint.os.open", interrupted)
+    monkeypatch.setattr("var_tokenizer.common.checkpoint.os.open", interrupted)
     with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "file.png"):
         pytest.fail("the block ran")
     assert not list(tmp_path.iterdir())

@@ -4,8 +4,8 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
-from var_tokenizer import ops as fast
-from var_tokenizer.kernels import KernelLibrary
+from var_tokenizer import operators as fast
+from var_tokenizer.common.kernels import KernelLibrary
 
 ABSENT = KernelLibrary("var_tokenizer._absent")
 
@@ -22,7 +22,7 @@ def form(request, monkeypatch):
 
 def test_operators_are_composed_where_the_kernels_are_absent(monkeypatch, caplog):
     monkeypatch.setattr(fast, "_kernels", KernelLibrary("var_tokenizer._absent"))
-    with caplog.at_level(logging.INFO, "var_tokenizer.kernels"):
+    with caplog.at_level(logging.INFO, "var_tokenizer.common.kernels"):
         cells = [fast.conv2d(3), fast.group_norm(4), fast.nearest_code()]
         cells += [fast.conv2d_plus(3), fast.upsampled_conv2d()]
     assert not [type(cell) for cell in cells if "Kernel" in type(cell).__name__]

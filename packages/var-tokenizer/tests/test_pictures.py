@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from var_tokenizer import InputError
-from var_tokenizer.pictures import (
+from var_tokenizer.common import InputError
+from var_tokenizer.common.pictures import (
     MAX_PIXELS,
     PICTURE_FORMATS,
     fit_picture,
@@ -475,8 +475,8 @@ MEASURE = """
 import sys
 import PIL.Image
 from pathlib import Path
-from var_tokenizer import InputError
-from var_tokenizer.pictures import read_picture
+from var_tokenizer.common import InputError
+from var_tokenizer.common.pictures import read_picture
 PIL.Image.init()
 def kibibytes(name):
     lines = Path("/proc/self/status").read_text().splitlines()

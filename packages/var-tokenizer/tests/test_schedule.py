@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from var_tokenizer import SCALES_256, SCALES_512, InputError, ScaleSchedule
+from var_tokenizer import SCALES_256, SCALES_512, ScaleSchedule
+from var_tokenizer.common import InputError
 
 SIZES = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=6).map(
     lambda pairs: list(

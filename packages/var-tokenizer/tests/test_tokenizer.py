@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mindspore import Tensor
 from safetensors.numpy import load_file
-from var_tokenizer import InputError, Tokenizer, TokenizerConfig
+from var_tokenizer import Tokenizer, TokenizerConfig
+from var_tokenizer.common import InputError
 from var_tokenizer.quantizer import phi_index
 
 

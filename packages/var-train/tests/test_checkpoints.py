@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from var_tokenizer import InputError
-from var_train.checkpoints import CheckpointFolder, Snapshot
+from var_tokenizer.common import InputError
+from var_train.training.checkpoints import CheckpointFolder, Snapshot
 
 
 def snapshot(step, size=100):
@@ -68,11 +68,11 @@ def test_a_damaged_newest_falls_back_to_the_one_before_with_a_warning(tmp_path_f
     warnings = []
     handler = logging.Handler()
     handler.emit = lambda record: warnings.append(record.getMessage())
-    logging.getLogger("var_train.checkpoints").addHandler(handler)
+    logging.getLogger("var_train.training.checkpoints").addHandler(handler)
     try:
         found = folder.newest()
     finally:
-        logging.getLogger("var_train.checkpoints").removeHandler(handler)
+        logging.getLogger("var_train.training.checkpoints").removeHandler(handler)
     if found.step == 2:  # what changed was the mark of the best, which nothing depends on
         assert_same(found, snapshot(2, size=5))
     else:
@@ -104,7 +104,7 @@ def test_a_full_disk_is_an_error_and_leaves_the_last_checkpoint(tmp_path):
 SAVER = """
 import sys
 import numpy as np
-from var_train.checkpoints import CheckpointFolder, Snapshot
+from var_train.training.checkpoints import CheckpointFolder, Snapshot
 folder, weights = CheckpointFolder(sys.argv[1], keep=2), np.zeros(2_000_000, np.float32)
 for step in range(1, 10_000):
     folder.save(Snapshot(step, {"weights": weights + step}, {}))

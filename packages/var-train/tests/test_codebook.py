@@ -7,9 +7,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from var_tokenizer import InputError, Tokenizer, TokenizerConfig
-from var_train import distributed
-from var_train.codebook import CodebookHealth, CodebookKeeper, count_hits, perplexities, taken
+from var_tokenizer import Tokenizer, TokenizerConfig
+from var_tokenizer.common import InputError
+from var_train.parallel import workers as distributed
+from var_train.training.codebook import (
+    CodebookHealth,
+    CodebookKeeper,
+    count_hits,
+    perplexities,
+    taken,
+)
 
 CONFIG = TokenizerConfig(
     vocab_size=16,

@@ -17,12 +17,12 @@ from PIL import Image
 from var_tokenizer import Tokenizer, TokenizerConfig
 from var_train.evaluate import TokenizerEvaluation
 from var_train.evaluate import main as evaluate_command
-from var_train.loop import LoopConfig, train
-from var_train.progress import MetricsLog, record_settings, step_bar
+from var_train.reports.progress import MetricsLog, record_settings, step_bar
 from var_train.run import Run, parse
 from var_train.run import main as run_command
 from var_train.tokenize import Tokenization
 from var_train.tokenize import main as tokenize_command
+from var_train.training.loop import LoopConfig, train
 
 EVALUATION = ["tokenizer", "--tokenizer", "t", "--data", "d", "--out", "o"]
 
@@ -82,7 +82,7 @@ def test_an_interrupted_stage_is_saved_exits_with_130_and_goes_on(tmp_path, capl
 
 
 def test_an_interrupt_while_a_checkpoint_is_written_leaves_it_whole(tmp_path, monkeypatch):
-    from var_train import checkpoints
+    from var_train.training import checkpoints
 
     def interrupted_save(arrays, path, metadata):
         signal.raise_signal(signal.SIGINT)
@@ -105,7 +105,7 @@ def test_a_signal_that_comes_twice_at_once_counts_once_and_a_later_one_ends_at_o
     twice = Counting(lambda step: [signal.raise_signal(signal.SIGTERM) for _ in range(2)])
     with pytest.raises(SystemExit):
         trained(tmp_path / "twice", twice)
-    monkeypatch.setattr("var_train.loop._PATIENCE", -1.0)
+    monkeypatch.setattr("var_train.training.loop._PATIENCE", -1.0)
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "later", Counting(at(2, signal.SIGINT)))
 
@@ -113,13 +113,13 @@ def test_a_signal_that_comes_twice_at_once_counts_once_and_a_later_one_ends_at_o
 def test_a_stage_that_is_done_says_so_and_compiles_nothing(tmp_path, caplog, monkeypatch):
     trained(tmp_path, Counting())
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("var_train.loop.step_bar", None)
+    monkeypatch.setattr("var_train.training.loop.step_bar", None)
     trained(tmp_path, Counting(on_step=lambda step: pytest.fail("a step")))
     assert "tokenizer: all 10 steps are done" in caplog.text
 
 
 def test_a_bar_says_what_takes_the_place_of_steps(caplog, monkeypatch):
-    monkeypatch.setattr("var_transformer.progress.next_line", lambda elapsed: 0.001)
+    monkeypatch.setattr("var_tokenizer.common.progress.next_line", lambda elapsed: 0.001)
     caplog.set_level(logging.INFO)
 
     def wait_for(text: str) -> None:

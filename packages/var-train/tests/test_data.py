@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from sklearn.datasets import load_digits
-from var_tokenizer import InputError, Tokenizer, TokenizerConfig, to_model_range, to_pixels
-from var_train.data import (
+from var_tokenizer import Tokenizer, TokenizerConfig
+from var_tokenizer.common import InputError, to_model_range, to_pixels
+from var_train.data.images import (
     ImageFolder,
     ImageSet,
     epoch_order,
@@ -19,9 +20,9 @@ from var_train.data import (
     load_image_tree,
     read_image,
 )
-from var_train.tokenizer_stage import TokenizerStage, TokenizerTraining
-from var_train.tokens import EncodedImages
-from var_train.transformer_stage import TransformerStage, TransformerTraining
+from var_train.data.tokens import EncodedImages
+from var_train.training.tokenizer_stage import TokenizerStage, TokenizerTraining
+from var_train.training.transformer_stage import TransformerStage, TransformerTraining
 from var_transformer import Transformer, TransformerConfig
 
 SIZE = (8, 12)
@@ -168,7 +169,7 @@ def test_the_embedded_digits_are_scikit_learns_split_in_two():
     assert both_nyxc.shape == (1797, 32, 32, 3)
     assert (both_nyxc == both_nyxc[..., :1]).all()
 
-    with (resources.files("var_train") / "digits.npz").open("rb") as file:
+    with (resources.files("var_train.data") / "digits.npz").open("rb") as file:
         shipped = dict(np.load(file))
     digits, in_train_n = load_digits(), shipped["in_train_n"]
     np.testing.assert_array_equal(shipped["images_nyx"], digits.images)

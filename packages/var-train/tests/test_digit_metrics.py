@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from var_tokenizer import InputError
-from var_train.data import ImageSet, load_digits_split
-from var_train.digit_metrics import DigitJudge, distinct, nearest_train_distance
+from var_tokenizer.common import InputError
+from var_train.data.images import ImageSet, load_digits_split
+from var_train.reports.digit_metrics import DigitJudge, distinct, nearest_train_distance
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,12 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from var_tokenizer import InputError, Tokenizer, TokenizerConfig
-from var_train import checkpoints
-from var_train.cache import CacheIndex
-from var_train.checkpoints import CheckpointFolder, Snapshot
-from var_train.progress import MetricsLog, record_settings
+from var_tokenizer import Tokenizer, TokenizerConfig
+from var_tokenizer.common import InputError
+from var_train.data.token_cache import CacheIndex
+from var_train.reports.progress import MetricsLog, record_settings
+from var_train.training import checkpoints
+from var_train.training.checkpoints import CheckpointFolder, Snapshot
 from var_transformer import Transformer, TransformerConfig
 
 CONFIG = TokenizerConfig(

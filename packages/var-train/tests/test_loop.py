@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from var_train.checkpoints import CheckpointFolder
-from var_train.loop import LoopConfig, train
-from var_train.progress import MetricsLog
+from var_train.reports.progress import MetricsLog
+from var_train.training.checkpoints import CheckpointFolder
+from var_train.training.loop import LoopConfig, train
 
 
 class Scripted:

@@ -10,11 +10,11 @@ import pytest
 from mindspore import Tensor
 from safetensors.numpy import save_file
 from scipy.fft import dctn
-from var_tokenizer import InputError
-from var_train.augment import augment, draw_augmentation
-from var_train.discriminator import Adversary, PatchDiscriminator, hinge_loss
-from var_train.features import FeatureNetwork
-from var_train.losses import LossWeights, ReconstructionLoss, StructureLoss
+from var_tokenizer.common import InputError
+from var_train.data.augment import augment, draw_augmentation
+from var_train.losses.discriminator import Adversary, PatchDiscriminator, hinge_loss
+from var_train.losses.feature_network import FeatureNetwork
+from var_train.losses.reconstruction import LossWeights, ReconstructionLoss, StructureLoss
 
 RNG = np.random.default_rng(0)
 

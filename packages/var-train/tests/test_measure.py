@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
-from var_tokenizer import InputError, Tokenizer, TokenizerConfig
-from var_train.data import ImageSet
-from var_train.measure import fid, measure_tokenizer
+from var_tokenizer import Tokenizer, TokenizerConfig
+from var_tokenizer.common import InputError
+from var_train.data.images import ImageSet
+from var_train.reports.metrics import fid, measure_tokenizer
 
 SEEDS = st.integers(0, 2**32 - 1)
 FEATURES = st.integers(1, 40)

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mindspore import Parameter, Tensor, nn
-from var_tokenizer import InputError, cpu_kernels
-from var_train.optimizer import AdamW, AdamWConfig
-from var_train.sharding import deal
+from var_tokenizer import cpu_kernels
+from var_tokenizer.common import InputError
+from var_train.optimization.adamw import AdamW, AdamWConfig
+from var_train.parallel.sharding import deal
 
 
 class Quadratic(nn.Cell):
@@ -82,7 +83,7 @@ def test_a_model_may_have_as_many_parameters_as_the_deepest_preset_and_more(monk
     if kernels and cpu_kernels() is None:
         pytest.skip("needs the C++ kernels")
     if not kernels:
-        monkeypatch.setattr("var_train.optimizer.cpu_kernels", lambda: None)
+        monkeypatch.setattr("var_train.optimization.adamw.cpu_kernels", lambda: None)
     parameters = [Parameter(Tensor(np.ones(2, np.float32)), name=f"p{n}") for n in range(600)]
     optimizer = AdamW(parameters, AdamWConfig(learning_rate=0.1, clip=1e9), lambda _: False)
     gradients = ms.mutable(tuple(Tensor(np.full(2, n + 1, np.float32)) for n in range(600)))
@@ -109,7 +110,7 @@ def test_the_kernel_and_the_composed_update_agree_and_skip_what_is_not_finite(mo
     steps[0][1][2] = steps[2][0][1, 1] = broken  # the first step, too: moments are 0 then
     ends = []
     for library in (cpu_kernels(), None):
-        monkeypatch.setattr("var_train.optimizer.cpu_kernels", lambda found=library: found)
+        monkeypatch.setattr("var_train.optimization.adamw.cpu_kernels", lambda found=library: found)
         parameters = [Parameter(Tensor(g * 2), name=f"p{i}") for i, g in enumerate(steps[1])]
         optimizer = AdamW(parameters, AdamWConfig(weight_decay=0.3), lambda p: p.ndim > 1)
         update = compiled(optimizer)

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from var_tokenizer import Tokenizer, TokenizerConfig
-from var_train.data import step_indices
-from var_train.optimizer import AdamWConfig
-from var_train.tokens import TokenSet
-from var_train.transformer_stage import TransformerStage, TransformerTraining, decays
+from var_train.data.images import step_indices
+from var_train.data.tokens import TokenSet
+from var_train.optimization.adamw import AdamWConfig
+from var_train.training.transformer_stage import TransformerStage, TransformerTraining, decays
 from var_transformer import Transformer, TransformerConfig
 
 torch = pytest.importorskip("torch")
-TorchTransformer = pytest.importorskip("var_convert.torch_reference").TorchTransformer
+TorchTransformer = pytest.importorskip("var_convert.reference.torch_reference").TorchTransformer
 
 SCALES = (1, 2, 3, 4)
 TOKENIZER = TokenizerConfig(

@@ -1,8 +1,15 @@
 import numpy as np
 import pytest
 from PIL import Image
-from var_tokenizer import InputError
-from var_train.pictures import CELL, GUTTER, MARGIN, reconstruction_sheet, sample_grid, save_png
+from var_tokenizer.common import InputError
+from var_train.reports.sheets import (
+    CELL,
+    GUTTER,
+    MARGIN,
+    reconstruction_sheet,
+    sample_grid,
+    save_png,
+)
 
 
 def flat_images(values, size=(8, 8)):

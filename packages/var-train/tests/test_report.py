@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from mindspore import ops
 from var_tokenizer import Tokenizer, TokenizerConfig
-from var_train.pictures import sample_grid
-from var_train.report import Sampling, sample_classes
-from var_train.tokens import TokenSet
-from var_train.transformer_stage import TransformerStage, TransformerTraining
+from var_train.data.tokens import TokenSet
+from var_train.reports.report import Sampling, sample_classes
+from var_train.reports.sheets import sample_grid
+from var_train.training.transformer_stage import TransformerStage, TransformerTraining
 from var_transformer import Transformer, TransformerConfig, generate
 
 SCALES = (1, 2, 4)

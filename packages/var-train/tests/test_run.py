@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
-from var_tokenizer import InputError, Tokenizer, TokenizerConfig
+from var_tokenizer import Tokenizer, TokenizerConfig
+from var_tokenizer.common import InputError
 from var_train.run import Run, TransformerSize, _model, _tokenizer, main, parse
 from var_transformer import Transformer, TransformerConfig, generate
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from var_tokenizer import InputError, Tokenizer, TokenizerConfig
-from var_train.cache import TokenCache
-from var_train.data import load_image_tree
+from var_tokenizer import Tokenizer, TokenizerConfig
+from var_tokenizer.common import InputError
+from var_train.data.images import load_image_tree
+from var_train.data.token_cache import TokenCache
 from var_train.tokenize import Tokenization, tokenize
 
 CONFIG = TokenizerConfig(

@@ -5,16 +5,17 @@ import dataclasses
 import numpy as np
 import pytest
 from mindspore import Tensor, ops
-from var_tokenizer import InputError, Tokenizer, TokenizerConfig
-from var_train.augment import augment
-from var_train.checkpoints import CheckpointFolder
-from var_train.codebook import CodebookHealth
-from var_train.data import ImageSet
-from var_train.discriminator import Adversary, PatchDiscriminator, hinge_loss
-from var_train.loop import LoopConfig, train
-from var_train.losses import LossWeights
-from var_train.progress import MetricsLog
-from var_train.tokenizer_stage import TokenizerStage, TokenizerTraining
+from var_tokenizer import Tokenizer, TokenizerConfig
+from var_tokenizer.common import InputError
+from var_train.data.augment import augment
+from var_train.data.images import ImageSet
+from var_train.losses.discriminator import Adversary, PatchDiscriminator, hinge_loss
+from var_train.losses.reconstruction import LossWeights
+from var_train.reports.progress import MetricsLog
+from var_train.training.checkpoints import CheckpointFolder
+from var_train.training.codebook import CodebookHealth
+from var_train.training.loop import LoopConfig, train
+from var_train.training.tokenizer_stage import TokenizerStage, TokenizerTraining
 
 CONFIG = TokenizerConfig(
     vocab_size=16,

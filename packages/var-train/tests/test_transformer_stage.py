@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mindspore import ops
-from var_tokenizer import InputError, Tokenizer, TokenizerConfig
-from var_train.data import step_indices
-from var_train.optimizer import AdamWConfig
-from var_train.precision import DTYPES, LossScale, PrecisionConfig
-from var_train.tokens import TokenSet
-from var_train.transformer_stage import TransformerStage, TransformerTraining, token_losses
+from var_tokenizer import Tokenizer, TokenizerConfig
+from var_tokenizer.common import InputError
+from var_train.data.images import step_indices
+from var_train.data.tokens import TokenSet
+from var_train.optimization.adamw import AdamWConfig
+from var_train.optimization.loss_scale import DTYPES, LossScale, PrecisionConfig
+from var_train.training.transformer_stage import TransformerStage, TransformerTraining, token_losses
 from var_transformer import Backend, Transformer, TransformerConfig
 
 SCALES = (1, 2, (2, 3))

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
-from var_tokenizer import InputError, ScaleSchedule
+from var_tokenizer import ScaleSchedule
+from var_tokenizer.common import InputError
 from var_transformer import Backend, TransformerConfig
 from var_transformer.attention import ascend, build
 

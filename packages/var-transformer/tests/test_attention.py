@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mindspore import Tensor
-from var_tokenizer import SCALES_256, SCALES_512, InputError, ScaleSchedule
+from var_tokenizer import SCALES_256, SCALES_512, ScaleSchedule
+from var_tokenizer.common import InputError
 from var_transformer import Backend, TransformerConfig
 from var_transformer.attention import Cache, build, portable
+from var_transformer.attention.devices import DEVICES, device
 from var_transformer.attention.segments import (
     Segment,
     cut,
@@ -16,7 +18,6 @@ from var_transformer.attention.segments import (
     scores,
     scores_and,
 )
-from var_transformer.devices import DEVICES, device
 
 LABELS = np.array([0, 3])
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from mindspore import Tensor
-from var_tokenizer import InputError
+from var_tokenizer.common import InputError
 from var_transformer import (
     Refiner,
     Sampler,
@@ -13,7 +13,7 @@ from var_transformer import (
     generate,
     tokens_to_redraw,
 )
-from var_transformer.sampling import draw, softmax
+from var_transformer.generation.filters import draw, softmax
 
 LABELS = np.array([1, 4, 1])
 INPUTS = np.random.default_rng(0).standard_normal((3, 13, 8)).astype(np.float32)

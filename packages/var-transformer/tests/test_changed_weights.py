@@ -4,7 +4,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, ops
-from var_tokenizer import InputError
+from var_tokenizer.common import InputError
 from var_transformer import Backend, Refiner, Sampler, Transformer, box_mask, edit, generate
 
 LABELS = np.array([1, 4, 1])

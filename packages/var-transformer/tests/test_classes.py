@@ -4,8 +4,8 @@ import time
 import types
 
 import pytest
-from var_tokenizer import InputError
-from var_transformer.classes import (
+from var_tokenizer.common import InputError
+from var_transformer.commands.classes import (
     class_number,
     class_numbers,
     names_of,

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from var_tokenizer import (
+from var_tokenizer.common import (
     InputError,
     fit_picture,
     read_picture,
@@ -22,12 +22,12 @@ from var_tokenizer import (
     unit_to_pixels,
 )
 from var_transformer import Refiner, Transformer, edit, generate
-from var_transformer.classes import class_number, read_class_names
+from var_transformer.commands.classes import class_number, read_class_names
+from var_transformer.commands.pictures import save_png
 from var_transformer.edit import __main__ as edit_command
-from var_transformer.generate import Generation
-from var_transformer.pictures import save_png
+from var_transformer.generation.generate import Generation
+from var_transformer.generation.sampler import Sampler
 from var_transformer.sample import Sample, run, save_shuffled
-from var_transformer.sampler import Sampler
 
 # the commands run in this process, beside their imported modules
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
@@ -198,7 +198,7 @@ def test_classes_are_the_models_own_and_images_have_the_numbers_that_are_asked_f
         values = np.stack([labels, numbers, labels], 1)[..., None, None]
         return Generation(np.ones((1, 1, 6, 6)) * values / 255, [])
 
-    monkeypatch.setattr(sys.modules["var_transformer.generate"], "generate", drawn)
+    monkeypatch.setattr(sys.modules["var_transformer.generation.generate"], "generate", drawn)
     caplog.set_level("INFO")
     options = {"classes": "10,none,dog", "numbers": "57,60-61", "columns": 2}
     options |= {"model": pair / "named.safetensors", "batch": 2}
@@ -338,7 +338,7 @@ def test_edit_fits_a_photograph_turns_it_and_keeps_its_own_pixels(pair, tmp_path
         on_scale(0, images)
         return Generation(images, [])
 
-    monkeypatch.setattr(sys.modules["var_transformer.edit.editing"], "edit", edited)
+    monkeypatch.setattr(sys.modules["var_transformer.generation.editing"], "edit", edited)
     options = {"image": "photo.png", "mask": "mask.png", "class": "none", "count": 3}
     options["animate"] = "apng"
     for out, keep in (("drawn", []), ("kept", ["--keep"])):

@@ -6,12 +6,12 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
-from var_tokenizer import InputError
-from var_transformer import Backend, Transformer, TransformerConfig, cost, cost_model
-from var_transformer import ops as fast
-from var_transformer.attention import PortableAttention
+from var_tokenizer.common import InputError
+from var_transformer import Backend, Transformer, TransformerConfig, cost
+from var_transformer.attention import PortableAttention, cost_model
+from var_transformer.attention.devices import device
 from var_transformer.attention.segments import Plan, Segment, cut_at, forward_work
-from var_transformer.devices import device
+from var_transformer.model import operators as fast
 
 PRESETS = ("d16", "d20", "d24", "d30", "d36-s")
 ASCEND = device("ascend-910b")

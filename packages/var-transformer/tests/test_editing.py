@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from var_tokenizer import InputError, ScaleSchedule
+from var_tokenizer import ScaleSchedule
+from var_tokenizer.common import InputError
 from var_transformer import Sampler, box_mask, edit, generate, tokens_to_redraw
 
 LABELS = np.array([1, 4, 1])  # three, as in the other tests: shapes compile once

@@ -9,11 +9,12 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
-from var_tokenizer import InputError, ScaleSchedule
+from var_tokenizer import ScaleSchedule
+from var_tokenizer.common import InputError
 from var_transformer import Backend, ascend_c
-from var_transformer import ops as fast
 from var_transformer.ascend_c import building
 from var_transformer.attention import ascend, build
+from var_transformer.model import operators as fast
 
 
 def modulated_norm(x, scale, shift):

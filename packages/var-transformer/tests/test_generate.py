@@ -1,7 +1,7 @@
 import mindspore as ms
 import numpy as np
 import pytest
-from var_tokenizer import InputError
+from var_tokenizer.common import InputError
 from var_transformer import Refiner, Transformer, generate
 from var_transformer.attention import Backend
 

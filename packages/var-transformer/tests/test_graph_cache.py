@@ -5,9 +5,9 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from var_tokenizer import InputError
-from var_transformer import graph_cache
+from var_tokenizer.common import InputError
 from var_transformer.ascend_c import building
+from var_transformer.commands import graph_cache
 
 
 def private(path):

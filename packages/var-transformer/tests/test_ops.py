@@ -6,9 +6,10 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn
-from var_tokenizer import KernelLibrary, ScaleSchedule
-from var_transformer import ops as fast
+from var_tokenizer import ScaleSchedule
+from var_tokenizer.common import KernelLibrary
 from var_transformer.attention import Backend, build
+from var_transformer.model import operators as fast
 
 ABSENT = KernelLibrary("var_transformer._absent")
 
@@ -115,7 +116,7 @@ def test_operators_take_float16(form, cell, definition, shapes):
 
 def test_operators_are_composed_where_the_kernels_are_absent(monkeypatch, caplog):
     monkeypatch.setattr(fast, "_kernels", KernelLibrary("var_transformer._absent"))
-    with caplog.at_level(logging.INFO, "var_tokenizer.kernels"):
+    with caplog.at_level(logging.INFO, "var_tokenizer.common.kernels"):
         assert fast.kernels() is None
     assert [r.levelname for r in caplog.records] == ["INFO"]
 

@@ -15,21 +15,21 @@ import pytest
 import tyro
 from PIL import Image
 from rich.progress import Progress
-from var_tokenizer import InputError
-from var_transformer import exit_codes
+from var_tokenizer.common import InputError
+from var_tokenizer.common.command import exit_codes
+from var_tokenizer.common.progress import duration, line, next_line, progress_bar
 from var_transformer.ascend_c.__main__ import Build
 from var_transformer.cost import Cost
 from var_transformer.edit.__main__ import Edit
 from var_transformer.edit.__main__ import run as edit
-from var_transformer.progress import duration, line, next_line, progress_bar
 from var_transformer.sample import Sample
-from var_transformer.serve.__main__ import Serve
+from var_transformer.serve import Serve
 
 ENVIRONMENT = os.environ | {"GLOG_v": "3"}
 COMMAND = """
 import logging
 import signal
-from var_transformer import exit_codes
+from var_tokenizer.common.command import exit_codes
 from var_transformer.ascend_c.__main__ import Build
 from var_transformer.cost import Cost
 from var_transformer.edit.__main__ import Edit
@@ -73,7 +73,7 @@ def test_durations_are_written_as_clocks_do():
 
 
 def test_lines_are_logged_while_nothing_moves(caplog, monkeypatch):
-    monkeypatch.setattr("var_transformer.progress.next_line", lambda elapsed: 0.001)
+    monkeypatch.setattr("var_tokenizer.common.progress.next_line", lambda elapsed: 0.001)
     caplog.set_level(logging.INFO, "var_transformer")
     with progress_bar() as bar:
         bar.add_task("sampling", total=3)
@@ -172,7 +172,7 @@ def test_a_log_file_has_whole_lines_of_one_format_and_the_shell_the_exit_code(tm
 
 
 def test_edit_says_that_it_loads_and_draws(model, tokenizer, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("var_transformer.progress.next_line", lambda elapsed: 0.0001)
+    monkeypatch.setattr("var_tokenizer.common.progress.next_line", lambda elapsed: 0.0001)
     caplog.set_level(logging.INFO)
     model.save(tmp_path / "m.safetensors")
     tokenizer.save(tmp_path / "t.safetensors")

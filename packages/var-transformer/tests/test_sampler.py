@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from var_tokenizer import InputError
+from var_tokenizer.common import InputError
 from var_transformer import Sampler, generate
-from var_transformer.sampling import draw, filter_logits, gumbel_mixture, softmax
+from var_transformer.generation.filters import draw, filter_logits, gumbel_mixture, softmax
 
 DRAWS = 20_000
 LOGITS_V = np.array([2.0, 1.5, 1.2, 0.3, 0.0, -0.2, -1.0, -2.5], np.float32)

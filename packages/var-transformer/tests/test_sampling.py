@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from var_transformer.sampling import draw, filter_logits, gumbel_mixture, softmax
+from var_transformer.generation.filters import draw, filter_logits, gumbel_mixture, softmax
 
 LOGITS = hnp.arrays(np.float32, (2, 3, 8), elements=st.floats(-10, 10, width=32))
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from var_tokenizer import InputError, unit_to_pixels
+from var_tokenizer.common import InputError, unit_to_pixels
 from var_transformer import Sampler, edit, generate
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -37,20 +37,20 @@ from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from var_transformer.serve.folder import private_folder
+from var_transformer.web.folder import private_folder
 
 _resources = contextlib.ExitStack()
 FOLDER = _resources.enter_context(private_folder())  # before Gradio is imported
 atexit.register(_resources.close)
 
+from var_transformer.serve import Serve, run
 from var_transformer.serve import studio as studio_module
 from var_transformer.serve import visits as visits_module
-from var_transformer.serve.__main__ import Serve, run
-from var_transformer.serve.guard import Login
-from var_transformer.serve.page import make_page
-from var_transformer.serve.server import Server
-from var_transformer.serve.streaming import Streamer
-from var_transformer.serve.visits import Visits
+from var_transformer.web.guard import Login
+from var_transformer.web.page import make_page
+from var_transformer.web.server import Server
+from var_transformer.web.streaming import Streamer
+from var_transformer.web.visits import Visits
 
 pytestmark = [
     pytest.mark.slow,

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 from var_transformer import Generation, generate
-from var_transformer.serve.streaming import Streamer, TimeOverError
+from var_transformer.web.streaming import Streamer, TimeOverError
 
 SCALES = 5
 LABELS = np.array([1, 4, 1])

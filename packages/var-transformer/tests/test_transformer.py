@@ -8,15 +8,10 @@ import pytest
 from mindspore import Tensor
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from var_tokenizer import InputError, Tokenizer
-from var_transformer import (
-    Transformer,
-    TransformerConfig,
-    check_pair,
-    generate,
-    transformer_shapes,
-)
-from var_transformer import ops as fast
+from var_tokenizer import Tokenizer
+from var_tokenizer.common import InputError
+from var_transformer import Transformer, TransformerConfig, check_pair, generate, transformer_shapes
+from var_transformer.model import operators as fast
 
 LABELS = np.array([0, 3, 5])
 

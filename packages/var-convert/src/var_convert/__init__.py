@@ -4,7 +4,7 @@
     inspect("var_d16.safetensors").parameters
     verify("var_d16.pth", "var_d16.safetensors").agrees()
 
-The PyTorch reference of both models is in ``var_convert.torch_reference`` and needs the extra
+The PyTorch reference of both models is in ``var_convert.reference`` and needs the extra
 ``[torch]``; nothing here imports PyTorch before a ``.pth`` is read or written.
 """
 

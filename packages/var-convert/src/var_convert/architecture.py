@@ -13,16 +13,15 @@ import numpy as np
 from var_tokenizer import (
     SCALES_256,
     SCALES_512,
-    InputError,
     Scale,
     ScaleSchedule,
     TokenizerConfig,
-    quoted,
     tokenizer_shapes,
 )
+from var_tokenizer.common import InputError, quoted
 from var_transformer import TransformerConfig, transformer_shapes
 
-from var_convert.weights import Entry, Weights
+from var_convert.formats.weights import Entry, Weights
 
 Config = TokenizerConfig | TransformerConfig
 Shapes = dict[str, tuple[int, ...]]

@@ -15,8 +15,9 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from var_tokenizer import quoted
-from var_transformer import exit_codes, progress_bar
+from var_tokenizer.common import quoted
+from var_tokenizer.common.command import exit_codes
+from var_tokenizer.common.progress import progress_bar
 
 from var_convert.architecture import format_scales, parse_scales
 from var_convert.conversion import convert

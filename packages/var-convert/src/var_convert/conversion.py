@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from var_tokenizer import InputError, Scale, quoted, replacing
+from var_tokenizer import Scale
+from var_tokenizer.common import InputError, quoted, replacing
 
 from var_convert.architecture import KINDS, MASK, Config
-from var_convert.dtypes import SHORT_NAMES, widen
-from var_convert.formats import WRITERS, check_suffix
+from var_convert.formats.dtypes import SHORT_NAMES, widen
+from var_convert.formats.suffixes import WRITERS, check_suffix
+from var_convert.formats.weights import Entry
 from var_convert.model import Model, open_model, tell_assumptions
-from var_convert.weights import Entry
 
 log = logging.getLogger(__name__)
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from var_tokenizer import Scale, weights_checksum
+from var_tokenizer import Scale
+from var_tokenizer.common import weights_checksum
 
 from var_convert.architecture import HITS, Config
 from var_convert.conversion import Progress
-from var_convert.dtypes import LONG_NAMES, widen
+from var_convert.formats.dtypes import LONG_NAMES, widen
+from var_convert.formats.weights import Entry
 from var_convert.model import open_model
-from var_convert.weights import Entry
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from var_tokenizer import (
-    SCALES_256,
+from var_tokenizer import SCALES_256, Scale, ScaleSchedule, TokenizerConfig
+from var_tokenizer.common import (
     InputError,
-    Scale,
-    ScaleSchedule,
-    TokenizerConfig,
     check_tensors,
     noted_checksum,
     parse_config,
@@ -43,9 +40,9 @@ from var_convert.architecture import (
     published_name,
     transformer_scales,
 )
-from var_convert.dtypes import LONG_NAMES, widen
-from var_convert.formats import read_weights
-from var_convert.weights import Entry, Weights, entry_of
+from var_convert.formats.dtypes import LONG_NAMES, widen
+from var_convert.formats.suffixes import read_weights
+from var_convert.formats.weights import Entry, Weights, entry_of
 
 log = logging.getLogger(__name__)
 

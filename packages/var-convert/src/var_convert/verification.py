@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from var_tokenizer import InputError, Scale, quoted
+from var_tokenizer import Scale
+from var_tokenizer.common import InputError, quoted
 
 from var_convert.architecture import Architecture
 from var_convert.conversion import Progress
-from var_convert.dtypes import LONG_NAMES, widen
+from var_convert.formats.dtypes import LONG_NAMES, widen
+from var_convert.formats.weights import Entry
 from var_convert.forward import ForwardDifference, compare_forward
 from var_convert.model import Model, open_model, tell_assumptions
-from var_convert.weights import Entry
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from var_tokenizer.config import GROUPS, TokenizerConfig
-from var_tokenizer.ops import conv2d, conv2d_plus, group_norm, upsampled_conv2d
+from var_tokenizer.operators import conv2d, conv2d_plus, group_norm, upsampled_conv2d
 
 Rng = np.random.Generator | None
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from var_tokenizer.errors import InputError
+from var_tokenizer.common.errors import InputError
 from var_tokenizer.schedule import SCALES_256, Scale, ScaleSchedule
 
 GROUPS = 32  # of every group norm, as published

@@ -5,7 +5,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from var_tokenizer.autoencoder import Conv2d, Rng
 from var_tokenizer.config import TokenizerConfig
-from var_tokenizer.ops import nearest_code
+from var_tokenizer.operators import nearest_code
 from var_tokenizer.resize import area_matrix, bicubic_matrix
 
 

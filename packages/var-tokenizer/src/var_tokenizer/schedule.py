@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from var_tokenizer.errors import InputError
+from var_tokenizer.common.errors import InputError
 
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)

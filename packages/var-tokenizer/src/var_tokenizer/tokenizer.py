@@ -9,22 +9,22 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from var_tokenizer.autoencoder import Conv2d, Decoder, Encoder
-from var_tokenizer.checkpoint import (
+from var_tokenizer.common.checkpoint import (
     noted_checksum,
     open_checkpoint,
     weights_checksum,
     write_checkpoint,
 )
-from var_tokenizer.checks import (
+from var_tokenizer.common.checks import (
     check_integer,
     check_shape,
     checked_floats,
     checked_images,
     checked_integers,
 )
-from var_tokenizer.compiled import CompiledPasses
+from var_tokenizer.common.compiled import CompiledPasses
+from var_tokenizer.common.errors import InputError, quoted
 from var_tokenizer.config import TokenizerConfig
-from var_tokenizer.errors import InputError, quoted
 from var_tokenizer.quantizer import MultiScaleQuantizer
 from var_tokenizer.schedule import ScaleSchedule
 from var_tokenizer.shapes import tokenizer_shapes

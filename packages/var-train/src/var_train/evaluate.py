@@ -1,9 +1,5 @@
 """``python -m var_train.evaluate tokenizer``: measures a tokenizer on a folder of images."""
 
-import os
-
-os.environ.setdefault("GLOG_v", "3")  # before MindSpore is imported: its warnings are not ours
-
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +7,16 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 from rich.table import Table
-from var_tokenizer import InputError, Tokenizer
-from var_transformer import exit_codes, working
+from var_tokenizer import Tokenizer
+from var_tokenizer.common import InputError
+from var_tokenizer.common.command import exit_codes
+from var_tokenizer.common.progress import working
 
-from var_train.data import load_folder
-from var_train.features import FeatureNetwork
-from var_train.measure import TokenizerFigures, measure_tokenizer
-from var_train.progress import step_bar
-from var_train.report import save_reconstructions, write_report
+from var_train.data.images import load_folder
+from var_train.losses.feature_network import FeatureNetwork
+from var_train.reports.metrics import TokenizerFigures, measure_tokenizer
+from var_train.reports.progress import step_bar
+from var_train.reports.report import save_reconstructions, write_report
 
 
 @dataclass(frozen=True)

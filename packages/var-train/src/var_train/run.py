@@ -1,9 +1,5 @@
 """``python -m var_train.run``: trains a tokenizer and a transformer on images, and draws."""
 
-import os
-
-os.environ.setdefault("GLOG_v", "3")  # before MindSpore is imported: its warnings are not ours
-
 import argparse
 import hashlib
 import json
@@ -17,36 +13,24 @@ from typing import Literal
 
 import numpy as np
 from mindspore import Tensor
-from var_tokenizer import (
-    InputError,
-    Scale,
-    Tokenizer,
-    TokenizerConfig,
-    open_checkpoint,
-    quoted,
-    weights_checksum,
-)
-from var_transformer import (
-    Backend,
-    Transformer,
-    TransformerConfig,
-    check_sampler,
-    exit_codes,
-    working,
-)
+from var_tokenizer import Scale, Tokenizer, TokenizerConfig
+from var_tokenizer.common import InputError, open_checkpoint, quoted, weights_checksum
+from var_tokenizer.common.command import exit_codes
+from var_tokenizer.common.progress import working
+from var_transformer import Backend, Transformer, TransformerConfig, check_sampler
 
-from var_train import arguments, distributed
-from var_train.arguments import format_size
-from var_train.cache import SPLITS, TokenCache
-from var_train.checkpoints import CheckpointFolder
-from var_train.data import ImageFolder, ImageSet, load_digits_split, load_image_tree
-from var_train.loop import LoopConfig, check_resumable, stage_folder
-from var_train.loop import train as train_stage
-from var_train.precision import DTYPES
-from var_train.presets import PRESETS, published_stage
-from var_train.progress import MetricsLog, record_settings
-from var_train.record import DataRecord
-from var_train.report import (
+from var_train.commands import arguments
+from var_train.commands.arguments import format_size
+from var_train.commands.presets import PRESETS, published_stage
+from var_train.data.images import ImageFolder, ImageSet, load_digits_split, load_image_tree
+from var_train.data.record import DataRecord
+from var_train.data.token_cache import SPLITS, TokenCache
+from var_train.data.tokens import fingerprint, tokens_of
+from var_train.optimization.loss_scale import DTYPES
+from var_train.parallel import workers as distributed
+from var_train.parallel.watch import watched
+from var_train.reports.progress import MetricsLog, record_settings
+from var_train.reports.report import (
     Sampling,
     digit_figures,
     sample_classes,
@@ -55,10 +39,11 @@ from var_train.report import (
     tokenizer_figures,
     write_report,
 )
-from var_train.tokenizer_stage import TokenizerStage, TokenizerTraining, reconstruct
-from var_train.tokens import fingerprint, tokens_of
-from var_train.transformer_stage import TransformerStage, TransformerTraining
-from var_train.watch import watched
+from var_train.training.checkpoints import CheckpointFolder
+from var_train.training.loop import LoopConfig, check_resumable, stage_folder
+from var_train.training.loop import train as train_stage
+from var_train.training.tokenizer_stage import TokenizerStage, TokenizerTraining, reconstruct
+from var_train.training.transformer_stage import TransformerStage, TransformerTraining
 
 log = logging.getLogger("var_train")
 

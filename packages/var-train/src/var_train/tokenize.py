@@ -1,20 +1,17 @@
 """``python -m var_train.tokenize``: encodes an image tree once, for all epochs of training."""
 
-import os
-
-os.environ.setdefault("GLOG_v", "3")  # before MindSpore is imported: its warnings are not ours
-
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from var_tokenizer import InputError, Tokenizer, quoted
-from var_transformer import exit_codes, read_settings
+from var_tokenizer import Tokenizer
+from var_tokenizer.common import InputError, quoted
+from var_tokenizer.common.command import exit_codes, read_settings
 
-from var_train import distributed
-from var_train.cache import write_cache
-from var_train.data import load_image_tree
-from var_train.watch import watched
+from var_train.data.images import load_image_tree
+from var_train.data.token_cache import write_cache
+from var_train.parallel import workers as distributed
+from var_train.parallel.watch import watched
 
 log = logging.getLogger("var_train")
 

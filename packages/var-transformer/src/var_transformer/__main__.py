@@ -1,5 +1,5 @@
 """``python -m var_transformer``: lists this package's commands."""
 
-from var_transformer.command import list_commands
+from var_tokenizer.common.command import list_commands
 
 list_commands("var_transformer", ("sample", "edit", "serve", "cost", "ascend_c"))

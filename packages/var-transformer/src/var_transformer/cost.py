@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import mindspore as ms
 from rich.console import Console
 from rich.table import Table
-from var_tokenizer import InputError, TokenizerConfig
+from var_tokenizer import TokenizerConfig
+from var_tokenizer.common import InputError
+from var_tokenizer.common.command import run_command
 
-from var_transformer import cost_model
-from var_transformer.attention import Backend, build
+from var_transformer.attention import Backend, build, cost_model
+from var_transformer.attention.cost_model import Part, total
+from var_transformer.attention.devices import Device, device
 from var_transformer.attention.segments import Plan, Segment, cut_at, scores
-from var_transformer.command import run_command
-from var_transformer.config import TransformerConfig
-from var_transformer.cost_model import Part, total
-from var_transformer.devices import Device, device
+from var_transformer.model.config import TransformerConfig
 
 # Seconds that a port of VAR-d16 to MindSpore publishes for Ascend 910B.
 PUBLISHED_STEP = {("d16", 96): 1.70}

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -10,24 +11,15 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from var_tokenizer import (
-    InputError,
-    Tokenizer,
-    open_regular,
-    quoted,
-    replacing,
-    unit_to_pixels,
-)
+from var_tokenizer import Tokenizer
+from var_tokenizer.common import InputError, open_regular, quoted, replacing, unit_to_pixels
+from var_tokenizer.common.command import run_command
+from var_tokenizer.common.progress import progress_bar
 
-from var_transformer.classes import class_numbers, names_of, number_ranges, other_numbers
-from var_transformer.command import (
-    load_pair,
-    log,
-    run_command,
-)
-from var_transformer.generate import Refiner, generate
-from var_transformer.graph_cache import graph_cache
-from var_transformer.pictures import (
+from var_transformer.commands.classes import class_numbers, names_of, number_ranges, other_numbers
+from var_transformer.commands.graph_cache import graph_cache
+from var_transformer.commands.pair import load_pair
+from var_transformer.commands.pictures import (
     AnimationFormat,
     animation_path,
     grid,
@@ -36,9 +28,11 @@ from var_transformer.pictures import (
     save_npz,
     save_png,
 )
-from var_transformer.progress import progress_bar
-from var_transformer.sampler import Sampler
-from var_transformer.transformer import Transformer
+from var_transformer.generation.generate import Refiner, generate
+from var_transformer.generation.sampler import Sampler
+from var_transformer.model.transformer import Transformer
+
+log = logging.getLogger("var_transformer")
 
 LARGEST_BATCH = 64
 _GRID_ROWS, _GRID_COLUMNS, _MOST_COLUMNS = 20, 10, 100

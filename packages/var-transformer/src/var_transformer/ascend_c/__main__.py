@@ -6,8 +6,9 @@ python -m var_transformer.ascend_c --soc Ascend910B2
 import logging
 from dataclasses import dataclass
 
+from var_tokenizer.common.command import run_command
+
 from var_transformer.ascend_c.building import build
-from var_transformer.command import run_command
 
 log = logging.getLogger("var_transformer")
 

@@ -14,7 +14,7 @@ from types import ModuleType
 
 import mindspore as ms
 from mindspore import ops
-from var_tokenizer import InputError, check_private
+from var_tokenizer.common import InputError, check_private
 
 log = logging.getLogger(__name__)
 

@@ -11,14 +11,15 @@ scale after another, with a cache); the models never ask what is behind it.
 from dataclasses import dataclass
 
 import mindspore as ms
-from var_tokenizer import InputError, ScaleSchedule
+from var_tokenizer import ScaleSchedule
+from var_tokenizer.common import InputError
 
 from var_transformer.attention.ascend import AscendAttention
 from var_transformer.attention.base import NextScaleAttention
 from var_transformer.attention.cache import Cache
 from var_transformer.attention.cpu import CpuAttention
 from var_transformer.attention.portable import PortableAttention
-from var_transformer.ops import kernels
+from var_transformer.model.operators import kernels
 
 __all__ = ["Backend", "Cache", "NextScaleAttention", "build"]
 

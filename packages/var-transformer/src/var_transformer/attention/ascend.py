@@ -17,12 +17,13 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 from mindspore.ops import auto_generate, constexpr
-from var_tokenizer import InputError, ScaleSchedule
+from var_tokenizer import ScaleSchedule
+from var_tokenizer.common import InputError
 
 from var_transformer import ascend_c
 from var_transformer.attention.base import Kept, NextScaleAttention, check_tokens, last_scale
+from var_transformer.attention.devices import DEVICES
 from var_transformer.attention.segments import launch_scores, scores_and
-from var_transformer.devices import DEVICES
 
 DTYPES = (ms.float16, ms.bfloat16)
 _ALL = 2**31 - 1  # next_tokens of a call without a band

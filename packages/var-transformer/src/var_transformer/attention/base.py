@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
-from var_tokenizer import InputError, ScaleSchedule
+from var_tokenizer import ScaleSchedule
+from var_tokenizer.common import InputError
 
 from var_transformer.attention.segments import Plan, cut
-from var_transformer.ops import UnitLength
+from var_transformer.model.operators import UnitLength
 
 Kept = tuple[Tensor, ...]  # the cache of one block
 

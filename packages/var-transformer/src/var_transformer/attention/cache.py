@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 
 from mindspore import Tensor
-from var_tokenizer import InputError, ScaleSchedule, check_integer, one_at_a_time
+from var_tokenizer import ScaleSchedule
+from var_tokenizer.common import InputError, check_integer, one_at_a_time
 
 
 @dataclass(frozen=True)

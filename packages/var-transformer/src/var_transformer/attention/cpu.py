@@ -4,7 +4,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
-from var_tokenizer import KernelLibrary, ScaleSchedule
+from var_tokenizer import ScaleSchedule
+from var_tokenizer.common import KernelLibrary
 
 from var_transformer.attention.base import Kept, NextScaleAttention, check_tokens, last_scale
 from var_transformer.attention.segments import scores_and

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from var_tokenizer import ScaleSchedule
 
-from var_transformer.devices import Device
+from var_transformer.attention.devices import Device
 
 
 class Segment(NamedTuple):

@@ -4,6 +4,6 @@ A package, so that the command is a module of its own: importing it does not put
 ``var_transformer.edit`` is the function.
 """
 
-from var_transformer.edit.editing import box_mask, edit, tokens_to_redraw
+from var_transformer.generation.editing import box_mask, edit, tokens_to_redraw
 
 __all__ = ["box_mask", "edit", "tokens_to_redraw"]

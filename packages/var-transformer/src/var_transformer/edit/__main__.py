@@ -1,5 +1,6 @@
 """``python -m var_transformer.edit``: redraws a part of an image, as of a chosen class."""
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +8,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 from PIL import Image
-from var_tokenizer import (
+from var_tokenizer.common import (
     InputError,
     fit_picture,
     quoted,
@@ -15,19 +16,22 @@ from var_tokenizer import (
     to_model_range,
     unit_to_pixels,
 )
+from var_tokenizer.common.command import run_command
+from var_tokenizer.common.progress import working
 
-from var_transformer.classes import class_number, names_of, other_numbers
-from var_transformer.command import load_pair, log, run_command
-from var_transformer.edit.editing import box_mask, edit
-from var_transformer.graph_cache import graph_cache
-from var_transformer.pictures import (
+from var_transformer.commands.classes import class_number, names_of, other_numbers
+from var_transformer.commands.graph_cache import graph_cache
+from var_transformer.commands.pair import load_pair
+from var_transformer.commands.pictures import (
     AnimationFormat,
     animation_path,
     save_animation,
     save_png,
 )
-from var_transformer.progress import working
-from var_transformer.sampler import Sampler
+from var_transformer.generation.editing import box_mask, edit
+from var_transformer.generation.sampler import Sampler
+
+log = logging.getLogger("var_transformer")
 
 Box = tuple[int, int, int, int]
 

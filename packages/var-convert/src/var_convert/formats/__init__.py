@@ -1,0 +1,1 @@
+"""The weight files of PyTorch, MindSpore and safetensors, read and written safely."""

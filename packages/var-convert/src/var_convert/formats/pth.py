@@ -1,0 +1,154 @@
+"""Reading and writing PyTorch's .pth. Imports PyTorch, the extra ``[torch]``, only when called."""
+
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+from var_tokenizer.common import InputError, quoted
+
+from var_convert.formats.dtypes import LONG_NAMES, SHORT_NAMES
+from var_convert.formats.weights import Entry, Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SAFE_SINCE = (2, 6)  # CVE-2025-32434: before it, weights-only loading could be made to run code
+TRAINER_KEYS = ("vae_local", "var_wo_ddp")
+
+
+def read_pth(path: Path) -> list[Weights]:
+    """The models of the file: one for a plain state dict, up to two for a trainer checkpoint.
+
+    Loads tensors and plain containers only, so that nothing in the file can run code. Raises
+    InputError where the file needs more than that, is damaged, or PyTorch is missing.
+    """
+    torch, shown = _torch(path), quoted(path)
+    archive = zipfile.is_zipfile(path)
+    if archive:
+        _refuse_compressed(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on old formats, of no use to whoever reads
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+    except Exception as error:  # whatever a damaged or hostile file provokes inside PyTorch
+        raise InputError(f"{shown}: not a .pth of weights alone: {_reason(error)}") from error
+    if not isinstance(loaded, Mapping):
+        raise InputError(f"{shown}: holds a {type(loaded).__name__}; expected a state dict")
+    if loaded and all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        return [_weights(torch, shown, loaded)]
+    trainer = loaded.get("trainer", loaded)
+    models = {
+        key: trainer[key]
+        for key in TRAINER_KEYS
+        if isinstance(trainer, Mapping) and isinstance(trainer.get(key), Mapping)
+    }
+    if not models:
+        raise InputError(
+            f"{shown}: holds {', '.join(map(_key, list(loaded)[:5])) or 'nothing'}; "
+            "expected a state dict, or a trainer checkpoint with 'vae_local' or 'var_wo_ddp'"
+        )
+    return [_weights(torch, f"{shown} ({key})", state) for key, state in models.items()]
+
+
+def _torch(path: Path) -> ModuleType:
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(
+            f"{quoted(path)}: .pth files need PyTorch; install it with: "
+            "pip install 'var-convert[torch]'"
+        ) from error
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if version < SAFE_SINCE:
+        raise InputError(
+            f"{quoted(path)}: PyTorch is {torch.__version__}, which may run code from a .pth file; "
+            "expected 2.6 or newer: pip install --upgrade 'var-convert[torch]'"
+        )
+    return torch
+
+
+def _reason(error: Exception) -> str:
+    """What PyTorch says is wrong, in one line, without its advice to load unsafely."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "Unsupported" in line or "GLOBAL" in line]
+    return quoted((telling or lines or [type(error).__name__])[0].split(". ")[0])
+
+
+def _refuse_compressed(path: Path) -> None:
+    """A few megabytes can be deflated from terabytes; PyTorch stores its files as they are."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            stored = all(m.compress_type == zipfile.ZIP_STORED for m in archive.infolist())
+    except Exception as error:  # whatever a damaged or hostile archive provokes
+        raise InputError(f"{quoted(path)}: not a readable .pth file: {_reason(error)}") from error
+    if not stored:
+        raise InputError(
+            f"{quoted(path)}: has compressed parts; expected a .pth as torch.save writes it"
+        )
+
+
+def _key(key: object) -> str:
+    return repr(quoted(key)) if isinstance(key, str) else f"a {type(key).__name__}"
+
+
+def _weights(torch: ModuleType, source: str, state: Mapping) -> Weights:
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise InputError(
+                f"{source}: {_key(name)} is a {type(value).__name__}; "
+                "expected names and tensors only"
+            )
+    note = getattr(state, "var_mindspore", None)
+    metadata = note if isinstance(note, dict) else {}
+    return Weights(
+        source,
+        {name: _entry(torch, source, name, tensor) for name, tensor in state.items()},
+        {key: value for key, value in metadata.items() if isinstance(value, str)},
+    )
+
+
+def _entry(torch: ModuleType, source: str, name: str, tensor: "Tensor") -> Entry:
+    dtype = SHORT_NAMES.get(str(tensor.dtype).removeprefix("torch."))
+    if dtype is None or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        raise InputError(
+            f"{source}: tensor {quoted(name)} is {tensor.dtype}, {tensor.layout}, on "
+            f"{tensor.device}; expected a dense tensor of one of {', '.join(SHORT_NAMES)}"
+        )
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise InputError(
+            f"{source}: tensor {quoted(name)} of shape {tuple(tensor.shape)} repeats its elements; "
+            "expected each in the file"
+        )
+
+    flat = tensor.detach().contiguous().view(-1)
+    if dtype == "BF16":
+        flat = flat.view(torch.uint16)
+
+    def read(start: int, stop: int) -> np.ndarray:
+        return flat[start:stop].numpy()
+
+    return Entry(dtype, tuple(tensor.shape), read)
+
+
+def write_pth(path: Path, tensors: Mapping[str, Entry], metadata: Mapping[str, str]) -> None:
+    """Writes a state dict that ``load_state_dict(strict=True)`` takes.
+
+    ``metadata`` rides along as an attribute of the OrderedDict, where PyTorch's own
+    ``state_dict()`` keeps its version notes: it is no key, so loading strictly does not see it.
+    """
+    torch = _torch(path)
+    state = OrderedDict((name, _tensor(torch, entry)) for name, entry in tensors.items())
+    state.var_mindspore = dict(metadata)
+    torch.save(state, path)
+
+
+def _tensor(torch: ModuleType, entry: Entry) -> "Tensor":
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # arrays that are not writable: they are only read
+        tensor = torch.from_numpy(entry.array())
+    return tensor.view(getattr(torch, LONG_NAMES[entry.dtype]))

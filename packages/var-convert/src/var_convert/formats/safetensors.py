@@ -1,0 +1,63 @@
+"""Reading and writing .safetensors, a piece of a tensor at a time."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from var_tokenizer.common import InputError, TensorHeader, quoted, read_header
+
+from var_convert.formats.dtypes import NUMPY
+from var_convert.formats.weights import Entry, Weights
+
+
+def read_safetensors(path: Path) -> list[Weights]:
+    """The one model of the file. Raises InputError where it is not valid safetensors."""
+    metadata, header = read_header(path)
+    tensors = {name: _entry(path, name, about) for name, about in header.items()}
+    return [Weights(quoted(path), tensors, metadata)]
+
+
+def _entry(path: Path, name: str, about: TensorHeader) -> Entry:
+    if about.dtype not in NUMPY:
+        raise InputError(
+            f"{quoted(path)}: tensor {quoted(name)} has dtype {about.dtype}; "
+            f"expected one of {', '.join(NUMPY)}"
+        )
+    dtype = NUMPY[about.dtype]
+
+    def read(start: int, stop: int) -> np.ndarray:
+        if start == stop:
+            return np.empty(0, dtype)
+        # "c": writable for PyTorch's sake, never written to the file. Each piece is a mapping of
+        # its own, so that its pages are released with it.
+        offset = about.begin + start * dtype.itemsize
+        piece = np.memmap(path, dtype, "c", offset=offset, shape=(stop - start,))
+        return np.require(piece, requirements="A")
+
+    return Entry(about.dtype, about.shape, read)
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Entry], metadata: Mapping[str, str]
+) -> None:
+    """Writes the tensors, holding no more than a piece of one in memory."""
+    # Widest elements first keeps every tensor aligned to its element size.
+    order = sorted(tensors, key=lambda name: (-NUMPY[tensors[name].dtype].itemsize, name))
+    header: dict = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in order:
+        begin, end = end, end + tensors[name].nbytes
+        header[name] = {
+            "dtype": tensors[name].dtype,
+            "shape": list(tensors[name].shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name in order:
+            for piece in tensors[name].pieces():
+                file.write(memoryview(np.ascontiguousarray(piece)).cast("B"))

@@ -1,0 +1,72 @@
+"""Named tensors of one model as a file holds them: described at once, read piece by piece."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import prod
+
+import numpy as np
+
+from var_convert.formats.dtypes import FLOATING, NUMPY, cast
+
+PIECE = 1 << 20  # elements read at a time: large enough for full disk speed, small in memory
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor.
+
+    dtype: safetensors name ("F32", "BF16", "I64", ...). read: elements [start, stop) in row-major
+    order as a 1-D array of ``NUMPY[dtype]``.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[int, int], np.ndarray] = field(repr=False, compare=False)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * NUMPY[self.dtype].itemsize
+
+    @property
+    def is_floating(self) -> bool:
+        return self.dtype in FLOATING
+
+    def pieces(self) -> Iterator[np.ndarray]:
+        """The elements in order, a bounded number at a time."""
+        for start in range(0, self.size, PIECE):
+            yield self.read(start, min(start + PIECE, self.size))
+
+    def array(self) -> np.ndarray:
+        """The whole tensor in its shape; bfloat16 as uint16 bits."""
+        return self.read(0, self.size).reshape(self.shape)
+
+    def as_dtype(self, dtype: str | None) -> "Entry":
+        """The same tensor with its elements as ``dtype``; integers and None stay as they are."""
+        if dtype in (None, self.dtype) or not self.is_floating:
+            return self
+        return Entry(
+            dtype, self.shape, lambda start, stop: cast(self.read(start, stop), self.dtype, dtype)
+        )
+
+
+def entry_of(array: np.ndarray, dtype: str) -> Entry:
+    """An entry whose elements are in memory already."""
+    flat = array.reshape(-1)
+    return Entry(dtype, tuple(array.shape), lambda start, stop: flat[start:stop])
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of one model in one file.
+
+    source: how messages name it. metadata: what this project's writers add (kind, config, ...).
+    """
+
+    source: str
+    tensors: Mapping[str, Entry]
+    metadata: Mapping[str, str]

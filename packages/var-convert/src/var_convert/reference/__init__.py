@@ -1,0 +1,1 @@
+"""Both models in plain PyTorch (extra ``[torch]``)."""

@@ -1,0 +1,82 @@
+"""What arrays and numbers that users give must be."""
+
+import numpy as np
+from mindspore import Tensor
+
+from var_tokenizer.common.errors import InputError
+
+Array = np.ndarray | Tensor
+_LOWEST = np.finfo(np.float32).min
+_ROUNDING = 1e-3  # beyond [-1, 1]; an eighth of a step of 8-bit pixels
+
+
+def is_integer(value: object) -> bool:
+    """Whether it is an integer of Python or NumPy; True and False are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether it is an integer or a floating-point number, possibly infinite or NaN."""
+    return is_integer(value) or isinstance(value, float | np.floating)
+
+
+def check_integer(field: str, value: object, least: int, most: int) -> None:
+    """Raises InputError unless ``value`` is an integer from ``least`` to ``most``."""
+    if not is_integer(value) or not least <= value <= most:
+        raise InputError(f"{field} is {value!r}; expected an integer from {least} to {most}")
+
+
+def check_shape(field: str, shape: tuple[int, ...], expected: tuple[int | str, ...]) -> None:
+    """Raises InputError for another shape; a letter stands for any number from 1."""
+    fits = len(shape) == len(expected) and all(
+        n >= 1 if isinstance(wanted, str) else n == wanted
+        for n, wanted in zip(shape, expected, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(str(n) for n in expected)
+        raise InputError(f"{field} have shape {tuple(shape)}; expected ({wanted})")
+
+
+def checked_floats(
+    field: str, array: Array, least: float = -np.inf, most: float = np.inf, source: str = ""
+) -> np.ndarray:
+    """As a float32 array.
+
+    Raises InputError unless all values are finite floating-point numbers from ``least`` to
+    ``most``. source: what gives such values, for the message.
+    """
+    span = "" if least == -np.inf else f"[{least:.2g}, {most:.2g}]"
+    source = f", as {source} gives" if source else ""
+    values = np.asarray(array)
+    if values.dtype.kind != "f" and values.dtype.name != "bfloat16":
+        expected = f"floats in {span}" if span else "finite floats"
+        raise InputError(f"{field} have dtype {values.dtype}; expected {expected}{source}")
+    values = np.asarray(values, np.float32)
+    lowest, highest = values.min(), values.max()  # NaN where one of the values is
+    expected = f"{span or 'finite floats'}{source}"
+    if np.isnan(lowest):
+        raise InputError(f"{field} hold NaN; expected {expected}")
+    if not (max(least, _LOWEST) <= lowest and highest <= min(most, -_LOWEST)):
+        raise InputError(f"{field} lie in [{lowest:g}, {highest:g}]; expected {expected}")
+    return values
+
+
+def checked_images(field: str, images: Array) -> np.ndarray:
+    """Images as models read them, as float32; raises InputError for values beyond [-1, 1].
+
+    What rounding adds to it is taken as it is.
+    """
+    return checked_floats(field, images, -1 - _ROUNDING, 1 + _ROUNDING, "var_tokenizer.read_images")
+
+
+def checked_integers(field: str, array: Array, count: int) -> np.ndarray:
+    """As int32; raises InputError unless all values are integers from 0 to count - 1."""
+    values = np.asarray(array)
+    if values.dtype.kind not in "iu":
+        raise InputError(
+            f"{field} have dtype {values.dtype}; expected integers from 0 to {count - 1}"
+        )
+    least, most = values.min(), values.max()
+    if least < 0 or most >= count:
+        raise InputError(f"{field} lie in [{least}, {most}]; expected [0, {count - 1}]")
+    return values.astype(np.int32)

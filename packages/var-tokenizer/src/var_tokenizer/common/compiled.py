@@ -1,0 +1,85 @@
+"""What every compiled pass of a model needs: one thread at a time, and the weights of now."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mindspore import Parameter, Tensor, nn
+
+from var_tokenizer.common.errors import InputError
+from var_tokenizer.operators import on_cpu
+
+one_at_a_time = threading.RLock()
+"""Held while MindSpore compiles, runs a graph or calls an operator: where two threads of Python
+do so at once, MindSpore 2.10 crashes the process."""
+
+
+class CompiledPasses:
+    """The compiled passes of a model; no cell, so that its weights are registered once.
+
+    A graph reads the memory that a parameter had when the graph was compiled. ``ops.assign`` and
+    ``Parameter.copy_`` write there. Others, ``Parameter.set_data`` and ``load_param_into_net``
+    among them, give the parameter new memory, of which the graph learns nothing. So before a pass
+    runs, the values of every parameter that has moved are copied to where the graphs read, and
+    the parameter moves back.
+    """
+
+    def __init__(self, model: nn.Cell) -> None:
+        self._slots = [
+            (name, cell._params, name.rpartition(".")[2])
+            for path, cell in model.cells_and_names()
+            for name in (f"{path}.{leaf}".lstrip(".") for leaf in cell._params)
+        ]
+        self._addresses: list[int] = []
+        self._memory: list[Tensor] = []  # what the graphs read
+        self._settled = False  # whether all of it lies where it will stay
+        self.moves = 0  # of parameters, so far
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Inside the block, this thread alone uses MindSpore, with the present weights.
+
+        Raises InputError for a parameter whose values were replaced by those of another shape or
+        type after the first pass.
+        """
+        with one_at_a_time:
+            self._follow()
+            try:
+                yield
+            finally:
+                self._remember()
+
+    def _parameters(self) -> list[Parameter]:
+        return [parameters[leaf] for _, parameters, leaf in self._slots]
+
+    def _follow(self) -> None:
+        parameters = self._parameters()
+        addresses = [parameter.data_ptr() for parameter in parameters]
+        if not self._addresses or addresses == self._addresses:
+            return
+        for i, parameter in enumerate(parameters):
+            memory = self._memory[i]
+            if addresses[i] == self._addresses[i] or not _on_device(memory):
+                continue
+            found, expected = ((p.shape, p.dtype) for p in (parameter, memory))
+            if found != expected:
+                raise InputError(
+                    f"{self._slots[i][0]} is {found[1]} of shape {found[0]}; expected "
+                    f"{expected[1]} of shape {expected[0]}, as when the model first ran"
+                )
+            memory.copy_(parameter)
+            parameter.set_data(memory)
+            self.moves += 1
+
+    def _remember(self) -> None:
+        if self._settled:
+            return
+        parameters = self._parameters()
+        self._addresses = [parameter.data_ptr() for parameter in parameters]
+        self._memory = [parameter.data for parameter in parameters]
+        self._settled = all(_on_device(memory) for memory in self._memory)
+
+
+def _on_device(memory: Tensor) -> bool:
+    """Whether a graph can have read it: the first that does moves it to the device."""
+    return on_cpu() or memory.device != "CPU"

@@ -1,0 +1,64 @@
+"""Weights in other formats: told by their content, and the command that makes them native."""
+
+import os
+import shlex
+from pathlib import Path
+from typing import Literal
+
+from var_tokenizer.common.errors import quoted
+
+Format = Literal["PyTorch", "MindSpore", "safetensors"]
+
+_SUFFIX = {"PyTorch": ".pth", "MindSpore": ".ckpt", "safetensors": ".safetensors"}
+_PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # as PyTorch wrote before 1.6
+
+
+def format_of(path: str | os.PathLike[str]) -> Format | None:
+    """The format of a file of weights by its first bytes, whatever its name; None for any other.
+
+    Nothing is unpickled. Raises OSError where the file cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        head, size = file.read(4096), os.fstat(file.fileno()).st_size
+    if head.startswith(b"PK\x03\x04"):
+        member = head[30 : 30 + int.from_bytes(head[26:28], "little")]
+        return "PyTorch" if member.endswith(b"data.pkl") else None
+    if head.startswith(_PICKLES):
+        return "PyTorch"
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
+        return "safetensors"
+    return "MindSpore" if _begins_like_mindspore(head) else None
+
+
+def _begins_like_mindspore(head: bytes) -> bool:
+    """Whether it is protobuf as MindSpore writes it: entries (1) that begin with a name (1)."""
+    place = 0
+    for _ in range(2):
+        if head[place : place + 1] != b"\n":
+            return False
+        place, length = place + 1, 0
+        for shift in range(0, 70, 7):
+            byte = head[place] if place < len(head) else 0
+            place, length = place + 1, length | (byte & 0x7F) << shift
+            if byte < 0x80:
+                break
+    name = head[place : place + length]
+    return 0 < length == len(name) and name.isascii() and name.decode("ascii").isprintable()
+
+
+def conversion(path: str | os.PathLike[str], found: Format, kind: str) -> str:
+    """The command that makes a native file of ``kind`` from one of another format."""
+    source = Path(path)
+    misnamed = source.suffix != _SUFFIX[found] and (
+        source.suffix in _SUFFIX.values() or found == "MindSpore"
+    )
+    named = source.with_suffix(_SUFFIX[found]) if misnamed else source
+    target = source.with_suffix(".safetensors")
+    if target.exists() or target == named:
+        target = source.with_name(f"{source.stem}-native.safetensors")
+    move = f"mv {_word(source)} {_word(named)} && " if misnamed else ""
+    return f"{move}var-convert {_word(named)} {_word(target)} --only {kind}"
+
+
+def _word(path: Path) -> str:
+    return shlex.quote(quoted(path))

@@ -1,0 +1,147 @@
+"""How far a command is: a bar on a terminal, a line in the log from time to time elsewhere."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+log = logging.getLogger(__name__)
+
+FIRST = 5.0  # seconds before the first line
+_GROWTH = 0.2  # of the time so far, until the next line
+_LONGEST = 300.0  # seconds between two lines at most
+
+
+def next_line(elapsed: float) -> float:
+    """Seconds until the next line, ``elapsed`` seconds after the start.
+
+    Every 5 s at first, then ever more rarely, and every 5 minutes from the 25th on: some 30 lines
+    for the first half hour, 12 for each later hour, however many steps that are.
+    """
+    return min(max(FIRST, _GROWTH * elapsed), _LONGEST)
+
+
+class LoggedProgress(Progress):
+    """Rich's progress; where stderr is no terminal, it logs a line for each task instead.
+
+    A line names the description, steps and total, the fields that are not empty (loss, speed),
+    and the time left. A thread writes it, so that a long compilation is no silence either.
+    """
+
+    def __init__(
+        self, *columns: ProgressColumn, silent: bool = False, transient: bool = False
+    ) -> None:
+        """silent: show and log nothing. transient: the bar goes away when it is done."""
+        console = Console(stderr=True)
+        self._lines = not console.is_interactive and not silent
+        super().__init__(
+            *columns,
+            console=console,
+            transient=transient,
+            disable=silent or self._lines,
+            speed_estimate_period=600,  # seconds: steps may take a minute each
+        )
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._said = False
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        if self._lines:
+            self._thread = threading.Thread(target=self._log_lines, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._thread is not None:
+            self._ended.set()
+            self._thread.join()
+            if self._said:
+                self._log_now(ended=True)
+        super().__exit__(kind, error, trace)
+
+    def _log_lines(self) -> None:
+        started = time.monotonic()
+        while not self._ended.wait(next_line(time.monotonic() - started)):
+            self._log_now()
+
+    def _log_now(self, ended: bool = False) -> None:
+        self._said = True
+        for task in self.tasks:
+            log.info("%s", line(task, ended))
+
+
+def line(task: Task, ended: bool = False) -> str:
+    """The state of a task in words: its count with the field ``unit``, and its other fields.
+
+    ended: no more is to come.
+    """
+    fields = {name: str(value).strip() for name, value in task.fields.items()}
+    unit = fields.pop("unit", "")
+    parts = (
+        [] if task.total is None else [f"{task.completed:.0f} of {task.total:.0f} {unit}".strip()]
+    )
+    parts += [value for value in fields.values() if value]
+    left = task.time_remaining
+    if not ended and left:
+        parts.append(f"{duration(left)} left")
+    else:
+        parts.append(f"{'after ' * ended}{duration(task.elapsed or 0)}{' so far' * (not ended)}")
+    return f"{task.description.strip()}: {', '.join(parts)}"
+
+
+def duration(seconds: float) -> str:
+    """``0:05``, ``12:30``, ``1:02:03``."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def progress_bar(
+    *columns: ProgressColumn, silent: bool = False, transient: bool = False
+) -> LoggedProgress:
+    """A bar on stderr: what, how much of it, ``columns``, the time taken and the time left.
+
+    Where stderr is no terminal, lines in the log take its place. silent: neither. transient: the
+    bar goes away when it is done.
+    """
+    return LoggedProgress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        *columns,
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        silent=silent,
+        transient=transient,
+    )
+
+
+@contextmanager
+def working(on: str, silent: bool = False) -> Iterator[None]:
+    """While the block runs, says what the command is at that cannot tell how far it is."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    with LoggedProgress(*columns, silent=silent, transient=True) as bar:
+        bar.add_task(on, total=None)
+        yield

@@ -1,0 +1,1 @@
+"""What the commands of this package share: their command line and the presets."""

@@ -1,0 +1,69 @@
+"""The published recipes, by model: ``--preset d16``.
+
+Where each number is from. [paper] is arXiv:2404.02905, section 4 and appendix; [release] is the
+training command and the defaults that its authors published for each model, where the paper gives
+a range or nothing:
+
+- AdamW with betas 0.9 and 0.95, weight decay 0.05, 1e-4 a batch of 256, 768 to 1024 images a
+  step, 200 to 350 epochs, width 64 * depth, heads = depth, drop path 0.1 * depth / 24 [paper];
+- which model has which batch and epochs; a rate of 8e-5 from d24 on; a weight decay that ends at
+  0.08 for d30 and d36-s; the schedule lin0 with 2 % warmup and its end; clipping at 2, condition
+  drop 0.1, no label smoothing, no mirroring, all scales from the first step on, float16 [release].
+
+The initial gain of the adaptive layer norms is the model's own, 1e-5 in every size, while the
+release varies it between 1e-3 and 5e-6.
+"""
+
+from dataclasses import dataclass
+
+from var_train.optimization.adamw import AdamWConfig
+from var_train.optimization.loss_scale import PrecisionConfig
+from var_train.training.transformer_stage import TransformerStage
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What differs between the sizes."""
+
+    batch: int
+    epochs: int
+    base_rate: float
+    final: float
+    weight_decay_end: float | None = None
+
+
+_RECIPES = {
+    "d16": _Recipe(batch=768, epochs=200, base_rate=1e-4, final=0.1),
+    "d20": _Recipe(batch=768, epochs=250, base_rate=1e-4, final=0.1),
+    "d24": _Recipe(batch=768, epochs=350, base_rate=8e-5, final=0.01),
+    "d30": _Recipe(batch=1024, epochs=350, base_rate=8e-5, final=0.01, weight_decay_end=0.08),
+    "d36-s": _Recipe(batch=768, epochs=350, base_rate=8e-5, final=0.01, weight_decay_end=0.08),
+}
+
+PRESETS = tuple(_RECIPES)
+"""The names, which ``TransformerConfig.preset`` knows, too."""
+
+
+def published_stage(name: str) -> TransformerStage:
+    """How the transformer ``name``, one of ``PRESETS``, was trained."""
+    recipe = _RECIPES[name]
+    return TransformerStage(
+        epochs=recipe.epochs,
+        batch=recipe.batch,
+        base_rate=recipe.base_rate,
+        optimizer=AdamWConfig(
+            betas=(0.9, 0.95),
+            weight_decay=0.05,
+            weight_decay_end=recipe.weight_decay_end,
+            clip=2.0,
+            schedule="lin0",
+            warmup=0.02,
+            final=recipe.final,
+        ),
+        precision=PrecisionConfig("float16"),
+        label_smoothing=0.0,
+        condition_drop=0.1,
+        drop_path=None,
+        progressive=0.0,
+        flip=False,
+    )

@@ -1,0 +1,1 @@
+"""Images and tokens: finding, reading and caching them."""

@@ -1,0 +1,195 @@
+"""What the images of a run are, so that a later command can tell whether they still are.
+
+The settings of a checkpoint hold ``DataRecord.settings``: the names of the classes and a digest of
+the files. That of images that fit into memory, which are read at every start anyway, is of their
+names and contents; that of larger data is of names and sizes. No path is in it, so a folder that
+was moved or copied goes on. ``checkpoints/STAGE/data.safetensors`` holds the files one by one, to
+say which of them changed. It has their times, too: where images were not read, one file that was
+written anew among others that were not is taken for another image, even of the same size; where
+the times of all files differ, they are a copy.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from var_tokenizer.common import InputError, quoted, replacing
+
+from var_train.data.scan import ImageFiles, first_of
+
+log = logging.getLogger(__name__)
+
+FILE = "data.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class DataRecord:
+    """The N image files of both splits, training images first."""
+
+    classes: tuple[str, ...]
+    counts: tuple[int, int]
+    """Of training and validation images."""
+    names: tuple[str, ...]
+    """SPLIT/CLASS/NAME."""
+    sizes_n: np.ndarray
+    """(N,) int64, bytes."""
+    times_n: np.ndarray
+    """(N,) int64, nanoseconds."""
+    hashes_n: np.ndarray | None
+    """(N,) uint64; None where the contents were not read."""
+
+    @classmethod
+    def of(cls, train: ImageFiles, val: ImageFiles) -> "DataRecord":
+        splits = (("train", train), ("val", val))
+        hashes = [files.hashes_n for _, files in splits]
+        return cls(
+            classes=train.classes,
+            counts=(len(train), len(val)),
+            names=tuple(f"{split}/{name}" for split, files in splits for name in files.names),
+            sizes_n=np.concatenate([files.sizes_n for _, files in splits]),
+            times_n=np.concatenate([files.times_n for _, files in splits]),
+            hashes_n=None if any(h is None for h in hashes) else np.concatenate(hashes),
+        )
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What must be the same for a run to go on, as JSON has it."""
+        digest = hashlib.sha256("\0".join(self.names).encode("utf-8", "surrogateescape"))
+        digest.update(self.sizes_n if self.hashes_n is None else self.hashes_n)
+        return {
+            "classes": list(self.classes),
+            "images": list(self.counts),
+            "files": digest.hexdigest(),
+            "read": self.hashes_n is not None,
+        }
+
+    def save(self, folder: Path) -> None:
+        """Writes FOLDER/data.safetensors."""
+        names = "\0".join(self.names).encode("utf-8", "surrogateescape")
+        arrays = {
+            "names": np.frombuffer(names, np.uint8),
+            "sizes": self.sizes_n,
+            "times": self.times_n,
+        }
+        if self.hashes_n is not None:
+            arrays["hashes"] = self.hashes_n
+        texts = {"classes": json.dumps(self.classes), "counts": json.dumps(self.counts)}
+        path = folder / FILE
+        try:
+            with replacing(path) as temporary:
+                save_file(arrays, temporary, texts)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{quoted(path)}: cannot write: {error}") from error
+
+    @classmethod
+    def read(cls, folder: Path) -> "DataRecord | None":
+        """What ``save`` wrote; None where there is nothing that can be read."""
+        try:
+            with safe_open(folder / FILE, framework="numpy") as file:
+                texts, keys = file.metadata(), set(file.keys())
+                arrays = {key: file.get_tensor(key) for key in keys}
+            return cls(
+                classes=tuple(json.loads(texts["classes"])),
+                counts=tuple(json.loads(texts["counts"])),
+                names=tuple(os.fsdecode(arrays["names"].tobytes()).split("\0")),
+                sizes_n=arrays["sizes"],
+                times_n=arrays["times"],
+                hashes_n=arrays.get("hashes"),
+            )
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError):
+            return None
+
+
+def check_data(
+    folder: Path,
+    saved: Mapping[str, object],
+    settings: Mapping[str, object],
+    now: DataRecord | None,
+) -> None:
+    """Raises InputError, naming what differs, unless a checkpoint was trained on this data.
+
+    folder: the checkpoints of a stage. saved, settings: those of the checkpoint and of this run,
+    whose "data" and "tokens" say what it is trained on. now: the image files, None where there
+    are none.
+    """
+    problem = _other_data(saved, settings)
+    before = DataRecord.read(folder)
+    if before is not None and now is not None and before.settings == saved.get("data"):
+        problem = problem or _other_files(before, now) or _rewritten(before, now)
+    if not problem and any(saved.get(key) != settings[key] for key in ("data", "tokens")):
+        problem = "it had other images (which ones is not on record)"
+    if problem:
+        raise InputError(
+            f"{quoted(folder)}: was trained on other data: {problem}; expected the same images "
+            "under the same names (put them back, or --no-resume starts from the beginning, or "
+            "another --out starts beside it)"
+        )
+
+
+def _other_data(saved: Mapping[str, object], settings: Mapping[str, object]) -> str | None:
+    """How the kind of data, or its classes, differ; None where both are the same."""
+    kinds = [_kind(saved), _kind(settings)]
+    if kinds[0] != kinds[1]:
+        return f"{kinds[0]} then, {kinds[1]} now"
+    before, after = (
+        (s["data"] or s["tokens"] or {"classes": []})["classes"] for s in (saved, settings)
+    )
+    gone, new = (sorted(set(a) - set(b)) for a, b in ((before, after), (after, before)))
+    parts = [
+        f"class {first_of(names)} {is_}"
+        for names, is_ in ((gone, "is gone"), (new, "is new"))
+        if names
+    ]
+    if not parts and before != after:
+        parts = [f"its classes were in the order {first_of(before)}, now {first_of(after)}"]
+    return " and ".join(parts) or None
+
+
+def _kind(settings: Mapping[str, object]) -> str:
+    data, tokens = settings.get("data"), settings.get("tokens")
+    if isinstance(data, str) or isinstance(tokens, str):
+        return "what an earlier version, which did not note the images, found in this path"
+    return "images" if data else "tokens" if tokens else "the digits"
+
+
+def _other_files(before: DataRecord, now: DataRecord) -> str | None:
+    gone, new = (
+        sorted(set(a) - set(b)) for a, b in ((before.names, now.names), (now.names, before.names))
+    )
+    parts = [
+        f"{len(names)} image(s) {what}: {first_of(names)}"
+        for names, what in ((new, "more"), (gone, "less"))
+        if names
+    ]
+    if parts:
+        return " and ".join(parts)
+    if before.names != now.names:
+        return "they are in another order"
+    read = before.hashes_n is not None and now.hashes_n is not None
+    changed_n = before.hashes_n != now.hashes_n if read else before.sizes_n != now.sizes_n
+    changed = [now.names[i] for i in np.flatnonzero(changed_n)]
+    return f"{len(changed)} image(s) changed: {first_of(changed)}" if changed else None
+
+
+def _rewritten(before: DataRecord, now: DataRecord) -> str | None:
+    """Which files of unknown content were written anew, unless all were; or None."""
+    if now.hashes_n is not None:
+        return None
+    newer_n = before.times_n != now.times_n
+    if newer_n.all():
+        log.info("all image files have other times than before: taken for a copy of them")
+        return None
+    newer = [now.names[i] for i in np.flatnonzero(newer_n)]
+    if not newer:
+        return None
+    return (
+        f"{len(newer)} image(s) were written anew, with the same size: {first_of(newer)} "
+        "(if they are the same images, touch all of the folder's: that counts as a copy)"
+    )

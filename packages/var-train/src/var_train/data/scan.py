@@ -1,0 +1,333 @@
+"""Which images a folder holds: the one scan of training, tokenizing and evaluation.
+
+Files count as images by their names (``is_picture_name``) and are read by their content. Looked
+at are regular files and links to them, at any depth; links to folders are followed, each folder
+once. Not looked at are hidden names, such as ``._0.png`` and ``.ipynb_checkpoints``, and what
+operating systems leave behind (``IGNORED``).
+"""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+from var_tokenizer.common import (
+    MAX_PIXELS,
+    PICTURE_SUFFIXES,
+    InputError,
+    is_picture_name,
+    open_regular,
+    quoted,
+)
+from var_tokenizer.common.progress import progress_bar, working
+
+from var_train.parallel import workers as distributed
+
+LAYOUT = "DIR/train/CLASS/* and DIR/val/CLASS/*, or DIR/CLASS/* with --val-fraction"
+IGNORED = frozenset(
+    (
+        *("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information"),
+        *("lost+found", "Thumbs.db", "desktop.ini"),
+    )
+)
+_PART = 2**20  # bytes that are hashed at once
+_MOST_PARTS = 8 * MAX_PIXELS // _PART + 1
+_OTHER_SPLITS = frozenset(("val", "valid", "validation", "test"))
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFiles:
+    """N image files, class after class, those of a class in the order of their names."""
+
+    folder: Path
+    names: tuple[str, ...]
+    """Paths below ``folder``; bytes that are not UTF-8 are surrogates, as ``os`` has them."""
+    labels_n: np.ndarray
+    """(N,) int32, indices into ``classes``."""
+    classes: tuple[str, ...]
+    sizes_n: np.ndarray
+    """(N,) int64, bytes."""
+    times_n: np.ndarray
+    """(N,) int64, when each was last written, in nanoseconds."""
+    hashes_n: np.ndarray | None = None
+    """(N,) uint64, of their contents (``content_hash``); None where they were not read."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, index: int) -> Path:
+        return self.folder / self.names[index]
+
+    def is_as_listed(self, index: int) -> bool:
+        """Whether a file still has the size and time that the folder's listing found."""
+        try:
+            status = self.path(index).stat()
+        except OSError:
+            return False
+        found = (status.st_size, status.st_mtime_ns)
+        return found == (self.sizes_n[index], self.times_n[index])
+
+    def take(self, indices: np.ndarray) -> "ImageFiles":
+        """Those at ``indices``, ascending."""
+        return replace(
+            self,
+            names=tuple(self.names[i] for i in indices.tolist()),
+            labels_n=self.labels_n[indices],
+            sizes_n=self.sizes_n[indices],
+            times_n=self.times_n[indices],
+        )
+
+
+def scan_tree(root: Path, val_fraction: float | None = None) -> tuple[ImageFiles, ImageFiles]:
+    """The training and validation images of ``root``.
+
+    Without ``val_fraction`` those of ROOT/train/CLASS and ROOT/val/CLASS. With it, which is
+    between 0 and 1, about this share of each class is held out to validate on, of the images of
+    ROOT/train/CLASS if ROOT has nothing beside train but other splits, else of ROOT/CLASS.
+    ``hold_out`` says which images these are.
+
+    Raises InputError for a folder that is missing, empty, without classes or not to be listed,
+    a class without images, and train and val that differ in their classes.
+    """
+    if not root.is_dir():
+        raise InputError(f"{quoted(root)}: no such folder; expected {LAYOUT}")
+    names = _visible(root)
+    if not names:
+        raise InputError(f"{quoted(root)}: this folder is empty; expected {LAYOUT}")
+    train_folder, val_folder = root / "train", root / "val"
+    if val_fraction is not None:
+        if not 0 < val_fraction < 1:
+            raise InputError(f"val_fraction is {val_fraction}; expected above 0 and below 1")
+        folders = {name for name in names if (root / name).is_dir()}
+        if "train" not in folders or folders - {"train"} - _OTHER_SPLITS:
+            return hold_out(scan_classes(root, class_names(root)), val_fraction)
+        unread = sorted(folders - {"train"})
+        if unread:
+            log.info("%s: not reading %s beside train", quoted(root), ", ".join(unread))
+        return hold_out(scan_classes(train_folder, class_names(train_folder)), val_fraction)
+    classes, val_classes = class_names(train_folder), class_names(val_folder)
+    for folder, missing in (
+        (train_folder, sorted(set(val_classes) - set(classes))),
+        (val_folder, sorted(set(classes) - set(val_classes))),
+    ):
+        if missing:
+            raise InputError(
+                f"{quoted(folder)}: no folder for {len(missing)} class(es) of the other split: "
+                f"{first_of(missing)}; expected the same classes in train and val (or "
+                "--val-fraction, which holds out images of train)"
+            )
+    return scan_classes(train_folder, classes), scan_classes(val_folder, classes)
+
+
+def class_names(split: Path) -> tuple[str, ...]:
+    """The folders of ``split`` in the order of their labels: as text, but numbers by value.
+
+    Raises InputError where there is none.
+    """
+    if not split.is_dir():
+        raise InputError(f"{quoted(split)}: no such folder; expected {LAYOUT}")
+    classes = [name for name in _visible(split) if (split / name).is_dir()]
+    if not classes:
+        raise InputError(f"{quoted(split)}: no class folders; expected {LAYOUT}")
+    if all(name.isascii() and name.isdecimal() for name in classes):
+        by_value = sorted(classes, key=lambda name: (int(name), name))
+        if by_value != classes:
+            log.info(
+                "%s: all classes are numbers, so they are in the order of their values: %s",
+                *(quoted(split), first_of(by_value, 5)),
+            )
+        return tuple(by_value)
+    return tuple(classes)
+
+
+def scan_classes(folder: Path, classes: tuple[str, ...]) -> ImageFiles:
+    """All images of FOLDER/CLASS, at any depth, of each of ``classes``.
+
+    One line of the log says how many files of which kinds were left out. Raises InputError for
+    a class without any image and for a folder that cannot be listed.
+    """
+    left_out: Counter[str] = Counter()
+    found: list[tuple[str, int, int]] = []
+    counts = []
+    with counted(len(classes), f"listing {folder}", "classes") as advance:
+        for name in classes:
+            of_class = _walk(folder, name, left_out)
+            if not of_class:
+                raise _no_image(folder / name, left_out)
+            found += of_class
+            counts.append(len(of_class))
+            advance()
+    _say_left_out(folder, left_out)
+    labels_n = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
+    return _image_files(folder, found, labels_n, classes)
+
+
+def scan_folder(folder: Path) -> ImageFiles:
+    """All images of ``folder``, at any depth, as one class of its name; see ``scan_classes``."""
+    if not folder.is_dir():
+        raise InputError(f"{quoted(folder)}: no such folder; expected one of images")
+    left_out: Counter[str] = Counter()
+    with working(f"listing {quoted(folder)}"):
+        found = _walk(folder, "", left_out)
+    if not found:
+        raise _no_image(folder, left_out)
+    _say_left_out(folder, left_out)
+    return _image_files(folder, found, np.zeros(len(found), np.int32), (folder.resolve().name,))
+
+
+def hold_out(files: ImageFiles, fraction: float) -> tuple[ImageFiles, ImageFiles]:
+    """Splits ``files`` into training and validation images, about ``fraction`` of each class.
+
+    Whether an image is held out follows from its class and name alone, so it stays where it is
+    whatever is added, removed or listed first. Only where this would leave a class without
+    images on one side, the one that comes closest changes sides.
+
+    Raises InputError for a class of a single image.
+    """
+    places_n = np.array([_place(name) for name in files.names])
+    held_n = places_n < fraction
+    ends = np.searchsorted(files.labels_n, np.arange(len(files.classes) + 1))
+    for name, begin, end in zip(files.classes, ends[:-1], ends[1:], strict=True):
+        if end - begin < 2:
+            raise InputError(
+                f"{quoted(files.folder / name)}: one image; expected at least two, one of them "
+                "for validation"
+            )
+        if not held_n[begin:end].any():
+            held_n[begin + places_n[begin:end].argmin()] = True
+        elif held_n[begin:end].all():
+            held_n[begin + places_n[begin:end].argmax()] = False
+    return files.take(np.flatnonzero(~held_n)), files.take(np.flatnonzero(held_n))
+
+
+def content_hash(path: Path) -> int:
+    """64 bits of BLAKE2 of what a file holds, up to more bytes than an image may have.
+
+    Raises InputError where it cannot be read.
+    """
+    digest = blake2b(digest_size=8)
+    try:
+        with open_regular(path) as file:
+            for _ in range(_MOST_PARTS):
+                part = file.read(_PART)
+                digest.update(part)
+                if len(part) < _PART:
+                    break
+    except OSError as error:
+        raise InputError(f"{quoted(path)}: cannot read this file: {error.strerror}") from error
+    return int.from_bytes(digest.digest(), "little")
+
+
+def first_of(names: list[str], count: int = 3) -> str:
+    """The first few of ``names`` as a message shows them."""
+    return ", ".join(quoted(name) for name in names[:count]) + (", ..." if names[count:] else "")
+
+
+@contextmanager
+def counted(total: int, description: str, unit: str) -> Iterator[Callable[[], None]]:
+    """Shows how far the block is, which calls what this yields ``total`` times."""
+    with progress_bar(silent=distributed.rank() > 0, transient=True) as bar:
+        task = bar.add_task(quoted(description), total=total, unit=unit)
+        yield lambda: bar.advance(task)
+
+
+def _walk(folder: Path, below: str, left_out: Counter[str]) -> list[tuple[str, int, int]]:
+    """Name below ``folder``, size and time of all images of FOLDER/BELOW, in order of names."""
+    found: list[tuple[str, int, int]] = []
+    waiting, seen = [below], set()
+    while waiting:
+        name = waiting.pop()
+        folders = []
+        try:
+            status = (folder / name).stat()
+            if (status.st_dev, status.st_ino) in seen:  # a link to a folder that has been read
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder / name) as entries:
+                for entry in entries:
+                    if is_ignored(entry.name):
+                        continue
+                    inner = f"{name}/{entry.name}" if name else entry.name
+                    try:
+                        if entry.is_dir():
+                            folders.append(inner)
+                        elif not entry.is_file():
+                            entry.stat()  # which raises an OSError for a broken link
+                            left_out["pipe or device"] += 1
+                        elif not is_picture_name(entry.name):
+                            left_out[_suffix(entry.name)] += 1
+                        else:
+                            status = entry.stat()
+                            found.append((inner, status.st_size, status.st_mtime_ns))
+                    except OSError:  # a link to itself, or it has just been removed
+                        left_out["broken link"] += 1
+        except OSError as error:
+            raise _unlisted(folder / name, error) from error
+        waiting += sorted(folders, reverse=True)
+    return sorted(found)
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or an operating system's own."""
+    return name.startswith(".") or name in IGNORED
+
+
+def _visible(folder: Path) -> list[str]:
+    """Names of a folder's entries, sorted."""
+    try:
+        return sorted(path.name for path in folder.iterdir() if not is_ignored(path.name))
+    except OSError as error:
+        raise _unlisted(folder, error) from error
+
+
+def _unlisted(folder: Path, error: OSError) -> InputError:
+    return InputError(f"{quoted(folder)}: cannot list this folder: {error.strerror}")
+
+
+def _no_image(folder: Path, left_out: Counter[str]) -> InputError:
+    there = f" (left out: {_kinds(left_out)})" if left_out else ""
+    suffixes = ", ".join(sorted(PICTURE_SUFFIXES))
+    return InputError(f"{quoted(folder)}: no image; expected {suffixes} files{there}")
+
+
+def _say_left_out(folder: Path, left_out: Counter[str]) -> None:
+    if left_out:
+        log.info(
+            "%s: left out %d file(s) that are no images by name or kind: %s",
+            *(quoted(folder), left_out.total(), _kinds(left_out)),
+        )
+
+
+def _kinds(left_out: Counter[str]) -> str:
+    most = left_out.most_common(8)
+    rest = left_out.total() - sum(count for _, count in most)
+    return ", ".join(f"{count} {kind}" for kind, count in most) + (f", {rest} more" if rest else "")
+
+
+def _suffix(name: str) -> str:
+    suffix = Path(name).suffix.lower()
+    return quoted(suffix[:16]) if suffix else "without a suffix"
+
+
+def _image_files(
+    folder: Path,
+    found: list[tuple[str, int, int]],
+    labels_n: np.ndarray,
+    classes: tuple[str, ...],
+) -> ImageFiles:
+    names = tuple(name for name, _, _ in found)
+    sizes_n, times_n = (np.fromiter((f[i] for f in found), np.int64, len(found)) for i in (1, 2))
+    return ImageFiles(folder, names, labels_n, classes, sizes_n, times_n)
+
+
+def _place(name: str) -> float:
+    """A number in [0, 1) that a name always has."""
+    digest = blake2b(os.fsencode(name), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64

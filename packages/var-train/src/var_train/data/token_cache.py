@@ -1,0 +1,313 @@
+"""Token maps of an image tree on disk, in shards with checksums, mirrored images included.
+
+    CACHE/index.json                 tokenizer, classes, images and size of the shards
+    CACHE/train/00000.safetensors    ids and flipped (n, L), labels (n,); its SHA-256 as metadata
+    CACHE/val/...
+
+A row of ``ids`` is the K token maps of an image one after another. A shard also has the place in
+its split, size, time and hash of every image file that it was made of. So a repeated command
+knows the shards of which an image was replaced, and writes those anew: where a file's time is
+another one but not its size, its content is read and compared.
+"""
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from var_tokenizer import ScaleSchedule, Tokenizer
+from var_tokenizer.common import InputError, quoted, replacing
+
+from var_train.data.images import ImageFolder
+from var_train.data.scan import ImageFiles, content_hash, first_of
+from var_train.data.tokens import EncodedImages, Ids, fingerprint
+from var_train.parallel import workers as distributed
+from var_train.reports.progress import step_bar
+from var_train.training.tokenizer_stage import padded_batches
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val")
+FORMAT = 2  # of the index and the shards; 1 did not note which image files they are of
+_FIELDS = {
+    "classes": "list of classes",
+    "images": "number of images",
+    "files": "list of image files",
+    "shard": "shard size",
+}
+_TOKENS = ("ids", "flipped", "labels")
+
+
+@dataclass(frozen=True)
+class CacheIndex:
+    """What a cache holds; two caches with equal indices hold the same tokens."""
+
+    tokenizer: str
+    """Its fingerprint."""
+    vocab_size: int
+    scales: tuple
+    classes: tuple[str, ...]
+    shard: int
+    """Images a shard; the last one of a split has what is left."""
+    images: dict[str, int]
+    """Of each split."""
+    files: str
+    """SHA-256 of the names of all image files."""
+    format: int = FORMAT
+
+    @classmethod
+    def read(cls, folder: Path) -> "CacheIndex":
+        """Raises InputError where ``folder`` is no token cache."""
+        path = folder / "index.json"
+        try:
+            fields = json.loads(path.read_text())
+            version = fields.get("format", 1 if fields else FORMAT)
+            fields["scales"] = ScaleSchedule(fields["scales"]).scales
+            index = cls(**(fields | {"classes": tuple(fields["classes"])}))
+        except OSError as error:
+            raise InputError(
+                f"{quoted(path)}: cannot read it: {error.strerror}; expected a token cache "
+                "(python -m var_train.tokenize makes one)"
+            ) from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(
+                f"{quoted(path)}: no index of a token cache: {quoted(str(error))}"
+            ) from error
+        if version != FORMAT:
+            raise InputError(
+                f"{quoted(folder)}: a token cache of format {version}; expected {FORMAT} "
+                "(python -m var_train.tokenize into another --out, or after removing this folder, "
+                "encodes the images anew)"
+            )
+        return index
+
+    def shards(self, folder: Path, split: str) -> list[Path]:
+        """The files of a split, in order."""
+        count = -(-self.images[split] // self.shard)
+        return [folder / split / f"{number:05d}.safetensors" for number in range(count)]
+
+
+class TokenCache:
+    """One split of a finished cache: a ``TokenSource`` that reads rows where they lie on disk."""
+
+    mirrors = True
+
+    def __init__(self, folder: Path, split: str, tokenizer: Tokenizer) -> None:
+        """Raises InputError unless the cache is whole and of this tokenizer.
+
+        Of several workers each checks its part of the shards.
+        """
+        index = CacheIndex.read(Path(folder))
+        if index.tokenizer != fingerprint(tokenizer):
+            raise InputError(
+                f"{quoted(folder)}: holds tokens of another tokenizer; expected those of the one "
+                "that this run uses"
+            )
+        self.classes = index.classes
+        self._size, self._schedule = index.images[split], tokenizer.schedule
+        self._shard = index.shard
+        paths = index.shards(Path(folder), split)
+        own = range(distributed.rank(), len(paths), distributed.size())
+        damaged = next((number for number in own if not is_whole(paths[number])), len(paths))
+        first = int(distributed.gather(np.array(damaged, np.int32)).min())
+        if first < len(paths):
+            raise InputError(
+                f"{quoted(paths[first])}: missing or damaged; expected a whole shard "
+                "(the same var_train.tokenize command writes it again)"
+            )
+        self._ids = [_mapped(path, "ids") for path in paths]
+        self._flipped = [_mapped(path, "flipped") for path in paths]
+        self.labels_n = np.concatenate([_mapped(path, "labels") for path in paths])
+        digest = hashlib.sha256()
+        for path in paths:
+            with safe_open(path, framework="numpy") as file:
+                digest.update(file.metadata()["sha256"].encode())
+        self.digest = digest.hexdigest()
+        """SHA-256 of all tokens and labels."""
+
+    def __len__(self) -> int:
+        return self._size
+
+    def batch(self, indices: np.ndarray, flip: np.ndarray | None = None) -> tuple[Ids, np.ndarray]:
+        """See ``TokenSource.batch``."""
+        flip = np.zeros(len(indices), bool) if flip is None else flip
+        ids_bl = np.empty((len(indices), self._schedule.length), np.int32)
+        for row, (index, mirrored) in enumerate(zip(indices, flip, strict=True)):
+            shards = self._flipped if mirrored else self._ids
+            ids_bl[row] = shards[index // self._shard][index % self._shard]
+        return self._schedule.split(ids_bl), self.labels_n[indices]
+
+
+def write_cache(
+    tokenizer: Tokenizer,
+    splits: dict[str, ImageFolder],
+    folder: Path,
+    shard: int,
+    batch: int,
+) -> None:
+    """Encodes images, as they are and mirrored, into ``folder``.
+
+    Shards stay that are whole and made of the same image files. splits: "train" and "val". shard,
+    batch: images a file and at once. Workers share the work. Raises InputError where the folder
+    holds other tokens.
+    """
+    names = [f"{name}/{file}" for name in SPLITS for file in splits[name].files.names]
+    index = CacheIndex(
+        tokenizer=fingerprint(tokenizer),
+        vocab_size=tokenizer.vocab_size,
+        scales=tokenizer.schedule.scales,
+        classes=splits["train"].classes,
+        shard=shard,
+        images={name: len(splits[name]) for name in SPLITS},
+        files=hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest(),
+    )
+    _claim(folder, index)
+    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
+    work = [(n, i, p) for n in SPLITS for i, p in enumerate(index.shards(folder, n))]
+    work = work[distributed.rank() :: distributed.size()]
+    replaced: list[str] = []
+    done = []
+    for name, _, path in work:
+        others = _replaced(path, splits[name].files) if is_whole(path) else None
+        replaced += others or []
+        done.append(others == [])
+    log.info("%d of %d shards are there", sum(done), len(done))
+    if replaced:
+        log.info(
+            "%d image(s) were replaced, their shards are written anew: %s",
+            *(len(replaced), first_of(replaced)),
+        )
+    with step_bar("tokens", sum(index.images.values()), unit="images") as bar:
+        for (name, number, path), whole in zip(work, done, strict=True):
+            rows = np.arange(number * shard, min((number + 1) * shard, index.images[name]))
+            if not whole:
+                _write_shard(path, tokenizer, splits[name], rows, batch, dtype)
+            bar.advance(len(rows), steps=len(rows))
+    distributed.wait_for_all()
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a shard is there and has its checksum."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in _TOKENS}
+            return file.metadata()["sha256"] == _checksum(arrays)
+    except (OSError, SafetensorError, KeyError, TypeError):
+        return False
+
+
+def _replaced(path: Path, files: ImageFiles) -> list[str] | None:
+    """The images of a whole shard that are others now; None where what it says is damaged."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            made_of = {name: file.get_tensor(name) for name in ("index", "size", "time", "hash")}
+    except (OSError, SafetensorError):
+        return None
+    index_n = made_of["index"]
+    if index_n.size and index_n.max() >= len(files):
+        return None
+    other_n = files.sizes_n[index_n] != made_of["size"]
+    for i in np.flatnonzero(~other_n & (files.times_n[index_n] != made_of["time"])):
+        other_n[i] = _hash_of(files, index_n[i]) != made_of["hash"][i]
+    return [files.names[i] for i in index_n[other_n]]
+
+
+def _made_of(source: ImageFolder, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """What a shard says of the files that its ``rows``, read before, are made of."""
+    files = source.files
+    index_n = np.unique([i for row in rows.tolist() for i in source.sources(row)])
+    hashes_n = np.array([_hash_of(files, index) for index in index_n], np.uint64)
+    # What was replaced since the folder was listed may not be what was encoded.
+    same_n = np.array([files.is_as_listed(index) for index in index_n])
+    return {
+        "index": index_n,
+        "size": np.where(same_n, files.sizes_n[index_n], -1),
+        "time": files.times_n[index_n],
+        "hash": hashes_n,
+    }
+
+
+def _hash_of(files: ImageFiles, index: int) -> int:
+    """The hash of a file's content; 0 where it cannot be read."""
+    try:
+        return content_hash(files.path(index))
+    except InputError:
+        return 0
+
+
+def _claim(folder: Path, index: CacheIndex) -> None:
+    """Writes the index, or makes sure that it is the one that is there."""
+    path = folder / "index.json"
+    if path.exists():
+        before = CacheIndex.read(folder)
+        for field, value in asdict(before).items():
+            wanted = asdict(index)[field]
+            if value != wanted:
+                raise InputError(
+                    f"{quoted(folder)}: holds tokens with another {_FIELDS.get(field, field)}"
+                    f"{_difference(value, wanted)}; expected the same one, or another --out "
+                    "(an image that is new or gone moves all after it, so all are encoded anew)"
+                )
+    elif distributed.rank() == 0:
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(asdict(index), indent=2) + "\n")
+    distributed.wait_for_all()
+
+
+def _difference(before: object, now: object) -> str:
+    """What the message of a refusal says of a field's two values."""
+    if isinstance(before, dict):
+        return f" ({before} then, {now} now)"
+    if not isinstance(before, tuple | list):
+        return ""
+    gone, new = ([str(v) for v in a if v not in set(b)] for a, b in ((before, now), (now, before)))
+    if not gone and not new:
+        return " (in another order)"
+    return f" (no longer: {first_of(gone) or '-'}; new: {first_of(new) or '-'})"
+
+
+def _write_shard(
+    path: Path,
+    tokenizer: Tokenizer,
+    images: ImageFolder,
+    rows: np.ndarray,
+    batch: int,
+    dtype: type,
+) -> None:
+    source = EncodedImages(tokenizer, images)
+    arrays = {"labels": np.empty(len(rows), np.int32)}
+    for name, mirrored in (("ids", False), ("flipped", True)):
+        parts = []
+        for places in padded_batches(len(rows), batch):
+            ids, labels = source.batch(rows[places], np.full(batch, mirrored))
+            arrays["labels"][places] = labels
+            parts.append(np.concatenate(ids, 1).astype(dtype))
+        arrays[name] = np.concatenate(parts)[: len(rows)]
+    try:
+        with replacing(path) as temporary:
+            made_of = _made_of(images, rows)
+            save_file(arrays | made_of, temporary, {"sha256": _checksum(arrays)})
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{quoted(path)}: cannot write this shard: {error}") from error
+
+
+def _checksum(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def _mapped(path: Path, name: str) -> np.ndarray:
+    """A tensor of a safetensors file, left on the disk until its rows are read."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(length))[name]
+    dtype = {"U16": np.uint16, "I32": np.int32}[entry["dtype"]]
+    offset = 8 + length + entry["data_offsets"][0]
+    return np.memmap(path, dtype, "r", offset, tuple(entry["shape"]))

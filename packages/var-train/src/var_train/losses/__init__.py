@@ -1,0 +1,1 @@
+"""What the tokenizer is trained against."""

@@ -1,0 +1,79 @@
+"""The patch discriminator that sharpens reconstructions (PatchGAN, arXiv:1611.07004)."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+from var_tokenizer import Conv2d, GroupNorm
+from var_tokenizer.common import InputError
+
+from var_train.optimization.adamw import AdamWConfig
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """The adversarial loss."""
+
+    weight: float = 0.0
+    """Of the adversarial loss, before the adaptive weight; 0 trains without a discriminator."""
+    start: float = 0.5
+    """Fraction of the steps that train without it, until reconstructions are worth judging."""
+    channels: int = 64
+    """Width of the discriminator's first layer, a multiple of 32."""
+    layers: int = 2
+    """Halvings of the resolution; each doubles the width, up to 8 times ``channels``."""
+    augment: bool = True
+    """Shift, recolour and cut what the discriminator sees (``augment.py``)."""
+    optimizer: AdamWConfig = field(
+        default_factory=lambda: AdamWConfig(learning_rate=2e-4, betas=(0.5, 0.9), weight_decay=0.0)
+    )
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a value out of range."""
+        for name, allowed, valid in (
+            ("weight", "at least 0", 0 <= self.weight < math.inf),
+            ("start", "in [0, 1)", 0 <= self.start < 1),
+            ("channels", "a multiple of 32", self.channels > 0 and self.channels % 32 == 0),
+            ("layers", "at least 1", self.layers >= 1),
+        ):
+            if not valid:
+                raise InputError(f"{name} is {getattr(self, name)}; expected {allowed}")
+
+
+class PatchDiscriminator(nn.Cell):
+    """Images (B, Y, X, 3) to a logit for each patch, (B, y, x, 1): real is positive.
+
+    Group norm stands where the original has batch norm, so that a judgement depends on its image
+    alone.
+    """
+
+    def __init__(self, config: Adversary, rng: np.random.Generator) -> None:
+        super().__init__()
+        widths = [config.channels * min(2**i, 8) for i in range(config.layers + 1)]
+        self.conv_in = Conv2d(rng, 3, widths[0], 4, 2, (1, 1))
+        self.convs = nn.CellList(
+            [
+                Conv2d(rng, widths[i], widths[i + 1], 4, 2, (1, 1))
+                if i + 1 < config.layers
+                else Conv2d(rng, widths[i], widths[i + 1], 3)
+                for i in range(config.layers)
+            ]
+        )
+        self.norms = nn.CellList([GroupNorm(width) for width in widths[1:]])
+        self.conv_out = Conv2d(rng, widths[-1], 1, 3)
+
+    def construct(self, images_byxc: Tensor) -> Tensor:
+        x_byxc = _leaky(self.conv_in(images_byxc))
+        for i in range(len(self.convs)):
+            x_byxc = _leaky(self.norms[i](self.convs[i](x_byxc)))
+        return self.conv_out(x_byxc)
+
+
+def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """The discriminator's loss: logits of real patches above 1, of reconstructed below -1."""
+    return 0.5 * (ops.relu(1 - real).mean() + ops.relu(1 + fake).mean())
+
+
+def _leaky(x: Tensor) -> Tensor:
+    return ops.maximum(x, 0.2 * x)

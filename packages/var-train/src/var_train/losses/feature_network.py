@@ -1,0 +1,107 @@
+"""A feature network that the user supplies: for the perceptual loss and for FID."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from var_tokenizer import Conv2d
+from var_tokenizer.common import InputError, format_of, quoted, read_header, read_tensors
+
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, as torchvision's networks want
+_STD = np.array([0.229, 0.224, 0.225], np.float32)
+_LAYER = re.compile(r"(?:features\.)?([0-9]{1,4})\.(weight|bias)")
+
+
+class FeatureNetwork(nn.Cell):
+    """A plain VGG-like stack of 3x3 convolutions, ReLU and 2x2 maximum pooling.
+
+    Its file is .safetensors with torchvision's names, ``features.N.weight`` (O, I, 3, 3) and
+    ``features.N.bias`` (O,); a convolution whose number is 3 above the one before follows a
+    pooling (convolution, ReLU, pooling), one 2 above follows a ReLU alone. So
+    ``torchvision.models.vgg16(...).state_dict()``, saved as it is, is such a file; other names
+    are left out. Images are (B, Y, X, 3) in [-1, 1]; the network sees them normalized by
+    ImageNet's mean and deviation.
+    """
+
+    def __init__(self, layers: list[tuple[bool, np.ndarray, np.ndarray]]) -> None:
+        """layers: (whether it pools first, weight (O, I, 3, 3), bias (O,)) of each convolution."""
+        super().__init__()
+        self.pools_first = tuple(pools for pools, _, _ in layers)
+        self.convs = nn.CellList(
+            [Conv2d(None, w.shape[1], w.shape[0], w.shape[2]) for _, w, _ in layers]
+        )
+        for conv, (_, weight, bias) in zip(self.convs, layers, strict=True):
+            conv.weight = _frozen(weight.transpose(0, 2, 3, 1))
+            conv.bias = _frozen(bias)
+        self.pool = nn.MaxPool2d(2, 2)
+        self.gain, self.offset = Tensor(0.5 / _STD), Tensor((0.5 - _MEAN) / _STD)
+
+    @classmethod
+    def load(cls, path: Path) -> "FeatureNetwork":
+        """Raises InputError for a file that is missing or holds no such network."""
+        path, shown = Path(path), quoted(path)
+        if path.is_file() and format_of(path) == "PyTorch":
+            script = (
+                "import torch, safetensors.torch as s; s.save_file("
+                f"torch.load({quoted(path)!r}, weights_only=True), "
+                f"{quoted(path.with_suffix('.safetensors'))!r})"
+            )
+            raise InputError(
+                f"{shown}: a PyTorch checkpoint; expected .safetensors, which this makes of a "
+                "plain state dict (var-convert is for the models of VAR): "
+                f"python -c {shlex.quote(script)}"
+            )
+        _, header = read_header(path)
+        layers = {name: h for name, h in header.items() if _LAYER.fullmatch(name)}
+        found = {}
+        for name, array in read_tensors(path, layers).items():
+            match = _LAYER.fullmatch(name)
+            found[int(match[1]), match[2]] = array.astype(np.float32)
+        numbers = sorted(number for number, kind in found if kind == "weight")
+        channels, layers = 3, []
+        for before, number in zip([None, *numbers], numbers, strict=False):
+            weight, bias = found[number, "weight"], found.get((number, "bias"))
+            where = f"{shown}: features.{number}"
+            if weight.ndim != 4 or weight.shape[1:] != (channels, 3, 3):
+                raise InputError(
+                    f"{where}.weight is {weight.shape}; expected (outputs, {channels}, 3, 3)"
+                )
+            if bias is None or bias.shape != weight.shape[:1]:
+                raise InputError(f"{where}.bias is missing or not ({weight.shape[0]},)")
+            step = 2 if before is None else number - before
+            if step not in (2, 3):
+                raise InputError(f"{where} follows features.{before}; expected 2 or 3 layers later")
+            layers.append((step == 3, weight, bias))
+            channels = weight.shape[0]
+        if not layers:
+            raise InputError(f"{shown}: no features.N.weight; expected a VGG-like network")
+        return cls(layers)
+
+    def construct(self, images_byxc: Tensor) -> tuple[Tensor, ...]:
+        """The maps (B, y, x, C) before each pooling, and the last, fine to coarse."""
+        x_byxc, maps = images_byxc * self.gain + self.offset, ()
+        for i in range(len(self.convs)):
+            if self.pools_first[i]:
+                maps = (*maps, x_byxc)
+                x_byxc = self.pool(x_byxc.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
+            x_byxc = ops.relu(self.convs[i](x_byxc))
+        return (*maps, x_byxc)
+
+    def distance(self, output_byxc: Tensor, images_byxc: Tensor) -> Tensor:
+        """Mean squared distance of the features of unit length (LPIPS, arXiv:1801.03924)."""
+        total = 0.0
+        ours, theirs = self.construct(output_byxc), self.construct(images_byxc)
+        for i in range(len(ours)):
+            error = _unit(ours[i]) - _unit(theirs[i])
+            total = total + (error * error).sum(3).mean()
+        return total / len(ours)
+
+
+def _unit(x_byxc: Tensor) -> Tensor:
+    return x_byxc * ops.rsqrt((x_byxc * x_byxc).sum(3, keepdims=True) + 1e-10)
+
+
+def _frozen(array: np.ndarray) -> Parameter:
+    return Parameter(Tensor(np.ascontiguousarray(array)), requires_grad=False)

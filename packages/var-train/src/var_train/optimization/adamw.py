@@ -1,0 +1,370 @@
+"""AdamW with global-norm clipping (arXiv:1711.05101), its schedules, and averaged weights."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from var_tokenizer import cpu_kernels
+from var_tokenizer.common import InputError, KernelLibrary
+
+from var_train.parallel import workers as distributed
+from var_train.parallel.sharding import Sharding
+from var_train.training.checkpoints import parameter_arrays, restore_parameters
+
+# The share of the steps after warmup that stays at the peak before the fall begins.
+_PLATEAU = {"cos": 0.0, "lin": 0.15, "lin0": 0.05, "lin00": 0.0, "exp": 0.15}
+
+
+@dataclass(frozen=True)
+class AdamWConfig:
+    """AdamW and its schedule."""
+
+    learning_rate: float = 3e-4
+    """Rate at the peak of the schedule."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the first and the second moment."""
+    weight_decay: float = 0.05
+    """Decay of matrices; embeddings, biases and gains are exempt."""
+    weight_decay_end: float | None = None
+    """Decay at the last step, reached along half a cosine; None keeps it as it is."""
+    clip: float = 2.0
+    """Largest global norm of the gradient."""
+    schedule: str = "cos"
+    """How the rate falls: cos (half a cosine), lin, lin0 and lin00 (straight, after 15, 5 and 0 %
+    of the steps at the peak), linX with X in (0, 1) (straight in two parts that meet after that
+    fraction, the first half as steep), exp (exponentially, after 15 %)."""
+    warmup: float = 0.05
+    """Fraction of the steps that raise the rate from 0."""
+    final: float = 0.01
+    """Rate at the end of the schedule, as a fraction of the peak."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a value out of range."""
+        for field, allowed, valid in (
+            ("learning_rate", "above 0", self.learning_rate > 0),
+            ("betas", "two numbers in [0, 1)", all(0 <= b < 1 for b in self.betas)),
+            ("weight_decay", "at least 0", self.weight_decay >= 0),
+            ("weight_decay_end", "at least 0", (self.weight_decay_end or 0) >= 0),
+            ("clip", "above 0", self.clip > 0),
+            ("schedule", "cos, lin, lin0, lin00, lin0.1 to lin0.9 or exp", self._known_schedule()),
+            ("warmup", "in [0, 1]", 0 <= self.warmup <= 1),
+            ("final", "in [0, 1]", 0 <= self.final <= 1),
+        ):
+            if not valid:
+                raise InputError(f"{field} is {getattr(self, field)}; expected {allowed}")
+        if self.schedule == "exp" and self.final == 0:
+            raise InputError("final is 0; expected above 0 for the schedule exp")
+
+    def _known_schedule(self) -> bool:
+        return self.schedule in _PLATEAU or self._knee() is not None
+
+    def _knee(self) -> float | None:
+        """X of ``linX``."""
+        try:
+            knee = float(self.schedule.removeprefix("lin"))
+        except ValueError:
+            return None
+        return knee if self.schedule.startswith("lin0.") and 0 < knee < 1 else None
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of ``step`` (0-based) of ``steps``."""
+        warm = max(1, round(self.warmup * steps))
+        if step < warm:
+            return self.learning_rate * (step + 1) / warm
+        progress = (step - warm) / max(1, steps - warm)
+        return self.learning_rate * float(self._fraction(progress))
+
+    def _fraction(self, progress: float) -> float:
+        """The share of the peak rate, ``progress`` in [0, 1) after warmup."""
+        knee = self._knee()
+        if knee is not None:
+            middle = (1 + self.final + (1 - self.final) * (1 - knee)) / 2
+            return float(np.interp(progress, (0, knee, 1), (1, middle, self.final)))
+        plateau = _PLATEAU[self.schedule]
+        fall = max(0.0, (progress - plateau) / (1 - plateau))
+        if self.schedule == "exp":
+            return self.final**fall
+        if self.schedule == "cos":
+            fall = 0.5 * (1 - np.cos(np.pi * fall))
+        return 1 - (1 - self.final) * fall
+
+    def decay(self, step: int, steps: int) -> float:
+        """The weight decay of ``step`` (0-based) of ``steps``."""
+        if self.weight_decay_end is None:
+            return self.weight_decay
+        cosine = 0.5 * (1 + np.cos(np.pi * step / max(1, steps - 1)))
+        return float(self.weight_decay_end + (self.weight_decay - self.weight_decay_end) * cosine)
+
+
+_MOST_SKIPPED = 100  # steps in a row; a loss scale comes down from its largest to 1 in 24
+
+# Over the parameters of a model go maps, not loops: those are compiled into calls inside calls,
+# and MindSpore ends at 1,000 of them, which a transformer of depth 36 reached.
+_average = ops.MultitypeFuncGraph("average")
+_sum_of_squares = ops.MultitypeFuncGraph("sum_of_squares")
+_update = ops.MultitypeFuncGraph("update")
+
+
+@_average.register("Tensor", "Tensor", "Tensor")
+def _(keep: Tensor, average: Parameter, parameter: Parameter) -> Tensor:
+    return ops.assign(average, keep * average + (1 - keep) * parameter)
+
+
+@_sum_of_squares.register("Function", "Tensor")
+def _(sum_of_squares: Callable[[Tensor], Tensor], gradient: Tensor) -> Tensor:
+    return sum_of_squares(gradient)
+
+
+@_update.register(
+    *("Function", "Tensor", "Tensor", "Tensor", "Tensor"),
+    *("Tensor", "Tensor", "Tensor", "Tensor", "Bool"),
+)
+def _(
+    update: nn.Cell,
+    factor: Tensor,
+    finite: Tensor,
+    scalars_3: Tensor,
+    undecayed_3: Tensor,
+    parameter: Parameter,
+    first: Parameter,
+    second: Parameter,
+    gradient: Tensor,
+    decays: bool,
+) -> Tensor:
+    scalars = scalars_3 if decays else undecayed_3
+    return update(parameter, first, second, gradient, factor, finite, scalars)
+
+
+class _Update(nn.Cell):
+    """AdamW of one parameter and its moments, in place, by MindSpore's fused kernel.
+
+    That kernel leaves out the bias correction, which ``AdamW.scalars`` folds into what it takes.
+    """
+
+    def __init__(self, betas: tuple[float, float]) -> None:
+        super().__init__()
+        self.kernel = ops.AdamWeightDecay()
+        self.beta1, self.beta2 = betas
+
+    def sum_of_squares(self, gradient: Tensor) -> Tensor:
+        return (gradient * gradient).sum()
+
+    def construct(
+        self,
+        parameter: Parameter,
+        first: Parameter,
+        second: Parameter,
+        gradient: Tensor,
+        factor: Tensor,
+        finite: Tensor,
+        scalars_3: Tensor,
+    ) -> Tensor:
+        """Where the gradient is not ``finite``, nothing changes; ``factor`` is its own."""
+        gradient = ops.select(finite, gradient * factor, ops.zeros_like(gradient))
+        one = ops.ones_like(factor)
+        # a skipped step keeps its epsilon: 0 / (0 + epsilon) is what moments of 0 come to
+        rate, epsilon = ops.select(finite, scalars_3[0], 0 * one), scalars_3[1]
+        beta1 = ops.select(finite, self.beta1 * one, one)
+        beta2 = ops.select(finite, self.beta2 * one, one)
+        return self.kernel(
+            parameter, first, second, rate, beta1, beta2, epsilon, scalars_3[2], gradient
+        )
+
+
+class _KernelUpdate(nn.Cell):
+    """The same in one pass of C++, for float32: no scaled copies of gradients in memory."""
+
+    def __init__(self, library: KernelLibrary, betas: tuple[float, float]) -> None:
+        super().__init__()
+        self.kernel = library.operator("adamw", lambda *_: (1,))
+        self.kernel.add_prim_attr("side_effect_mem", True)  # or the graph may reorder it
+        self.squares = library.operator("sum_of_squares", lambda _: (1,))
+        self.betas_2 = Tensor(np.array(betas, np.float32))
+
+    def sum_of_squares(self, gradient: Tensor) -> Tensor:
+        return self.squares(gradient).reshape(())
+
+    def construct(
+        self,
+        parameter: Parameter,
+        first: Parameter,
+        second: Parameter,
+        gradient: Tensor,
+        factor: Tensor,
+        finite: Tensor,
+        scalars_3: Tensor,
+    ) -> Tensor:
+        return self.kernel(
+            parameter, first, second, gradient, factor, finite, scalars_3, self.betas_2
+        )
+
+
+class AdamW(nn.Cell):
+    """One update of all parameters from their gradients.
+
+    A gradient that is not finite changes nothing. ``skipped`` counts such steps, for the bias
+    correction to leave them out; whoever reads the norm calls ``count``.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Parameter],
+        config: AdamWConfig,
+        decays: Callable[[Parameter], bool],
+        sharding: Sharding | None = None,
+    ) -> None:
+        """sharding: of these parameters, where this worker is to update its own alone."""
+        super().__init__(auto_prefix=False)  # a sharding inside would rename the model's weights
+        self.config = config
+        self.sharding = sharding
+        if sharding is not None:
+            parameters = list(sharding.own)
+        self.parameters = ParameterTuple(parameters)
+        self.first = self.parameters.clone("first_moment", init="zeros")
+        self.second = self.parameters.clone("second_moment", init="zeros")
+        self.decays = tuple(bool(decays(p)) for p in parameters)
+        library = cpu_kernels() if all(p.dtype == ms.float32 for p in parameters) else None
+        self.update = (
+            _Update(config.betas) if library is None else _KernelUpdate(library, config.betas)
+        )
+        self.map = ops.HyperMap()
+        self.no_decay_3 = Tensor(np.array([1, 1, 0], np.float32))
+        self.skipped = self.skipped_in_a_row = 0
+
+    def scalars(self, step: int, steps: int) -> Tensor:
+        """What ``construct`` needs of the schedule: rate, epsilon and decay of the update.
+
+        As they are in an AdamW without bias correction that comes to the same.
+        """
+        beta1, beta2 = self.config.betas
+        rate, updates = self.config.rate(step, steps), step - self.skipped + 1
+        correction1, correction2 = 1 - beta1**updates, 1 - beta2**updates
+        scaled_rate = rate * np.sqrt(correction2) / correction1
+        epsilon = 1e-8 * np.sqrt(correction2)
+        decay = self.config.decay(step, steps) * rate / scaled_rate
+        return Tensor(np.array([scaled_rate, epsilon, decay], np.float32))
+
+    def construct(
+        self, gradients: tuple[Tensor, ...], scalars_3: Tensor, divisor: Tensor | float = 1.0
+    ) -> Tensor:
+        """Updates the parameters in place; returns the global norm before clipping.
+
+        divisor: of the gradients, before anything else (loss scale, accumulated parts).
+        """
+        squares = self.map(ops.partial(_sum_of_squares, self.update.sum_of_squares), gradients)
+        norm = ops.sqrt(ops.addn(squares)) / divisor
+        finite = ops.isfinite(norm)
+        factor = ops.minimum(self.config.clip / (norm + 1e-6), 1.0) / divisor
+        undecayed_3 = scalars_3 * self.no_decay_3
+        if self.sharding is not None:
+            gradients = gradients[self.sharding.begin : self.sharding.end]
+        update = ops.partial(_update, self.update, factor, finite, scalars_3, undecayed_3)
+        states = self.parameters, self.first, self.second
+        done = self.map(update, *states, gradients, self.decays)
+        norm = ops.depend(norm, done)  # an update nobody waits for is optimized away
+        return norm if self.sharding is None else self.sharding(norm)
+
+    def count(self, norm: float) -> bool:
+        """Whether the step that returned ``norm`` changed the weights; counts it where not.
+
+        Raises InputError where a hundred in a row did not: the training has come to an end.
+        """
+        finite = bool(np.isfinite(norm))
+        self.skipped += not finite
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        if self.skipped_in_a_row == _MOST_SKIPPED:
+            raise InputError(
+                f"the gradient's norm is {norm} for {_MOST_SKIPPED} steps in a row; expected "
+                "finite numbers (a lower learning_rate or clip may help)"
+            )
+        return finite
+
+    def snapshot(self, prefix: str) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+        """Arrays under ``prefix`` and JSON state of a ``Snapshot``.
+
+        The same with sharding as without, on worker 0; the others call it and get no arrays.
+        """
+        state = {"skipped": self.skipped}
+        if self.sharding is None:
+            return parameter_arrays(prefix, (*self.first, *self.second)), state
+        arrays = {}
+        for kind, moments in (("first_moment", self.first), ("second_moment", self.second)):
+            every = self.sharding.all_of(moments)
+            for parameter, array in zip(self.sharding.parameters, every, strict=True):
+                if distributed.rank() == 0:
+                    arrays[f"{prefix}/{kind}.{parameter.name}"] = array
+        return arrays, state
+
+    def restore(
+        self, prefix: str, arrays: Mapping[str, np.ndarray], state: Mapping[str, object]
+    ) -> None:
+        """Puts back what ``snapshot`` gave on worker 0."""
+        moments = (*self.first, *self.second)
+        if self.sharding is not None:
+            own = {f"{prefix}/{p.name}" for p in moments}
+            arrays = {name: array for name, array in arrays.items() if name in own}
+        restore_parameters(prefix, moments, arrays)
+        self.skipped = int(state["skipped"])
+
+
+def release(gradients: Sequence[Tensor]) -> None:
+    """Frees the memory of gradients that an update has used.
+
+    A compiled function keeps its last arguments, which would lie beside the next step's gradients.
+    """
+    for gradient in gradients:
+        gradient.untyped_storage().resize_(0)
+
+
+class Ema(nn.Cell):
+    """The exponential moving average of parameters.
+
+    Update ``t`` (0-based) keeps ``min(decay, (1 + t) / (10 + t))`` of it, so that the first
+    weights, which are random, are soon forgotten.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter], decay: float) -> None:
+        """decay: in (0, 1)."""
+        super().__init__()
+        self.decay = decay
+        self.parameters = ParameterTuple(parameters)
+        self.averages = self.parameters.clone("ema", init="same")
+        self.map = ops.HyperMap()
+        averages, owners, each = self.averages, self.parameters, self.map
+
+        @ms.jit
+        def update(keep: Tensor) -> Tensor:
+            return ops.depend(keep, each(ops.partial(_average, keep), averages, owners))
+
+        self._update = update
+
+    def update(self, number: int) -> None:
+        """Takes in the weights that update ``number`` (0-based) left.
+
+        A skipped step is no update: it is not taken in and not counted.
+        """
+        keep = min(self.decay, (1 + number) / (10 + number))
+        self._update(Tensor(np.float32(keep)))
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside the block the model has the averaged weights: to validate, sample or save."""
+        own = [Tensor(p.asnumpy().copy()) for p in self.parameters]
+        for parameter, average in zip(self.parameters, self.averages, strict=True):
+            ops.assign(parameter, Tensor(average.asnumpy()))
+        try:
+            yield
+        finally:
+            for parameter, array in zip(self.parameters, own, strict=True):
+                ops.assign(parameter, array)
+
+    def snapshot(self, prefix: str) -> dict[str, np.ndarray]:
+        """Arrays under ``prefix`` of a ``Snapshot``."""
+        return parameter_arrays(prefix, self.averages)
+
+    def restore(self, prefix: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Puts back what ``snapshot`` gave."""
+        restore_parameters(prefix, self.averages, arrays)

@@ -1,0 +1,62 @@
+"""Number formats of the training: what products are computed in, and how gradients survive it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import mindspore as ms
+from var_tokenizer.common import InputError
+
+DTYPES = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """Mixed precision (arXiv:1710.03740).
+
+    Weights, their updates, norms, residuals and losses are float32 whatever the products are.
+    """
+
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of matrix products, forward and backward, and of attention on an Ascend."""
+    loss_scale: float = 2.0**11
+    """What a float16 loss is multiplied by at first, so that small gradients do not vanish."""
+    growth_every: int = 1000
+    """The loss scale doubles after so many steps without overflow, and halves at each overflow."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a value out of range."""
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
+        if not 1 <= self.loss_scale <= 2.0**24:
+            raise InputError(f"loss_scale is {self.loss_scale}; expected 1 to {2**24}")
+        if self.growth_every < 1:
+            raise InputError(f"growth_every is {self.growth_every}; expected at least 1")
+
+
+class LossScale:
+    """The dynamic loss scale of float16; 1 for the other types, whose exponents need none."""
+
+    def __init__(self, config: PrecisionConfig) -> None:
+        self._dynamic = config.dtype == "float16"
+        self._growth_every = config.growth_every
+        self.value = config.loss_scale if self._dynamic else 1.0
+        self._good_steps = 0
+
+    def follow(self, finite: bool) -> None:
+        """Takes in whether the gradients of a step were finite."""
+        if not self._dynamic:
+            return
+        self._good_steps = self._good_steps + 1 if finite else 0
+        if not finite:
+            self.value = max(1.0, self.value / 2)
+        elif self._good_steps == self._growth_every:
+            self.value, self._good_steps = min(2.0**24, self.value * 2), 0
+
+    def state(self) -> dict[str, float]:
+        """What ``restore`` takes, as JSON has it."""
+        return {"value": self.value, "good_steps": self._good_steps}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Puts back what ``state`` gave."""
+        self.value, self._good_steps = float(state["value"]), int(state["good_steps"])

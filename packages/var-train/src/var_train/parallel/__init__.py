@@ -1,0 +1,1 @@
+"""Many workers as one: shared gradients, a spread optimizer, and watching one another."""

@@ -1,0 +1,85 @@
+"""The optimizer's state spread over the workers (ZeRO, stage 1, arXiv:1910.02054).
+
+MindSpore's own optimizer parallelism works in its semi-automatic parallel mode on an Ascend or GPU
+alone; this needs no more than AllGather. Whole parameters are dealt out: each worker keeps the
+moments of its own and updates these, then every worker receives what the others updated.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from var_train.parallel import workers as distributed
+
+_ravel = ops.MultitypeFuncGraph("ravel")
+_receive = ops.MultitypeFuncGraph("receive")
+
+
+@_ravel.register("Tensor", "Tensor")
+def _(updated: Tensor, parameter: Parameter) -> Tensor:
+    return ops.depend(parameter, updated).reshape(-1)
+
+
+@_receive.register("Tensor", "Tensor", "Number")
+def _(collected: Tensor, parameter: Parameter, offset: int) -> Tensor:
+    return ops.assign(parameter, distributed.part_like(parameter, collected, offset))
+
+
+def deal(sizes: Sequence[int], workers: int) -> tuple[int, ...]:
+    """The worker of each item: neighbours together, and alike loads.
+
+    An item is whose share of the whole its middle lies in, so a load is larger than that share
+    by less than the largest item.
+    """
+    middles = np.cumsum(sizes) - np.array(sizes) / 2
+    return tuple(int(owner) for owner in middles * workers // sum(sizes))
+
+
+class Sharding(nn.Cell):
+    """Which of two or more workers updates which parameter, and the exchange afterwards."""
+
+    def __init__(self, parameters: Sequence[Parameter]) -> None:
+        """parameters: float32, the same on every worker."""
+        super().__init__()
+        workers, rank = distributed.size(), distributed.rank()
+        sizes = [int(p.size) for p in parameters]
+        self.owners = deal(sizes, workers)
+        loads = np.bincount(self.owners, sizes, workers).astype(int)
+        self.begin = self.owners.index(rank) if rank in self.owners else 0
+        self.end = self.begin + self.owners.count(rank)
+        # AllGather takes as much of each worker, above the largest load: at least one zero more
+        length = int(loads.max()) + 1
+        self.zeros = Tensor(np.zeros(length - loads[rank], np.float32))
+        within = np.cumsum(sizes) - sizes  # its own worker's first parameter begins at 0
+        firsts = np.cumsum(loads) - loads
+        offsets = [
+            int(w - firsts[o] + o * length) for w, o in zip(within, self.owners, strict=True)
+        ]
+        self.parameters = ParameterTuple(parameters)
+        self.own = ParameterTuple(parameters[self.begin : self.end])
+        self.others = ParameterTuple([*parameters[: self.begin], *parameters[self.end :]])
+        self.offsets = (*offsets[: self.begin], *offsets[self.end :])
+        self.map = ops.HyperMap()
+        self.collect = ops.AllGather()
+
+    def construct(self, updated: Tensor) -> Tensor:
+        """Gives every worker the parameters as their owners have them; returns ``updated``.
+
+        updated: a tensor that waits for this worker's update.
+        """
+        flat = self.map(ops.partial(_ravel, updated), self.own)
+        collected = self.collect(ops.concat((*flat, self.zeros)))
+        done = self.map(ops.partial(_receive, collected), self.others, self.offsets)
+        return ops.depend(updated, done)
+
+    def all_of(self, own: Sequence[Parameter]) -> Iterator[np.ndarray]:
+        """An array for each parameter, from ``own``, those that its owner has; in order.
+
+        Every worker has to go through all of it.
+        """
+        mine = dict(enumerate(own, self.begin))
+        for i, owner in enumerate(self.owners):
+            shape = self.parameters[i].shape
+            array = mine[i].asnumpy() if i in mine else np.zeros(shape, np.float32)
+            yield distributed.broadcast(array, owner)

@@ -1,0 +1,132 @@
+"""Workers that watch one another: where one dies, the others say which and stop.
+
+A collective waits for a dead worker for many minutes. So every worker keeps a sign of life in the
+run folder, which all share: its process and last log line, touched every two seconds.
+"""
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from var_tokenizer.common import InputError, quoted, replacing
+
+from var_train.parallel import workers as distributed
+
+log = logging.getLogger(__name__)
+
+_TOUCH = 2.0  # seconds between two signs of life
+_SILENCE = 30.0  # seconds after which a worker of another machine counts as dead
+_POLL = 0.1  # seconds between two looks: msrun takes a second to kill the others unheard
+
+
+class _LastLine(logging.Handler):
+    """Keeps the sign of life of this worker."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(logging.INFO)
+        self.path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.note(record.getMessage())
+
+    def note(self, text: str) -> None:
+        """Makes the first line of ``text`` the last words, as far as the others know."""
+        life = {
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "line": text.partition("\n")[0],
+        }
+        with suppress(OSError), replacing(self.path) as temporary:  # a full disk is told elsewhere
+            temporary.write_text(json.dumps(life))
+
+
+@contextmanager
+def watched(folder: Path) -> Iterator[None]:
+    """While the block runs, the death of another worker ends this one with status 1.
+
+    folder: shared by all workers. A single worker watches nobody. A block that ends in an
+    exception leaves its sign of life for the others, who see that nobody keeps it.
+
+    Raises InputError where the folder cannot be written.
+    """
+    if distributed.size() == 1:
+        yield
+        return
+    folder = folder / "workers"
+    paths = [folder / f"{rank}.json" for rank in range(distributed.size())]
+    own = paths.pop(distributed.rank())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        own.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{quoted(folder)}: cannot write here: {error.strerror}") from error
+    handler, stop = _LastLine(own), threading.Event()
+    logger = logging.getLogger("var_train")
+    logger.addHandler(handler)
+    log.info("worker %d of %d", distributed.rank(), distributed.size())
+    distributed.wait_for_all()  # then no sign of an earlier run is left
+    thread = threading.Thread(target=_look, args=(own, paths, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    except Exception as error:
+        handler.note(str(error) if isinstance(error, InputError) else repr(error))
+        raise
+    except KeyboardInterrupt:
+        handler.note("interrupted")
+        raise
+    except SystemExit:
+        own.unlink(missing_ok=True)
+        raise
+    else:
+        own.unlink(missing_ok=True)
+        with suppress(OSError):  # the last one out
+            folder.rmdir()
+    finally:
+        stop.set()
+        thread.join()
+        logger.removeHandler(handler)
+
+
+def _look(own: Path, others: list[Path], stop: threading.Event) -> None:
+    touched = 0.0
+    while not stop.wait(_POLL):
+        if time.monotonic() > touched + _TOUCH:
+            touched = time.monotonic()
+            with suppress(OSError):
+                own.touch()
+        for path in others:
+            try:
+                life, age = json.loads(path.read_text()), _mtime(own) - _mtime(path)
+            except (OSError, ValueError, RecursionError):  # it has finished, or is writing
+                continue
+            here = life["host"] == socket.gethostname()
+            if (not _runs(life["process"])) if here else age > _SILENCE:
+                log.error(
+                    "worker %s (process %d on %s) died; its last log line: %s",
+                    path.stem,
+                    life["process"],
+                    life["host"],
+                    life["line"],
+                )
+                logging.shutdown()
+                os._exit(1)
+
+
+def _mtime(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this machine lives; one that nobody has waited for does not."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"

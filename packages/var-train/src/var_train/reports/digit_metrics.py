@@ -1,0 +1,108 @@
+"""What the report of the digits run says about images, with real digits as the measure.
+
+Images are (N, 3, Y, X), float in [0, 1] or uint8 in 0..255; distances are Euclidean over all
+3 * Y * X values in [0, 1].
+"""
+
+import numpy as np
+from sklearn.metrics import pairwise_distances, pairwise_distances_argmin_min  # type: ignore[import-untyped]
+from sklearn.svm import SVC  # type: ignore[import-untyped]
+from var_tokenizer.common import InputError
+
+from var_train.data.images import ImageSet
+
+JUDGED_SIZE = 8  # the size at which the digits were recorded; finer pixels judge no better
+
+
+class DigitJudge:
+    """A classifier of digits that has seen nothing but real training images.
+
+    A support vector machine (RBF kernel, C = 10) on grey 8x8 pixels.
+    """
+
+    def __init__(self, train: ImageSet) -> None:
+        self._svm = SVC(C=10, gamma="scale")
+        self._svm.fit(_judged(_real_values(train)), train.labels_n)
+
+    def accuracy(self, images_ncyx: np.ndarray, labels_n: np.ndarray) -> float:
+        """Share of ``images_ncyx`` that it takes for their labels, 0 to 1.
+
+        Raises InputError for images that are empty, out of range or whose sides 8 does not divide.
+        """
+        predicted_n = self._svm.predict(_judged(_values(images_ncyx)))
+        return float(np.mean(predicted_n == labels_n))
+
+
+def distinct(images_ncyx: np.ndarray, labels_n: np.ndarray, real: ImageSet) -> float:
+    """How much the images of a class differ from each other, compared with real ones.
+
+    The mean pairwise distance within a class over that of ``real`` images of the class, averaged
+    over the classes in ``labels_n``: 0 where every class is one image again and again, about 1
+    for images as varied as real ones. Raises InputError for a class with fewer than two images.
+    """
+    values_ncyx, real_ncyx = _values(images_ncyx), _real_values(real)
+    ratios = []
+    for label in np.unique(labels_n):
+        made = values_ncyx[np.asarray(labels_n) == label]
+        genuine = real_ncyx[real.labels_n == label]
+        if min(len(made), len(genuine)) < 2:
+            raise InputError(
+                f"label {label} has {len(made)} image(s) and {len(genuine)} real one(s); "
+                "expected at least two of each to compare"
+            )
+        ratios.append(_mean_pairwise_distance(made) / _mean_pairwise_distance(genuine))
+    return float(np.mean(ratios))
+
+
+def nearest_train_distance(
+    images_ncyx: np.ndarray, train: ImageSet, test: ImageSet
+) -> dict[str, float]:
+    """How far images lie from the training image nearest to each: copies would lie at 0.
+
+    Returns ``mean``, ``median`` and ``min`` over the images and, as the scale to read them by,
+    ``real_mean``, ``real_median`` and ``real_min`` over the real images of ``test``.
+    """
+    train_nv = _real_values(train).reshape(len(train), -1)
+    result = {}
+    for prefix, values_ncyx in (("", _values(images_ncyx)), ("real_", _real_values(test))):
+        _, distance_n = pairwise_distances_argmin_min(
+            values_ncyx.reshape(len(values_ncyx), -1), train_nv
+        )
+        for name, statistic in (("mean", np.mean), ("median", np.median), ("min", np.min)):
+            result[prefix + name] = float(statistic(distance_n))
+    return result
+
+
+def _values(images_ncyx: np.ndarray) -> np.ndarray:
+    """Images as float64 in [0, 1]."""
+    images_ncyx = np.asarray(images_ncyx)
+    if images_ncyx.ndim != 4 or images_ncyx.shape[1] != 3 or not len(images_ncyx):
+        raise InputError(f"images have shape {images_ncyx.shape}; expected (N, 3, Y, X), N > 0")
+    if images_ncyx.dtype == np.uint8:
+        return images_ncyx / 255
+    low, high = images_ncyx.min(), images_ncyx.max()
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN fails too; rounding errors pass
+        raise InputError(f"images range from {low:.3g} to {high:.3g}; expected [0, 1] or uint8")
+    return images_ncyx.astype(np.float64)
+
+
+def _real_values(images: ImageSet) -> np.ndarray:
+    return _values(images.images_nyxc.transpose(0, 3, 1, 2))
+
+
+def _judged(values_ncyx: np.ndarray) -> np.ndarray:
+    """(N, 3, Y, X) as the (N, 64) grey area averages that the judge sees."""
+    n, _, height, width = values_ncyx.shape
+    if height % JUDGED_SIZE or width % JUDGED_SIZE:
+        raise InputError(f"images are {height}x{width}; expected sides that {JUDGED_SIZE} divides")
+    blocks = values_ncyx.mean(axis=1).reshape(
+        n, JUDGED_SIZE, height // JUDGED_SIZE, JUDGED_SIZE, width // JUDGED_SIZE
+    )
+    return blocks.mean(axis=(2, 4)).reshape(n, -1)
+
+
+def _mean_pairwise_distance(values_ncyx: np.ndarray) -> float:
+    """Mean over all pairs of two different images."""
+    n = len(values_ncyx)
+    distance_nn = pairwise_distances(values_ncyx.reshape(n, -1))
+    return float(distance_nn.sum() / (n * (n - 1)))

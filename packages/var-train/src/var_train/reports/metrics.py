@@ -1,0 +1,155 @@
+"""What a tokenizer is worth, measured on images that it was not trained on."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from mindspore import Tensor
+from skimage.metrics import structural_similarity
+from var_tokenizer import Tokenizer
+from var_tokenizer.common import InputError
+
+from var_train.data.images import ImageSource
+from var_train.losses.feature_network import FeatureNetwork
+from var_train.training.codebook import count_hits, perplexities
+
+
+@dataclass(frozen=True)
+class TokenizerFigures:
+    """Figures of a tokenizer of K scales over a set of images; means are over the images."""
+
+    images: int
+    scale_sizes: tuple[tuple[int, int], ...]
+    """K pairs (rows, columns)."""
+    psnr: float
+    """Of the reconstruction, in dB; the range of images in [-1, 1] is 2."""
+    scale_psnr: list[float]
+    """K numbers: PSNR of the image after 1, 2, ... K scales."""
+    ssim: float
+    """Structural similarity (Wang et al. 2004, 7x7 windows) of the reconstruction, at most 1; in
+    the largest odd windows that fit where a side is below 7."""
+    codebook_usage: float
+    """Share of the codes that any scale used, in [0, 1]."""
+    scale_codes_used: list[int]
+    """K numbers: different codes that each scale used."""
+    scale_perplexity: list[float]
+    """K numbers: exp of the entropy of the codes of each scale, at most the vocabulary."""
+    bits: float
+    """An image's tokens, at log2(vocabulary) each."""
+    entropy_bits: float
+    """The same, each token at the entropy of its scale: what an ideal coder would need."""
+    fid: float | None
+    """Frechet distance between features of the images and of their reconstructions
+    (arXiv:1706.08500); None without a feature network."""
+
+
+def measure_tokenizer(
+    tokenizer: Tokenizer,
+    images: ImageSource,
+    batch: int,
+    limit: int | None = None,
+    network: FeatureNetwork | None = None,
+    measured: Callable[[int], None] = lambda images: None,
+) -> TokenizerFigures:
+    """Encodes and decodes ``images``, evenly chosen where they are more than ``limit``.
+
+    measured: called after each batch with its number of images.
+
+    Raises InputError for a single image where ``network`` is given, for the FID.
+    """
+    count = len(images) if limit is None else min(limit, len(images))
+    if network is not None:
+        check_fid_count(count, "real")
+    chosen = np.linspace(0, len(images) - 1, count).round().astype(int)
+    errors, similarities, features = [], [], []
+    side = min(tokenizer.config.image_size)
+    window = min(7, side - 1 + side % 2)
+    hits_sv = np.zeros((len(tokenizer.schedule), tokenizer.vocab_size), np.float32)
+    for begin in range(0, count, batch):
+        wanted = len(chosen[begin : begin + batch])
+        # batches of one size compile once; what fills the last one up is cut off again
+        originals = images.batch(np.resize(chosen[begin : begin + batch], batch))[0]
+        ids = [np.asarray(i) for i in tokenizer.encode(originals)]
+        decoded = [np.asarray(d)[:wanted] for d in tokenizer.decode_progressive(ids)]
+        originals = originals[:wanted]
+        hits_sv += count_hits([i[:wanted] for i in ids], tokenizer.vocab_size)
+        errors.append([((d - originals) ** 2).mean((1, 2, 3)) for d in decoded])
+        for original, output in zip(originals, decoded[-1], strict=True):
+            similarities.append(
+                structural_similarity(
+                    original, output, win_size=window, channel_axis=0, data_range=2
+                )
+            )
+        if network is not None:
+            features.append((_pooled(network, originals), _pooled(network, decoded[-1])))
+        measured(wanted)
+    scale_psnr = [
+        float(psnr(np.concatenate(of_scale)).mean()) for of_scale in zip(*errors, strict=True)
+    ]
+    perplexity = perplexities(hits_sv)
+    tokens = tokenizer.schedule.tokens
+    return TokenizerFigures(
+        images=count,
+        scale_sizes=tokenizer.schedule.sizes,
+        psnr=scale_psnr[-1],
+        scale_psnr=scale_psnr,
+        ssim=float(np.mean(similarities)),
+        codebook_usage=float(hits_sv.any(0).mean()),
+        scale_codes_used=hits_sv.astype(bool).sum(1).tolist(),
+        scale_perplexity=perplexity,
+        bits=tokenizer.schedule.length * math.log2(tokenizer.vocab_size),
+        entropy_bits=sum(n * math.log2(p) for n, p in zip(tokens, perplexity, strict=True)),
+        fid=fid(*(np.concatenate(f) for f in zip(*features, strict=True))) if features else None,
+    )
+
+
+def psnr(squared_error_n: np.ndarray) -> np.ndarray:
+    """dB, of mean squared errors of images in [-1, 1]."""
+    return 10 * np.log10(4 / np.maximum(squared_error_n, 1e-12))
+
+
+def fid(real_nf: np.ndarray, other_nf: np.ndarray) -> float:
+    """The Frechet distance of two sets of features (N, F), each taken as a normal distribution.
+
+    Exact for any number of images, but an estimate of few is too high: published figures are of
+    10,000 and more. The sets may differ in N.
+
+    Raises InputError for a set of one image or none, which has no covariance, and for features
+    that differ in number or are not finite.
+    """
+    for name, features_nf in (("real", real_nf), ("other", other_nf)):
+        check_fid_count(len(features_nf), name)
+        if not np.isfinite(features_nf).all():
+            raise InputError(f"the {name} features hold NaN or infinity; expected finite numbers")
+    if real_nf.shape[1] != other_nf.shape[1]:
+        raise InputError(
+            f"the real images have {real_nf.shape[1]} features and the other {other_nf.shape[1]}; "
+            "expected as many"
+        )
+    mean_f = real_nf.mean(0, dtype=np.float64) - other_nf.mean(0, dtype=np.float64)
+    real_mf, other_mf = _covariance_root(real_nf), _covariance_root(other_nf)
+    # The trace of the root of the product of the covariances A'A and B'B is the sum of the
+    # singular values of AB', which exist and are real whatever the covariances' rank. A matrix
+    # root of the product (sqrtm) is complex or NaN where it has fewer images than features.
+    overlap = np.linalg.svd(real_mf @ other_mf.T, compute_uv=False).sum()
+    distance = mean_f @ mean_f + (real_mf**2).sum() + (other_mf**2).sum() - 2 * overlap
+    return max(0.0, float(distance))  # rounding alone can take it below 0
+
+
+def check_fid_count(count: int, name: str) -> None:
+    """Raises InputError for a set of ``count`` images, the ``name`` ones, that has no FID."""
+    if count < 2:
+        raise InputError(f"{count} {name} image(s); expected at least 2 for the FID")
+
+
+def _covariance_root(features_nf: np.ndarray) -> np.ndarray:
+    """(min(N, F), F) float64: A with A'A = the covariance."""
+    centred_nf = features_nf - features_nf.mean(0, dtype=np.float64)
+    return np.linalg.qr(centred_nf, mode="r") / math.sqrt(len(features_nf) - 1)
+
+
+def _pooled(network: FeatureNetwork, images_bcyx: np.ndarray) -> np.ndarray:
+    """(B, F) float64: means over the pixels of the network's last map."""
+    images_byxc = Tensor(np.ascontiguousarray(images_bcyx.transpose(0, 2, 3, 1)))
+    return network(images_byxc)[-1].asnumpy().mean((1, 2), dtype=np.float64)

@@ -1,0 +1,80 @@
+"""Sheets of labelled images, for looking at samples and reconstructions."""
+
+import math
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from var_tokenizer.common import InputError, quoted, replacing, unit_to_pixels
+
+CELL = 64  # pixels that the shorter side of a cell has at least
+GUTTER = 4
+MARGIN = 12
+INK = (40, 40, 40)
+
+
+def sample_grid(images_ncyx: np.ndarray, row_labels: Sequence[str], columns: int) -> Image.Image:
+    """A grid with one labelled row a class.
+
+    images_ncyx: (N, 3, Y, X) in [0, 1], row after row; N = rows * ``columns``. row_labels: one
+    text a row. Raises InputError where the numbers do not agree.
+    """
+    rows = len(row_labels)
+    if rows < 1 or columns < 1 or len(images_ncyx) != rows * columns:
+        raise InputError(
+            f"{len(images_ncyx)} images for {rows} row labels and {columns} columns; "
+            "expected rows * columns images, at least one"
+        )
+    return _sheet(images_ncyx.reshape(rows, columns, *images_ncyx.shape[1:]), row_labels)
+
+
+def reconstruction_sheet(
+    originals_ncyx: np.ndarray, progressive: Sequence[np.ndarray], captions: Sequence[str]
+) -> Image.Image:
+    """Originals, under each its reconstruction, then the image after every scale, coarse to fine.
+
+    originals_ncyx: (N, 3, Y, X) in [0, 1], one column each. progressive: K arrays like it, after
+    1, 2, ... K scales; the last is the reconstruction. captions: K + 2 texts, one a row, such as
+    "original", "reconstruction", "after 1x1", ... Raises InputError where the numbers do not agree.
+    """
+    if not progressive or len(captions) != len(progressive) + 2:
+        raise InputError(
+            f"{len(captions)} captions for {len(progressive)} scales; expected at least one scale "
+            "and a caption for each, the originals and the reconstructions"
+        )
+    return _sheet(np.stack([originals_ncyx, progressive[-1], *progressive]), captions)
+
+
+def save_png(image: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Writes ``image`` to ``path`` as PNG, whole or not at all."""
+    with replacing(path) as temporary:
+        image.save(temporary, "PNG")
+
+
+def _sheet(images_rncyx: np.ndarray, captions: Sequence[str]) -> Image.Image:
+    """R rows of N images in [0, 1] on white, a caption left of each row."""
+    rows, columns, _, height, width = images_rncyx.shape
+    zoom = math.ceil(CELL / min(height, width))  # whole, so that every pixel stays a square
+    cell_y, cell_x = height * zoom, width * zoom
+    pixels_nyxc = unit_to_pixels(images_rncyx.reshape(-1, *images_rncyx.shape[2:]))
+    pixels_nyxc = pixels_nyxc.repeat(zoom, axis=1).repeat(zoom, axis=2)
+
+    captions = [quoted(caption) for caption in captions]  # some are names of folders
+    font = ImageFont.load_default(min(28, cell_y // 4))
+    caption_x = math.ceil(max(font.getlength(caption) for caption in captions))
+    left, top = MARGIN + caption_x + MARGIN, MARGIN
+    step_y, step_x = cell_y + GUTTER, cell_x + GUTTER
+    sheet = Image.new(
+        "RGB",
+        (left + columns * step_x - GUTTER + MARGIN, top + rows * step_y - GUTTER + MARGIN),
+        "white",
+    )
+    draw = ImageDraw.Draw(sheet)
+    for row, caption in enumerate(captions):
+        y = top + row * step_y
+        draw.text((left - MARGIN, y + cell_y / 2), caption, INK, font, anchor="rm")
+        for column in range(columns):
+            cell = Image.fromarray(pixels_nyxc[row * columns + column])
+            sheet.paste(cell, (left + column * step_x, y))
+    return sheet

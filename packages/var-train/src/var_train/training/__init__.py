@@ -1,0 +1,1 @@
+"""The two stages, the loop around them, and their checkpoints."""

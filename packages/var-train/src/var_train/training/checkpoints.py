@@ -1,0 +1,185 @@
+"""Checkpoints of a run in progress: atomic, checksummed, the last few and the best kept.
+
+A checkpoint is one safetensors file of the numpy arrays of a ``Snapshot``; its metadata holds
+the step, the rest of the state as JSON and a SHA-256 over all of it.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from mindspore import Parameter, Tensor, ops
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from var_tokenizer.common import InputError, check_tensors, quoted, replacing
+
+log = logging.getLogger(__name__)
+
+_DAMAGED = (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a stage needs to go on.
+
+    step: finished steps. arrays: by name. state: whatever else, as JSON has it.
+    """
+
+    step: int
+    arrays: dict[str, np.ndarray]
+    state: dict[str, object]
+
+
+class CheckpointFolder:
+    """The checkpoints of one stage; one process writes, any number read."""
+
+    def __init__(self, folder: Path, keep: int = 3) -> None:
+        """keep: how many of the newest stay, 1 or more; the best stays beside them."""
+        self.folder = Path(folder)
+        self.keep = keep
+
+    def save(self, snapshot: Snapshot, best: bool = False) -> Path:
+        """Writes ``snapshot`` and removes what is no longer kept.
+
+        When it returns, the file is on the disk; a process that is killed on the way leaves
+        the earlier checkpoints as they were. best: this is the best so far.
+
+        Raises InputError where it cannot be written (a full disk, say).
+        """
+        path = self.folder / f"step-{snapshot.step:09d}.safetensors"
+        arrays = {name: np.ascontiguousarray(a) for name, a in snapshot.arrays.items()}
+        state = json.dumps(snapshot.state)
+        metadata = {
+            "step": str(snapshot.step),
+            "state": state,
+            "best": json.dumps(best),
+            "sha256": _checksum(snapshot.step, state, arrays),
+        }
+        try:
+            with replacing(path) as temporary:
+                save_file(arrays, temporary, metadata)
+                _sync(temporary)
+            _sync(self.folder)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{quoted(path)}: cannot write this checkpoint: {error}") from error
+        self._prune()
+        return path
+
+    def newest(self) -> Snapshot | None:
+        """The newest checkpoint that is whole; None where there is none at all.
+
+        A damaged one is passed over with a warning. Raises InputError where all are damaged.
+        """
+        paths = self._paths()
+        for path in reversed(paths):
+            try:
+                return _read(path)
+            except _DAMAGED as error:
+                log.warning(
+                    "%s: damaged (%s); falling back to the one before",
+                    quoted(path),
+                    quoted(str(error)),
+                )
+        if paths:
+            raise InputError(
+                f"{quoted(self.folder)}: no checkpoint is whole; expected one of {len(paths)} "
+                "(--no-resume starts from the beginning)"
+            )
+        return None
+
+    def peek(self) -> tuple[int, Mapping[str, object]] | None:
+        """Step and state of the newest checkpoint, without reading (or checking) its arrays.
+
+        None where there is none with a readable head.
+        """
+        for path in reversed(self._paths()):
+            try:
+                with safe_open(path, framework="numpy") as file:
+                    metadata = file.metadata()
+                return int(metadata["step"]), json.loads(metadata["state"])
+            except _DAMAGED:
+                continue
+        return None
+
+    def best(self) -> Path | None:
+        """The file of the newest checkpoint that was the best when it was written."""
+        return next((path for path in reversed(self._paths()) if _is_best(path)), None)
+
+    def clear(self) -> None:
+        """Removes all checkpoints."""
+        for path in (*self._paths(), *self._leftovers()):
+            path.unlink(missing_ok=True)
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*.safetensors"))
+
+    def _leftovers(self) -> list[Path]:
+        """What processes that were killed in the middle of a save left behind."""
+        return sorted(self.folder.glob(".step-*.safetensors"))
+
+    def _prune(self) -> None:
+        kept = {self.best(), *self._paths()[-self.keep :]}
+        for path in (*self._paths(), *self._leftovers()):
+            if path not in kept:
+                path.unlink(missing_ok=True)
+
+
+def parameter_arrays(prefix: str, parameters: Sequence[Parameter]) -> dict[str, np.ndarray]:
+    """``prefix/name`` -> array, for a ``Snapshot``."""
+    return {f"{prefix}/{p.name}": p.asnumpy() for p in parameters}
+
+
+def restore_parameters(
+    prefix: str, parameters: Sequence[Parameter], arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Puts back what ``parameter_arrays`` gave.
+
+    Raises InputError unless ``arrays`` has exactly these names and shapes under ``prefix``.
+    """
+    found = {n: a for n, a in arrays.items() if n.startswith(f"{prefix}/")}
+    expected = {f"{prefix}/{p.name}": tuple(p.shape) for p in parameters}
+    check_tensors("checkpoint", expected, found)
+    for parameter in parameters:
+        # assigned in place: graphs that are compiled already keep the old data after set_data
+        ops.assign(parameter, Tensor(found[f"{prefix}/{parameter.name}"]))
+
+
+def _read(path: Path) -> Snapshot:
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    step = int(metadata["step"])
+    if _checksum(step, metadata["state"], arrays) != metadata["sha256"]:
+        raise OSError(errno.EIO, "the checksum differs")
+    return Snapshot(step, arrays, json.loads(metadata["state"]))
+
+
+def _is_best(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return json.loads(file.metadata()["best"])
+    except _DAMAGED:
+        return False
+
+
+def _checksum(step: int, state: str, arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(f"{step} {state}".encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,279 @@
+"""The health of the codebook: how it starts, moves and keeps all of its codes in use.
+
+All of it works on NumPy arrays between the steps. What ranks must agree on is summed over them.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from mindspore import Tensor, ops
+from scipy.sparse import csr_matrix
+from sklearn.cluster import MiniBatchKMeans
+from var_tokenizer import Tokenizer
+from var_tokenizer.common import InputError
+
+from var_train.parallel import workers as distributed
+
+log = logging.getLogger(__name__)
+
+Start = Literal["kmeans", "data", "random"]
+Update = Literal["ema", "gradient"]
+
+
+@dataclass(frozen=True)
+class CodebookHealth:
+    """How the codebook is trained."""
+
+    start: Start = "data"
+    """Codes at first: centres of clusters of the vectors that the encoder makes of the first
+    batch, such vectors themselves, or random numbers."""
+    update: Update = "gradient"
+    """How codes follow the vectors they stand for: by moving averages (arXiv:1711.00937,
+    appendix A) or by the gradient of the quantization loss."""
+    ema_decay: float = 0.99
+    """Of the moving averages, a step."""
+    commitment: float = 0.25
+    """Weight of drawing the encoder's output to the codes (VQ-VAE's beta)."""
+    revive_every: int = 20
+    """Steps between revivals: codes that no image used since the last are placed on vectors of
+    the batch at hand. A scale that uses fewer codes than its even part of them gets these first,
+    and the least used codes of all if they are too few. 0 for never. The last quarter of the steps
+    revives none."""
+    scale_dropout: float = 0.0
+    """Share of the images that are reconstructed from their first scales alone, any number of
+    them, so that every prefix decodes well."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a value out of range."""
+        for name, allowed, valid in (
+            ("start", ", ".join(get_args(Start)), self.start in get_args(Start)),
+            ("update", ", ".join(get_args(Update)), self.update in get_args(Update)),
+            ("ema_decay", "in [0, 1)", 0 <= self.ema_decay < 1),
+            ("commitment", "at least 0", 0 <= self.commitment < math.inf),
+            ("revive_every", "at least 0", self.revive_every >= 0),
+            ("scale_dropout", "in [0, 1]", 0 <= self.scale_dropout <= 1),
+        ):
+            if not valid:
+                raise InputError(f"{name} is {getattr(self, name)!r}; expected {allowed}")
+
+
+class CodebookKeeper:
+    """Places, moves, revives and watches the codes of a tokenizer in training.
+
+    Raises InputError where a batch (of ``batch`` images, over all ranks) has fewer vectors than
+    the codebook has codes: codes could neither start nor be revived apart from each other.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, health: CodebookHealth, batch: int) -> None:
+        vectors = batch * tokenizer.schedule.length
+        if health.start != "random" and vectors < tokenizer.vocab_size:
+            raise InputError(
+                f"vocab_size is {tokenizer.vocab_size}; a batch of {batch} images has {vectors} "
+                f"vectors to start codes from: expected at most {vectors}, or a larger batch"
+            )
+        self._tokenizer, self._health = tokenizer, health
+        v, z = tokenizer.vocab_size, tokenizer.latent_channels
+        # Every scale counts alike, as in the loss of the gradient update: else the fine scales,
+        # which have nearly all of the tokens, would draw the codes away from the coarse ones.
+        tokens_k = np.array(tokenizer.schedule.tokens)
+        weight_k = tokenizer.schedule.length / (len(tokens_k) * tokens_k)
+        self._weight_l = np.repeat(weight_k, tokens_k).astype(np.float32)
+        self._hits_sv = np.zeros((len(tokens_k), v), np.float32)  # since the last revival
+        self._count_v = np.ones(v, np.float32)
+        self._sum_vz = np.zeros((v, z), np.float32)
+        self._collapsed: set[int] = set()
+
+    # ------------------------------------------------------------ start
+    def start(self, images_bcyx: np.ndarray, rng: np.random.Generator) -> None:
+        """Places all codes, from the images (B, 3, H, W) of the first batch."""
+        everything = np.arange(self._tokenizer.vocab_size)
+        if self._health.start != "random":
+            scales = self._residuals(images_bcyx)
+            share_k = self._at_most(len(everything) // len(scales), scales)
+            share_k[-1] += len(everything) - share_k.sum()
+            self._place(everything, share_k, scales, rng)
+        if self._health.start == "kmeans":
+            self._set(everything, self._centres(self._residuals(images_bcyx), rng))
+
+    def _centres(self, scales: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+        """(V, z): centres of clusters of vectors that are drawn evenly from the scales."""
+        v = self._tokenizer.vocab_size
+        share = -(-8 * v // len(scales))
+        counts = [distributed.size() * len(s) for s in scales]
+        drawn = taken(scales, [rng.integers(count, size=share) for count in counts])
+        means = MiniBatchKMeans(
+            v, init="random", n_init=1, batch_size=4 * v, random_state=int(rng.integers(2**31))
+        ).fit(drawn)
+        # from one worker: sums of several threads may differ in their last bit
+        return distributed.broadcast(means.cluster_centers_.astype(np.float32), 0)
+
+    def _residuals(self, images_bcyx: np.ndarray) -> list[np.ndarray]:
+        z = self._tokenizer.latent_channels
+        return [np.asarray(v).reshape(-1, z) for v in self._tokenizer.residual_vectors(images_bcyx)]
+
+    # ------------------------------------------------------------ every step
+    def follow(
+        self,
+        step: int,
+        steps: int,
+        ids_bl: np.ndarray,
+        vectors_blz: np.ndarray,
+        kept_kb: np.ndarray,
+        rng: np.random.Generator,
+    ) -> dict[str, list[float] | float]:
+        """Moves and revives codes after a step; returns usage and perplexity of each scale.
+
+        step: counts from 0 the steps that changed the weights.
+        ids_bl, vectors_blz: tokens (B, L) of all scales and the vectors (B, L, z) they stand
+        for. kept_kb: (K, B), 0 where a scale was dropped: those tokens do not count.
+        """
+        split = self._tokenizer.schedule.split
+        token_kept_bl = np.repeat(kept_kb.T, self._tokenizer.schedule.tokens, axis=1) > 0
+        hits_sv = count_hits(split(ids_bl), self._tokenizer.vocab_size, split(token_kept_bl))
+        hits_sv = distributed.all_reduce_sum(hits_sv)
+        self._hits_sv += hits_sv
+        usage = self._tokenizer.quantize.ema_vocab_hit_SV
+        usage_sv = smooth(usage.asnumpy(), hits_sv, step)
+        # assigned in place: graphs that are compiled already keep the old data after set_data
+        ops.assign(usage, Tensor(usage_sv))
+        if self._health.update == "ema":
+            weight_bl = token_kept_bl * self._weight_l
+            self._average(ids_bl.ravel(), vectors_blz.reshape(ids_bl.size, -1), weight_bl.ravel())
+        revived = 0
+        every = self._health.revive_every
+        if every and (step + 1) % every == 0 and step < 0.75 * steps:
+            revived = self._revive(split(vectors_blz), rng)
+            self._hits_sv[:] = 0
+        perplexity = perplexities(usage_sv)
+        self._watch(step, usage_sv, perplexity)
+        return {"perplexity": perplexity, "revived": revived}
+
+    def _average(self, ids_n: np.ndarray, vectors_nz: np.ndarray, weight_n: np.ndarray) -> None:
+        n, v = len(ids_n), self._tokenizer.vocab_size
+        chosen = csr_matrix((weight_n, (ids_n, np.arange(n))), shape=(v, n))
+        both = np.concatenate((chosen @ vectors_nz, chosen.sum(1)), 1).astype(np.float32)
+        both = distributed.all_reduce_sum(both)
+        decay = np.float32(self._health.ema_decay)
+        self._sum_vz = decay * self._sum_vz + (1 - decay) * both[:, :-1]
+        self._count_v = decay * self._count_v + (1 - decay) * both[:, -1]
+        alive_v = self._count_v > 1e-3  # a code that nobody uses stays where it is
+        self._assign(alive_v, self._sum_vz[alive_v] / self._count_v[alive_v, None])
+
+    def _revive(self, scales: Sequence[np.ndarray], rng: np.random.Generator) -> int:
+        """Moves idle codes onto vectors of this batch, (B, l, z) a scale; returns how many."""
+        hits_sv, scale_count = self._hits_sv, len(self._hits_sv)
+        missing_k = np.maximum(hits_sv.shape[1] // scale_count - (hits_sv > 0).sum(1), 0)
+        wanted_k = self._at_most(missing_k, scales)
+        use_v = (hits_sv / np.maximum(hits_sv.sum(1, keepdims=True), 1)).sum(0)
+        count = max(int((use_v == 0).sum()), int(wanted_k.sum()))
+        rest = rng.integers(scale_count, size=count - int(wanted_k.sum()))
+        wanted_k = wanted_k + np.bincount(rest, minlength=scale_count)
+        self._place(np.argsort(use_v, kind="stable")[:count], wanted_k, scales, rng)
+        return count
+
+    def _at_most(self, share_k: np.ndarray | int, scales: Sequence[np.ndarray]) -> np.ndarray:
+        """``share_k``, but no more than a scale has vectors on all ranks."""
+        z = self._tokenizer.latent_channels
+        return np.minimum(share_k, [distributed.size() * s.size // z for s in scales])
+
+    def _place(
+        self,
+        codes_n: np.ndarray,
+        share_k: np.ndarray,
+        scales: Sequence[np.ndarray],
+        rng: np.random.Generator,
+    ) -> None:
+        """Places the codes ``codes_n`` on vectors of this batch, ``share_k`` of them on scale k's.
+
+        Vectors are drawn from the whole batch, so that as many workers as there are place the
+        codes alike; one is taken twice only where a scale has too few.
+        """
+        if not len(codes_n):
+            return
+        flat = [vectors.reshape(-1, self._tokenizer.latent_channels) for vectors in scales]
+        indices = [
+            np.resize(rng.permutation(distributed.size() * len(vectors)), share)
+            for vectors, share in zip(flat, share_k, strict=True)
+        ]
+        self._set(codes_n, taken(flat, indices))
+
+    def _set(self, chosen: np.ndarray, codes_nz: np.ndarray) -> None:
+        """Puts codes on new places, where their averages start again."""
+        self._count_v[chosen] = 1.0
+        self._sum_vz[chosen] = codes_nz
+        self._assign(chosen, codes_nz)
+
+    def _assign(self, chosen: np.ndarray, codes_nz: np.ndarray) -> None:
+        codebook = self._tokenizer.quantize.embedding.weight
+        codes_vz = codebook.asnumpy().copy()
+        codes_vz[chosen] = codes_nz
+        ops.assign(codebook, Tensor(codes_vz))
+
+    def _watch(self, step: int, usage_sv: np.ndarray, perplexity: list[float]) -> None:
+        """Warns of a scale whose tokens have shrunk to a twentieth of what they could be."""
+        if step < 200:  # a healthy codebook, too, is still spreading over its coarse scales
+            return
+        for k, (rows, columns) in enumerate(self._tokenizer.schedule.sizes):
+            # the running usage remembers about 100 steps
+            possible = min(self._tokenizer.vocab_size, 100 * float(usage_sv[k].sum()))
+            collapsed = perplexity[k] < max(1.5, 0.05 * possible)
+            if collapsed and k not in self._collapsed:
+                log.warning(
+                    "step %d: scale %dx%d has collapsed: perplexity %.1f of at most %.0f codes",
+                    *(step, rows, columns, perplexity[k], possible),
+                )
+            (self._collapsed.add if collapsed else self._collapsed.discard)(k)
+
+    # ------------------------------------------------------------ resumption
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that the coming steps depend on, beside the tokenizer's own parameters."""
+        return {"hits": self._hits_sv, "count": self._count_v, "sum": self._sum_vz}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        self._hits_sv[:] = arrays["hits"]
+        self._count_v[:] = arrays["count"]
+        self._sum_vz[:] = arrays["sum"]
+
+
+def taken(scales: Sequence[np.ndarray], indices: Sequence[np.ndarray]) -> np.ndarray:
+    """(N, z): the rows ``indices`` of each scale, one scale after another.
+
+    scales: K arrays (n, z) float32, of this worker's images; indices count the rows of all
+    workers, by rank, and are the same on every worker.
+    """
+    rows = []
+    for vectors_nz, index_m in zip(scales, indices, strict=True):
+        rank_m, row_m = np.divmod(index_m, len(vectors_nz))
+        own_m1 = (rank_m == distributed.rank())[:, None]
+        rows.append(np.where(own_m1, vectors_nz[row_m], np.float32(0)))
+    return distributed.all_reduce_sum(np.concatenate(rows))
+
+
+def count_hits(
+    ids: Sequence[np.ndarray], vocab_size: int, kept: Sequence[np.ndarray] | None = None
+) -> np.ndarray:
+    """(K, V) float32: how often each scale chose each code.
+
+    ids: K integer arrays. kept: K boolean arrays like them; where False a token does not count.
+    """
+    kept = [np.ones(i.shape, bool) for i in ids] if kept is None else kept
+    counts = [np.bincount(i[t], minlength=vocab_size) for i, t in zip(ids, kept, strict=True)]
+    return np.stack(counts).astype(np.float32)
+
+
+def perplexities(hits_sv: np.ndarray) -> list[float]:
+    """exp of the entropy of each row: how many codes a scale uses, were it evenly. 0 for none."""
+    totals = np.maximum(hits_sv.sum(1, keepdims=True), 1e-12)
+    shares = hits_sv / totals
+    entropies = -(shares * np.log(np.maximum(shares, 1e-12))).sum(1)
+    return [float(p) for p in np.where(hits_sv.any(1), np.exp(entropies), 0)]
+
+
+def smooth(usage_sv: np.ndarray, hits_sv: np.ndarray, step: int) -> np.ndarray:
+    """The running usage that published checkpoints carry: slower once it has settled."""
+    keep = 0.0 if step == 0 else 0.9 if step < 100 else 0.99
+    return keep * usage_sv + np.float32(1 - keep) * hits_sv

@@ -1,0 +1,258 @@
+"""The training loop of both stages: resumes, records, validates, saves, and stops in order."""
+
+import json
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+import numpy as np
+from var_tokenizer.common import InputError, quoted
+from var_tokenizer.common.command import INTERRUPTED
+
+from var_train.data.record import DataRecord, check_data
+from var_train.parallel import workers as distributed
+from var_train.reports.progress import MetricsLog, Value, step_bar
+from var_train.training.checkpoints import CheckpointFolder, Snapshot
+
+log = logging.getLogger(__name__)
+
+_PATIENCE = 2.0  # seconds; some launchers send a signal twice
+
+
+class Stage(Protocol):
+    """What is trained, one step at a time.
+
+    All randomness of a step comes from its number (``np.random.default_rng((seed, stage number,
+    step))``), so a stage that is restored after n steps goes on as if it had never stopped.
+    Every worker calls everything here, in the same order.
+    """
+
+    name: str
+    """"tokenizer" or "transformer"."""
+    steps: int
+    """All steps of the training."""
+    batch: int
+    """Images a step, of all workers together."""
+
+    def train_step(self, step: int) -> dict[str, float | list[float]]:
+        """Step ``step`` (0-based); its metrics, "loss" among them, the same on every worker."""
+
+    def validate(self, step: int) -> dict[str, Value] | None:
+        """Measures the model that step ``step`` left; the lowest "loss" is the best model.
+
+        Pictures, uint8 (Y, X, 3), are allowed among the values.
+        """
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+        """Everything that training changes: arrays by name, and the rest as JSON has it."""
+
+    def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, object]) -> None:
+        """Puts back what ``state`` gave."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Checkpoints and validations of a stage."""
+
+    checkpoint_every: int = 500
+    """Steps between checkpoints; each validation writes one too."""
+    keep: int = 3
+    """How many of the newest checkpoints stay, beside the best."""
+    validations: int = 5
+    """How many times the held-out images are measured, evenly over the run."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a value out of range."""
+        for name in ("checkpoint_every", "keep", "validations"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
+
+
+class Stopwatch:
+    """Where the time of a step goes: ``with watch("data"): ...``."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self._seconds[part] = self._seconds.get(part, 0.0) + time.perf_counter() - begin
+
+    def lap(self) -> dict[str, float]:
+        """``seconds_PART`` of each part since the last lap."""
+        seconds, self._seconds = self._seconds, {}
+        return {f"seconds_{part}": round(value, 6) for part, value in seconds.items()}
+
+
+def train(
+    stage: Stage,
+    folder: Path,
+    metrics: MetricsLog,
+    config: LoopConfig,
+    settings: dict[str, object],
+    resume: bool = True,
+) -> dict[str, float | list[float]]:
+    """Trains ``stage`` to its last step; returns the last validation's numbers.
+
+    folder: of the run; checkpoints lie in ``FOLDER/checkpoints/STAGE``. settings: what must be
+    the same for a run to be resumed, as JSON has it. resume: go on from the newest checkpoint,
+    where there is one; else all checkpoints of the stage are removed.
+
+    Ctrl-C and SIGTERM save after the step at hand and exit with status 130: the training is not
+    done. Raises InputError for a checkpoint of other settings, a loss that is not finite (the
+    last good checkpoint stays) and a disk that cannot be written.
+    """
+    checkpoints = CheckpointFolder(stage_folder(folder, stage.name), config.keep)
+    settings = json.loads(json.dumps(settings))  # tuples as the lists that come back
+    if distributed.rank() == 0 and not resume:
+        checkpoints.clear()
+    done, best, validation, stop = 0, math.inf, {}, False
+    snapshot = checkpoints.newest() if resume else None
+    _check_same_step(snapshot)
+    if snapshot:
+        _check_settings(checkpoints.folder, snapshot.state["settings"], settings)
+        stage.restore(snapshot.arrays, snapshot.state["stage"])
+        done, validation = snapshot.step, snapshot.state["validation"]
+        saved = snapshot.state["best_loss"]
+        best = math.inf if saved is None else saved
+        if done < stage.steps:
+            log.info("%s: resumed after step %d of %d", stage.name, done, stage.steps)
+    metrics.rewind(stage.name, done)
+
+    def save(is_best: bool = False) -> None:
+        arrays, state = stage.state()
+        if distributed.rank() == 0:
+            kept = {"settings": settings, "validation": validation, "stage": state}
+            kept["best_loss"] = best if math.isfinite(best) else None
+            checkpoints.save(Snapshot(done, arrays, kept), is_best)
+
+    if done >= stage.steps:
+        log.info("%s: all %d steps are done", stage.name, stage.steps)
+        return validation
+    validate_after = set(np.linspace(0, stage.steps, config.validations + 1).astype(int)[1:])
+    with _interrupts() as interrupted, step_bar(stage.name.ljust(11), stage.steps, done) as bar:
+        while done < stage.steps:
+            begin = time.perf_counter()
+            values = stage.train_step(done)
+            seconds = time.perf_counter() - begin
+            loss = check_finite(values["loss"], stage.name, done)
+            speed = {"images_per_second": stage.batch / seconds, "seconds_step": seconds}
+            metrics.write(stage.name, done, **values, **speed)
+            bar.advance(stage.batch, loss)
+            done += 1
+            is_best = False
+            if done in validate_after:
+                with bar.doing("validating"):
+                    found = stage.validate(done - 1)
+                if found is not None:
+                    metrics.write_validation(stage.name, done - 1, **found)
+                    validation = {k: v for k, v in found.items() if not isinstance(v, np.ndarray)}
+                    is_best = validation.get("loss", math.inf) < best
+                    best = min(best, validation.get("loss", math.inf))
+            stop = distributed.any_worker(interrupted())
+            if done in validate_after or done % config.checkpoint_every == 0 or stop:
+                with bar.doing("saving"):
+                    save(is_best)
+            if stop:
+                break
+    if stop:
+        distributed.wait_for_all()  # msrun kills worker 0, which saves, where another has ended
+        log.error(
+            "%s: terminated; saved after step %d of %d; the same command continues there",
+            *(stage.name, done, stage.steps),
+        )
+        raise SystemExit(INTERRUPTED)
+    return validation
+
+
+def stage_folder(folder: Path, stage: str) -> Path:
+    """Where the checkpoints of a stage of the run ``folder`` lie."""
+    return folder / "checkpoints" / stage
+
+
+def check_resumable(
+    folder: Path, stage: str, settings: Mapping[str, object], data: DataRecord | None
+) -> int | None:
+    """Raises InputError where a stage cannot go on from the checkpoint that it has.
+
+    folder: of the run. settings: what of ``train``'s is known before training. data: the images,
+    of which ``settings`` holds the digest. Returns the step of the checkpoint, None for none.
+    """
+    checkpoints = CheckpointFolder(stage_folder(folder, stage))
+    found = checkpoints.peek()
+    if found is None:
+        return None
+    step, state = found
+    saved = state["settings"]
+    check_data(checkpoints.folder, saved, settings, data)
+    known = {key: saved[key] for key in saved if key in settings}
+    _check_settings(checkpoints.folder, known, json.loads(json.dumps(settings)))
+    return step
+
+
+def check_finite(loss: float, stage: str, step: int) -> float:
+    """The loss itself; raises InputError where it is NaN or infinite."""
+    if not np.isfinite(loss):
+        raise InputError(
+            f"{stage} loss is {loss} at step {step}; expected a finite number "
+            "(a lower learning_rate or clip may help)"
+        )
+    return loss
+
+
+def _check_same_step(snapshot: Snapshot | None) -> None:
+    steps = distributed.gather(np.array(snapshot.step if snapshot else 0))
+    if (steps != steps[0]).any():
+        raise InputError(
+            f"the workers found checkpoints of steps {steps.tolist()}; expected the same one "
+            "(the run folder must be shared by all nodes)"
+        )
+
+
+def _check_settings(folder: Path, saved: object, settings: object, name: str = "") -> None:
+    """Raises InputError that names the first setting in which a checkpoint differs."""
+    if isinstance(saved, Mapping) and isinstance(settings, Mapping):
+        for key in sorted({*saved, *settings}):
+            inner = f"{name}.{key}".lstrip(".")
+            _check_settings(folder, saved.get(key), settings.get(key), inner)
+    elif saved != settings:
+        raise InputError(
+            f"{quoted(folder)}: was trained with {name} = {saved}, now it is {settings}; expected "
+            "the same settings (--no-resume starts from the beginning, another --out starts "
+            "beside it)"
+        )
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether Ctrl-C or SIGTERM came since the block began.
+
+    Another one, ``_PATIENCE`` seconds later, raises KeyboardInterrupt: some steps take minutes.
+    """
+    came: list[float] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(time.monotonic())
+        if came[-1] - came[0] > _PATIENCE:
+            handler = before[number] if callable(before[number]) else signal.default_int_handler
+            handler(number, frame)
+        if len(came) == 1:
+            log.warning(
+                "interrupted: saves after the step at hand; another Ctrl-C ends without saving"
+            )
+
+    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,395 @@
+"""Stage 1: the tokenizer, trained to reconstruct images from their token maps."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, ops
+from var_tokenizer import Tokenizer
+from var_tokenizer.common import InputError
+
+from var_train.data.augment import augment, draw_augmentation
+from var_train.data.images import ImageSource, step_indices, steps_of
+from var_train.losses.discriminator import Adversary, PatchDiscriminator, hinge_loss
+from var_train.losses.reconstruction import LossWeights, ReconstructionLoss
+from var_train.optimization.adamw import AdamW, AdamWConfig, Ema
+from var_train.parallel import workers as distributed
+from var_train.reports.metrics import measure_tokenizer
+from var_train.reports.progress import step_bar
+from var_train.training.checkpoints import parameter_arrays, restore_parameters
+from var_train.training.codebook import CodebookHealth, CodebookKeeper
+from var_train.training.loop import check_finite
+
+_MOST_ADAPTIVE = 1e4  # the published bound of the adaptive weight
+
+
+@dataclass(frozen=True)
+class TokenizerStage:
+    """How the tokenizer is trained."""
+
+    epochs: int = 3
+    """Passes over the training images."""
+    batch: int = 16
+    """Images a step, of all workers together."""
+    optimizer: AdamWConfig = field(
+        default_factory=lambda: AdamWConfig(learning_rate=2e-3, weight_decay=0.0)
+    )
+    losses: LossWeights = field(default_factory=LossWeights)
+    adversary: Adversary = field(default_factory=Adversary)
+    codebook: CodebookHealth = field(default_factory=CodebookHealth)
+    ema: float = 0.0
+    """Decay at each step of the averaged weights, which are validated and saved; 0 saves the last
+    weights instead."""
+    flip: bool = False
+    """Mirror half of the training images left to right."""
+    validation_images: int = 1000
+    """Held-out images that are measured, at most."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a value out of range."""
+        for name in ("epochs", "batch", "validation_images"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if not 0 <= self.ema < 1:
+            raise InputError(f"ema is {self.ema}; expected in [0, 1)")
+
+
+class TokenizerTraining:
+    """The stage as the training loop runs it, on this worker.
+
+    Raises InputError where a batch is larger than the data, not divided by the workers, or too
+    small for the codebook.
+    """
+
+    name = "tokenizer"
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        train: ImageSource,
+        val: ImageSource,
+        config: TokenizerStage,
+        seed: int,
+    ) -> None:
+        self._tokenizer, self._config, self._seed = tokenizer, config, seed
+        self._train, self._val = train, val
+        self.batch = config.batch
+        self.steps = steps_of(config.epochs, len(train), config.batch)
+        share = distributed.share(config.batch)
+        self._own = slice(share * distributed.rank(), share * (distributed.rank() + 1))
+        self._keeper = CodebookKeeper(tokenizer, config.codebook, config.batch)
+        self._judged_from = round(config.adversary.start * self.steps)
+        self._balance = np.float32(0)  # no weight is known before the first judged step
+        distributed.synchronize(list(tokenizer.get_parameters()))
+        self._compile()
+
+    # ------------------------------------------------------------ the step
+    def train_step(self, step: int) -> dict[str, float | list[float]]:
+        """Takes one step; all that is random in it is drawn from the seed and its number.
+
+        It is drawn for the whole batch, of which each worker takes its share.
+        """
+        config = self._config
+        rng = np.random.default_rng((self._seed, 1, step))
+        images_bcyx = self._images(step, rng)
+        if step == 0:
+            self._keeper.start(images_bcyx, np.random.default_rng((self._seed, 2)))
+        images = Tensor(np.ascontiguousarray(images_bcyx.transpose(0, 2, 3, 1)))
+        kept_kb = self._draw_kept(rng)[:, self._own]
+        scalars = self._optimizer.scalars(step, self.steps)
+        judged = config.adversary.weight > 0 and step >= self._judged_from
+        if judged:
+            size = self._tokenizer.config.image_size
+            changes = draw_augmentation(rng, config.batch, size, self._own)
+            balance = Tensor(self._balance)
+            values = self._judged_step(images, Tensor(kept_kb), scalars, balance, *changes)
+        else:
+            values = self._plain_step(images, Tensor(kept_kb), scalars)
+        loss, reconstruction, ids_bl, vectors_blz, output, features, norm = values
+        finite = self._optimizer.count(float(norm))
+        mean_loss, mean_reconstruction = _means(loss, reconstruction)
+        metrics: dict[str, float | list[float]] = {
+            "loss": mean_loss,
+            "reconstruction": mean_reconstruction,
+            "learning_rate": config.optimizer.rate(step, self.steps),
+            "skipped_steps": self._optimizer.skipped,
+        }
+        if finite:
+            metrics["gradient_norm"] = float(norm)
+        if judged:
+            scalars = self._judge_optimizer.scalars(
+                step - self._judged_from, self.steps - self._judged_from
+            )
+            judge_loss, balance, norm = self._judge_step(
+                images, output, features, scalars, *changes
+            )
+            self._judge_optimizer.count(float(norm))
+            self._balance = np.float32(balance.asnumpy())  # the same on all workers
+            metrics |= {
+                "discriminator": check_finite(*_means(judge_loss), "discriminator", step),
+                "adaptive_weight": check_finite(float(self._balance), "adversarial", step),
+            }
+        if finite:  # else the weights stayed as they were, and so do codes and averages
+            number = step - self._optimizer.skipped
+            metrics |= self._keeper.follow(
+                number, self.steps, ids_bl.asnumpy(), vectors_blz.asnumpy(), kept_kb, rng
+            )
+            if self._ema is not None:
+                self._ema.update(number)
+        return metrics
+
+    def _images(self, step: int, rng: np.random.Generator) -> np.ndarray:
+        """This worker's images of a step, (B, 3, H, W)."""
+        indices = step_indices(len(self._train), self._config.batch, self._seed, step)
+        flip = rng.random(len(indices)) < 0.5
+        flip = flip[self._own] if self._config.flip else None
+        return self._train.batch(indices[self._own], flip)[0]
+
+    def _draw_kept(self, rng: np.random.Generator) -> np.ndarray:
+        """(K, B) float32: 1 for the scales that an image is reconstructed from."""
+        batch, scales = self._config.batch, len(self._tokenizer.schedule)
+        cut_b = rng.random(batch) < self._config.codebook.scale_dropout
+        last_b = np.where(cut_b, rng.integers(scales, size=batch), scales)
+        return (np.arange(scales)[:, None] <= last_b).astype(np.float32)
+
+    # ------------------------------------------------------------ compilation
+    def _compile(self) -> None:
+        """Builds the steps as closures, which MindSpore compiles when they are first called."""
+        tokenizer, config = self._tokenizer, self._config
+        self._change = augment if config.adversary.augment else _unchanged
+        rng = np.random.default_rng((self._seed, 3))
+        self._discriminator = PatchDiscriminator(config.adversary, rng)
+        distributed.synchronize(list(self._discriminator.get_parameters()))
+        loss_of = ReconstructionLoss(config.losses, tokenizer.config.image_size)
+        parameters = tokenizer.trainable_params()
+        if config.codebook.update == "ema":
+            codebook = tokenizer.quantize.embedding.weight
+            parameters = [p for p in parameters if p is not codebook]
+        self._optimizer = AdamW(parameters, config.optimizer, _is_matrix)
+        self._ema = Ema(tokenizer.trainable_params(), config.ema) if config.ema else None
+        self._plain_step = self._compile_plain_step(loss_of)
+        self._judged_step = self._compile_judged_step(loss_of)
+        self._judge_step = self._compile_judge_step(loss_of)
+
+    def _compile_plain_step(self, loss_of: ReconstructionLoss) -> Callable:
+        tokenizer, optimizer = self._tokenizer, self._optimizer
+        commitment = self._config.codebook.commitment
+        average = distributed.AllReduceMean(optimizer.parameters)
+
+        def losses(images: Tensor, kept_kb: Tensor) -> tuple:
+            features, quantization, ids, vectors = tokenizer(images, commitment, kept_kb)
+            output = tokenizer.reconstruction(features)
+            reconstruction = loss_of(output, images)
+            tokens = ops.concat(ids, 1), ops.concat(vectors, 1)
+            return reconstruction + quantization, reconstruction, *tokens, output, features
+
+        gradients_of = ms.value_and_grad(losses, None, optimizer.parameters, has_aux=True)
+
+        @ms.jit
+        def step(images: Tensor, kept_kb: Tensor, scalars_3: Tensor) -> tuple:
+            values, gradients = gradients_of(images, kept_kb)
+            return (*values, optimizer(average(gradients), scalars_3))
+
+        return step
+
+    def _compile_judged_step(self, loss_of: ReconstructionLoss) -> Callable:
+        """The plain step with the discriminator's verdict in its loss."""
+        tokenizer, optimizer = self._tokenizer, self._optimizer
+        discriminator, change = self._discriminator, self._change
+        commitment = self._config.codebook.commitment
+        average = distributed.AllReduceMean(optimizer.parameters)
+
+        def losses(
+            images: Tensor,
+            kept_kb: Tensor,
+            balance: Tensor,
+            colours: Tensor,
+            pixels: Tensor,
+            uncut: Tensor,
+        ) -> tuple:
+            features, quantization, ids, vectors = tokenizer(images, commitment, kept_kb)
+            output = tokenizer.reconstruction(features)
+            reconstruction = loss_of(output, images)
+            verdict = discriminator(change(output, colours, pixels, uncut)).mean()
+            loss = reconstruction + quantization - balance * verdict
+            tokens = ops.concat(ids, 1), ops.concat(vectors, 1)
+            return loss, reconstruction, *tokens, output, features
+
+        gradients_of = ms.value_and_grad(losses, None, optimizer.parameters, has_aux=True)
+
+        @ms.jit
+        def step(
+            images: Tensor,
+            kept_kb: Tensor,
+            scalars_3: Tensor,
+            balance: Tensor,
+            colours: Tensor,
+            pixels: Tensor,
+            uncut: Tensor,
+        ) -> tuple:
+            values, gradients = gradients_of(images, kept_kb, balance, colours, pixels, uncut)
+            return (*values, optimizer(average(gradients), scalars_3))
+
+        return step
+
+    def _compile_judge_step(self, loss_of: ReconstructionLoss) -> Callable:
+        """The discriminator's step, and the adaptive weight for the tokenizer's next one.
+
+        VQGAN (arXiv:2012.09841, equation 7) weighs the adversarial loss so that both losses
+        have equal gradients at the decoder's last layer. Taken of the step at hand that needs a
+        second pass through the decoder; taken of the step before it does not. The gradients are
+        those of the whole batch: their lengths are taken of the means over the workers.
+        """
+        tokenizer, discriminator = self._tokenizer, self._discriminator
+        config, change, last = self._config.adversary, self._change, tokenizer.last_layer
+        optimizer = AdamW(discriminator.trainable_params(), config.optimizer, _is_matrix)
+        self._judge_optimizer = optimizer
+        average = distributed.AllReduceMean([last, last, *optimizer.parameters])
+        weight = config.weight
+
+        def judgement(
+            images: Tensor, output: Tensor, colours: Tensor, pixels: Tensor, uncut: Tensor
+        ) -> Tensor:
+            real = discriminator(change(images, colours, pixels, uncut))
+            return hinge_loss(real, discriminator(change(output, colours, pixels, uncut)))
+
+        def reconstruction_loss(images: Tensor, features: Tensor) -> Tensor:
+            return loss_of(tokenizer.reconstruction(features), images)
+
+        def adversarial_loss(
+            features: Tensor, colours: Tensor, pixels: Tensor, uncut: Tensor
+        ) -> Tensor:
+            output = tokenizer.reconstruction(features)
+            return -discriminator(change(output, colours, pixels, uncut)).mean()
+
+        gradients_of = ms.value_and_grad(judgement, None, optimizer.parameters)
+        pull_of = ms.value_and_grad(reconstruction_loss, None, [last])
+        push_of = ms.value_and_grad(adversarial_loss, None, [last])
+
+        @ms.jit
+        def step(
+            images: Tensor,
+            output: Tensor,
+            features: Tensor,
+            scalars_3: Tensor,
+            colours: Tensor,
+            pixels: Tensor,
+            uncut: Tensor,
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            _, pull = pull_of(images, features)
+            _, push = push_of(features, colours, pixels, uncut)
+            loss, gradients = gradients_of(images, output, colours, pixels, uncut)
+            means = average((pull[0], push[0], *gradients))
+            ratio = _length(means[0]) / (_length(means[1]) + 1e-4)
+            norm = optimizer(means[2:], scalars_3)
+            return loss, weight * ops.minimum(ratio, _MOST_ADAPTIVE), norm
+
+        return step
+
+    # ------------------------------------------------------------ held-out images
+    def validate(self, step: int) -> dict[str, float | list[float]]:
+        """Figures of held-out images (``TokenizerFigures``) with the weights to be saved.
+
+        The loss is the PSNR with its sign turned: the lowest is the best.
+        """
+        with self._final_weights():
+            figures = measure_tokenizer(
+                self._tokenizer, self._val, self._config.batch, self._config.validation_images
+            )
+        return {
+            "loss": -figures.psnr,
+            "scale_psnr": figures.scale_psnr,
+            "ssim": figures.ssim,
+            "codebook_usage": figures.codebook_usage,
+            "scale_codes_used": figures.scale_codes_used,
+            "scale_perplexity": figures.scale_perplexity,
+        }
+
+    @contextmanager
+    def _final_weights(self) -> Iterator[None]:
+        """Inside the block the tokenizer has the weights that ``finish`` leaves it with."""
+        if self._ema is None:
+            yield
+        else:
+            with self._ema.applied():
+                yield
+
+    def finish(self) -> None:
+        """Leaves the tokenizer with the weights that are to be saved."""
+        if self._ema is not None:
+            for parameter, average in zip(self._ema.parameters, self._ema.averages, strict=True):
+                ops.assign(parameter, Tensor(average.asnumpy()))
+
+    # ------------------------------------------------------------ resumption
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+        """All that the coming steps depend on."""
+        arrays = parameter_arrays("tokenizer", self._tokenizer.get_parameters())
+        arrays |= parameter_arrays("discriminator", self._discriminator.get_parameters())
+        arrays |= {f"codebook/{name}": array for name, array in self._keeper.arrays().items()}
+        state: dict[str, object] = {"balance": float(self._balance)}
+        for name, optimizer in self._optimizers().items():
+            moments, state[name] = optimizer.snapshot(name)
+            arrays |= moments
+        if self._ema is not None:
+            arrays |= self._ema.snapshot("ema")
+        return arrays, state
+
+    def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, object]) -> None:
+        """Puts back what ``state`` gave."""
+        restore_parameters("tokenizer", list(self._tokenizer.get_parameters()), arrays)
+        restore_parameters("discriminator", list(self._discriminator.get_parameters()), arrays)
+        self._keeper.restore({n: arrays[f"codebook/{n}"] for n in self._keeper.arrays()})
+        self._balance = np.float32(state["balance"])
+        for name, optimizer in self._optimizers().items():
+            optimizer.restore(name, arrays, state[name])
+        if self._ema is not None:
+            self._ema.restore("ema", arrays)
+        weights = [*self._tokenizer.get_parameters(), *self._discriminator.get_parameters()]
+        distributed.check_equal(weights)
+
+    def _optimizers(self) -> dict[str, AdamW]:
+        return {"optimizer": self._optimizer, "judge_optimizer": self._judge_optimizer}
+
+
+def _is_matrix(parameter: Parameter) -> bool:
+    return parameter.ndim > 1
+
+
+def _unchanged(images_byxc: Tensor, *_: Tensor) -> Tensor:
+    """In place of ``augment``."""
+    return images_byxc
+
+
+def _means(*values: Tensor) -> tuple[float, ...]:
+    """Scalars, each averaged over the workers."""
+    own = np.array([float(value) for value in values])
+    return tuple(float(mean) for mean in distributed.gather(own).mean(0))
+
+
+def _length(gradient: Tensor) -> Tensor:
+    return ops.sqrt((gradient * gradient).sum())
+
+
+def reconstruct(
+    tokenizer: Tokenizer, images: ImageSource, batch: int
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Ids of every scale, K arrays (N, s_y * s_x), and reconstructions (N, 3, Y, X) in [-1, 1]."""
+    ids, outputs = [], []
+    with step_bar("decoding   ", len(images), unit="images") as bar:
+        for number, indices in enumerate(padded_batches(len(images), batch)):
+            images_bcyx, _ = images.batch(indices)
+            ids.append([np.asarray(i) for i in tokenizer.encode(images_bcyx)])
+            outputs.append(np.asarray(tokenizer.decode(ids[-1])))
+            bar.advance(batch, steps=min(batch, len(images) - number * batch))
+    n = len(images)
+    return [np.concatenate(k)[:n] for k in zip(*ids, strict=True)], np.concatenate(outputs)[:n]
+
+
+def padded_batches(n: int, batch: int) -> np.ndarray:
+    """(batches, batch) indices of 0..n-1; the last batch is filled up with repeats.
+
+    Batches of one size compile once.
+    """
+    return np.resize(np.arange(n), (-(-n // batch), batch))

@@ -1,0 +1,436 @@
+"""Stage 2: the transformer, trained to predict each token map from the coarser ones."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, ops
+from var_tokenizer import Tokenizer
+from var_tokenizer.common import InputError
+from var_transformer import Transformer, TransformerConfig, check_pair
+
+from var_train.data.images import step_indices, steps_of
+from var_train.data.tokens import TokenSource
+from var_train.optimization.adamw import AdamW, AdamWConfig, Ema, release
+from var_train.optimization.loss_scale import LossScale, PrecisionConfig
+from var_train.parallel import workers as distributed
+from var_train.parallel.sharding import Sharding
+from var_train.reports.progress import Value
+from var_train.reports.report import Sampling, draw_images
+from var_train.reports.sheets import sample_grid
+from var_train.training.checkpoints import parameter_arrays, restore_parameters
+from var_train.training.loop import Stopwatch
+from var_train.training.tokenizer_stage import padded_batches
+
+_STAGE = 4  # of the random numbers; the tokenizer's stage has 1 to 3
+_SAMPLE_ROWS = 8  # classes in a grid of samples, at most
+
+
+@dataclass(frozen=True)
+class TransformerStage:
+    """How the transformer is trained."""
+
+    epochs: int = 8
+    """Passes over the training images."""
+    batch: int = 64
+    """Images a step, of all workers together."""
+    accumulation: int = 1
+    """Parts that a worker's share of the batch is computed in, one after another."""
+    optimizer: AdamWConfig = field(default_factory=lambda: AdamWConfig(learning_rate=2e-3))
+    base_rate: float | None = None
+    """Rate at the peak for a batch of 256; where it is given, the peak is BASE_RATE * batch / 256
+    and optimizer.learning_rate is not read."""
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    recompute: bool = False
+    """Compute each block again in the backward pass, to save the memory of what it kept."""
+    shard_optimizer: bool = False
+    """Keep the moments of a weight on one of the workers alone, to save memory."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all tokens."""
+    condition_drop: float = 0.1
+    """Share of labels replaced by "no class", which classifier-free guidance needs."""
+    drop_path: float | None = None
+    """Rate of the last block, growing linearly from 0 at the first; None for the published
+    0.1 * depth / 24."""
+    scale_weights: tuple[float, ...] = ()
+    """What a token of each scale counts in the loss, relative to the others; () for all alike."""
+    progressive: float = 0.0
+    """Share of the steps over which the scales join one after another, coarse to fine."""
+    progressive_start: int = 2
+    """Scales at the first step, where they join one after another."""
+    ema: float = 0.0
+    """Decay at each step of the averaged weights, which are validated and saved; 0 saves the last
+    weights instead."""
+    flip: bool = False
+    """Mirror half of the training images left to right."""
+    validation_images: int = 10_000
+    """Held-out images that are measured, at most."""
+    samples_per_class: int = 4
+    """Columns of the grid of samples that each validation draws; 0 for none."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a value out of range."""
+        for name, least in (
+            ("epochs", 1),
+            ("batch", 1),
+            ("accumulation", 1),
+            ("progressive_start", 2),
+            ("validation_images", 1),
+            ("samples_per_class", 0),
+        ):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        for name in ("label_smoothing", "condition_drop", "drop_path", "ema"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise InputError(f"{name} is {value}; expected in [0, 1)")
+        if self.base_rate is not None and not 0 < self.base_rate < math.inf:
+            raise InputError(f"base_rate is {self.base_rate}; expected above 0")
+        if not 0 <= self.progressive <= 1:
+            raise InputError(f"progressive is {self.progressive}; expected in [0, 1]")
+        if self.scale_weights:
+            self._check_scale_weights()
+
+    def _check_scale_weights(self) -> None:
+        weights = self.scale_weights
+        if not all(0 <= w < math.inf for w in weights) or not any(weights):
+            raise InputError(
+                f"scale_weights is {weights}; expected numbers of at least 0, not all 0"
+            )
+        first = weights[: self.progressive_start]
+        if self.progressive and not any(first):
+            raise InputError(
+                f"scale_weights is {weights} and progressive_start {self.progressive_start}; "
+                f"expected a weight above 0 among the first {len(first)}, which are trained alone "
+                "at first"
+            )
+
+    @property
+    def adamw(self) -> AdamWConfig:
+        """``optimizer`` with the rate that ``base_rate`` gives it."""
+        if self.base_rate is None:
+            return self.optimizer
+        return replace(self.optimizer, learning_rate=self.base_rate * self.batch / 256)
+
+    def check(self, model: TransformerConfig, images: int) -> None:
+        """Raises InputError where ``model`` or the number of training images do not fit."""
+        scales = len(model.schedule)
+        steps_of(self.epochs, images, self.batch)
+        if self.scale_weights and len(self.scale_weights) != scales:
+            raise InputError(
+                f"scale_weights has {len(self.scale_weights)} numbers; expected {scales}, "
+                "one a scale"
+            )
+        if self.progressive and self.progressive_start > scales:
+            raise InputError(
+                f"progressive_start is {self.progressive_start}; expected at most {scales}"
+            )
+        if self.precision.dtype == "bfloat16" and ms.get_context("device_target") == "CPU":
+            raise InputError(
+                "dtype is bfloat16; expected float32 or float16 on a CPU, where MindSpore has no "
+                "product of bfloat16 matrices"
+            )
+        distributed.share(self.batch, self.accumulation)
+
+
+class TransformerTraining:
+    """The stage as the training loop runs it, on this worker: trains ``model`` in place.
+
+    Raises InputError where the tokenizer is not the model's, a batch is larger than the data or
+    not divided by the workers, or the scales are not as many as the settings say.
+    """
+
+    name = "transformer"
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        train: TokenSource,
+        val: TokenSource,
+        config: TransformerStage,
+        seed: int,
+        sampling: Sampling | None = None,
+    ) -> None:
+        """sampling: of the grids of samples; its ``per_class`` is not read."""
+        check_pair(model, tokenizer)
+        config.check(model.config, len(train))
+        if config.flip and not train.mirrors:
+            raise InputError("flip is True; expected tokens of mirrored images, too")
+        self._model, self._tokenizer, self._config, self._seed = model, tokenizer, config, seed
+        self._train, self._val = train, val
+        self._sampling = Sampling() if sampling is None else sampling
+        self.batch = config.batch
+        self.steps = steps_of(config.epochs, len(train), config.batch)
+        self._share = distributed.share(config.batch, config.accumulation)
+        rate = model.config.drop_path if config.drop_path is None else config.drop_path
+        self._drop_rates_d = np.linspace(0, rate, model.config.depth)
+        self._loss_scale = LossScale(config.precision)
+        self._watch = Stopwatch()
+        distributed.synchronize(list(model.get_parameters()))
+        if config.recompute:
+            for block in model.blocks:
+                block.recompute()
+        self._compile()
+
+    # ------------------------------------------------------------ the step
+    def train_step(self, step: int) -> dict[str, float | list[float]]:
+        """Takes one step; all that is random in it is drawn from the seed and its number.
+
+        It is drawn for the whole batch, of which each worker takes its share.
+        """
+        config, scale = self._config, self._loss_scale.value
+        losses, gradients = [], None
+        with self._watch("data"):
+            parts = self._draw(step)
+        for part in parts:
+            with self._watch("data"):
+                inputs = self._inputs(part, self.scales_at(step))
+            with self._watch("forward_backward"):
+                loss, found = self._gradients(*inputs, Tensor(np.float32(scale)))
+                found = ms.mutable(found)  # plain tuples would be compiled in as constants
+                gradients = found if gradients is None else ms.mutable(self._add(gradients, found))
+                losses.append(float(loss))
+        with self._watch("optimizer"):
+            divisor = Tensor(np.float32(scale * config.accumulation))
+            scalars = self._optimizer.scalars(step, self.steps)
+            norm = float(self._update(gradients, scalars, divisor))
+            release(gradients)
+            finite = self._optimizer.count(norm)
+            self._loss_scale.follow(finite)
+            if self._ema is not None and finite:
+                self._ema.update(step - self._optimizer.skipped)
+        metrics: dict[str, float | list[float]] = {
+            "loss": float(distributed.gather(np.array(np.mean(losses))).mean()),
+            "learning_rate": self._optimizer.config.rate(step, self.steps),
+            "weight_decay": self._optimizer.config.decay(step, self.steps),
+            "skipped_steps": self._optimizer.skipped,
+        }
+        if finite:
+            metrics["gradient_norm"] = norm
+        if config.precision.dtype == "float16":
+            metrics["loss_scale"] = scale
+        if config.progressive:
+            metrics["scales"] = self.scales_at(step)
+        return metrics | self._watch.lap()
+
+    def scales_at(self, step: int) -> int:
+        """How many scales, coarse to fine, a step trains."""
+        every, start = len(self._model.config.schedule), self._config.progressive_start
+        joining = self._config.progressive * self.steps
+        if step >= joining:
+            return every
+        return start + int((every - start) * step / joining)
+
+    def _draw(self, step: int) -> list["_Part"]:
+        """This worker's share of the step's batch, in as many parts as are accumulated."""
+        config, batch = self._config, self._config.batch
+        rng = np.random.default_rng((self._seed, _STAGE, step))
+        indices_b = step_indices(len(self._train), batch, self._seed, step)
+        unlabelled_b = rng.random(batch) < config.condition_drop
+        rates = self._drop_rates_d.reshape(-1, 1, 1, 1, 1)
+        kept_d2b11 = rng.random((len(rates), 2, batch, 1, 1)) >= rates
+        keep_d2b11 = (kept_d2b11 / (1 - rates)).astype(np.float32)
+        flip_b = rng.random(batch) < 0.5 if config.flip else None
+        parts = []
+        for begin in range(0, batch, batch // config.accumulation):
+            begin += self._share * distributed.rank()
+            own = slice(begin, begin + self._share)
+            flip = None if flip_b is None else flip_b[own]
+            parts.append(_Part(indices_b[own], flip, unlabelled_b[own], keep_d2b11[:, :, own]))
+        return parts
+
+    def _inputs(self, part: "_Part", scales: int) -> tuple[Tensor, ...]:
+        """What the compiled step reads, of the first ``scales`` scales."""
+        schedule = self._model.config.schedule
+        length = schedule.offsets[scales]
+        ids, labels_b = self._train.batch(part.indices_b, part.flip_b)
+        labels_b = np.where(part.unlabelled_b, self._model.config.num_classes, labels_b)
+        ids_bl = np.concatenate(ids[:scales], 1).astype(np.int32)
+        inputs_blz = self._tokenizer.teacher_inputs(ids)[:, : length - schedule.tokens[0]]
+        weights = self._config.scale_weights or (1.0,) * len(schedule)
+        weights_l = np.repeat(weights, schedule.tokens)[:length].astype(np.float32)
+        weights_l /= weights_l.mean()
+        labels_b = Tensor(labels_b.astype(np.int32))
+        return labels_b, inputs_blz, Tensor(ids_bl), Tensor(part.keep_d2b11), Tensor(weights_l)
+
+    # ------------------------------------------------------------ compilation
+    def _compile(self) -> None:
+        """Builds the steps as closures, which MindSpore compiles when they are first called.
+
+        Gradients and update are two graphs, so that their times are told apart.
+        """
+        model, config = self._model, self._config
+        parameters = model.trainable_params()
+        sharded = config.shard_optimizer and distributed.size() > 1
+        sharding = Sharding(parameters) if sharded else None
+        self._optimizer = optimizer = AdamW(parameters, config.adamw, decays, sharding)
+        self._ema = Ema(parameters, config.ema) if config.ema else None
+        average = distributed.AllReduceMean(parameters)
+        once = config.accumulation == 1  # averaged while the backward pass goes on, or at the end
+        smoothing, add = config.label_smoothing, ops.HyperMap()
+
+        def loss_of(
+            labels_b: Tensor,
+            inputs_blz: Tensor,
+            ids_bl: Tensor,
+            keep_d2b11: Tensor,
+            weights_l: Tensor,
+            scale: Tensor,
+        ) -> tuple[Tensor, Tensor]:
+            logits_blv = model(labels_b, inputs_blz, keep_d2b11)
+            loss_bl = token_losses(logits_blv, ids_bl, smoothing)
+            loss = (loss_bl * weights_l).mean()
+            return loss * scale, loss
+
+        gradients_of = ms.value_and_grad(loss_of, None, parameters, has_aux=True)
+
+        @ms.jit
+        def gradients(
+            labels_b: Tensor,
+            inputs_blz: Tensor,
+            ids_bl: Tensor,
+            keep_d2b11: Tensor,
+            weights_l: Tensor,
+            scale: Tensor,
+        ) -> tuple[Tensor, tuple[Tensor, ...]]:
+            (_, loss), found = gradients_of(
+                labels_b, inputs_blz, ids_bl, keep_d2b11, weights_l, scale
+            )
+            if once:
+                found = average(found)
+            return loss, found
+
+        @ms.jit
+        def sum_of(total: tuple[Tensor, ...], found: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return add(ops.add, total, found)
+
+        @ms.jit
+        def update(found: tuple[Tensor, ...], scalars_3: Tensor, divisor: Tensor) -> Tensor:
+            if not once:
+                found = average(found)
+            return optimizer(found, scalars_3, divisor)
+
+        @ms.jit
+        def measure(labels_b: Tensor, inputs_blz: Tensor, ids_bl: Tensor) -> tuple[Tensor, Tensor]:
+            logits_blv = model(labels_b, inputs_blz)
+            hit_bl = logits_blv.argmax(-1).astype(ms.int32) == ids_bl
+            return token_losses(logits_blv, ids_bl, 0.0), hit_bl
+
+        self._gradients: Callable = gradients
+        self._add, self._update, self._measure = sum_of, update, measure
+
+    # ------------------------------------------------------------ held-out images
+    def validate(self, step: int) -> dict[str, Value]:
+        """Held-out images, teacher forced, with labels, without dropout, by the final weights.
+
+        ``loss`` is the mean cross entropy a token in nats and ``accuracy`` how often the
+        likeliest token is the right one; ``scale_loss`` and ``scale_accuracy`` are K numbers
+        each, the last for the finest scale. ``samples`` is a grid of generated images.
+        """
+        with self._final_weights():
+            found: dict[str, Value] = dict(self._measured())
+            if distributed.rank() == 0 and self._config.samples_per_class:
+                found["samples"] = self._samples()
+        distributed.wait_for_all()
+        return found
+
+    @contextmanager
+    def _final_weights(self) -> Iterator[None]:
+        """Inside the block the model has the weights that ``finish`` leaves it with."""
+        if self._ema is None:
+            yield
+        else:
+            with self._ema.applied():
+                yield
+
+    def _measured(self) -> dict[str, float | list[float]]:
+        share, schedule = self._share, self._model.config.schedule
+        count = min(self._config.validation_images, len(self._val))
+        chosen = np.linspace(0, len(self._val) - 1, count).round().astype(int)
+        sums_2l = np.zeros((2, schedule.length))
+        batches = padded_batches(count, share)
+        for number in range(distributed.rank(), len(batches), distributed.size()):
+            ids, labels_b = self._val.batch(chosen[batches[number]])
+            wanted = min(share, count - number * share)  # what fills the last batch is cut off
+            loss_bl, hit_bl = self._measure(
+                Tensor(labels_b.astype(np.int32)),
+                self._tokenizer.teacher_inputs(ids),
+                Tensor(np.concatenate(ids, 1).astype(np.int32)),
+            )
+            sums_2l[0] += loss_bl.asnumpy()[:wanted].sum(0, dtype=np.float64)
+            sums_2l[1] += hit_bl.asnumpy()[:wanted].sum(0)
+        loss_l, hit_l = distributed.all_reduce_sum(sums_2l) / count
+        return {
+            "loss": float(loss_l.mean()),
+            "accuracy": float(hit_l.mean()),
+            "scale_loss": [float(part.mean()) for part in schedule.split(loss_l, 0)],
+            "scale_accuracy": [float(part.mean()) for part in schedule.split(hit_l, 0)],
+        }
+
+    def _samples(self) -> np.ndarray:
+        """uint8 (Y, X, 3): generated images, a row for each of a few classes.
+
+        Image n of the grid is drawn from the random stream (seed, n).
+        """
+        columns, classes = self._config.samples_per_class, self._model.config.num_classes
+        rows = np.unique(np.linspace(0, classes - 1, min(classes, _SAMPLE_ROWS)).astype(int))
+        labels_n = np.repeat(rows, columns)
+        batches = draw_images(self._model, self._tokenizer, labels_n, self._sampling, self._seed)
+        images_ncyx = np.concatenate(list(batches))
+        return np.asarray(sample_grid(images_ncyx, [str(label) for label in rows], columns))
+
+    def finish(self) -> None:
+        """Leaves the model with the weights that are to be saved."""
+        if self._ema is not None:
+            for parameter, average in zip(self._ema.parameters, self._ema.averages, strict=True):
+                ops.assign(parameter, Tensor(average.asnumpy()))
+
+    # ------------------------------------------------------------ resumption
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+        """All that the coming steps depend on."""
+        arrays = parameter_arrays("transformer", list(self._model.get_parameters()))
+        moments, optimizer = self._optimizer.snapshot("optimizer")
+        arrays |= moments
+        if self._ema is not None:
+            arrays |= self._ema.snapshot("ema")
+        return arrays, {"optimizer": optimizer, "loss_scale": self._loss_scale.state()}
+
+    def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, object]) -> None:
+        """Puts back what ``state`` gave."""
+        restore_parameters("transformer", list(self._model.get_parameters()), arrays)
+        self._optimizer.restore("optimizer", arrays, state["optimizer"])
+        self._loss_scale.restore(state["loss_scale"])
+        if self._ema is not None:
+            self._ema.restore("ema", arrays)
+        distributed.check_equal(list(self._model.get_parameters()))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What is drawn for the images that a worker computes at once."""
+
+    indices_b: np.ndarray
+    flip_b: np.ndarray | None
+    unlabelled_b: np.ndarray
+    keep_d2b11: np.ndarray
+    """For each block, branch and image 0 (skipped) or 1 / (1 - rate): drop path
+    (arXiv:1603.09382), with a rate that grows linearly from 0 at the first block."""
+
+
+def token_losses(logits_blv: Tensor, ids_bl: Tensor, label_smoothing: float) -> Tensor:
+    """(B, L) float32: cross entropy of each token in nats."""
+    logits_nv = logits_blv.reshape(-1, logits_blv.shape[2]).astype(ms.float32)
+    loss_n = ops.cross_entropy(
+        logits_nv, ids_bl.reshape(-1), reduction="none", label_smoothing=label_smoothing
+    )
+    return loss_n.reshape(ids_bl.shape)
+
+
+def decays(parameter: Parameter) -> bool:
+    """Weight decay as published: of matrices, not of embeddings, biases, gains and scales."""
+    exempt = ("class_emb", "lvl_embed", "pos_start", "pos_1LC", "scale_mul", "ada_gss")
+    return parameter.ndim > 1 and not any(name in parameter.name for name in exempt)

@@ -1,0 +1,51 @@
+"""What the devices can do at best, for estimates.
+
+Peaks follow from the cores: cores x 16 x 16 x 16 multiply-adds a cycle x clock; the bandwidth to
+memory from bytes a cycle and core. Cores, clock and ``ddr_rate`` are those of CANN's platform
+files (``runtime/src/platform/platform_config/Ascend910B2C.ini`` and ``Ascend910A.ini``: 24 cores
+at 1.8 GHz and 32 at 1.0 GHz, ``ddr_rate`` 32); memory sizes are the products' (64 and 32 GB HBM).
+"""
+
+from dataclasses import dataclass
+
+from var_tokenizer.common import InputError
+
+
+@dataclass(frozen=True)
+class Device:
+    """Limits of one device, in units a second.
+
+    flops: of half-precision matrix products (float32 on the CPU), two a multiply-add. bandwidth:
+    bytes to and from memory. launch: seconds until an operator starts, where the host gives one
+    after the other. memory: bytes. number: bytes of a number that it computes with.
+    """
+
+    name: str
+    flops: float
+    bandwidth: float
+    launch: float
+    memory: float
+    number: int = 2
+
+
+def _ascend(name: str, cores: int, clock: float, memory: float) -> Device:
+    # the 10 us are an assumption, not a measurement: the usual order of an operator's dispatch
+    return Device(name, cores * 2 * 16**3 * clock, cores * 32 * clock, 10e-6, memory)
+
+
+DEVICES = {
+    device.name: device
+    for device in (
+        _ascend("ascend-910b", 24, 1.8e9, 64e9),
+        _ascend("ascend-910a", 32, 1.0e9, 32e9),
+        # two cores with AVX-512; products, an add of 22 MB arrays and a graph's small operator
+        Device("cpu", 230e9, 19e9, 20e-6, 24e9, number=4),
+    )
+}
+
+
+def device(name: str) -> Device:
+    """The device of that name; raises InputError that lists the known ones."""
+    if name not in DEVICES:
+        raise InputError(f"device is {name!r}; expected one of {', '.join(DEVICES)}")
+    return DEVICES[name]

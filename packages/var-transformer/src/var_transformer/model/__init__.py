@@ -1,0 +1,1 @@
+"""The next-scale transformer itself: its configuration, cells, weights and operators."""

@@ -1,0 +1,76 @@
+"""What a transformer is made of, and the published sizes."""
+
+from dataclasses import dataclass, replace
+
+from var_tokenizer import SCALES_256, SCALES_512, Scale, ScaleSchedule
+from var_tokenizer.common import InputError
+
+_PRESETS = {
+    "d16": {"depth": 16},
+    "d20": {"depth": 20},
+    "d24": {"depth": 24},
+    "d30": {"depth": 30},
+    "d36-s": {"depth": 36, "scales": SCALES_512, "shared_adaln": True},
+}
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Architecture of the next-scale transformer; the defaults are the published VAR-d16.
+
+    depth, width, heads: blocks, channels, attention heads; 0 for width or heads means the
+        published rule: width = 64 * depth, heads = depth.
+    num_classes: labels 0..num_classes-1; the label num_classes means "no class".
+    vocab_size, latent_channels, scales: those of the tokenizer whose tokens it predicts.
+    shared_adaln: one modulation layer for all blocks (with a learned offset each), not one each.
+    qk_l2_norm: queries and keys of length 1 with a learned scale a head.
+    """
+
+    depth: int = 16
+    width: int = 0
+    heads: int = 0
+    num_classes: int = 1000
+    vocab_size: int = 4096
+    latent_channels: int = 32
+    scales: tuple[Scale, ...] = SCALES_256
+    shared_adaln: bool = False
+    qk_l2_norm: bool = True
+
+    def __post_init__(self) -> None:
+        """Raises InputError that names the field, its value and what is allowed."""
+        object.__setattr__(self, "scales", self.schedule.scales)
+        for field, least in (
+            ("depth", 1),
+            ("width", 0),
+            ("heads", 0),
+            ("num_classes", 1),
+            ("vocab_size", 2),
+            ("latent_channels", 1),
+        ):
+            value = getattr(self, field)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise InputError(f"{field} is {value!r}; expected an integer of at least {least}")
+        for field in ("shared_adaln", "qk_l2_norm"):
+            value = getattr(self, field)
+            if not isinstance(value, bool):
+                raise InputError(f"{field} is {value!r}; expected True or False")
+        object.__setattr__(self, "width", self.width or 64 * self.depth)
+        object.__setattr__(self, "heads", self.heads or self.depth)
+        if self.width % self.heads:
+            raise InputError(f"heads is {self.heads}; expected a divisor of width {self.width}")
+
+    @classmethod
+    def preset(cls, name: str) -> "TransformerConfig":
+        """A published size: d16, d20, d24, d30 (256 px) or d36-s (512 px, shared AdaLN)."""
+        if name not in _PRESETS:
+            raise InputError(f"preset is {name!r}; expected one of {', '.join(_PRESETS)}")
+        return replace(cls(), width=0, heads=0, **_PRESETS[name])
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        return ScaleSchedule(self.scales)
+
+    @property
+    def drop_path(self) -> float:
+        """Drop-path rate of the last block in training, as published: 0.1 * depth / 24."""
+        return 0.1 * self.depth / 24

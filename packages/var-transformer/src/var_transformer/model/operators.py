@@ -1,0 +1,206 @@
+"""The operators of the transformer, each in the form that is fast on the device at hand.
+
+On the CPU that is a C++ kernel (``cpp/``) for float32, or, for other types and where the package
+was installed without a compiler, what is composed of MindSpore's operators. Every other device
+uses MindSpore's own kernels, and an Ascend the fused operators of ``ascend_c`` where they were
+built. The models call these names and never ask for the device.
+"""
+
+import math
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+from mindspore.ops import constexpr
+from var_tokenizer.common import KernelLibrary
+
+from var_transformer import ascend_c
+
+_kernels = KernelLibrary("var_transformer._kernels")
+
+
+def on_cpu() -> bool:
+    """Whether cells built now run on the CPU."""
+    return ms.get_context("device_target") == "CPU"
+
+
+def kernels() -> KernelLibrary | None:
+    """The C++ kernels, for float32 arrays; None where cells built now cannot use them."""
+    return _kernels if on_cpu() and _kernels.path is not None else None
+
+
+class _KernelGelu(nn.Cell):
+    def __init__(self, library: KernelLibrary) -> None:
+        super().__init__()
+        self.forward = library.operator("gelu", 1)
+        self.backward = library.operator("gelu_grad", lambda dout, x: x)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.forward(x)
+
+    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
+        return (self.backward(dout, x),)
+
+
+class Gelu(nn.Cell):
+    """GELU in its tanh form: x * sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)).
+
+    Composed on the CPU through ``sigmoid``, 20 times faster there than ``ops.GeLU``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        library = kernels()
+        self.kernel = None if library is None else _KernelGelu(library)
+        self.composed = on_cpu()
+        self.linear = 2 * math.sqrt(2 / math.pi)
+        self.cubic = self.linear * 0.044715
+
+    def construct(self, x: Tensor) -> Tensor:
+        if self.kernel is not None and x.dtype == ms.float32:
+            return self.kernel(x)
+        if not self.composed:
+            return ops.gelu(x, approximate="tanh")
+        return x * ops.sigmoid(x * (self.linear + self.cubic * (x * x)))
+
+
+@constexpr
+def _filled(width: int, value: float) -> Tensor:
+    return Tensor(np.full(width, value, np.float32))
+
+
+class LayerNorm(nn.Cell):
+    """(x - mean) / sqrt(variance + 1e-6) over the last axis, without gain or bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer_norm = ops.LayerNorm(-1, -1, 1e-6)
+
+    def construct(self, x_blc: Tensor) -> Tensor:
+        c = x_blc.shape[-1]
+        gain, bias = _filled(c, 1.0).astype(x_blc.dtype), _filled(c, 0.0).astype(x_blc.dtype)
+        return self.layer_norm(x_blc, gain, bias)[0]
+
+
+class _KernelModulatedNorm(nn.Cell):
+    def __init__(self, library: KernelLibrary) -> None:
+        super().__init__()
+        self.forward = library.operator("modulated_norm", 3)
+        self.backward = library.operator(
+            "modulated_norm_grad", lambda dout, x, scale: (x, scale, scale), outputs=3
+        )
+
+    def construct(self, x_blc: Tensor, scale_b1c: Tensor, shift_b1c: Tensor) -> Tensor:
+        return self.forward(x_blc, scale_b1c, shift_b1c)
+
+    def bprop(
+        self, x_blc: Tensor, scale_b1c: Tensor, shift_b1c: Tensor, out: Tensor, dout: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self.backward(dout, x_blc, scale_b1c)
+
+
+class ModulatedNorm(nn.Cell):
+    """The adaptive layer norm of DiT (arXiv:2212.09748): layer_norm(x) * (1 + scale) + shift.
+
+    ``f(x (B,L,C), scale (B,1,C), shift (B,1,C)) -> (B,L,C)``; the norm is ``LayerNorm``'s.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        library = kernels()
+        self.kernel = None if library is None else _KernelModulatedNorm(library)
+        fused = ascend_c.operators()
+        self.fused = None if fused is None else ascend_c.ModulatedNorm(fused)
+        self.norm = LayerNorm()
+
+    def construct(self, x_blc: Tensor, scale_b1c: Tensor, shift_b1c: Tensor) -> Tensor:
+        if self.kernel is not None and x_blc.dtype == ms.float32:
+            return self.kernel(x_blc, scale_b1c, shift_b1c)
+        if self.fused is not None and ascend_c.takes_width(x_blc.shape[-1]):
+            return self.fused(x_blc, scale_b1c, shift_b1c)
+        return self.norm(x_blc) * (1 + scale_b1c) + shift_b1c
+
+
+class _KernelGatedSum(nn.Cell):
+    def __init__(self, library: KernelLibrary) -> None:
+        super().__init__()
+        self.forward = library.operator("gated_sum", 3)
+        self.backward = library.operator(
+            "gated_sum_grad", lambda dout, branch, gate: (branch, gate), outputs=2
+        )
+
+    def construct(self, x_blc: Tensor, branch_blc: Tensor, gate_b1c: Tensor) -> Tensor:
+        return self.forward(x_blc, branch_blc, gate_b1c)
+
+    def bprop(
+        self, x_blc: Tensor, branch_blc: Tensor, gate_b1c: Tensor, out: Tensor, dout: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        grad_branch, grad_gate = self.backward(dout, branch_blc, gate_b1c)
+        return dout, grad_branch, grad_gate
+
+
+class GatedSum(nn.Cell):
+    """x + gate * branch, ``f(x (B,L,C), branch (B,L,C), gate (B,1,C)) -> (B,L,C)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        library = kernels()
+        self.kernel = None if library is None else _KernelGatedSum(library)
+
+    def construct(self, x_blc: Tensor, branch_blc: Tensor, gate_b1c: Tensor) -> Tensor:
+        if self.kernel is not None and x_blc.dtype == ms.float32:
+            return self.kernel(x_blc, branch_blc, gate_b1c)
+        return x_blc + gate_b1c * branch_blc
+
+
+class _KernelLinear(nn.Cell):
+    def __init__(self, library: KernelLibrary) -> None:
+        super().__init__()
+        self.forward = library.operator("linear", 3)
+        self.backward = library.operator(
+            "linear_grad", lambda dout, x, weight: (x, weight, (weight[0],)), outputs=3
+        )
+
+    def construct(self, x: Tensor, weight_oi: Tensor, bias_o: Tensor) -> Tensor:
+        return self.forward(x, weight_oi, bias_o)
+
+    def bprop(
+        self, x: Tensor, weight_oi: Tensor, bias_o: Tensor, out: Tensor, dout: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self.backward(dout, x, weight_oi)
+
+
+class Linear(nn.Cell):
+    """x @ weight.T + bias over the last axis; ``weight`` is (outputs, inputs).
+
+    ``dtype`` is that of the product, forward and backward; all else stays float32.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        library = kernels()
+        self.kernel = None if library is None else _KernelLinear(library)
+        self.matmul_nt = ops.MatMul(transpose_b=True)
+        self.dtype = ms.float32
+
+    def construct(self, x: Tensor, weight_oi: Tensor, bias_o: Tensor) -> Tensor:
+        if self.kernel is not None and x.dtype == self.dtype == ms.float32:
+            return self.kernel(x, weight_oi, bias_o)
+        rows = x.reshape(-1, x.shape[-1])
+        if self.dtype == ms.float32:  # arrays that are halves already stay so
+            rows = self.matmul_nt(rows, weight_oi)
+        else:
+            rows, weight_oi = rows.astype(self.dtype), weight_oi.astype(self.dtype)
+            rows = self.matmul_nt(rows, weight_oi).astype(ms.float32)
+        return ops.bias_add(rows, bias_o).reshape(*x.shape[:-1], weight_oi.shape[0])
+
+
+class UnitLength(nn.Cell):
+    """x / max(|x|, 1e-12) over the last axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sum = ops.ReduceSum(keep_dims=True)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return x * ops.rsqrt(ops.maximum(self.sum(x * x, -1), 1e-24))

@@ -1,1 +1,0 @@
-"""A web page for a trained model: ``python -m var_transformer.serve``."""

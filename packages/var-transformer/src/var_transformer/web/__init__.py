@@ -1,0 +1,1 @@
+"""The web page of ``python -m var_transformer.serve``."""

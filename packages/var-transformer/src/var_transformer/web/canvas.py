@@ -1,0 +1,126 @@
+"""The picture that a visitor edits: the editor of the page, and what it sends."""
+
+import math
+import os
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+from PIL import Image, ImageOps
+from var_tokenizer.common import InputError, read_alpha, read_picture, to_model_range
+
+from var_transformer.web.folder import find_file
+from var_transformer.web.visits import RefusedError
+
+MAX_PIXELS = 2**23  # of a picture that is uploaded, 4K and more
+MAX_LAYERS = 4
+_SIDE = 384  # pixels that the shorter side of the editor has at least
+_MAX_BYTES = 20 * 2**20
+_FILE = {"type": "object", "description": "an uploaded image, gradio.FileData"}
+_API_INFO = {
+    "type": "object",
+    "properties": {
+        "background": _FILE,
+        "layers": {"type": "array", "items": _FILE, "maxItems": MAX_LAYERS},
+    },
+    "description": "a picture, and layers of its size that mark what is redrawn",
+}
+_EXAMPLE = {
+    "background": {"path": "PATH", "meta": {"_type": "gradio.FileData"}},
+    "layers": [{"path": "PATH", "meta": {"_type": "gradio.FileData"}}],
+}
+
+
+def canvas_size(image_size: tuple[int, int]) -> tuple[int, int]:
+    """(rows, columns) of the editor for images of (rows, columns): times a whole number."""
+    zoom = math.ceil(_SIDE / min(image_size))
+    return image_size[0] * zoom, image_size[1] * zoom
+
+
+def make_canvas(image_size: tuple[int, int]) -> gr.ImageEditor:
+    """The editor for images of (rows, columns); ``read_canvas`` reads its value as it was sent."""
+    height, width = canvas_size(image_size)
+    canvas = gr.ImageEditor(
+        label="Picture",
+        image_mode="RGBA",
+        format="png",
+        sources=["upload", "clipboard"],
+        transforms=(),
+        layers=False,
+        brush=gr.Brush(default_size=height // 10, colors=["#ff3b6b"], color_mode="fixed"),
+        canvas_size=(width, height),
+        fixed_canvas=True,
+        height=height + 140,
+        buttons=[],
+        elem_id="canvas",
+        elem_classes="coarse" if min(image_size) < _SIDE // 2 else None,
+    )
+    # Attributes of this one: Gradio writes a file beside the source of a class of its components.
+    canvas.data_model = None  # with one, a value of another shape is an error that nobody explains
+    canvas.api_info = lambda: _API_INFO
+    canvas.example_payload = lambda: _EXAMPLE
+    return canvas
+
+
+def read_canvas(
+    painted: object, image_size: tuple[int, int], folder: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """The picture as (3, H, W) in [-1, 1], and the mask (H, W) bool, true where it is redrawn.
+
+    painted: what the editor or a client has sent. image_size: (H, W). A picture of another size
+    is cropped to the same shape. What is transparent in it and what any layer covers is redrawn.
+
+    Raises InputError for an empty canvas, files that are no pictures or too large, layers of
+    another size than the picture, too many of them, and where nothing is marked.
+    """
+    if painted is not None and not isinstance(painted, dict):
+        raise InputError("the canvas is not an object with background and layers")
+    background = None if painted is None else painted.get("background")
+    layers = (painted or {}).get("layers") or []
+    if background is None:
+        raise InputError("the canvas is empty; upload a picture, or edit a generated one")
+    if not isinstance(layers, list) or len(layers) > MAX_LAYERS:
+        raise InputError(f"layers must be a list of at most {MAX_LAYERS} pictures")
+    data = _read(background, folder)
+    pixels_yxc = np.asarray(_fit(read_picture(data, MAX_PIXELS), image_size))
+    alpha = _alpha(data)
+    mask_yx = np.asarray(_fit(alpha, image_size)) < 128
+    for layer in layers:
+        marks = _alpha(_read(layer, folder))
+        if marks.size != alpha.size:
+            raise InputError(
+                f"a layer has (rows, columns) {marks.size[::-1]}; "
+                f"expected {alpha.size[::-1]}, the picture's"
+            )
+        touched = marks.point(lambda alpha: 255 if alpha else 0)
+        mask_yx |= np.asarray(_fit(touched, image_size)) > 0
+    if not mask_yx.any():
+        raise InputError("the mask is empty; paint over what is to be redrawn")
+    return to_model_range(pixels_yxc[None])[0], mask_yx
+
+
+def _fit(image: Image.Image, image_size: tuple[int, int]) -> Image.Image:
+    """The image at another size, its middle where the shape differs; each cell's mean."""
+    return ImageOps.fit(image, image_size[::-1], Image.Resampling.BOX)
+
+
+def _read(file: object, folder: Path) -> bytes:
+    """The content of an uploaded file."""
+    try:
+        path = find_file(folder, file.get("path") if isinstance(file, dict) else None)
+        # should anything have taken the file's place since: no link, and no waiting
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except (RefusedError, OSError) as error:
+        raise InputError("the picture is not a file that was uploaded to this page") from error
+    with os.fdopen(descriptor, "rb") as opened:
+        data = opened.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise InputError(f"the picture has more than {_MAX_BYTES} bytes")
+    return data
+
+
+def _alpha(data: bytes) -> Image.Image:
+    """How much each pixel of a picture covers, 0 to 255: less than all in a PNG only."""
+    if data.startswith(b"\x89PNG"):
+        return read_alpha(data, MAX_PIXELS)
+    return Image.new("L", read_picture(data, MAX_PIXELS).size, 255)

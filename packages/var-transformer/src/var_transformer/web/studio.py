@@ -1,0 +1,303 @@
+"""What the page's buttons do, with the one pair of models that all visitors share."""
+
+import html
+import logging
+import math
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+from var_tokenizer import Tokenizer
+from var_tokenizer.common import InputError, quoted, unit_to_pixels
+
+from var_transformer.commands.classes import NONE, class_number
+from var_transformer.commands.pictures import save_png
+from var_transformer.edit import edit
+from var_transformer.generation.generate import Generation, OnScale, generate
+from var_transformer.generation.sampler import Sampler
+from var_transformer.model.transformer import Transformer
+from var_transformer.web.canvas import canvas_size, read_canvas
+from var_transformer.web.streaming import Streamer, TimeOverError
+from var_transformer.web.visits import Visits
+
+log = logging.getLogger("var_transformer")
+
+Value = str | float | bool | None  # of a control, as a client has sent it
+Update = tuple[Any, ...]  # of the gallery, the status line, the download, and the session's state
+_MOMENT = 2.0  # seconds
+_LONGEST = 80  # characters of a wrong value that a message repeats
+
+
+class Studio:
+    """What the page's buttons do; errors in what a visitor sends become messages in the page."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        names: Sequence[str] | None,
+        max_images: int,
+        streamer: Streamer,
+        visits: Visits,
+        folder: Path,
+    ) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        # names of folders need not be Unicode, and no page could be sent with such a one
+        readable = [name.encode(errors="backslashreplace").decode() for name in names or ()]
+        self._names = None if names is None else readable
+        self.max_images = max_images
+        self.size = tokenizer.config.image_size
+        self._scales = len(tokenizer.schedule)
+        self._streamer, self._visits, self._folder = streamer, visits, folder
+
+    @property
+    def choices(self) -> list[tuple[str, str]]:
+        """(shown, value) of every class, and of no class."""
+        names = self._names or [""] * self._model.config.num_classes
+        classes = [(f"{n} {name}".rstrip(), self._text(n)) for n, name in enumerate(names)]
+        return [*classes, ("No class", NONE)]
+
+    def _text(self, number: int) -> str:
+        """What means a class: its number, but where this is the name of another."""
+        for text in (str(number), *(self._names or ())[number : number + 1]):
+            with suppress(InputError):
+                if class_number(text, self._model.config.num_classes, self._names) == number:
+                    return text
+        return str(number)
+
+    # ------------------------------------------------------------ the buttons
+    def generate(
+        self,
+        label: str,
+        images: int,
+        seed: int,
+        cfg: float,
+        top_k: int,
+        top_p: float,
+        temperature: float,
+        more_smooth: bool,
+        request: gr.Request,
+    ) -> Iterator[Update]:
+        """Draws pictures of a class: the pictures, what was done, and a file of them all."""
+        with _errors_shown():
+            labels, seed, sampler = self._request(
+                label, images, seed, cfg, top_k, top_p, temperature, more_smooth
+            )
+            yield from self._updates(
+                labels,
+                seed,
+                request.session_hash,
+                lambda on_scale: generate(
+                    self._model,
+                    self._tokenizer,
+                    labels,
+                    seed=seed,
+                    on_scale=on_scale,
+                    **vars(sampler),
+                ),
+            )
+
+    def redraw(
+        self,
+        picture: dict[str, Any],
+        label: str,
+        images: int,
+        seed: int,
+        cfg: float,
+        top_k: int,
+        top_p: float,
+        temperature: float,
+        more_smooth: bool,
+        request: gr.Request,
+    ) -> Iterator[Update]:
+        """Redraws what is marked in a picture: the pictures, what was done, a file of them all."""
+        with _errors_shown():
+            labels, seed, sampler = self._request(
+                label, images, seed, cfg, top_k, top_p, temperature, more_smooth
+            )
+            image_cyx, mask_yx = read_canvas(picture, self.size, self._folder)
+            yield from self._updates(
+                labels,
+                seed,
+                request.session_hash,
+                lambda on_scale: edit(
+                    self._model,
+                    self._tokenizer,
+                    image_cyx,
+                    mask_yx,
+                    labels,
+                    sampler,
+                    seed,
+                    on_scale=on_scale,
+                ),
+            )
+
+    def to_canvas(self, drawn_nyxc: np.ndarray | None, index: int | None) -> dict[str, Any]:
+        """The chosen one of the session's pictures, for the editor."""
+        with _errors_shown():
+            if drawn_nyxc is None:
+                raise InputError("there is no picture yet; generate one, or upload one")
+            height, width = canvas_size(self.size)
+            picture = Image.fromarray(drawn_nyxc[min(index or 0, len(drawn_nyxc) - 1)])
+            large = picture.convert("RGBA").resize((width, height), Image.Resampling.NEAREST)
+            return {"background": large, "layers": [], "composite": None}
+
+    def ended(
+        self, drawn_nyxc: np.ndarray | None, request: gr.Request
+    ) -> tuple[gr.Button, gr.DownloadButton]:
+        """The buttons to stop and to download, as they are after a job of the session."""
+        # the queue keeps a job for a moment after its results were sent
+        end = time.monotonic() + _MOMENT
+        while (pending := self._visits.pending(request.session_hash)) and time.monotonic() < end:
+            time.sleep(0.05)
+        return gr.Button(interactive=pending), gr.DownloadButton(interactive=drawn_nyxc is not None)
+
+    # ------------------------------------------------------------ what a visitor asks for
+    def _request(
+        self,
+        label: Value,
+        images: Value,
+        seed: Value,
+        cfg: Value,
+        top_k: Value,
+        top_p: Value,
+        temperature: Value,
+        more_smooth: Value,
+    ) -> tuple[np.ndarray, int, Sampler]:
+        """Labels (B,), seed and sampler; raises InputError for a value that cannot be used."""
+        images = _number("images", images, f"an integer from 1 to {self.max_images}", whole=True)
+        if not 1 <= images <= self.max_images:
+            raise InputError(f"images is {images}; expected 1 to {self.max_images}")
+        seed = _number("seed", seed, "an integer of at least 0", whole=True)
+        if seed < 0:
+            raise InputError(f"seed is {seed}; expected an integer of at least 0")
+        sampler = Sampler(
+            cfg=_number("cfg", cfg, "a number of at least 0"),
+            top_k=_number("top_k", top_k, "an integer of at least 0", whole=True),
+            top_p=_number("top_p", top_p, "0 to 1"),
+            temperature=_number("temperature", temperature, "a number above 0"),
+            more_smooth=more_smooth,
+        )
+        sampler.check(self._scales, self._tokenizer.vocab_size)
+        classes = self._model.config.num_classes
+        if type(label) is int and 0 <= label < classes:
+            number = label
+        elif isinstance(label, str) and len(label) <= 1000:
+            number = class_number(label, classes, self._names)
+        else:
+            raise InputError(
+                f"class is {_shown(label)}; expected 0 to {classes - 1}, a name or {NONE!r}"
+            )
+        return np.full(images, number, np.int32), seed, sampler
+
+    # ------------------------------------------------------------ what a visitor sees
+    def _updates(
+        self,
+        labels: np.ndarray,
+        seed: int,
+        session: str,
+        draw: Callable[[OnScale], Generation],
+    ) -> Iterator[Update]:
+        if not self._visits.wait_for_listener(session):
+            log.info("a job was dropped: nobody waits for it")
+            return
+        started = time.monotonic()
+        idle = gr.DownloadButton(interactive=False)
+        what = self._class_name(int(labels[0]))
+        pixels_nyxc = np.zeros((0, *self.size, 3), np.uint8)
+
+        def scale(k: int) -> str:
+            return f"Scale {k + 1} of {self._scales} …"
+
+        def gallery() -> list[tuple[np.ndarray, str]]:
+            count = len(pixels_nyxc)
+            return [(pixels_nyxc[n], f"Picture {n + 1} of {count}: {what}") for n in range(count)]
+
+        # a single picture is shown large
+        yield (
+            gr.Gallery([], selected_index=0 if len(labels) == 1 else None),
+            scale(0),
+            idle,
+            None,
+            0,
+        )
+        k, ending = -1, None
+        try:
+            for k, images in self._streamer.stream(draw, lambda: self._visits.gone(session)):
+                pixels_nyxc = unit_to_pixels(images)
+                if k + 1 < self._scales:
+                    yield gallery(), scale(k + 1), gr.skip(), gr.skip(), gr.skip()
+        except TimeOverError as error:
+            gr.Warning(str(error), duration=None)
+            ending = str(error)
+        if ending is None:
+            if k + 1 < self._scales:
+                return  # nobody is there any more
+            ending = f"{time.monotonic() - started:.1f} s"
+        status = f"{what.capitalize()}, seed {seed}: {ending}"
+        with tempfile.TemporaryDirectory() as folder:
+            path = _save(pixels_nyxc, int(labels[0]), Path(folder))
+            yield gallery(), status, str(path), pixels_nyxc, gr.skip()
+
+    def _class_name(self, label: int) -> str:
+        return f"class {label}" if label < self._model.config.num_classes else "no class"
+
+
+def chosen_index(event: gr.SelectData) -> int:
+    """The number of the picture in the gallery that was clicked on."""
+    return event.index
+
+
+def _number(field: str, value: Value, expected: str, whole: bool = False) -> float:
+    """A number that a client has sent; raises InputError for anything else."""
+    if value is None or value == "":
+        raise InputError(f"{field} is empty; expected a number")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{field} is {_shown(value)}; expected {expected}")
+    if not whole:
+        return value
+    if not math.isfinite(value) or value != int(value):
+        raise InputError(f"{field} is {value}; expected {expected}")
+    return int(value)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return quoted(text if len(text) <= _LONGEST else text[:_LONGEST] + "…")
+
+
+def _save(pixels_nyxc: np.ndarray, label: int, folder: Path) -> Path:
+    """One picture as a PNG file, several as a ZIP file of them."""
+    paths = [folder / f"{n:06d}_{label}.png" for n in range(len(pixels_nyxc))]
+    for path, pixels_yxc in zip(paths, pixels_nyxc, strict=True):
+        save_png(pixels_yxc, path)
+    if len(paths) == 1:
+        return paths[0]
+    with zipfile.ZipFile(folder / "pictures.zip", "w") as archive:
+        for path in paths:
+            archive.write(path, path.name)
+    return folder / "pictures.zip"
+
+
+@contextmanager
+def _errors_shown() -> Iterator[None]:
+    """Shows what is wrong in the page: with a visitor's input, or that something else is."""
+    try:
+        yield
+    except InputError as error:
+        # the page takes a message for HTML
+        message = html.escape(str(error), quote=False)
+        raise gr.Error(message, duration=None, print_exception=False) from error
+    except (gr.Error, GeneratorExit):
+        raise
+    except Exception as error:
+        log.exception("a job failed")
+        message = "Something failed on the server. Its log says what."
+        raise gr.Error(message, duration=None, print_exception=False) from error
