@@ -14,7 +14,7 @@ from collections.abc import Callable
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
-from var_transformer import Backend, TransformerConfig
+from var_transformer import BackendConfig, TransformerConfig
 from var_transformer.attention import build, portable
 
 log = logging.getLogger("benchmark")
@@ -50,9 +50,9 @@ def main() -> None:
     scale = Tensor(np.full((1, config.heads, 1, 1), 4, np.float32))
     segmented = portable._LAUNCH
     choices = (
-        ("masked", Backend("portable"), 1e9),
-        ("segmented", Backend("portable"), segmented),
-        ("kernels", Backend(), segmented),
+        ("masked", BackendConfig("portable"), 1e9),
+        ("segmented", BackendConfig("portable"), segmented),
+        ("kernels", BackendConfig(), segmented),
     )
     forms = {}
     for form, backend, launch in choices:

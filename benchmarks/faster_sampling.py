@@ -26,7 +26,7 @@ from var_train.reports.digit_metrics import DigitJudge, distinct
 from var_train.reports.progress import MetricsLog
 from var_train.training.loop import LoopConfig
 from var_train.training.loop import train as train_stage
-from var_train.training.transformer_stage import TransformerStage, TransformerTraining
+from var_train.training.transformer_stage import TransformerStageConfig, TransformerTraining
 from var_transformer import Refiner, Transformer, check_pair, generate
 
 log = logging.getLogger("faster_sampling")
@@ -87,7 +87,7 @@ def small_model(config: Config, tokenizer: Tokenizer, large: Transformer) -> Tra
         replace(size, depth=size.depth // 2, width=size.width // 2, heads=size.heads // 2)
     )
     train, val = load_digits_split()
-    stage = TransformerStage()
+    stage = TransformerStageConfig()
     sets = [tokens_of(tokenizer, images, stage.batch) for images in (train, val)]
     training = TransformerTraining(small, tokenizer, *sets, stage, seed=0)
     folder = config.run / "small"

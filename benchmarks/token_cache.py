@@ -23,8 +23,8 @@ from var_tokenizer import Tokenizer
 from var_train.data.images import load_image_tree
 from var_train.data.token_cache import TokenCache
 from var_train.data.tokens import TokenSource, tokens_of
-from var_train.tokenize import Tokenization, tokenize
-from var_train.training.transformer_stage import TransformerStage, TransformerTraining
+from var_train.tokenize import TokenizeConfig, tokenize
+from var_train.training.transformer_stage import TransformerStageConfig, TransformerTraining
 from var_transformer import Transformer, TransformerConfig
 
 PARTS = ("data", "forward_backward", "optimizer")
@@ -59,7 +59,7 @@ def measure(config: Config, tokenizer: Tokenizer, train: TokenSource, classes: i
         latent_channels=tokenizer.latent_channels,
         scales=tokenizer.schedule.scales,
     )
-    stage = TransformerStage(epochs=1, batch=config.batch, samples_per_class=0)
+    stage = TransformerStageConfig(epochs=1, batch=config.batch, samples_per_class=0)
     training = TransformerTraining(
         Transformer(architecture, 0), tokenizer, train, train, stage, seed=0
     )
@@ -82,7 +82,7 @@ def main() -> None:
     size = tokenizer.config.image_size
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
-        tokenize(Tokenization(config.tokenizer, config.data, Path(folder)))
+        tokenize(TokenizeConfig(config.tokenizer, config.data, Path(folder)))
         written = time.perf_counter() - begin
         logging.info("cache written in %.0f s, once, with mirrored images", written)
         files, _ = load_image_tree(config.data, size, memory_limit=0)

@@ -10,7 +10,7 @@ from field_reads import Sources
 
 PACKAGES = Path(__file__).parents[1] / "packages"
 # the command takes it from the words of the command line, before there is a configuration
-READ_OTHERWISE = {("Run", "preset")}
+READ_OTHERWISE = {("RunConfig", "preset")}
 DATA = {"ImageSet"}  # no setting, though it is validated; read of the protocol ImageSource
 
 
@@ -18,7 +18,14 @@ def test_every_field_of_every_configuration_is_read_outside_of_its_own_validatio
     sources = Sources(p.read_text() for p in PACKAGES.glob("*/src/**/*.py"))
     assert len(sources.fields()) > 100
     classes = {name for name, _ in sources.fields()}
-    assert {"Run", "Adversary", "TransformerConfig", "Sampler", "Convert", "Serve"} <= classes
+    assert {
+        "RunConfig",
+        "AdversaryConfig",
+        "TransformerConfig",
+        "Sampler",
+        "ConvertConfig",
+        "ServeConfig",
+    } <= classes
     unread = {found for found in sources.unread() if found[0] not in DATA}
     assert not unread - READ_OTHERWISE
 
@@ -26,8 +33,8 @@ def test_every_field_of_every_configuration_is_read_outside_of_its_own_validatio
 @pytest.mark.parametrize(
     ("read", "field"),
     [
-        ("config.adversary.augment", ("Adversary", "augment")),
-        ("config.validation_images", ("TransformerStage", "validation_images")),
+        ("config.adversary.augment", ("AdversaryConfig", "augment")),
+        ("config.validation_images", ("TransformerStageConfig", "validation_images")),
     ],
 )
 def test_a_field_whose_only_reader_is_gone_is_found(read, field):
@@ -35,7 +42,9 @@ def test_a_field_whose_only_reader_is_gone_is_found(read, field):
     sources = []
     for path in PACKAGES.glob("*/src/**/*.py"):
         text = path.read_text()
-        wanted = "transformer_stage.py" if field[0] == "TransformerStage" else "tokenizer_stage.py"
+        wanted = (
+            "transformer_stage.py" if field[0] == "TransformerStageConfig" else "tokenizer_stage.py"
+        )
         sources.append(text.replace(read, "None") if path.name == wanted else text)
     assert field in Sources(sources).unread()
 

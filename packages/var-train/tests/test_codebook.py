@@ -11,7 +11,7 @@ from var_tokenizer import Tokenizer, TokenizerConfig
 from var_tokenizer.common import InputError
 from var_train.parallel import workers as distributed
 from var_train.training.codebook import (
-    CodebookHealth,
+    CodebookConfig,
     CodebookKeeper,
     count_hits,
     perplexities,
@@ -48,7 +48,7 @@ def codes(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def keeper(tokenizer: Tokenizer, **health: object) -> CodebookKeeper:
-    keeper = CodebookKeeper(tokenizer, CodebookHealth(**health), BATCH)
+    keeper = CodebookKeeper(tokenizer, CodebookConfig(**health), BATCH)
     keeper.start(IMAGES, np.random.default_rng(1))
     return keeper
 
@@ -65,7 +65,7 @@ def test_data_initialization_places_every_code_on_a_vector_that_was_looked_up(to
     keeper(tokenizer, start="data")
     # the second placing used the vectors of the first codebook: repeat the first to find them
     first = np.random.default_rng(1)
-    CodebookKeeper(tokenizer, CodebookHealth(), BATCH).start(IMAGES, first)
+    CodebookKeeper(tokenizer, CodebookConfig(), BATCH).start(IMAGES, first)
     vectors = np.concatenate(
         [np.asarray(v).reshape(-1, 3) for v in tokenizer.residual_vectors(IMAGES)]
     )
@@ -176,7 +176,7 @@ def test_restored_state_goes_on_as_if_it_had_never_stopped(tokenizer):
         follow(health, ids, vectors, step)
     expected = codes(tokenizer)
 
-    again = CodebookKeeper(tokenizer, CodebookHealth(update="ema", revive_every=4), BATCH)
+    again = CodebookKeeper(tokenizer, CodebookConfig(update="ema", revive_every=4), BATCH)
     again.restore(saved)
     weight = tokenizer.quantize.embedding.weight
     weight.set_data(type(weight)(codebook))
@@ -188,7 +188,7 @@ def test_restored_state_goes_on_as_if_it_had_never_stopped(tokenizer):
 def test_a_batch_with_fewer_vectors_than_codes_is_refused():
     small = Tokenizer(dataclasses.replace(CONFIG, vocab_size=85))
     with pytest.raises(InputError, match=r"vocab_size is 85; .* 4 images has 84"):
-        CodebookKeeper(small, CodebookHealth(), BATCH)
+        CodebookKeeper(small, CodebookConfig(), BATCH)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_a_batch_with_fewer_vectors_than_codes_is_refused():
 )
 def test_settings_out_of_range_are_refused_by_name_and_value(field, value):
     with pytest.raises(InputError, match=f"{field} is {value!r}; expected"):
-        CodebookHealth(**{field: value})
+        CodebookConfig(**{field: value})
 
 
 @given(st.integers(1, 64), st.integers(1, 20))

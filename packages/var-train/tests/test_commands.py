@@ -15,12 +15,12 @@ import pytest
 import tyro
 from PIL import Image
 from var_tokenizer import Tokenizer, TokenizerConfig
-from var_train.evaluate import TokenizerEvaluation
+from var_train.evaluate import TokenizerEvaluationConfig
 from var_train.evaluate import main as evaluate_command
 from var_train.reports.progress import MetricsLog, record_settings, step_bar
-from var_train.run import Run, parse
+from var_train.run import RunConfig, parse
 from var_train.run import main as run_command
-from var_train.tokenize import Tokenization
+from var_train.tokenize import TokenizeConfig
 from var_train.tokenize import main as tokenize_command
 from var_train.training.loop import LoopConfig, train
 
@@ -163,26 +163,26 @@ def shown(capsys, monkeypatch, kind: type, *words: str) -> str:
     monkeypatch.setattr(sys, "argv", ["command", *words])
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as end:
-        parse() if kind is Run else tyro.cli(kind)
+        parse() if kind is RunConfig else tyro.cli(kind)
     assert end.value.code == 0
     return capsys.readouterr().out
 
 
 def test_the_help_of_a_run_fits_on_two_screens_and_names_every_setting(capsys, monkeypatch):
-    text = shown(capsys, monkeypatch, Run, "--help")
+    text = shown(capsys, monkeypatch, RunConfig, "--help")
     assert len(text.splitlines()) <= 100
     assert "--train-transformer.epochs 8  .batch 64" in text and ".scales 1 2 3 4" in text
-    everything = shown(capsys, monkeypatch, Run, "--help-all")
+    everything = shown(capsys, monkeypatch, RunConfig, "--help-all")
     for option in re.findall(r"│ (--[a-z.-]+)", everything):
         name = option.removeprefix("--").split(".")[-1]
         assert re.search(rf"[.-]{name.removeprefix('no-')}\b", text), option
     assert "--train-transformer.batch 768" not in text
-    assert ".batch 768" in shown(capsys, monkeypatch, Run, "--preset", "d16", "--help")
+    assert ".batch 768" in shown(capsys, monkeypatch, RunConfig, "--preset", "d16", "--help")
 
 
-@pytest.mark.parametrize("kind", [Run, Tokenization, TokenizerEvaluation])
+@pytest.mark.parametrize("kind", [RunConfig, TokenizeConfig, TokenizerEvaluationConfig])
 def test_no_help_talks_of_exceptions(capsys, monkeypatch, kind):
-    text = shown(capsys, monkeypatch, kind, "--help-all" if kind is Run else "--help")
+    text = shown(capsys, monkeypatch, kind, "--help-all" if kind is RunConfig else "--help")
     assert "Raises" not in text and "InputError" not in text
 
 

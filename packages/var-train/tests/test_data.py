@@ -21,8 +21,8 @@ from var_train.data.images import (
     read_image,
 )
 from var_train.data.tokens import EncodedImages
-from var_train.training.tokenizer_stage import TokenizerStage, TokenizerTraining
-from var_train.training.transformer_stage import TransformerStage, TransformerTraining
+from var_train.training.tokenizer_stage import TokenizerStageConfig, TokenizerTraining
+from var_train.training.transformer_stage import TransformerStageConfig, TransformerTraining
 from var_transformer import Transformer, TransformerConfig
 
 SIZE = (8, 12)
@@ -101,9 +101,9 @@ def test_both_stages_take_the_images_of_an_epoch_alike():
     images = Recorded(np.zeros((10, 4, 4, 3), np.uint8), np.zeros(10, np.int32), ("a",))
     size = {"vocab_size": 8, "latent_channels": 4, "scales": (1, 4)}
     tokenizer = Tokenizer(TokenizerConfig(channels=32, channel_multipliers=(1,), **size), 0)
-    first = TokenizerTraining(tokenizer, images, images, TokenizerStage(epochs=2, batch=4), 7)
+    first = TokenizerTraining(tokenizer, images, images, TokenizerStageConfig(epochs=2, batch=4), 7)
     model = Transformer(TransformerConfig(depth=1, width=32, heads=2, num_classes=1, **size))
-    settings = TransformerStage(epochs=2, batch=4)
+    settings = TransformerStageConfig(epochs=2, batch=4)
     tokens = EncodedImages(tokenizer, images)
     second = TransformerTraining(model, tokenizer, tokens, tokens, settings, 7)
     assert first.steps == second.steps == 5

@@ -12,9 +12,13 @@ from safetensors.numpy import save_file
 from scipy.fft import dctn
 from var_tokenizer.common import InputError
 from var_train.data.augment import augment, draw_augmentation
-from var_train.losses.discriminator import Adversary, PatchDiscriminator, hinge_loss
+from var_train.losses.discriminator import AdversaryConfig, PatchDiscriminator, hinge_loss
 from var_train.losses.feature_network import FeatureNetwork
-from var_train.losses.reconstruction import LossWeights, ReconstructionLoss, StructureLoss
+from var_train.losses.reconstruction import (
+    ReconstructionLoss,
+    ReconstructionLossConfig,
+    StructureLoss,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -26,8 +30,8 @@ def images(*shape: int) -> np.ndarray:
 def test_l1_and_l2_are_the_mean_absolute_and_squared_error():
     output, target = images(2, 8, 8, 3), images(2, 8, 8, 3)
     for weights, expected in (
-        (LossWeights(l1=2.0, l2=0.0), 2 * np.abs(output - target).mean()),
-        (LossWeights(l1=0.0, l2=1.0), ((output - target) ** 2).mean()),
+        (ReconstructionLossConfig(l1=2.0, l2=0.0), 2 * np.abs(output - target).mean()),
+        (ReconstructionLossConfig(l1=0.0, l2=1.0), ((output - target) ** 2).mean()),
     ):
         loss = ReconstructionLoss(weights, (8, 8))(Tensor(output), Tensor(target))
         assert float(loss) == pytest.approx(expected, rel=1e-5)
@@ -59,7 +63,7 @@ def test_the_structure_loss_ignores_a_constant_shift_but_for_its_mean():
 )
 def test_unusable_loss_weights_are_refused(weights, message):
     with pytest.raises(InputError, match=message):
-        LossWeights(**weights)
+        ReconstructionLossConfig(**weights)
 
 
 def vgg(**changes: np.ndarray) -> dict[str, np.ndarray]:
@@ -93,12 +97,14 @@ def test_the_perceptual_distance_is_zero_only_for_equal_images(network_file):
 
 
 def test_the_perceptual_loss_reaches_the_image_and_leaves_the_network_alone(network_file):
-    weights = LossWeights(l1=1.0, l2=0.0, feature_network=network_file(vgg()))
+    weights = ReconstructionLossConfig(l1=1.0, l2=0.0, feature_network=network_file(vgg()))
     loss = ReconstructionLoss(weights, (8, 8))
     assert not loss.trainable_params()
     output, target = Tensor(images(1, 8, 8, 3)), Tensor(images(1, 8, 8, 3))
     with_network = ms.grad(loss)(output, target).asnumpy()
-    without = ms.grad(ReconstructionLoss(LossWeights(l1=1.0, l2=0.0), (8, 8)))(output, target)
+    without = ms.grad(ReconstructionLoss(ReconstructionLossConfig(l1=1.0, l2=0.0), (8, 8)))(
+        output, target
+    )
     assert np.abs(with_network - without.asnumpy()).max() > 1e-6
 
 
@@ -144,7 +150,7 @@ def test_a_file_without_a_network_is_refused(network_file, tmp_path):
 
 
 def test_the_discriminator_judges_patches_and_sees_no_other_image():
-    judge = PatchDiscriminator(Adversary(weight=1, channels=32), np.random.default_rng(0))
+    judge = PatchDiscriminator(AdversaryConfig(weight=1, channels=32), np.random.default_rng(0))
     batch = images(3, 16, 16, 3)
     together = judge(Tensor(batch)).asnumpy()
     assert together.shape == (3, 4, 4, 1)

@@ -12,7 +12,7 @@ from var_tokenizer import Tokenizer, TokenizerConfig
 from var_train.data.images import step_indices
 from var_train.data.tokens import TokenSet
 from var_train.optimization.adamw import AdamWConfig
-from var_train.training.transformer_stage import TransformerStage, TransformerTraining, decays
+from var_train.training.transformer_stage import TransformerStageConfig, TransformerTraining, decays
 from var_transformer import Transformer, TransformerConfig
 
 torch = pytest.importorskip("torch")
@@ -30,7 +30,7 @@ TOKENIZER = TokenizerConfig(
 MODEL = TransformerConfig(
     depth=2, width=64, heads=4, num_classes=5, vocab_size=48, latent_channels=8, scales=SCALES
 )
-STAGE = TransformerStage(
+STAGE = TransformerStageConfig(
     epochs=4,
     batch=8,
     label_smoothing=0.1,

@@ -9,9 +9,9 @@ import pytest
 from mindspore import ops
 from var_tokenizer import Tokenizer, TokenizerConfig
 from var_train.data.tokens import TokenSet
-from var_train.reports.report import Sampling, sample_classes
+from var_train.reports.report import SamplingConfig, sample_classes
 from var_train.reports.sheets import sample_grid
-from var_train.training.transformer_stage import TransformerStage, TransformerTraining
+from var_train.training.transformer_stage import TransformerStageConfig, TransformerTraining
 from var_transformer import Transformer, TransformerConfig, generate
 
 SCALES = (1, 2, 4)
@@ -50,7 +50,7 @@ def model() -> Transformer:
     return model
 
 
-def drawn_alone(model, tokenizer, label: int, number: int, sampling: Sampling, seed: int):
+def drawn_alone(model, tokenizer, label: int, number: int, sampling: SamplingConfig, seed: int):
     """Image ``number`` by the documented rule, in a batch of its own."""
     settings = {"cfg": sampling.cfg, "top_k": sampling.top_k, "top_p": sampling.top_p}
     return generate(model, tokenizer, [label], seed=seed, numbers=[number], **settings).images[0]
@@ -60,7 +60,7 @@ def drawn_alone(model, tokenizer, label: int, number: int, sampling: Sampling, s
 def test_image_n_of_the_report_has_the_stream_n_of_the_seed_whatever_the_batch(
     model, tokenizer, batch
 ):
-    sampling = Sampling(per_class=3, cfg=1.0, top_k=9, batch=batch)
+    sampling = SamplingConfig(per_class=3, cfg=1.0, top_k=9, batch=batch)
     images, labels = sample_classes(model, tokenizer, sampling, seed=7)
     assert labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     alone = [drawn_alone(model, tokenizer, n // 3, n, sampling, 7) for n in range(9)]
@@ -68,19 +68,19 @@ def test_image_n_of_the_report_has_the_stream_n_of_the_seed_whatever_the_batch(
     assert min(np.abs(a - b).max() for a, b in itertools.pairwise(alone)) > 1e-3
 
 
-def grid(model, tokenizer, sampling: Sampling) -> np.ndarray:
+def grid(model, tokenizer, sampling: SamplingConfig) -> np.ndarray:
     """What a validation draws, two images of each class."""
     rng = np.random.default_rng(0)
     lengths = model.config.schedule.tokens
     ids = [rng.integers(0, 16, (8, length)).astype(np.int32) for length in lengths]
     tokens = TokenSet(ids, (np.arange(8) % CLASSES).astype(np.int32))
-    stage = TransformerStage(batch=8, samples_per_class=2)
+    stage = TransformerStageConfig(batch=8, samples_per_class=2)
     training = TransformerTraining(model, tokenizer, tokens, tokens, stage, 7, sampling)
     return training.validate(0)["samples"]
 
 
 def test_the_grid_of_a_validation_is_drawn_with_the_settings_of_the_final_images(model, tokenizer):
-    sampling = Sampling(cfg=0.0, top_k=9, batch=4)
+    sampling = SamplingConfig(cfg=0.0, top_k=9, batch=4)
     alone = [drawn_alone(model, tokenizer, n // 2, n, sampling, 7) for n in range(6)]
     expected = np.asarray(sample_grid(np.stack(alone), ["0", "1", "2"], 2)).astype(int)
     found = grid(model, tokenizer, sampling)

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from var_tokenizer import Tokenizer, TokenizerConfig
 from var_tokenizer.common import InputError
-from var_train.run import Run, TransformerSize, _model, _tokenizer, main, parse
+from var_train.run import RunConfig, TransformerSizeConfig, _model, _tokenizer, main, parse
 from var_transformer import Transformer, TransformerConfig, generate
 
 FILES = {
@@ -294,10 +294,10 @@ def test_init_says_where_its_classes_have_other_names(tmp_path, caplog):
     model = Transformer(TransformerConfig(depth=1, width=32, heads=2, num_classes=2, **size), 0)
     model.class_names = ("cat", "dog")
     model.save(tmp_path / "init.safetensors")
-    config = Run(
+    config = RunConfig(
         stage="transformer",
         init=tmp_path / "init.safetensors",
-        transformer=TransformerSize(depth=1, width=32, heads=2),
+        transformer=TransformerSizeConfig(depth=1, width=32, heads=2),
     )
     _model(config, tokenizer, ("cat", "dog"))
     assert not caplog.records
@@ -316,7 +316,9 @@ def test_an_init_of_another_architecture_is_refused_before_anything_is_written(t
 
 def digits_files(folder: Path) -> tuple[Path, Path]:
     """A tokenizer and a transformer for digits, both of other sizes than a run's defaults."""
-    config = dataclasses.replace(Run().tokenizer, vocab_size=64, channel_multipliers=(1, 2, 1, 1))
+    config = dataclasses.replace(
+        RunConfig().tokenizer, vocab_size=64, channel_multipliers=(1, 2, 1, 1)
+    )
     Tokenizer(config, 0).save(folder / "t.safetensors")
     size = {"vocab_size": 64, "latent_channels": 8, "scales": config.scales, "num_classes": 10}
     model = TransformerConfig(depth=1, width=32, heads=2, qk_l2_norm=False, **size)
@@ -329,9 +331,9 @@ def test_files_bring_their_architecture(tmp_path, monkeypatch):
     words = ["run", "--init", str(init), "--tokenizer-file", str(tokenizer)]
     monkeypatch.setattr(sys, "argv", [*words, "--stage", "transformer"])
     by_command = parse()
-    assert by_command.transformer == TransformerSize(1, 32, 2)
+    assert by_command.transformer == TransformerSizeConfig(1, 32, 2)
     assert by_command.tokenizer == Tokenizer.load(tokenizer).config
-    in_python = Run(init=init, tokenizer_file=tokenizer, stage="transformer")
+    in_python = RunConfig(init=init, tokenizer_file=tokenizer, stage="transformer")
     for config in (by_command, in_python):
         loaded = _tokenizer(config)
         model, _ = _model(config, loaded, tuple("0123456789"))

@@ -13,7 +13,7 @@ from var_tokenizer import Tokenizer, TokenizerConfig
 from var_tokenizer.common import InputError
 from var_train.data.images import load_image_tree
 from var_train.data.token_cache import TokenCache
-from var_train.tokenize import Tokenization, tokenize
+from var_train.tokenize import TokenizeConfig, tokenize
 
 CONFIG = TokenizerConfig(
     vocab_size=16,
@@ -43,7 +43,7 @@ def work(tmp_path_factory) -> Path:
     return root
 
 
-def command(root: Path, **changes) -> Tokenization:
+def command(root: Path, **changes) -> TokenizeConfig:
     settings = {
         "tokenizer": root / "tokenizer.safetensors",
         "data": root / "images",
@@ -51,7 +51,7 @@ def command(root: Path, **changes) -> Tokenization:
         "batch": 3,
         "shard": 4,
     }
-    return Tokenization(**(settings | changes))
+    return TokenizeConfig(**(settings | changes))
 
 
 def test_the_cache_holds_the_tokens_of_every_image_as_it_is_and_mirrored(work):

@@ -9,13 +9,13 @@ from var_tokenizer import Tokenizer, TokenizerConfig
 from var_tokenizer.common import InputError
 from var_train.data.augment import augment
 from var_train.data.images import ImageSet
-from var_train.losses.discriminator import Adversary, PatchDiscriminator, hinge_loss
-from var_train.losses.reconstruction import LossWeights
+from var_train.losses.discriminator import AdversaryConfig, PatchDiscriminator, hinge_loss
+from var_train.losses.reconstruction import ReconstructionLossConfig
 from var_train.reports.progress import MetricsLog
 from var_train.training.checkpoints import CheckpointFolder
-from var_train.training.codebook import CodebookHealth
+from var_train.training.codebook import CodebookConfig
 from var_train.training.loop import LoopConfig, train
-from var_train.training.tokenizer_stage import TokenizerStage, TokenizerTraining
+from var_train.training.tokenizer_stage import TokenizerStageConfig, TokenizerTraining
 
 CONFIG = TokenizerConfig(
     vocab_size=16,
@@ -38,7 +38,7 @@ def pictures(count: int, seed: int) -> ImageSet:
 TRAIN, VAL = pictures(32, 0), pictures(6, 1)
 
 
-def training(stage: TokenizerStage, config: TokenizerConfig = CONFIG) -> TokenizerTraining:
+def training(stage: TokenizerStageConfig, config: TokenizerConfig = CONFIG) -> TokenizerTraining:
     return TokenizerTraining(Tokenizer(config, 0), TRAIN, VAL, stage, seed=0)
 
 
@@ -46,7 +46,7 @@ def run(stage: TokenizerTraining, begin: int, end: int) -> list[dict]:
     return [stage.train_step(step) for step in range(begin, end)]
 
 
-def assert_goes_on_alike(config: TokenizerStage, stop: int) -> None:
+def assert_goes_on_alike(config: TokenizerStageConfig, stop: int) -> None:
     """A run of all steps, and one stopped after ``stop``, give the same metrics to the bit."""
     whole = training(config)
     expected = run(whole, 0, stop)
@@ -64,18 +64,18 @@ def assert_goes_on_alike(config: TokenizerStage, stop: int) -> None:
 
 @pytest.mark.slow
 def test_a_resumed_run_gives_the_same_losses_and_weights_on_non_square_images():
-    assert_goes_on_alike(TokenizerStage(epochs=1, batch=4, flip=True, ema=0.9), stop=4)
+    assert_goes_on_alike(TokenizerStageConfig(epochs=1, batch=4, flip=True, ema=0.9), stop=4)
 
 
 @pytest.mark.slow
 def test_every_remedy_and_loss_together_resume_exactly_and_repeat():
-    config = TokenizerStage(
+    config = TokenizerStageConfig(
         epochs=1,
         batch=4,
         ema=0.9,
-        losses=LossWeights(structure=0.5),
-        adversary=Adversary(weight=0.5, start=0.25, channels=32),
-        codebook=CodebookHealth(start="kmeans", update="ema", revive_every=2, scale_dropout=0.5),
+        losses=ReconstructionLossConfig(structure=0.5),
+        adversary=AdversaryConfig(weight=0.5, start=0.25, channels=32),
+        codebook=CodebookConfig(start="kmeans", update="ema", revive_every=2, scale_dropout=0.5),
     )
     assert_goes_on_alike(config, stop=5)
     assert run(training(config), 0, 8) == run(training(config), 0, 8)
@@ -83,23 +83,25 @@ def test_every_remedy_and_loss_together_resume_exactly_and_repeat():
 
 def test_more_codes_than_a_batch_has_vectors_are_refused():
     with pytest.raises(InputError, match="vocab_size is 101; a batch of 4 images has 100 vectors"):
-        training(TokenizerStage(batch=4), dataclasses.replace(CONFIG, vocab_size=101))
+        training(TokenizerStageConfig(batch=4), dataclasses.replace(CONFIG, vocab_size=101))
 
 
 def test_a_batch_larger_than_the_data_is_refused():
     with pytest.raises(InputError, match="batch is 33; expected at most 32"):
-        training(TokenizerStage(batch=33))
+        training(TokenizerStageConfig(batch=33))
 
 
 @pytest.mark.parametrize(("field", "value"), [("epochs", 0), ("batch", 0), ("ema", 1.0)])
 def test_settings_out_of_range_are_refused_by_name_and_value(field, value):
     with pytest.raises(InputError, match=f"{field} is {value}; expected"):
-        TokenizerStage(**{field: value})
+        TokenizerStageConfig(**{field: value})
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     tokenizer = Tokenizer(CONFIG, 0)
-    stage = TokenizerTraining(tokenizer, TRAIN, VAL, TokenizerStage(epochs=1, batch=4), seed=0)
+    stage = TokenizerTraining(
+        tokenizer, TRAIN, VAL, TokenizerStageConfig(epochs=1, batch=4), seed=0
+    )
     healthy_step = stage.train_step
 
     def poisoned_step(step: int) -> dict:
@@ -119,8 +121,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [True, False])
 def test_the_discriminator_sees_changed_images_only_where_augment_says_so(changes):
-    adversary = Adversary(weight=1.0, start=0.0, channels=32, augment=changes)
-    stage = training(TokenizerStage(batch=8, adversary=adversary))
+    adversary = AdversaryConfig(weight=1.0, start=0.0, channels=32, augment=changes)
+    stage = training(TokenizerStageConfig(batch=8, adversary=adversary))
     seen, judge_step = [], stage._judge_step
 
     def recorded(images, output, features, scalars, *drawn):
@@ -137,7 +139,9 @@ def test_the_discriminator_sees_changed_images_only_where_augment_says_so(change
 
 
 def test_a_step_whose_gradient_overflows_moves_neither_weights_nor_averages_nor_codes():
-    config = TokenizerStage(batch=8, ema=0.9, codebook=CodebookHealth(update="ema", revive_every=1))
+    config = TokenizerStageConfig(
+        batch=8, ema=0.9, codebook=CodebookConfig(update="ema", revive_every=1)
+    )
     stage = training(config)
     stage.train_step(0)
     last = stage._tokenizer.last_layer
@@ -172,7 +176,7 @@ def test_any_geometry_trains(downsampling, scales, size):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (2, *size, 3), dtype=np.uint8)
     images = ImageSet(pixels, np.zeros(2, np.int32), ("noise",))
-    stage = TokenizerStage(epochs=2, batch=1, losses=LossWeights(structure=1.0))
+    stage = TokenizerStageConfig(epochs=2, batch=1, losses=ReconstructionLossConfig(structure=1.0))
     one = TokenizerTraining(Tokenizer(config, 0), images, images, stage, seed=0)
     losses = [one.train_step(step)["loss"] for step in range(one.steps)]
     assert losses[-1] < losses[0]

@@ -14,8 +14,12 @@ from var_train.data.images import step_indices
 from var_train.data.tokens import TokenSet
 from var_train.optimization.adamw import AdamWConfig
 from var_train.optimization.loss_scale import DTYPES, LossScale, PrecisionConfig
-from var_train.training.transformer_stage import TransformerStage, TransformerTraining, token_losses
-from var_transformer import Backend, Transformer, TransformerConfig
+from var_train.training.transformer_stage import (
+    TransformerStageConfig,
+    TransformerTraining,
+    token_losses,
+)
+from var_transformer import BackendConfig, Transformer, TransformerConfig
 
 SCALES = (1, 2, (2, 3))
 TOKENIZER = TokenizerConfig(
@@ -55,9 +59,11 @@ def tokens(count: int, seed: int) -> TokenSet:
 TRAIN, VAL = tokens(30, 0), tokens(7, 1)
 
 
-def training(stage: TransformerStage, model: TransformerConfig = MODEL) -> TransformerTraining:
+def training(
+    stage: TransformerStageConfig, model: TransformerConfig = MODEL
+) -> TransformerTraining:
     return TransformerTraining(
-        Transformer(model, 0, Backend(dtype=DTYPES[stage.precision.dtype])),
+        Transformer(model, 0, BackendConfig(dtype=DTYPES[stage.precision.dtype])),
         Tokenizer(TOKENIZER, 0),
         TRAIN,
         VAL,
@@ -76,7 +82,7 @@ def weights(stage: TransformerTraining) -> dict[str, np.ndarray]:
 
 
 def test_a_resumed_run_gives_the_same_losses_and_weights():
-    config = TransformerStage(epochs=2, batch=8, ema=0.9, flip=True, samples_per_class=0)
+    config = TransformerStageConfig(epochs=2, batch=8, ema=0.9, flip=True, samples_per_class=0)
     whole = training(config)
     assert whole.steps == 8  # 60 images
     run(whole, 0, 3)
@@ -94,7 +100,7 @@ def test_a_resumed_run_gives_the_same_losses_and_weights():
 
 @pytest.mark.slow
 def test_a_batch_in_parts_takes_the_step_of_the_whole_batch():
-    once, parts = (training(TransformerStage(batch=12, accumulation=n)) for n in (1, 3))
+    once, parts = (training(TransformerStageConfig(batch=12, accumulation=n)) for n in (1, 3))
     for ours, theirs in zip(run(parts, 0, 3), run(once, 0, 3), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
     for name, array in weights(once).items():
@@ -103,14 +109,14 @@ def test_a_batch_in_parts_takes_the_step_of_the_whole_batch():
 
 @pytest.mark.slow
 def test_recomputing_the_blocks_changes_no_number():
-    kept, again = (training(TransformerStage(batch=8, recompute=on)) for on in (False, True))
+    kept, again = (training(TransformerStageConfig(batch=8, recompute=on)) for on in (False, True))
     assert run(again, 0, 3) == run(kept, 0, 3)
 
 
 @pytest.mark.slow
 def test_float16_products_follow_float32_with_float32_weights():
-    mixed = training(TransformerStage(batch=8, precision=PrecisionConfig("float16")))
-    plain = run(training(TransformerStage(batch=8)), 0, 3)
+    mixed = training(TransformerStageConfig(batch=8, precision=PrecisionConfig("float16")))
+    plain = run(training(TransformerStageConfig(batch=8)), 0, 3)
     for ours, theirs in zip(run(mixed, 0, 3), plain, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-2)
         assert ours["gradient_norm"] != theirs["gradient_norm"]  # it does compute in halves
@@ -120,7 +126,7 @@ def test_float16_products_follow_float32_with_float32_weights():
 @pytest.mark.slow
 def test_a_step_that_overflows_is_skipped_and_counted():
     largest = PrecisionConfig("float16", loss_scale=2.0**24)
-    stage = training(TransformerStage(batch=8, precision=largest))
+    stage = training(TransformerStageConfig(batch=8, precision=largest))
     before = weights(stage)
     first = stage.train_step(0)
     assert first["skipped_steps"] == 1 and "gradient_norm" not in first
@@ -130,7 +136,7 @@ def test_a_step_that_overflows_is_skipped_and_counted():
 
 def test_averages_neither_move_nor_count_a_step_that_overflows():
     largest = PrecisionConfig("float16", loss_scale=2.0**24)
-    stage = training(TransformerStage(batch=8, precision=largest, ema=0.9))
+    stage = training(TransformerStageConfig(batch=8, precision=largest, ema=0.9))
     before, step = weights(stage), 0
     while stage.train_step(step)["skipped_steps"] == step + 1:
         found = weights(stage)
@@ -147,7 +153,7 @@ def test_averages_neither_move_nor_count_a_step_that_overflows():
 def test_a_run_with_skipped_steps_may_be_resumed_at_any_of_its_steps():
     """The averages, the moments, the loss scale and the counts of updates go on from each."""
     largest = PrecisionConfig("float16", loss_scale=2.0**24, growth_every=3)
-    config = TransformerStage(
+    config = TransformerStageConfig(
         batch=10, epochs=3, precision=largest, ema=0.9, flip=True, progressive=0.6
     )
     whole, resumed = training(config), training(config)
@@ -165,7 +171,7 @@ def test_a_run_with_skipped_steps_may_be_resumed_at_any_of_its_steps():
 @pytest.mark.slow
 def test_scales_join_one_after_another_and_all_are_trained_in_the_end():
     stage = training(
-        TransformerStage(
+        TransformerStageConfig(
             epochs=2, batch=10, progressive=0.5, scale_weights=(1, 2, 3), samples_per_class=0
         )
     )
@@ -178,7 +184,7 @@ def test_scales_join_one_after_another_and_all_are_trained_in_the_end():
 
 @pytest.mark.slow
 def test_training_lowers_the_validation_loss_of_every_scale():
-    stage = training(TransformerStage(epochs=20, batch=10, samples_per_class=2))
+    stage = training(TransformerStageConfig(epochs=20, batch=10, samples_per_class=2))
     before = stage.validate(0)
     run(stage, 0, stage.steps)
     after = stage.validate(stage.steps - 1)
@@ -194,7 +200,7 @@ def test_a_validation_is_the_mean_over_its_images_whatever_the_batch(batch):
     for parameter in model.get_parameters():  # published ones predict all tokens alike
         drawn = rng.standard_normal(parameter.shape) * 0.3
         ops.assign(parameter, ms.Tensor(drawn.astype(np.float32)))
-    config = TransformerStage(batch=batch, samples_per_class=0, scale_weights=(3, 2, 1))
+    config = TransformerStageConfig(batch=batch, samples_per_class=0, scale_weights=(3, 2, 1))
     found = TransformerTraining(model, tokenizer, TRAIN, VAL, config, seed=0).validate(0)
     ids, labels_b = VAL.batch(np.arange(len(VAL)))
     logits_blv = model.logits(labels_b, tokenizer.teacher_inputs(ids)).asnumpy().astype(np.float64)
@@ -272,7 +278,7 @@ def test_the_loss_scale_halves_at_an_overflow_and_doubles_after_a_while():
 )
 def test_settings_that_do_not_fit_are_refused_by_name_and_value(changes, message):
     with pytest.raises(InputError, match=message):
-        training(TransformerStage(**{"batch": 8, **changes}))
+        training(TransformerStageConfig(**{"batch": 8, **changes}))
 
 
 def test_a_flip_without_mirrored_tokens_is_refused():
@@ -282,6 +288,6 @@ def test_a_flip_without_mirrored_tokens_is_refused():
             Tokenizer(TOKENIZER, 0),
             dataclasses.replace(TRAIN, flipped=None),
             VAL,
-            TransformerStage(batch=8, flip=True, optimizer=AdamWConfig()),
+            TransformerStageConfig(batch=8, flip=True, optimizer=AdamWConfig()),
             seed=0,
         )

@@ -14,7 +14,7 @@ from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
 from var_tokenizer import ScaleSchedule
 from var_tokenizer.common import InputError
-from var_transformer import Backend, TransformerConfig
+from var_transformer import BackendConfig, TransformerConfig
 from var_transformer.attention import ascend, build
 
 PRESETS = ("d16", "d20", "d24", "d30", "d36-s")
@@ -82,7 +82,7 @@ def attention_of(preset: str, dtype, **changes):
         "heads": config.heads,
         "head_width": config.width // config.heads,
         "unit_length": config.qk_l2_norm,
-        "backend": Backend("ascend", dtype),
+        "backend": BackendConfig("ascend", dtype),
     }
     return config, build(**fields | changes)
 
@@ -90,7 +90,7 @@ def attention_of(preset: str, dtype, **changes):
 @pytest.mark.parametrize("one_call", [False, True])
 @pytest.mark.parametrize(("preset", "batch", "dtype"), CALLS)
 def test_training_passes_inference_forward_and_gradient(preset, batch, dtype, one_call):
-    config, attend = attention_of(preset, dtype, backend=Backend("ascend", dtype, one_call))
+    config, attend = attention_of(preset, dtype, backend=BackendConfig("ascend", dtype, one_call))
     x = unfilled(batch, config.schedule.length, config.width, dtype=dtype)
     scale = Tensor(np.ones((1, config.heads, 1, 1), np.float32))
     stopped = infer(Gradient(attend), x, x, x, scale)
@@ -352,7 +352,7 @@ def test_segments_equal_the_full_mask_forward_and_gradient(monkeypatch, modelled
     schedule, rng = random_schedule(seed), np.random.default_rng(seed)
     # a cheap launch cuts everywhere, a dear one nowhere
     monkeypatch.setattr(ascend, "_BATCH", 10.0 ** rng.uniform(4, 8))
-    ways = [build(schedule, 2, 16, False, Backend("ascend", dtype, f)) for f in (False, True)]
+    ways = [build(schedule, 2, 16, False, BackendConfig("ascend", dtype, f)) for f in (False, True)]
     kind = ms.dtype_to_nptype(dtype)
     shape = (2, schedule.length, 32)
     q, k, v = (rng.standard_normal(shape).astype(kind) for _ in range(3))
@@ -407,7 +407,7 @@ def test_scale_by_scale_from_the_cache_equals_the_full_mask(monkeypatch, modelle
     monkeypatch.setattr(ascend.auto_generate, "ReshapeAndCache", WriteModel)
     monkeypatch.setattr(ops, "fused_infer_attention_score", infer_attention_model)
     schedule, rng = random_schedule(seed), np.random.default_rng(seed)
-    attend = build(schedule, 2, 16, False, Backend("ascend", ms.float32))
+    attend = build(schedule, 2, 16, False, BackendConfig("ascend", ms.float32))
     q, k, v = (rng.standard_normal((3, schedule.length, 32)).astype(np.float32) for _ in range(3))
     cache, got = attend.empty_cache(3), []
     for index, (begin, end) in enumerate(itertools.pairwise(schedule.offsets)):
@@ -427,7 +427,7 @@ def test_unit_length_and_its_learned_scale_equal_the_portable_ones(modelled):
     )
     got, expected = (
         value_and_gradients(build(schedule, 2, 16, True, backend), q, k, v, d_y, scale)
-        for backend in (Backend("ascend", ms.float32), Backend("portable"))
+        for backend in (BackendConfig("ascend", ms.float32), BackendConfig("portable"))
     )
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
@@ -438,7 +438,10 @@ def test_unit_length_and_its_learned_scale_equal_the_portable_ones(modelled):
     ("changes", "message"),
     [
         ({"head_width": 40}, "head width is 40; .*multiples of 16"),
-        ({"backend": Backend("ascend", ms.float32)}, "dtype is Float32; .*Float16 or BFloat16"),
+        (
+            {"backend": BackendConfig("ascend", ms.float32)},
+            "dtype is Float32; .*Float16 or BFloat16",
+        ),
     ],
 )
 def test_what_the_fused_operators_do_not_take_is_an_error_that_says_what_they_do(changes, message):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mindspore import Tensor
 from var_tokenizer import SCALES_256, SCALES_512, ScaleSchedule
 from var_tokenizer.common import InputError
-from var_transformer import Backend, TransformerConfig
+from var_transformer import BackendConfig, TransformerConfig
 from var_transformer.attention import Cache, build, portable
 from var_transformer.attention.devices import DEVICES, device
 from var_transformer.attention.segments import (
@@ -34,7 +34,7 @@ def test_full_segmentation_needs_the_published_share_of_the_scores(scales, least
 def test_training_on_ascend_multiplies_few_scores_in_vain(preset):
     config = TransformerConfig.preset(preset)
     width = config.width // config.heads
-    backend = Backend("ascend", ms.float16)
+    backend = BackendConfig("ascend", ms.float16)
     attend = build(config.schedule, config.heads, width, config.qk_l2_norm, backend)
     used = sum(Segment(*call).scores for call in attend.plans[-1])
     most = 0.69 if config.shared_adaln else 0.66  # 512 px, 256 px
@@ -79,7 +79,7 @@ def test_free_launches_cut_everywhere_and_dear_ones_nowhere():
 
 def test_one_call_is_one_call_on_ascend():
     config = TransformerConfig.preset("d36-s")
-    backend = Backend("ascend", ms.float16, one_call=True)
+    backend = BackendConfig("ascend", ms.float16, one_call=True)
     attend = build(config.schedule, config.heads, 64, config.qk_l2_norm, backend)
     assert all(len(plan) == 1 for plan in attend.plans)
 
@@ -106,7 +106,7 @@ def test_portable_segments_equal_the_full_mask_forward_and_gradient(monkeypatch,
     results = []
     for launch in (10.0 ** rng.uniform(0, 4), 1e9):  # the last one: one call under one mask
         monkeypatch.setattr(portable, "_LAUNCH", launch)
-        attend = build(schedule, 2, 16, False, Backend("portable"))
+        attend = build(schedule, 2, 16, False, BackendConfig("portable"))
         results.append(mixed_and_gradients(attend, *tensors))
     assert len(attend.plans[-1]) == 1
     for a, b in zip(*results, strict=True):
@@ -116,7 +116,7 @@ def test_portable_segments_equal_the_full_mask_forward_and_gradient(monkeypatch,
 def test_the_first_scales_alone_attend_as_they_do_among_all(monkeypatch):
     monkeypatch.setattr(portable, "_LAUNCH", 10.0)
     schedule, rng = ScaleSchedule((1, 2, 3, 4)), np.random.default_rng(0)
-    attend = build(schedule, 2, 16, True, Backend("portable"))
+    attend = build(schedule, 2, 16, True, BackendConfig("portable"))
     q, k, v = (rng.standard_normal((2, 30, 32)).astype(np.float32) for _ in range(3))
     scale = Tensor(np.full((1, 2, 1, 1), 4, np.float32))
     whole = attend(*map(Tensor, (q, k, v)), scale, None, ())[0].asnumpy()
@@ -141,12 +141,12 @@ def test_the_backend_follows_device_and_dtype_unless_it_is_named(
     monkeypatch, target, name, dtype, fused
 ):
     monkeypatch.setattr(ms, "get_context", lambda _: target)
-    assert Backend(name, dtype).fused is fused
+    assert BackendConfig(name, dtype).fused is fused
 
 
 def test_an_unknown_backend_is_an_error_that_lists_the_known():
     with pytest.raises(InputError, match="'cuda'; expected auto, ascend or portable"):
-        Backend("cuda")
+        BackendConfig("cuda")
 
 
 def test_an_unknown_device_is_an_error_that_lists_the_known():

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 from var_tokenizer import Tokenizer, TokenizerConfig
-from var_transformer import Backend, Refiner, Sampler, Transformer, box_mask, edit, generate
+from var_transformer import BackendConfig, Refiner, Sampler, Transformer, box_mask, edit, generate
 
 SCALES = (1, 2, 3, 4)  # several after a cut: the first of them cannot show what is lost
 LABELS = np.array([1, 4, 1])
 NO_CLASS = np.full(3, 5)
-BACKENDS = {"cpu": Backend(), "portable": Backend("portable")}
+BACKENDS = {"cpu": BackendConfig(), "portable": BackendConfig("portable")}
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_a_cache_that_is_cut_again_and_again_stays_right(model, cuts):
         )
 
 
-@pytest.mark.parametrize("backend", [*BACKENDS.values(), Backend("ascend", ms.float16)])
+@pytest.mark.parametrize("backend", [*BACKENDS.values(), BackendConfig("ascend", ms.float16)])
 def test_a_cut_cache_is_memory_of_its_own_and_the_rest_is_freed(make_config, backend):
     config = make_config(scales=SCALES)
     cache = Transformer(config, backend=backend).new_cache(4)

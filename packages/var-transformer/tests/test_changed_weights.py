@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, ops
 from var_tokenizer.common import InputError
-from var_transformer import Backend, Refiner, Sampler, Transformer, box_mask, edit, generate
+from var_transformer import BackendConfig, Refiner, Sampler, Transformer, box_mask, edit, generate
 
 LABELS = np.array([1, 4, 1])
-BACKENDS = {"cpu": Backend(), "portable": Backend("portable")}
+BACKENDS = {"cpu": BackendConfig(), "portable": BackendConfig("portable")}
 
 
 def each(change):

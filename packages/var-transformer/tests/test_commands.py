@@ -27,7 +27,7 @@ from var_transformer.commands.pictures import save_png
 from var_transformer.edit import __main__ as edit_command
 from var_transformer.generation.generate import Generation
 from var_transformer.generation.sampler import Sampler
-from var_transformer.sample import Sample, run, save_shuffled
+from var_transformer.sample import SampleConfig, run, save_shuffled
 
 # the commands run in this process, beside their imported modules
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
@@ -128,7 +128,7 @@ def test_a_finished_run_only_joins_its_files_again_and_other_settings_are_an_err
         raise AssertionError("a model ran")
 
     monkeypatch.setattr("var_transformer.sample.generate", unexpected)
-    same = Sample(
+    same = SampleConfig(
         pair / "t.safetensors",
         pair / "m.safetensors",
         "1,3",
@@ -159,7 +159,9 @@ def test_the_evaluators_array_is_in_an_order_of_the_seed_alone(tmp_path):
 
     def written(name, seed=3, batch=0, begin=0):
         """The array's bytes, in which image n is all n, and the numbers and labels in it."""
-        config = Sample(*pair, "1", tmp_path / name, seed=seed, batch=batch, npz=True, per_class=20)
+        config = SampleConfig(
+            *pair, "1", tmp_path / name, seed=seed, batch=batch, npz=True, per_class=20
+        )
         labels_n = np.repeat([7, 8, 9], 20)
         targets = [tmp_path / name / f"{n:06d}_{labels_n[n]}.png" for n in range(count)]
         for n, target in enumerate(targets):
@@ -181,7 +183,9 @@ def test_the_evaluators_array_is_in_an_order_of_the_seed_alone(tmp_path):
 def test_an_image_of_another_size_in_the_folder_ends_with_2_and_its_name(
     pair, tmp_path, caplog, no_model_runs, columns
 ):
-    same = Sample(pair / "t.safetensors", pair / "m.safetensors", "1,2", tmp_path, columns=columns)
+    same = SampleConfig(
+        pair / "t.safetensors", pair / "m.safetensors", "1,2", tmp_path, columns=columns
+    )
     with pytest.raises(AssertionError, match="a model ran"):
         run(same)
     for n, side in ((1, 6), (2, 7)):
@@ -269,7 +273,7 @@ def test_settings_that_are_none_end_with_2_and_one_line(pair, tmp_path, caplog, 
 
 
 def test_a_batch_of_0_in_the_settings_is_not_taken(pair, tmp_path, caplog, no_model_runs):
-    same = Sample(pair / "t.safetensors", pair / "m.safetensors", "1", tmp_path)
+    same = SampleConfig(pair / "t.safetensors", pair / "m.safetensors", "1", tmp_path)
     with pytest.raises(AssertionError, match="a model ran"):
         run(same)
     settings = (tmp_path / "settings.json").read_text()

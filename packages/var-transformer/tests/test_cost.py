@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 from var_tokenizer.common import InputError
-from var_transformer import Backend, Transformer, TransformerConfig, cost
+from var_transformer import BackendConfig, Transformer, TransformerConfig, cost
 from var_transformer.attention import PortableAttention, cost_model
 from var_transformer.attention.devices import device
 from var_transformer.attention.segments import Plan, Segment, cut_at, forward_work
@@ -66,7 +66,7 @@ def test_products_of_a_pass_are_those_that_the_model_multiplies(monkeypatch, mak
     monkeypatch.setattr(fast.Linear, "construct", linear)
     monkeypatch.setattr(PortableAttention, "attend", attend)
     config, batch = make_config(), 3
-    model = Transformer(config, backend=Backend("portable"))
+    model = Transformer(config, backend=BackendConfig("portable"))
     rest = config.schedule.length - config.schedule.tokens[0]
     inputs = Tensor(np.zeros((batch, rest, config.latent_channels), np.float32))
     model.construct(Tensor(np.zeros(batch, np.int32)), inputs)
@@ -157,7 +157,7 @@ def test_bad_input_ends_the_command_with_2_and_a_line(monkeypatch, capsys, argum
 )
 def test_the_settings_name_what_is_wrong(field, message):
     with pytest.raises(InputError, match=message):
-        cost.Cost(**field)
+        cost.CostConfig(**field)
 
 
 def test_the_portable_device_is_priced_too(monkeypatch, capsys):

@@ -11,7 +11,7 @@ import pytest
 from mindspore import Tensor, nn, ops
 from var_tokenizer import ScaleSchedule
 from var_tokenizer.common import InputError
-from var_transformer import Backend, ascend_c
+from var_transformer import BackendConfig, ascend_c
 from var_transformer.ascend_c import building
 from var_transformer.attention import ascend, build
 from var_transformer.model import operators as fast
@@ -164,7 +164,7 @@ def test_attention_through_the_fused_heads_is_portable_attention(fused, portable
     qkv, scale = values((2, schedule.length, 96), (1, 2, 1, 1))
     (d_out,) = values((2, schedule.length, 32), seed=1)
     results = []
-    for backend in (Backend("ascend", ms.float32), Backend("portable")):
+    for backend in (BackendConfig("ascend", ms.float32), BackendConfig("portable")):
         attend = build(schedule, 2, 16, True, backend)
         assert (getattr(attend, "fused_heads", None) is not None) is (backend.name == "ascend")
         cell = Joined(attend)
@@ -176,7 +176,7 @@ def test_attention_through_the_fused_heads_is_portable_attention(fused, portable
 def test_scale_by_scale_through_the_fused_write_is_all_at_once(fused, portable_attend):
     schedule = ScaleSchedule((1, (2, 3), 4))
     qkv, scale = values((2, schedule.length, 96), (1, 2, 1, 1))
-    attend = build(schedule, 2, 16, True, Backend("ascend", ms.float32))
+    attend = build(schedule, 2, 16, True, BackendConfig("ascend", ms.float32))
     cache, got = attend.empty_cache(2), []
     for k in range(len(schedule)):
         begin, end = schedule.offsets[k], schedule.offsets[k + 1]

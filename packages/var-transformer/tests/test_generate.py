@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from var_tokenizer.common import InputError
 from var_transformer import Refiner, Transformer, generate
-from var_transformer.attention import Backend
+from var_transformer.attention import BackendConfig
 
 LABELS = np.array([1, 4, 1])
 
@@ -214,7 +214,7 @@ def test_a_refiner_of_other_classes_is_an_error(model, tokenizer, make_config, n
 
 def test_a_model_of_float16_products_draws_what_one_of_float32_draws(model, tokenizer, tmp_path):
     model.save(tmp_path / "m.safetensors")
-    half = Transformer.load(tmp_path / "m.safetensors", Backend(dtype=ms.float16))
+    half = Transformer.load(tmp_path / "m.safetensors", BackendConfig(dtype=ms.float16))
     ours, theirs = (generate(m, tokenizer, [1, 2, 3], seed=0).ids for m in (half, model))
     same = np.concatenate([(a == b).reshape(-1) for a, b in zip(ours, theirs, strict=True)])
     assert same.mean() > 0.9  # a token flips where two are as likely to within the rounding

@@ -8,7 +8,7 @@ import pytest
 from mindspore import Tensor, nn
 from var_tokenizer import ScaleSchedule
 from var_tokenizer.common import KernelLibrary
-from var_transformer.attention import Backend, build
+from var_transformer.attention import BackendConfig, build
 from var_transformer.model import operators as fast
 
 ABSENT = KernelLibrary("var_transformer._absent")
@@ -166,7 +166,7 @@ def test_scale_by_scale_attention_agrees_in_both_forms(monkeypatch):
 @pytest.mark.parametrize("count", [1, 5, 14])
 def test_the_first_scales_alone_are_attended_as_among_all(form, count):
     schedule, rng = ScaleSchedule((1, 2, 3)), np.random.default_rng(0)
-    attend = build(schedule, 2, 16, True, Backend())
+    attend = build(schedule, 2, 16, True, BackendConfig())
     qkv = rng.standard_normal((1, 14, 96)).astype(np.float32)
     scale = Tensor(np.full((1, 2, 1, 1), 3, np.float32))
     whole = attend.projected(Tensor(qkv), scale, None, ())[0].asnumpy()

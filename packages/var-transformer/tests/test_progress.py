@@ -18,21 +18,21 @@ from rich.progress import Progress
 from var_tokenizer.common import InputError
 from var_tokenizer.common.command import exit_codes
 from var_tokenizer.common.progress import duration, line, next_line, progress_bar
-from var_transformer.ascend_c.__main__ import Build
-from var_transformer.cost import Cost
-from var_transformer.edit.__main__ import Edit
+from var_transformer.ascend_c.__main__ import BuildConfig
+from var_transformer.cost import CostConfig
+from var_transformer.edit.__main__ import EditConfig
 from var_transformer.edit.__main__ import run as edit
-from var_transformer.sample import Sample
-from var_transformer.serve import Serve
+from var_transformer.sample import SampleConfig
+from var_transformer.serve import ServeConfig
 
 ENVIRONMENT = os.environ | {"GLOG_v": "3"}
 COMMAND = """
 import logging
 import signal
 from var_tokenizer.common.command import exit_codes
-from var_transformer.ascend_c.__main__ import Build
-from var_transformer.cost import Cost
-from var_transformer.edit.__main__ import Edit
+from var_transformer.ascend_c.__main__ import BuildConfig
+from var_transformer.cost import CostConfig
+from var_transformer.edit.__main__ import EditConfig
 from var_transformer.edit.__main__ import run as edit
 with exit_codes("interrupted; the same command continues"):
     logging.getLogger("var_train").info("long %s", "name " * 300)
@@ -179,7 +179,7 @@ def test_edit_says_that_it_loads_and_draws(model, tokenizer, tmp_path, monkeypat
     Image.new("RGB", (6, 6)).save(tmp_path / "image.png")
     names = ("t.safetensors", "m.safetensors", "image.png")
     files = (tmp_path / name for name in names)
-    edit(Edit(*files, label="1", out=tmp_path / "out", box=(0, 0, 3, 6)))
+    edit(EditConfig(*files, label="1", out=tmp_path / "out", box=(0, 0, 3, 6)))
     for what in ("loading the models", "drawing"):
         assert re.search(f"^{what}: 0:00 so far$", "\n".join(caplog.messages), re.MULTILINE)
 
@@ -191,7 +191,7 @@ def test_a_package_lists_its_commands():
     assert listed == {"sample", "edit", "serve", "cost", "ascend_c"}
 
 
-@pytest.mark.parametrize("kind", [Sample, Edit, Serve, Cost, Build])
+@pytest.mark.parametrize("kind", [SampleConfig, EditConfig, ServeConfig, CostConfig, BuildConfig])
 def test_no_help_talks_of_exceptions(capsys, kind):
     with pytest.raises(SystemExit) as end:
         tyro.cli(kind, args=["--help"])

@@ -43,9 +43,9 @@ _resources = contextlib.ExitStack()
 FOLDER = _resources.enter_context(private_folder())  # before Gradio is imported
 atexit.register(_resources.close)
 
-from var_transformer.serve import Serve, run
-from var_transformer.serve import studio as studio_module
-from var_transformer.serve import visits as visits_module
+from var_transformer.serve import ServeConfig, run
+from var_transformer.web import studio as studio_module
+from var_transformer.web import visits as visits_module
 from var_transformer.web.guard import Login
 from var_transformer.web.page import make_page
 from var_transformer.web.server import Server
@@ -351,10 +351,10 @@ def config(model, tokenizer, tmp_path):
 def test_the_command_serves_on_127_0_0_1_unless_told_otherwise(config, monkeypatch):
     served = []
     monkeypatch.setattr(Server, "run", lambda server: served.append(server))
-    run(Serve(**config, port=7911))
+    run(ServeConfig(**config, port=7911))
     assert served[0].url == "http://127.0.0.1:7911/"
     with pytest.raises(InputError, match=r"port is 7911: .*in use"):
-        run(Serve(**config, port=7911))
+        run(ServeConfig(**config, port=7911))
 
 
 def test_the_command_compiles_for_the_first_visitor_and_for_the_next_process(config, tmp_path):
@@ -392,7 +392,7 @@ def test_the_command_compiles_for_the_first_visitor_and_for_the_next_process(con
 )
 def test_an_unusable_setting_is_an_error_before_anything_is_served(config, changes, message):
     with pytest.raises(InputError, match=message):
-        run(Serve(**config | changes))
+        run(ServeConfig(**config | changes))
 
 
 # ---------------------------------------------------------------- what goes wrong

@@ -32,7 +32,7 @@ Kind = Literal["tokenizer", "transformer"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class ReadConfig:
     """What all three commands may be told about a file."""
 
     only: Annotated[Kind | None, tyro.conf.arg(metavar="tokenizer|transformer")] = None
@@ -56,7 +56,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Convert(Reading):
+class ConvertConfig(ReadConfig):
     """Write the weights of SRC as DST. The suffixes choose the formats: .pth (PyTorch), .ckpt (MindSpore), .safetensors (what var-tokenizer and var-transformer load).
 
     "var-convert SRC DST" is short for "var-convert convert SRC DST".
@@ -76,7 +76,7 @@ class Convert(Reading):
 
 
 @dataclass(frozen=True)
-class Inspect(Reading):
+class InspectConfig(ReadConfig):
     """Show kind, architecture, parameter count, dtype, tensors and checksum of FILE."""
 
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
@@ -86,7 +86,7 @@ class Inspect(Reading):
 
 
 @dataclass(frozen=True)
-class Verify(Reading):
+class VerifyConfig(ReadConfig):
     """Compare the architecture of A and B, and every tensor.
 
     Exits with 0 where they agree, 1 where they differ, 2 where a file is unusable.
@@ -109,15 +109,15 @@ def main(args: Sequence[str] | None = None) -> int:
     command = _parse(list(sys.argv[1:] if args is None else args))
     try:
         with exit_codes("interrupted; nothing was written"):
-            if isinstance(command, Convert):
+            if isinstance(command, ConvertConfig):
                 return _convert(command)
-            return _inspect(command) if isinstance(command, Inspect) else _verify(command)
+            return _inspect(command) if isinstance(command, InspectConfig) else _verify(command)
     except SystemExit as end:
         return end.code
 
 
-def _parse(args: list[str]) -> Convert | Inspect | Verify:
-    commands = {"convert": Convert, "inspect": Inspect, "verify": Verify}
+def _parse(args: list[str]) -> ConvertConfig | InspectConfig | VerifyConfig:
+    commands = {"convert": ConvertConfig, "inspect": InspectConfig, "verify": VerifyConfig}
     args = args or ["--help"]
     if args[0] not in (*commands, "-h", "--help"):
         args = ["convert", *args]
@@ -131,7 +131,7 @@ def _parse(args: list[str]) -> Convert | Inspect | Verify:
     )
 
 
-def _convert(command: Convert) -> int:
+def _convert(command: ConvertConfig) -> int:
     with _progress(f"{quoted(command.src.name)} -> {quoted(command.dst.name)}") as progress:
         result = convert(
             command.src,
@@ -151,7 +151,7 @@ def _convert(command: Convert) -> int:
     return SUCCESS
 
 
-def _inspect(command: Inspect) -> int:
+def _inspect(command: InspectConfig) -> int:
     with _progress(quoted(command.file.name)) as progress:
         found = inspect(command.file, progress=progress, **command.arguments())
     if command.json:
@@ -210,7 +210,7 @@ def _first(names: tuple[str, ...] | None) -> str:
     return ", ".join(quoted(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def _verify(command: Verify) -> int:
+def _verify(command: VerifyConfig) -> int:
     with _progress(f"{quoted(command.a.name)} = {quoted(command.b.name)}", "tensors") as progress:
         result = verify(
             command.a, command.b, forward=command.forward, progress=progress, **command.arguments()

@@ -20,7 +20,7 @@ from var_train.reports.report import save_reconstructions, write_report
 
 
 @dataclass(frozen=True)
-class TokenizerEvaluation:
+class TokenizerEvaluationConfig:
     """Measure a tokenizer on images: PSNR, SSIM, codes in use, rate, and a sheet to look at.
 
     Writes OUT/tokenizer.json and OUT/reconstructions.png.
@@ -38,7 +38,7 @@ class TokenizerEvaluation:
     """A VGG-like network, .safetensors, whose features give the FID."""
 
 
-def evaluate_tokenizer(config: TokenizerEvaluation) -> TokenizerFigures:
+def evaluate_tokenizer(config: TokenizerEvaluationConfig) -> TokenizerFigures:
     """Carries out ``config``; raises InputError for unusable files before it measures."""
     if config.batch < 1:  # not where it is built: tyro would frame the message
         raise InputError(f"batch is {config.batch}; expected at least 1")
@@ -85,7 +85,7 @@ def main() -> None:
     app = tyro.extras.SubcommandApp()
 
     @app.command(name="tokenizer")
-    def _(config: tyro.conf.OmitArgPrefixes[TokenizerEvaluation]) -> None:
+    def _(config: tyro.conf.OmitArgPrefixes[TokenizerEvaluationConfig]) -> None:
         _show(evaluate_tokenizer(config))
 
     with exit_codes("interrupted; the same command measures from the beginning"):

@@ -17,7 +17,7 @@ from var_tokenizer import Scale, Tokenizer, TokenizerConfig
 from var_tokenizer.common import InputError, open_checkpoint, quoted, weights_checksum
 from var_tokenizer.common.command import exit_codes
 from var_tokenizer.common.progress import working
-from var_transformer import Backend, Transformer, TransformerConfig, check_sampler
+from var_transformer import BackendConfig, Transformer, TransformerConfig, check_sampler
 
 from var_train.commands import arguments
 from var_train.commands.arguments import format_size
@@ -31,7 +31,7 @@ from var_train.parallel import workers as distributed
 from var_train.parallel.watch import watched
 from var_train.reports.progress import MetricsLog, record_settings
 from var_train.reports.report import (
-    Sampling,
+    SamplingConfig,
     digit_figures,
     sample_classes,
     save_reconstructions,
@@ -42,8 +42,8 @@ from var_train.reports.report import (
 from var_train.training.checkpoints import CheckpointFolder
 from var_train.training.loop import LoopConfig, check_resumable, stage_folder
 from var_train.training.loop import train as train_stage
-from var_train.training.tokenizer_stage import TokenizerStage, TokenizerTraining, reconstruct
-from var_train.training.transformer_stage import TransformerStage, TransformerTraining
+from var_train.training.tokenizer_stage import TokenizerStageConfig, TokenizerTraining, reconstruct
+from var_train.training.transformer_stage import TransformerStageConfig, TransformerTraining
 
 log = logging.getLogger("var_train")
 
@@ -53,7 +53,7 @@ Source = ImageSet | ImageFolder | TokenCache
 
 
 @dataclass(frozen=True)
-class TransformerSize:
+class TransformerSizeConfig:
     """Blocks, channels and attention heads of the transformer."""
 
     depth: int = 4
@@ -66,7 +66,7 @@ class TransformerSize:
     """One modulation layer for all blocks, not one each."""
 
     @classmethod
-    def of(cls, model: TransformerConfig) -> "TransformerSize":
+    def of(cls, model: TransformerConfig) -> "TransformerSizeConfig":
         return cls(model.depth, model.width, model.heads, model.shared_adaln)
 
 
@@ -82,7 +82,7 @@ DIGITS = TokenizerConfig(
 
 
 @dataclass(frozen=True)
-class Run:
+class RunConfig:
     """Train VAR: first the tokenizer, then the transformer on its tokens; then sample.
 
     Without arguments it trains on 1,797 real handwritten digits that come with the package. In
@@ -120,13 +120,13 @@ class Run:
     tokenizer: TokenizerConfig = DIGITS
     """Each channel multiplier after the first halves the image; the last of the scales (sizes
     such as 1 2 3x4) is what is left of it."""
-    transformer: TransformerSize = field(default_factory=TransformerSize)
+    transformer: TransformerSizeConfig = field(default_factory=TransformerSizeConfig)
     resume: bool = True
     """Go on from the newest checkpoint of each stage in OUT, if there is one."""
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(validations=1))
-    train_tokenizer: TokenizerStage = field(default_factory=TokenizerStage)
-    train_transformer: TransformerStage = field(default_factory=TransformerStage)
-    sampling: Sampling = field(default_factory=Sampling)
+    train_tokenizer: TokenizerStageConfig = field(default_factory=TokenizerStageConfig)
+    train_transformer: TransformerStageConfig = field(default_factory=TransformerStageConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
         """Raises InputError for settings that do not go together."""
@@ -151,7 +151,7 @@ class Run:
             )
 
 
-def run(config: Run) -> dict[str, object]:
+def run(config: RunConfig) -> dict[str, object]:
     """Carries out ``config`` and returns what ``report.json`` holds.
 
     Raises InputError for unusable data or settings, before any file is written.
@@ -170,7 +170,7 @@ def run(config: Run) -> dict[str, object]:
         given["tokenizer"] = fingerprint(tokenizer)
     if config.stage != "tokenizer":
         model, given["init"] = _model(config, tokenizer, train.classes)
-        config = replace(config, transformer=TransformerSize.of(model.config))
+        config = replace(config, transformer=TransformerSizeConfig.of(model.config))
         config.train_transformer.check(model.config, len(train))
         sampling = config.sampling
         check_sampler(sampling.cfg, sampling.top_k, sampling.top_p, tokenizer.vocab_size)
@@ -238,7 +238,7 @@ def run(config: Run) -> dict[str, object]:
     return figures
 
 
-def _tokenizer(config: Run) -> Tokenizer:
+def _tokenizer(config: RunConfig) -> Tokenizer:
     if config.stage != "transformer":
         return Tokenizer(config.tokenizer, config.seed)
     path = config.tokenizer_file or config.out / _TOKENIZER
@@ -279,7 +279,7 @@ def _check_image_size(size: Scale | None, tokenizer: TokenizerConfig) -> None:
 
 
 def _model(
-    config: Run, tokenizer: Tokenizer, classes: tuple[str, ...]
+    config: RunConfig, tokenizer: Tokenizer, classes: tuple[str, ...]
 ) -> tuple[Transformer, str | None]:
     """The transformer before training, and the checksum of the weights of ``init``."""
     tokens = {
@@ -287,16 +287,16 @@ def _model(
         "latent_channels": tokenizer.config.latent_channels,
         "scales": tokenizer.config.scales,
     }
-    backend = Backend(dtype=DTYPES[config.train_transformer.precision.dtype])
+    backend = BackendConfig(dtype=DTYPES[config.train_transformer.precision.dtype])
     if config.init is None:
         model_config = TransformerConfig(
             num_classes=len(classes), **asdict(config.transformer), **tokens
         )
         return Transformer(model_config, config.seed, backend), None
     init = Transformer.load(config.init, backend)
-    if config.transformer != TransformerSize():
+    if config.transformer != TransformerSizeConfig():
         _check_given(
-            config.init, "transformer", TransformerSize.of(init.config), config.transformer
+            config.init, "transformer", TransformerSizeConfig.of(init.config), config.transformer
         )
     for name, wanted in tokens.items():
         value = getattr(init.config, name)
@@ -314,7 +314,7 @@ def _model(
 
 
 def _compare_init(
-    config: Run, init: Transformer, tokenizer: Tokenizer, classes: tuple[str, ...]
+    config: RunConfig, init: Transformer, tokenizer: Tokenizer, classes: tuple[str, ...]
 ) -> None:
     """Says in what the run differs from what the weights of ``init`` were trained on."""
     name, known = quoted(config.init), init.tokenizer_checksum
@@ -351,21 +351,21 @@ def _with_new_classes(init: Transformer, model: Transformer) -> Transformer:
     return model
 
 
-def preset_defaults(name: str) -> Run:
+def preset_defaults(name: str) -> RunConfig:
     """What ``--preset NAME``, one of ``PRESETS``, means where nothing else is given."""
     stage = published_stage(name)
-    return Run(
+    return RunConfig(
         preset=name,
         stage="transformer",
         out=Path("runs") / name,
-        transformer=TransformerSize.of(TransformerConfig.preset(name)),
+        transformer=TransformerSizeConfig.of(TransformerConfig.preset(name)),
         train_transformer=stage,
         loop=LoopConfig(validations=stage.epochs // 10),
-        sampling=Sampling(per_class=1),
+        sampling=SamplingConfig(per_class=1),
     )
 
 
-def _load(config: Run, tokenizer: Tokenizer) -> tuple[Source, Source]:
+def _load(config: RunConfig, tokenizer: Tokenizer) -> tuple[Source, Source]:
     if config.tokens is not None:
         with working("checking the tokens", silent=distributed.rank() > 0):
             return tuple(TokenCache(config.tokens, split, tokenizer) for split in SPLITS)
@@ -380,7 +380,7 @@ def _load(config: Run, tokenizer: Tokenizer) -> tuple[Source, Source]:
 
 
 def _begin(
-    config: Run, given: Mapping[str, object], train: Source, val: Source, tokenizer_steps: int
+    config: RunConfig, given: Mapping[str, object], train: Source, val: Source, tokenizer_steps: int
 ) -> tuple[MetricsLog, dict[str, dict[str, object]]]:
     """Begins to write into OUT, once it is certain that each stage can go on from what lies there.
 
@@ -428,7 +428,7 @@ def _data(train: Source, val: Source) -> tuple[DataRecord | None, dict[str, obje
 
 
 def _settings(
-    config: Run, stage: Literal["tokenizer", "transformer"], given: Mapping[str, object]
+    config: RunConfig, stage: Literal["tokenizer", "transformer"], given: Mapping[str, object]
 ) -> dict[str, object]:
     """What the training of a stage depends on, as JSON has it: no path, but what lies there."""
     parts = {
@@ -452,14 +452,14 @@ def _since(started: float, before: dict[str, float]) -> float:
     return time.monotonic() - started - sum(before.values())
 
 
-def parse() -> Run:
+def parse() -> RunConfig:
     """The command line, over the defaults of its ``--preset`` and of the files that it names."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--preset", "--init", "--stage", "--out"):
         first.add_argument(name, nargs="?")
     first.add_argument("--tokenizer-file", "--tokenizer_file", nargs="?")
     named = first.parse_known_args()[0]
-    default = preset_defaults(named.preset) if named.preset in PRESETS else Run()
+    default = preset_defaults(named.preset) if named.preset in PRESETS else RunConfig()
     brought = {}
     if named.init and default.preset is None:
         brought["transformer"] = (Path(named.init), _config_in(named.init, TransformerConfig))
@@ -478,14 +478,14 @@ def parse() -> Run:
 
 def _config_in(
     path: str | Path, config_type: type[TokenizerConfig] | type[TransformerConfig]
-) -> TokenizerConfig | TransformerSize | None:
+) -> TokenizerConfig | TransformerSizeConfig | None:
     """The settings that a native file brings; None where it is unusable, as loading it will say."""
     kind = "tokenizer" if config_type is TokenizerConfig else "transformer"
     try:
         found = open_checkpoint(path, kind, config_type).config
     except InputError:
         return None
-    return found if config_type is TokenizerConfig else TransformerSize.of(found)
+    return found if config_type is TokenizerConfig else TransformerSizeConfig.of(found)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ log = logging.getLogger("var_train")
 
 
 @dataclass(frozen=True)
-class Tokenization:
+class TokenizeConfig:
     """Encode an image tree into a token cache, each image as it is and mirrored.
 
     The same command goes on where a killed one stopped. Under msrun the workers share the work.
@@ -42,7 +42,7 @@ class Tokenization:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
 
 
-def tokenize(config: Tokenization) -> None:
+def tokenize(config: TokenizeConfig) -> None:
     """Carries out ``config``; raises InputError for unusable files before it encodes."""
     tokenizer = Tokenizer.load(config.tokenizer)
     size = tokenizer.config.image_size
@@ -58,7 +58,7 @@ def main() -> None:
     """The command; see ``exit_codes`` for how it ends."""
     with exit_codes("interrupted; the same command goes on with the next shard"):
         distributed.start()
-        config = read_settings(Tokenization, prog="python -m var_train.tokenize")
+        config = read_settings(TokenizeConfig, prog="python -m var_train.tokenize")
         with watched(config.out):
             tokenize(config)
 

@@ -1,6 +1,6 @@
 """The next-scale transformer of VAR: token maps -> next token map."""
 
-from var_transformer.attention import Backend
+from var_transformer.attention import BackendConfig
 from var_transformer.edit import box_mask, edit, tokens_to_redraw
 from var_transformer.generation.generate import Generation, Refiner, check_pair, generate
 from var_transformer.generation.sampler import Sampler, check_sampler
@@ -9,7 +9,7 @@ from var_transformer.model.shapes import transformer_shapes
 from var_transformer.model.transformer import Transformer, check_class_names, parse_class_names
 
 __all__ = [
-    "Backend",
+    "BackendConfig",
     "Generation",
     "Refiner",
     "Sampler",

@@ -12,7 +12,7 @@ from var_tokenizer import TokenizerConfig
 from var_tokenizer.common import InputError
 from var_tokenizer.common.command import run_command
 
-from var_transformer.attention import Backend, build, cost_model
+from var_transformer.attention import BackendConfig, build, cost_model
 from var_transformer.attention.cost_model import Part, total
 from var_transformer.attention.devices import Device, device
 from var_transformer.attention.segments import Plan, Segment, cut_at, scores
@@ -24,7 +24,7 @@ PUBLISHED_IMAGE = {("d16", 8): 0.32}
 
 
 @dataclass(frozen=True)
-class Cost:
+class CostConfig:
     """Prints multiply-adds, bytes, launches, memory and roofline time of every part."""
 
     preset: str = "d16"
@@ -47,18 +47,18 @@ class Cost:
                 raise InputError(f"{field} is {value}; expected at least 1")
 
 
-def run(options: Cost) -> None:
+def run(options: CostConfig) -> None:
     console = Console(width=132)
     for table in tables(options):
         console.print(table)
 
 
-def tables(options: Cost) -> list[Table]:
+def tables(options: CostConfig) -> list[Table]:
     """The attention's calls, the training step, the generation."""
     config, on = TransformerConfig.preset(options.preset), device(options.device)
     name = "portable" if options.device == "cpu" else "ascend"
     width = config.width // config.heads
-    backend = Backend(name, ms.float16)
+    backend = BackendConfig(name, ms.float16)
     attend = build(config.schedule, config.heads, width, config.qk_l2_norm, backend)
     used = tuple(Segment(*call) for call in attend.plans[-1])
     length = config.schedule.length
@@ -188,7 +188,7 @@ def _both(one: str, other: str) -> str:
 
 def main() -> None:
     """The command; see ``exit_codes`` for how it ends."""
-    run_command(Cost, "var_transformer.cost", run)
+    run_command(CostConfig, "var_transformer.cost", run)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ _GRID_ROWS, _GRID_COLUMNS, _MOST_COLUMNS = 20, 10, 100
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampleConfig:
     """Generate images of chosen classes.
 
     In OUT it writes one PNG file an image, NUMBER_CLASS.png, grid.png (a row for each of the
@@ -94,7 +94,7 @@ class Sample:
             )
 
 
-def run(config: Sample) -> None:
+def run(config: SampleConfig) -> None:
     """Carries out ``config``.
 
     Raises InputError for unusable files or settings, and for an ``out`` that another run with
@@ -135,7 +135,7 @@ def run(config: Sample) -> None:
     log.info("wrote %d images to %s", len(targets), quoted(config.out.resolve()))
 
 
-def save_shuffled(config: Sample, targets: list[Path], labels_n: np.ndarray) -> None:
+def save_shuffled(config: SampleConfig, targets: list[Path], labels_n: np.ndarray) -> None:
     """Writes samples.npz, in an order that depends on the seed and the number of images alone.
 
     The evaluator takes the Inception Score of consecutive parts of the array. In the order of
@@ -145,7 +145,7 @@ def save_shuffled(config: Sample, targets: list[Path], labels_n: np.ndarray) -> 
     save_npz([targets[n] for n in order_n], labels_n[order_n], config.out / "samples.npz")
 
 
-def _numbers(config: Sample, count: int) -> np.ndarray:
+def _numbers(config: SampleConfig, count: int) -> np.ndarray:
     """(count,) the images' numbers."""
     if config.numbers is None:
         return np.arange(count)
@@ -158,7 +158,7 @@ def _numbers(config: Sample, count: int) -> np.ndarray:
     return np.concatenate([np.arange(r.start, r.stop) for r in ranges])
 
 
-def _save_grid(config: Sample, targets: list[Path], classes: int) -> None:
+def _save_grid(config: SampleConfig, targets: list[Path], classes: int) -> None:
     if config.columns:
         columns, shown = config.columns, targets[: config.columns * _GRID_ROWS]
     else:
@@ -169,7 +169,7 @@ def _save_grid(config: Sample, targets: list[Path], classes: int) -> None:
 
 
 def _write_images(
-    config: Sample,
+    config: SampleConfig,
     model: Transformer,
     tokenizer: Tokenizer,
     refiner: Refiner | None,
@@ -221,7 +221,7 @@ def _finished(target: Path, animate: AnimationFormat | None) -> bool:
 
 
 # ---------------------------------------------------------------- settings of a run
-def _settle(config: Sample, labels_n: np.ndarray, batch: int) -> int:
+def _settle(config: SampleConfig, labels_n: np.ndarray, batch: int) -> int:
     """Records what the images depend on, or holds it against the record of an earlier run.
 
     Returns the batch size: ``batch``, or, where the user gives none, the earlier run's. Matrix
@@ -280,13 +280,13 @@ def _remove_leftovers(out: Path) -> None:
 
 
 # ---------------------------------------------------------------- memory
-def batch_size(config: Sample, model: Transformer, tokenizer: Tokenizer, count: int) -> int:
+def batch_size(config: SampleConfig, model: Transformer, tokenizer: Tokenizer, count: int) -> int:
     """Images at once: as the user says, else what half of the free memory holds, at most 64."""
     fitting = int(0.5 * _free_bytes() / bytes_per_image(config, model, tokenizer))
     return min(config.batch or max(min(fitting, LARGEST_BATCH), 1), count)
 
 
-def bytes_per_image(config: Sample, model: Transformer, tokenizer: Tokenizer) -> int:
+def bytes_per_image(config: SampleConfig, model: Transformer, tokenizer: Tokenizer) -> int:
     """An estimate of the memory that one more image in a batch takes, from above.
 
     Keys and values, twice while they grow; the last scale's logits with what filters and draws
@@ -314,7 +314,9 @@ def _free_bytes() -> int:
 
 def main() -> None:
     """The command; see ``exit_codes`` for how it ends."""
-    run_command(Sample, "var_transformer.sample", run, "interrupted; the same command continues")
+    run_command(
+        SampleConfig, "var_transformer.sample", run, "interrupted; the same command continues"
+    )
 
 
 if __name__ == "__main__":

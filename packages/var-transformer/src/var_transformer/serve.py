@@ -25,7 +25,7 @@ _SHORTEST = 8  # characters of a password
 
 
 @dataclass(frozen=True)
-class Serve:
+class ServeConfig:
     """Serve a web page: generate pictures, watch them sharpen, edit them with a brush.
 
     Needs the extra [web]. One pair of models is held in memory, and one visitor's pictures are
@@ -89,7 +89,7 @@ class Serve:
         return user, lines[0]
 
 
-def run(config: Serve) -> None:
+def run(config: ServeConfig) -> None:
     """Serves the page until it is interrupted; raises InputError for unusable settings."""
     config.check()
     login = config.login()
@@ -148,7 +148,7 @@ def main() -> None:
     hangup = getattr(signal, "SIGHUP", None)  # of a terminal that is closed; not on Windows
     if hangup is not None and signal.getsignal(hangup) is signal.SIG_DFL:  # nohup ignores it
         signal.signal(hangup, lambda *_: signal.raise_signal(signal.SIGTERM))
-    run_command(Serve, "var_transformer.serve", run)
+    run_command(ServeConfig, "var_transformer.serve", run)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from var_train.optimization.adamw import AdamWConfig
 from var_train.optimization.loss_scale import PrecisionConfig
-from var_train.training.transformer_stage import TransformerStage
+from var_train.training.transformer_stage import TransformerStageConfig
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ PRESETS = tuple(_RECIPES)
 """The names, which ``TransformerConfig.preset`` knows, too."""
 
 
-def published_stage(name: str) -> TransformerStage:
+def published_stage(name: str) -> TransformerStageConfig:
     """How the transformer ``name``, one of ``PRESETS``, was trained."""
     recipe = _RECIPES[name]
-    return TransformerStage(
+    return TransformerStageConfig(
         epochs=recipe.epochs,
         batch=recipe.batch,
         base_rate=recipe.base_rate,

@@ -12,7 +12,7 @@ from var_train.optimization.adamw import AdamWConfig
 
 
 @dataclass(frozen=True)
-class Adversary:
+class AdversaryConfig:
     """The adversarial loss."""
 
     weight: float = 0.0
@@ -48,7 +48,7 @@ class PatchDiscriminator(nn.Cell):
     alone.
     """
 
-    def __init__(self, config: Adversary, rng: np.random.Generator) -> None:
+    def __init__(self, config: AdversaryConfig, rng: np.random.Generator) -> None:
         super().__init__()
         widths = [config.channels * min(2**i, 8) for i in range(config.layers + 1)]
         self.conv_in = Conv2d(rng, 3, widths[0], 4, 2, (1, 1))

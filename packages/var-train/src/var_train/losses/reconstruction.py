@@ -15,7 +15,7 @@ from var_train.losses.feature_network import FeatureNetwork
 
 
 @dataclass(frozen=True)
-class LossWeights:
+class ReconstructionLossConfig:
     """Weights of the parts of the reconstruction loss."""
 
     l1: float = 1.0
@@ -72,9 +72,9 @@ class StructureLoss(nn.Cell):
 
 
 class ReconstructionLoss(nn.Cell):
-    """The weighted sum of the parts that ``LossWeights`` switches on."""
+    """The weighted sum of the parts that ``ReconstructionLossConfig`` switches on."""
 
-    def __init__(self, weights: LossWeights, image_size: tuple[int, int]) -> None:
+    def __init__(self, weights: ReconstructionLossConfig, image_size: tuple[int, int]) -> None:
         super().__init__()
         self.l1, self.l2 = weights.l1, weights.l2
         self.structure_weight, self.perceptual_weight = weights.structure, weights.perceptual

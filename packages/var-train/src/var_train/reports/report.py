@@ -17,7 +17,7 @@ from var_train.reports.sheets import reconstruction_sheet, sample_grid, save_png
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingConfig:
     """How a run draws images, at validations and when it has trained."""
 
     per_class: int = 50
@@ -41,7 +41,7 @@ class Sampling:
 
 
 def sample_classes(
-    model: Transformer, tokenizer: Tokenizer, sampling: Sampling, seed: int
+    model: Transformer, tokenizer: Tokenizer, sampling: SamplingConfig, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images (N, 3, Y, X) in [0, 1] and labels (N,), ``per_class`` of each class in turn.
 
@@ -57,7 +57,11 @@ def sample_classes(
 
 
 def draw_images(
-    model: Transformer, tokenizer: Tokenizer, labels_n: np.ndarray, sampling: Sampling, seed: int
+    model: Transformer,
+    tokenizer: Tokenizer,
+    labels_n: np.ndarray,
+    sampling: SamplingConfig,
+    seed: int,
 ) -> Iterator[np.ndarray]:
     """Yields the images (b, 3, Y, X) in [0, 1] of ``labels_n``, a batch at a time.
 

@@ -25,7 +25,7 @@ Update = Literal["ema", "gradient"]
 
 
 @dataclass(frozen=True)
-class CodebookHealth:
+class CodebookConfig:
     """How the codebook is trained."""
 
     start: Start = "data"
@@ -68,7 +68,7 @@ class CodebookKeeper:
     the codebook has codes: codes could neither start nor be revived apart from each other.
     """
 
-    def __init__(self, tokenizer: Tokenizer, health: CodebookHealth, batch: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, health: CodebookConfig, batch: int) -> None:
         vectors = batch * tokenizer.schedule.length
         if health.start != "random" and vectors < tokenizer.vocab_size:
             raise InputError(

@@ -12,21 +12,21 @@ from var_tokenizer.common import InputError
 
 from var_train.data.augment import augment, draw_augmentation
 from var_train.data.images import ImageSource, step_indices, steps_of
-from var_train.losses.discriminator import Adversary, PatchDiscriminator, hinge_loss
-from var_train.losses.reconstruction import LossWeights, ReconstructionLoss
+from var_train.losses.discriminator import AdversaryConfig, PatchDiscriminator, hinge_loss
+from var_train.losses.reconstruction import ReconstructionLoss, ReconstructionLossConfig
 from var_train.optimization.adamw import AdamW, AdamWConfig, Ema
 from var_train.parallel import workers as distributed
 from var_train.reports.metrics import measure_tokenizer
 from var_train.reports.progress import step_bar
 from var_train.training.checkpoints import parameter_arrays, restore_parameters
-from var_train.training.codebook import CodebookHealth, CodebookKeeper
+from var_train.training.codebook import CodebookConfig, CodebookKeeper
 from var_train.training.loop import check_finite
 
 _MOST_ADAPTIVE = 1e4  # the published bound of the adaptive weight
 
 
 @dataclass(frozen=True)
-class TokenizerStage:
+class TokenizerStageConfig:
     """How the tokenizer is trained."""
 
     epochs: int = 3
@@ -36,9 +36,9 @@ class TokenizerStage:
     optimizer: AdamWConfig = field(
         default_factory=lambda: AdamWConfig(learning_rate=2e-3, weight_decay=0.0)
     )
-    losses: LossWeights = field(default_factory=LossWeights)
-    adversary: Adversary = field(default_factory=Adversary)
-    codebook: CodebookHealth = field(default_factory=CodebookHealth)
+    losses: ReconstructionLossConfig = field(default_factory=ReconstructionLossConfig)
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
+    codebook: CodebookConfig = field(default_factory=CodebookConfig)
     ema: float = 0.0
     """Decay at each step of the averaged weights, which are validated and saved; 0 saves the last
     weights instead."""
@@ -70,7 +70,7 @@ class TokenizerTraining:
         tokenizer: Tokenizer,
         train: ImageSource,
         val: ImageSource,
-        config: TokenizerStage,
+        config: TokenizerStageConfig,
         seed: int,
     ) -> None:
         self._tokenizer, self._config, self._seed = tokenizer, config, seed

@@ -19,7 +19,7 @@ from var_train.optimization.loss_scale import LossScale, PrecisionConfig
 from var_train.parallel import workers as distributed
 from var_train.parallel.sharding import Sharding
 from var_train.reports.progress import Value
-from var_train.reports.report import Sampling, draw_images
+from var_train.reports.report import SamplingConfig, draw_images
 from var_train.reports.sheets import sample_grid
 from var_train.training.checkpoints import parameter_arrays, restore_parameters
 from var_train.training.loop import Stopwatch
@@ -30,7 +30,7 @@ _SAMPLE_ROWS = 8  # classes in a grid of samples, at most
 
 
 @dataclass(frozen=True)
-class TransformerStage:
+class TransformerStageConfig:
     """How the transformer is trained."""
 
     epochs: int = 8
@@ -151,9 +151,9 @@ class TransformerTraining:
         tokenizer: Tokenizer,
         train: TokenSource,
         val: TokenSource,
-        config: TransformerStage,
+        config: TransformerStageConfig,
         seed: int,
-        sampling: Sampling | None = None,
+        sampling: SamplingConfig | None = None,
     ) -> None:
         """sampling: of the grids of samples; its ``per_class`` is not read."""
         check_pair(model, tokenizer)
@@ -162,7 +162,7 @@ class TransformerTraining:
             raise InputError("flip is True; expected tokens of mirrored images, too")
         self._model, self._tokenizer, self._config, self._seed = model, tokenizer, config, seed
         self._train, self._val = train, val
-        self._sampling = Sampling() if sampling is None else sampling
+        self._sampling = SamplingConfig() if sampling is None else sampling
         self.batch = config.batch
         self.steps = steps_of(config.epochs, len(train), config.batch)
         self._share = distributed.share(config.batch, config.accumulation)

@@ -14,20 +14,20 @@ log = logging.getLogger("var_transformer")
 
 
 @dataclass(frozen=True)
-class Build:
+class BuildConfig:
     """Compiles the kernels and MindSpore's operators of them."""
 
     soc: str = "Ascend910B2"
     """The chip, as `npu-smi info` names it."""
 
 
-def run(options: Build) -> None:
+def run(options: BuildConfig) -> None:
     log.info("built in %s", build(options.soc))
 
 
 def main() -> None:
     """The command; see ``exit_codes`` for how it ends."""
-    run_command(Build, "var_transformer.ascend_c", run)
+    run_command(BuildConfig, "var_transformer.ascend_c", run)
 
 
 if __name__ == "__main__":

@@ -21,11 +21,11 @@ from var_transformer.attention.cpu import CpuAttention
 from var_transformer.attention.portable import PortableAttention
 from var_transformer.model.operators import kernels
 
-__all__ = ["Backend", "Cache", "NextScaleAttention", "build"]
+__all__ = ["BackendConfig", "Cache", "NextScaleAttention", "build"]
 
 
 @dataclass(frozen=True)
-class Backend:
+class BackendConfig:
     """Which attention computes, and in which type.
 
     name: "ascend" (fused operators, float16 or bfloat16), "portable" (any device and type), or
@@ -62,7 +62,7 @@ def build(
     heads: int,
     head_width: int,
     unit_length: bool,
-    backend: Backend = Backend(),
+    backend: BackendConfig = BackendConfig(),
 ) -> NextScaleAttention:
     """The attention of one block.
 

@@ -37,7 +37,7 @@ Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class Edit:
+class EditConfig:
     """Redraw a part of an image: in-painting, out-painting or editing by class.
 
     Exactly one of --mask, --box and --keep-box says which part. In OUT it writes one PNG file a
@@ -87,7 +87,7 @@ class Edit:
             )
 
 
-def run(config: Edit) -> None:
+def run(config: EditConfig) -> None:
     """Carries out ``config``; raises InputError for unusable files or settings."""
     config.check()
     image = read_picture(config.image)
@@ -147,7 +147,7 @@ def _read_mask(path: Path) -> Image.Image:
     return grey.point(lambda value: 255 * (value >= 128))
 
 
-def _fitted_mask(config: Edit, mask: Image.Image | None, size: tuple[int, int]) -> np.ndarray:
+def _fitted_mask(config: EditConfig, mask: Image.Image | None, size: tuple[int, int]) -> np.ndarray:
     """(H, W) bool, true where the image is redrawn."""
     if mask is not None:
         return np.asarray(fit_picture(mask, size, Image.Resampling.NEAREST)) > 0
@@ -158,7 +158,7 @@ def _fitted_mask(config: Edit, mask: Image.Image | None, size: tuple[int, int]) 
 
 def main() -> None:
     """The command; see ``exit_codes`` for how it ends."""
-    run_command(Edit, "var_transformer.edit", run)
+    run_command(EditConfig, "var_transformer.edit", run)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from var_tokenizer.common import (
 )
 
 from var_transformer import attention
-from var_transformer.attention import Backend, Cache
+from var_transformer.attention import BackendConfig, Cache
 from var_transformer.model import operators as fast
 from var_transformer.model.config import TransformerConfig
 from var_transformer.model.shapes import transformer_shapes
@@ -87,7 +87,9 @@ class Attention(nn.Cell):
     The scale is exp(min(scale_mul, log 100)); without QK-L2 it is 0.25 / sqrt(d), as published.
     """
 
-    def __init__(self, config: TransformerConfig, rng: Rng, std: float, backend: Backend) -> None:
+    def __init__(
+        self, config: TransformerConfig, rng: Rng, std: float, backend: BackendConfig
+    ) -> None:
         super().__init__()
         c, h = config.width, config.heads
         self.mat_qkv = Linear(rng, c, 3 * c, std, has_bias=False)
@@ -131,7 +133,9 @@ class FeedForward(nn.Cell):
 class Block(nn.Cell):
     """x + gate * attention(modulated_norm(x)), then the same with the feed-forward network."""
 
-    def __init__(self, config: TransformerConfig, rng: Rng, std: float, backend: Backend) -> None:
+    def __init__(
+        self, config: TransformerConfig, rng: Rng, std: float, backend: BackendConfig
+    ) -> None:
         super().__init__()
         self.modulated_norm, self.gated_sum = fast.ModulatedNorm(), fast.GatedSum()
         self.attn = Attention(config, rng, std, backend)
@@ -263,7 +267,7 @@ class Transformer(nn.Cell):
         self,
         config: TransformerConfig,
         seed: int | None = 0,
-        backend: Backend = Backend(),  # noqa: B008 (frozen)
+        backend: BackendConfig = BackendConfig(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
         rng = None if seed is None else np.random.default_rng(seed)
@@ -306,7 +310,7 @@ class Transformer(nn.Cell):
     def load(
         cls,
         path: str | os.PathLike[str],
-        backend: Backend = Backend(),  # noqa: B008 (frozen)
+        backend: BackendConfig = BackendConfig(),  # noqa: B008 (frozen)
     ) -> "Transformer":
         """Reads a native file; raises InputError for one that is not a whole transformer."""
         checkpoint = open_checkpoint(path, "transformer", TransformerConfig)
