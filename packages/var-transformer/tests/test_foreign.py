@@ -38,7 +38,7 @@ def refusal(monkeypatch, caplog, module, *words):
     return message
 
 
-MODULES = ("sample", "edit.__main__", "serve.__main__")
+MODULES = ("sample", "edit.__main__", "serve")
 OPTIONS = [(module, option) for module in MODULES for option in ("tokenizer", "model")]
 OPTIONS += [("sample", "refiner")]
 

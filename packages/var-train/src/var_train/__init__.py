@@ -1,1 +1,3 @@
 """Training of VAR."""
+
+import var_tokenizer  # noqa: F401 (first: it quiets MindSpore's import in commands)

@@ -1,5 +1,7 @@
 """The next-scale transformer of VAR: token maps -> next token map."""
 
+import var_tokenizer  # noqa: F401 (first: it quiets MindSpore's import in commands)
+
 from var_transformer.attention import BackendConfig
 from var_transformer.edit import box_mask, edit, tokens_to_redraw
 from var_transformer.generation.generate import Generation, Refiner, check_pair, generate
