@@ -62,7 +62,8 @@ def test_a_package_reaches_into_siblings_through_their_public_names_only(package
             continue
         assert sibling in MAY_IMPORT[package], f"{path} imports {module}"
         assert module == sibling or module in SHARED, f"{path} reaches into {module}"
-        assert names, f"{path} imports the whole of {module}"
+        # a package's own __init__.py may, so that MindSpore's import is quiet
+        assert names or path.name == "__init__.py", f"{path} imports the whole of {module}"
         assert set(names) <= public_names(module), f"{path} imports {names} from {module}"
 
 
