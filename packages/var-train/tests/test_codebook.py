@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from var_tokenizer import Tokenizer, TokenizerConfig
 from var_tokenizer.common import InputError
-from var_train.parallel import workers as distributed
+from var_train.parallel import workers
 from var_train.training.codebook import (
     CodebookConfig,
     CodebookKeeper,
@@ -219,16 +219,16 @@ def test_hits_count_each_scales_codes_apart():
     np.testing.assert_array_equal(count_hits(ids, 3), [[0, 2, 0], [1, 0, 3]])
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
-def test_as_many_workers_as_there_are_take_the_vectors_that_one_would(monkeypatch, workers):
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_as_many_workers_as_there_are_take_the_vectors_that_one_would(monkeypatch, count):
     rng = np.random.default_rng(0)
     scales = [rng.standard_normal((n, 3)).astype(np.float32) for n in (4, 16)]
     indices = [np.array([3, 0, 3]), np.array([15, 1])]
     expected = np.concatenate([s[i] for s, i in zip(scales, indices, strict=True)])
-    monkeypatch.setattr(distributed, "size", lambda: workers)
-    monkeypatch.setattr(distributed, "all_reduce_sum", lambda array: array)
+    monkeypatch.setattr(workers, "size", lambda: count)
+    monkeypatch.setattr(workers, "all_reduce_sum", lambda array: array)
     total = 0
-    for rank in range(workers):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        total = total + taken([np.split(s, workers)[rank] for s in scales], indices)
+    for rank in range(count):
+        monkeypatch.setattr(workers, "rank", lambda rank=rank: rank)
+        total = total + taken([np.split(s, count)[rank] for s in scales], indices)
     np.testing.assert_array_equal(total, expected)

@@ -27,7 +27,7 @@ from var_train.data.record import DataRecord
 from var_train.data.token_cache import SPLITS, TokenCache
 from var_train.data.tokens import fingerprint, tokens_of
 from var_train.optimization.loss_scale import DTYPES
-from var_train.parallel import workers as distributed
+from var_train.parallel import workers
 from var_train.parallel.watch import watched
 from var_train.reports.progress import MetricsLog, record_settings
 from var_train.reports.report import (
@@ -157,7 +157,7 @@ def run(config: RunConfig) -> dict[str, object]:
     Raises InputError for unusable data or settings, before any file is written.
     """
     started = time.monotonic()
-    first = distributed.rank() == 0  # worker 0 alone writes
+    first = workers.rank() == 0  # worker 0 alone writes
     tokenizer = _tokenizer(config)
     _check_image_size(config.image_size, tokenizer.config)
     train, val = _load(config, tokenizer)
@@ -234,7 +234,7 @@ def run(config: RunConfig) -> dict[str, object]:
         write_report(config.out / "report.json", figures)
         log.info("wrote %s", config.out.resolve())
     metrics.close()
-    distributed.wait_for_all()
+    workers.wait_for_all()
     return figures
 
 
@@ -367,7 +367,7 @@ def preset_defaults(name: str) -> RunConfig:
 
 def _load(config: RunConfig, tokenizer: Tokenizer) -> tuple[Source, Source]:
     if config.tokens is not None:
-        with working("checking the tokens", silent=distributed.rank() > 0):
+        with working("checking the tokens", silent=workers.rank() > 0):
             return tuple(TokenCache(config.tokens, split, tokenizer) for split in SPLITS)
     size = tokenizer.config.image_size
     if config.data is not None:
@@ -401,9 +401,9 @@ def _begin(
                 "expected all (--stage transformer goes on with OUT/tokenizer.safetensors, "
                 "--no-resume starts from the beginning)"
             )
-    distributed.wait_for_all()  # all have read what worker 0 now writes
+    workers.wait_for_all()  # all have read what worker 0 now writes
     metrics = MetricsLog(config.out, config.resume)
-    if distributed.rank() == 0:
+    if workers.rank() == 0:
         for folder in (stage_folder(config.out, name) for name in names):
             if not config.resume:
                 CheckpointFolder(folder).clear()
@@ -491,7 +491,7 @@ def _config_in(
 def main() -> None:
     """The command; see ``exit_codes`` for how it ends."""
     with exit_codes("interrupted; the same command continues from the last checkpoint"):
-        distributed.start()
+        workers.start()
         config = parse()
         with watched(config.out):
             run(config)

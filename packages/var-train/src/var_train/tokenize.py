@@ -10,7 +10,7 @@ from var_tokenizer.common.command import exit_codes, read_settings
 
 from var_train.data.images import load_image_tree
 from var_train.data.token_cache import write_cache
-from var_train.parallel import workers as distributed
+from var_train.parallel import workers
 from var_train.parallel.watch import watched
 
 log = logging.getLogger("var_train")
@@ -57,7 +57,7 @@ def tokenize(config: TokenizeConfig) -> None:
 def main() -> None:
     """The command; see ``exit_codes`` for how it ends."""
     with exit_codes("interrupted; the same command goes on with the next shard"):
-        distributed.start()
+        workers.start()
         config = read_settings(TokenizeConfig, prog="python -m var_train.tokenize")
         with watched(config.out):
             tokenize(config)

@@ -26,7 +26,7 @@ from var_tokenizer.common import (
 )
 from var_tokenizer.common.progress import progress_bar, working
 
-from var_train.parallel import workers as distributed
+from var_train.parallel import workers
 
 LAYOUT = "DIR/train/CLASS/* and DIR/val/CLASS/*, or DIR/CLASS/* with --val-fraction"
 IGNORED = frozenset(
@@ -233,7 +233,7 @@ def first_of(names: list[str], count: int = 3) -> str:
 @contextmanager
 def counted(total: int, description: str, unit: str) -> Iterator[Callable[[], None]]:
     """Shows how far the block is, which calls what this yields ``total`` times."""
-    with progress_bar(silent=distributed.rank() > 0, transient=True) as bar:
+    with progress_bar(silent=workers.rank() > 0, transient=True) as bar:
         task = bar.add_task(quoted(description), total=total, unit=unit)
         yield lambda: bar.advance(task)
 

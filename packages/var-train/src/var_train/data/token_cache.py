@@ -25,7 +25,7 @@ from var_tokenizer.common import InputError, quoted, replacing
 from var_train.data.images import ImageFolder
 from var_train.data.scan import ImageFiles, content_hash, first_of
 from var_train.data.tokens import EncodedImages, Ids, fingerprint
-from var_train.parallel import workers as distributed
+from var_train.parallel import workers
 from var_train.reports.progress import step_bar
 from var_train.training.tokenizer_stage import padded_batches
 
@@ -111,9 +111,9 @@ class TokenCache:
         self._size, self._schedule = index.images[split], tokenizer.schedule
         self._shard = index.shard
         paths = index.shards(Path(folder), split)
-        own = range(distributed.rank(), len(paths), distributed.size())
+        own = range(workers.rank(), len(paths), workers.size())
         damaged = next((number for number in own if not is_whole(paths[number])), len(paths))
-        first = int(distributed.gather(np.array(damaged, np.int32)).min())
+        first = int(workers.gather(np.array(damaged, np.int32)).min())
         if first < len(paths):
             raise InputError(
                 f"{quoted(paths[first])}: missing or damaged; expected a whole shard "
@@ -168,7 +168,7 @@ def write_cache(
     _claim(folder, index)
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
     work = [(n, i, p) for n in SPLITS for i, p in enumerate(index.shards(folder, n))]
-    work = work[distributed.rank() :: distributed.size()]
+    work = work[workers.rank() :: workers.size()]
     replaced: list[str] = []
     done = []
     for name, _, path in work:
@@ -187,7 +187,7 @@ def write_cache(
             if not whole:
                 _write_shard(path, tokenizer, splits[name], rows, batch, dtype)
             bar.advance(len(rows), steps=len(rows))
-    distributed.wait_for_all()
+    workers.wait_for_all()
 
 
 def is_whole(path: Path) -> bool:
@@ -252,10 +252,10 @@ def _claim(folder: Path, index: CacheIndex) -> None:
                     f"{_difference(value, wanted)}; expected the same one, or another --out "
                     "(an image that is new or gone moves all after it, so all are encoded anew)"
                 )
-    elif distributed.rank() == 0:
+    elif workers.rank() == 0:
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(asdict(index), indent=2) + "\n")
-    distributed.wait_for_all()
+    workers.wait_for_all()
 
 
 def _difference(before: object, now: object) -> str:

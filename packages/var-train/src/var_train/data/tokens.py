@@ -10,7 +10,7 @@ from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError
 
 from var_train.data.images import ImageFolder, ImageSet, ImageSource
-from var_train.parallel import workers as distributed
+from var_train.parallel import workers
 from var_train.reports.progress import step_bar
 from var_train.training.tokenizer_stage import padded_batches
 
@@ -106,8 +106,9 @@ def encode_all(tokenizer: Tokenizer, images: ImageSource, batch: int, flip: bool
 
 def _encode(source: EncodedImages, batch: int, flip: np.ndarray | None) -> Ids:
     batches = padded_batches(len(source), batch)
-    workers, rank = distributed.size(), distributed.rank()
-    own = np.resize(np.arange(len(batches)), (-(-len(batches) // workers), workers))[:, rank]
+    count = workers.size()
+    turns = -(-len(batches) // count)
+    own = np.resize(np.arange(len(batches)), (turns, count))[:, workers.rank()]
     parts = []
     with step_bar("tokens     ", len(own) * batch, unit="images") as bar:
         for i in own:
@@ -115,7 +116,7 @@ def _encode(source: EncodedImages, batch: int, flip: np.ndarray | None) -> Ids:
             bar.advance(batch, steps=batch)
     ids = []
     for of_scale in zip(*parts, strict=True):
-        of_workers = distributed.gather(np.stack(of_scale))  # (workers, turns, batch, tokens)
+        of_workers = workers.gather(np.stack(of_scale))  # (workers, turns, batch, tokens)
         in_order = of_workers.swapaxes(0, 1).reshape(-1, of_workers.shape[-1])
         ids.append(in_order[: len(source)])
     return ids

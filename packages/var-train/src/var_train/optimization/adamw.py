@@ -10,7 +10,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from var_tokenizer import cpu_kernels
 from var_tokenizer.common import InputError, KernelLibrary
 
-from var_train.parallel import workers as distributed
+from var_train.parallel import workers
 from var_train.parallel.sharding import Sharding
 from var_train.training.checkpoints import parameter_arrays, restore_parameters
 
@@ -294,7 +294,7 @@ class AdamW(nn.Cell):
         for kind, moments in (("first_moment", self.first), ("second_moment", self.second)):
             every = self.sharding.all_of(moments)
             for parameter, array in zip(self.sharding.parameters, every, strict=True):
-                if distributed.rank() == 0:
+                if workers.rank() == 0:
                     arrays[f"{prefix}/{kind}.{parameter.name}"] = array
         return arrays, state
 

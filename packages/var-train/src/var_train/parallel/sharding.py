@@ -10,30 +10,31 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from var_train.parallel import workers as distributed
+from var_train.parallel import workers
+from var_train.parallel.gradients import part_like
 
 _ravel = ops.MultitypeFuncGraph("ravel")
 _receive = ops.MultitypeFuncGraph("receive")
 
 
 @_ravel.register("Tensor", "Tensor")
-def _(updated: Tensor, parameter: Parameter) -> Tensor:
+def _ravel_updated(updated: Tensor, parameter: Parameter) -> Tensor:
     return ops.depend(parameter, updated).reshape(-1)
 
 
 @_receive.register("Tensor", "Tensor", "Number")
-def _(collected: Tensor, parameter: Parameter, offset: int) -> Tensor:
-    return ops.assign(parameter, distributed.part_like(parameter, collected, offset))
+def _receive_parameter(collected: Tensor, parameter: Parameter, offset: int) -> Tensor:
+    return ops.assign(parameter, part_like(parameter, collected, offset))
 
 
-def deal(sizes: Sequence[int], workers: int) -> tuple[int, ...]:
+def deal(sizes: Sequence[int], worker_count: int) -> tuple[int, ...]:
     """The worker of each item: neighbours together, and alike loads.
 
     An item is whose share of the whole its middle lies in, so a load is larger than that share
     by less than the largest item.
     """
     middles = np.cumsum(sizes) - np.array(sizes) / 2
-    return tuple(int(owner) for owner in middles * workers // sum(sizes))
+    return tuple(int(owner) for owner in middles * worker_count // sum(sizes))
 
 
 class Sharding(nn.Cell):
@@ -42,10 +43,10 @@ class Sharding(nn.Cell):
     def __init__(self, parameters: Sequence[Parameter]) -> None:
         """parameters: float32, the same on every worker."""
         super().__init__()
-        workers, rank = distributed.size(), distributed.rank()
+        count, rank = workers.size(), workers.rank()
         sizes = [int(p.size) for p in parameters]
-        self.owners = deal(sizes, workers)
-        loads = np.bincount(self.owners, sizes, workers).astype(int)
+        self.owners = deal(sizes, count)
+        loads = np.bincount(self.owners, sizes, count).astype(int)
         self.begin = self.owners.index(rank) if rank in self.owners else 0
         self.end = self.begin + self.owners.count(rank)
         # AllGather takes as much of each worker, above the largest load: at least one zero more
@@ -82,4 +83,4 @@ class Sharding(nn.Cell):
         for i, owner in enumerate(self.owners):
             shape = self.parameters[i].shape
             array = mine[i].asnumpy() if i in mine else np.zeros(shape, np.float32)
-            yield distributed.broadcast(array, owner)
+            yield workers.broadcast(array, owner)

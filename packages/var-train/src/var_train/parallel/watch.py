@@ -16,7 +16,7 @@ from pathlib import Path
 
 from var_tokenizer.common import InputError, quoted, replacing
 
-from var_train.parallel import workers as distributed
+from var_train.parallel import workers
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +55,12 @@ def watched(folder: Path) -> Iterator[None]:
 
     Raises InputError where the folder cannot be written.
     """
-    if distributed.size() == 1:
+    if workers.size() == 1:
         yield
         return
     folder = folder / "workers"
-    paths = [folder / f"{rank}.json" for rank in range(distributed.size())]
-    own = paths.pop(distributed.rank())
+    paths = [folder / f"{rank}.json" for rank in range(workers.size())]
+    own = paths.pop(workers.rank())
     try:
         folder.mkdir(parents=True, exist_ok=True)
         own.unlink(missing_ok=True)
@@ -69,8 +69,8 @@ def watched(folder: Path) -> Iterator[None]:
     handler, stop = _LastLine(own), threading.Event()
     logger = logging.getLogger("var_train")
     logger.addHandler(handler)
-    log.info("worker %d of %d", distributed.rank(), distributed.size())
-    distributed.wait_for_all()  # then no sign of an earlier run is left
+    log.info("worker %d of %d", workers.rank(), workers.size())
+    workers.wait_for_all()  # then no sign of an earlier run is left
     thread = threading.Thread(target=_look, args=(own, paths, stop), daemon=True)
     thread.start()
     try:

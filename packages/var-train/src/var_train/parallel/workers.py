@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, communication, nn, ops
+from mindspore import Parameter, Tensor, communication, ops
 from var_tokenizer.common import InputError
 
 
@@ -106,59 +106,3 @@ def check_equal(parameters: Sequence[Parameter]) -> None:
     different = [r for r in range(size()) if (hashes[r] != hashes[0]).any()]
     if different:
         raise RuntimeError(f"the weights of workers {different} are not those of worker 0")
-
-
-def part_like(like: Tensor, flat: Tensor, offset: int) -> Tensor:
-    """What begins at ``offset`` of a flat tensor, in the shape of ``like``; inside a graph."""
-    return ops.strided_slice(flat, (offset,), (offset + like.size,), (1,)).reshape(like.shape)
-
-
-_ravel = ops.MultitypeFuncGraph("ravel")
-_part_like = ops.MultitypeFuncGraph("part_like")
-_mean = ops.MultitypeFuncGraph("mean")
-
-
-@_ravel.register("Tensor")
-def _(gradient: Tensor) -> Tensor:
-    return gradient.reshape(-1)
-
-
-@_part_like.register("Tensor", "Tensor", "Number")
-def _(flat: Tensor, gradient: Tensor, offset: int) -> Tensor:
-    return part_like(gradient, flat, offset)
-
-
-@_mean.register("Function", "Number", "Tensor")
-def _(total: ops.Primitive, share: float, gradient: Tensor) -> Tensor:
-    return total(gradient) * share
-
-
-class AllReduceMean(nn.Cell):
-    """The mean of the gradients of all workers, inside a compiled step."""
-
-    def __init__(self, parameters: Sequence[Parameter]) -> None:
-        """parameters: whose gradients will come."""
-        super().__init__()
-        self.workers = size()
-        self.fraction = 1.0 / self.workers
-        # A collective of the CPU costs 5 ms however small: one for all. Others are fused by
-        # the compiler, which needs no copy.
-        self.flat = ms.get_context("device_target") == "CPU"
-        sizes = [int(p.size) for p in parameters]
-        self.offsets = tuple(
-            int(end) - size for end, size in zip(np.cumsum(sizes), sizes, strict=True)
-        )
-        self.map = ops.HyperMap()
-        if self.workers > 1:
-            self.total = ops.AllReduce()
-            if not self.flat:
-                self.total.add_prim_attr("fusion", 1)
-
-    def construct(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """As many gradients, averaged over the workers."""
-        if self.workers == 1:
-            return gradients
-        if not self.flat:
-            return self.map(ops.partial(_mean, self.total, self.fraction), gradients)
-        mean = self.total(ops.concat(self.map(_ravel, gradients))) * self.fraction
-        return self.map(ops.partial(_part_like, mean), gradients, self.offsets)

@@ -14,7 +14,7 @@ from tensorboardX import SummaryWriter
 from var_tokenizer.common import InputError, quoted, replacing
 from var_tokenizer.common.progress import progress_bar
 
-from var_train.parallel import workers as distributed
+from var_train.parallel import workers
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class MetricsLog:
         """resume: keep what an earlier process recorded."""
         self.folder = Path(folder)
         self._path = self.folder / "metrics.jsonl"
-        self._writes = distributed.rank() == 0
+        self._writes = workers.rank() == 0
         self._boards: dict[str, SummaryWriter] = {}
         self._file = None
         if not self._writes:
@@ -157,7 +157,7 @@ class StepBar:
 def step_bar(title: str, steps: int, done: int = 0, unit: str = "steps") -> Iterator[StepBar]:
     """Shows a ``StepBar`` on stderr while the block runs, or logs lines, on worker 0."""
     columns = TextColumn("{task.fields[loss]}  {task.fields[speed]}")
-    with progress_bar(columns, silent=distributed.rank() > 0) as progress:
+    with progress_bar(columns, silent=workers.rank() > 0) as progress:
         yield StepBar(progress, title, steps, done, unit)
 
 

@@ -16,7 +16,7 @@ from sklearn.cluster import MiniBatchKMeans
 from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError
 
-from var_train.parallel import workers as distributed
+from var_train.parallel import workers
 
 log = logging.getLogger(__name__)
 
@@ -103,13 +103,13 @@ class CodebookKeeper:
         """(V, z): centres of clusters of vectors that are drawn evenly from the scales."""
         v = self._tokenizer.vocab_size
         share = -(-8 * v // len(scales))
-        counts = [distributed.size() * len(s) for s in scales]
+        counts = [workers.size() * len(s) for s in scales]
         drawn = taken(scales, [rng.integers(count, size=share) for count in counts])
         means = MiniBatchKMeans(
             v, init="random", n_init=1, batch_size=4 * v, random_state=int(rng.integers(2**31))
         ).fit(drawn)
         # from one worker: sums of several threads may differ in their last bit
-        return distributed.broadcast(means.cluster_centers_.astype(np.float32), 0)
+        return workers.broadcast(means.cluster_centers_.astype(np.float32), 0)
 
     def _residuals(self, images_bcyx: np.ndarray) -> list[np.ndarray]:
         z = self._tokenizer.latent_channels
@@ -134,7 +134,7 @@ class CodebookKeeper:
         split = self._tokenizer.schedule.split
         token_kept_bl = np.repeat(kept_kb.T, self._tokenizer.schedule.tokens, axis=1) > 0
         hits_sv = count_hits(split(ids_bl), self._tokenizer.vocab_size, split(token_kept_bl))
-        hits_sv = distributed.all_reduce_sum(hits_sv)
+        hits_sv = workers.all_reduce_sum(hits_sv)
         self._hits_sv += hits_sv
         usage = self._tokenizer.quantize.ema_vocab_hit_SV
         usage_sv = smooth(usage.asnumpy(), hits_sv, step)
@@ -156,7 +156,7 @@ class CodebookKeeper:
         n, v = len(ids_n), self._tokenizer.vocab_size
         chosen = csr_matrix((weight_n, (ids_n, np.arange(n))), shape=(v, n))
         both = np.concatenate((chosen @ vectors_nz, chosen.sum(1)), 1).astype(np.float32)
-        both = distributed.all_reduce_sum(both)
+        both = workers.all_reduce_sum(both)
         decay = np.float32(self._health.ema_decay)
         self._sum_vz = decay * self._sum_vz + (1 - decay) * both[:, :-1]
         self._count_v = decay * self._count_v + (1 - decay) * both[:, -1]
@@ -178,7 +178,7 @@ class CodebookKeeper:
     def _at_most(self, share_k: np.ndarray | int, scales: Sequence[np.ndarray]) -> np.ndarray:
         """``share_k``, but no more than a scale has vectors on all ranks."""
         z = self._tokenizer.latent_channels
-        return np.minimum(share_k, [distributed.size() * s.size // z for s in scales])
+        return np.minimum(share_k, [workers.size() * s.size // z for s in scales])
 
     def _place(
         self,
@@ -196,7 +196,7 @@ class CodebookKeeper:
             return
         flat = [vectors.reshape(-1, self._tokenizer.latent_channels) for vectors in scales]
         indices = [
-            np.resize(rng.permutation(distributed.size() * len(vectors)), share)
+            np.resize(rng.permutation(workers.size() * len(vectors)), share)
             for vectors, share in zip(flat, share_k, strict=True)
         ]
         self._set(codes_n, taken(flat, indices))
@@ -248,9 +248,9 @@ def taken(scales: Sequence[np.ndarray], indices: Sequence[np.ndarray]) -> np.nda
     rows = []
     for vectors_nz, index_m in zip(scales, indices, strict=True):
         rank_m, row_m = np.divmod(index_m, len(vectors_nz))
-        own_m1 = (rank_m == distributed.rank())[:, None]
+        own_m1 = (rank_m == workers.rank())[:, None]
         rows.append(np.where(own_m1, vectors_nz[row_m], np.float32(0)))
-    return distributed.all_reduce_sum(np.concatenate(rows))
+    return workers.all_reduce_sum(np.concatenate(rows))
 
 
 def count_hits(

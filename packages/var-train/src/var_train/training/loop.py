@@ -17,7 +17,7 @@ from var_tokenizer.common import InputError, quoted
 from var_tokenizer.common.command import INTERRUPTED
 
 from var_train.data.record import DataRecord, check_data
-from var_train.parallel import workers as distributed
+from var_train.parallel import workers
 from var_train.reports.progress import MetricsLog, Value, step_bar
 from var_train.training.checkpoints import CheckpointFolder, Snapshot
 
@@ -113,7 +113,7 @@ def train(
     """
     checkpoints = CheckpointFolder(stage_folder(folder, stage.name), config.keep)
     settings = json.loads(json.dumps(settings))  # tuples as the lists that come back
-    if distributed.rank() == 0 and not resume:
+    if workers.rank() == 0 and not resume:
         checkpoints.clear()
     done, best, validation, stop = 0, math.inf, {}, False
     snapshot = checkpoints.newest() if resume else None
@@ -130,7 +130,7 @@ def train(
 
     def save(is_best: bool = False) -> None:
         arrays, state = stage.state()
-        if distributed.rank() == 0:
+        if workers.rank() == 0:
             kept = {"settings": settings, "validation": validation, "stage": state}
             kept["best_loss"] = best if math.isfinite(best) else None
             checkpoints.save(Snapshot(done, arrays, kept), is_best)
@@ -158,14 +158,14 @@ def train(
                     validation = {k: v for k, v in found.items() if not isinstance(v, np.ndarray)}
                     is_best = validation.get("loss", math.inf) < best
                     best = min(best, validation.get("loss", math.inf))
-            stop = distributed.any_worker(interrupted())
+            stop = workers.any_worker(interrupted())
             if done in validate_after or done % config.checkpoint_every == 0 or stop:
                 with bar.doing("saving"):
                     save(is_best)
             if stop:
                 break
     if stop:
-        distributed.wait_for_all()  # msrun kills worker 0, which saves, where another has ended
+        workers.wait_for_all()  # msrun kills worker 0, which saves, where another has ended
         log.error(
             "%s: terminated; saved after step %d of %d; the same command continues there",
             *(stage.name, done, stage.steps),
@@ -210,7 +210,7 @@ def check_finite(loss: float, stage: str, step: int) -> float:
 
 
 def _check_same_step(snapshot: Snapshot | None) -> None:
-    steps = distributed.gather(np.array(snapshot.step if snapshot else 0))
+    steps = workers.gather(np.array(snapshot.step if snapshot else 0))
     if (steps != steps[0]).any():
         raise InputError(
             f"the workers found checkpoints of steps {steps.tolist()}; expected the same one "

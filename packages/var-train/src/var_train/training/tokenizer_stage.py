@@ -15,7 +15,8 @@ from var_train.data.images import ImageSource, step_indices, steps_of
 from var_train.losses.discriminator import AdversaryConfig, PatchDiscriminator, hinge_loss
 from var_train.losses.reconstruction import ReconstructionLoss, ReconstructionLossConfig
 from var_train.optimization.adamw import AdamW, AdamWConfig, Ema
-from var_train.parallel import workers as distributed
+from var_train.parallel import workers
+from var_train.parallel.gradients import AllReduceMean
 from var_train.reports.metrics import measure_tokenizer
 from var_train.reports.progress import step_bar
 from var_train.training.checkpoints import parameter_arrays, restore_parameters
@@ -77,12 +78,12 @@ class TokenizerTraining:
         self._train, self._val = train, val
         self.batch = config.batch
         self.steps = steps_of(config.epochs, len(train), config.batch)
-        share = distributed.share(config.batch)
-        self._own = slice(share * distributed.rank(), share * (distributed.rank() + 1))
+        share = workers.share(config.batch)
+        self._own = slice(share * workers.rank(), share * (workers.rank() + 1))
         self._keeper = CodebookKeeper(tokenizer, config.codebook, config.batch)
         self._judged_from = round(config.adversary.start * self.steps)
         self._balance = np.float32(0)  # no weight is known before the first judged step
-        distributed.synchronize(list(tokenizer.get_parameters()))
+        workers.synchronize(list(tokenizer.get_parameters()))
         self._compile()
 
     # ------------------------------------------------------------ the step
@@ -161,7 +162,7 @@ class TokenizerTraining:
         self._change = augment if config.adversary.augment else _unchanged
         rng = np.random.default_rng((self._seed, 3))
         self._discriminator = PatchDiscriminator(config.adversary, rng)
-        distributed.synchronize(list(self._discriminator.get_parameters()))
+        workers.synchronize(list(self._discriminator.get_parameters()))
         loss_of = ReconstructionLoss(config.losses, tokenizer.config.image_size)
         parameters = tokenizer.trainable_params()
         if config.codebook.update == "ema":
@@ -176,7 +177,7 @@ class TokenizerTraining:
     def _compile_plain_step(self, loss_of: ReconstructionLoss) -> Callable:
         tokenizer, optimizer = self._tokenizer, self._optimizer
         commitment = self._config.codebook.commitment
-        average = distributed.AllReduceMean(optimizer.parameters)
+        average = AllReduceMean(optimizer.parameters)
 
         def losses(images: Tensor, kept_kb: Tensor) -> tuple:
             features, quantization, ids, vectors = tokenizer(images, commitment, kept_kb)
@@ -199,7 +200,7 @@ class TokenizerTraining:
         tokenizer, optimizer = self._tokenizer, self._optimizer
         discriminator, change = self._discriminator, self._change
         commitment = self._config.codebook.commitment
-        average = distributed.AllReduceMean(optimizer.parameters)
+        average = AllReduceMean(optimizer.parameters)
 
         def losses(
             images: Tensor,
@@ -246,7 +247,7 @@ class TokenizerTraining:
         config, change, last = self._config.adversary, self._change, tokenizer.last_layer
         optimizer = AdamW(discriminator.trainable_params(), config.optimizer, _is_matrix)
         self._judge_optimizer = optimizer
-        average = distributed.AllReduceMean([last, last, *optimizer.parameters])
+        average = AllReduceMean([last, last, *optimizer.parameters])
         weight = config.weight
 
         def judgement(
@@ -347,7 +348,7 @@ class TokenizerTraining:
         if self._ema is not None:
             self._ema.restore("ema", arrays)
         weights = [*self._tokenizer.get_parameters(), *self._discriminator.get_parameters()]
-        distributed.check_equal(weights)
+        workers.check_equal(weights)
 
     def _optimizers(self) -> dict[str, AdamW]:
         return {"optimizer": self._optimizer, "judge_optimizer": self._judge_optimizer}
@@ -365,7 +366,7 @@ def _unchanged(images_byxc: Tensor, *_: Tensor) -> Tensor:
 def _means(*values: Tensor) -> tuple[float, ...]:
     """Scalars, each averaged over the workers."""
     own = np.array([float(value) for value in values])
-    return tuple(float(mean) for mean in distributed.gather(own).mean(0))
+    return tuple(float(mean) for mean in workers.gather(own).mean(0))
 
 
 def _length(gradient: Tensor) -> Tensor:

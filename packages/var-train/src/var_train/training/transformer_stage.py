@@ -16,7 +16,8 @@ from var_train.data.images import step_indices, steps_of
 from var_train.data.tokens import TokenSource
 from var_train.optimization.adamw import AdamW, AdamWConfig, Ema, release
 from var_train.optimization.loss_scale import LossScale, PrecisionConfig
-from var_train.parallel import workers as distributed
+from var_train.parallel import workers
+from var_train.parallel.gradients import AllReduceMean
 from var_train.parallel.sharding import Sharding
 from var_train.reports.progress import Value
 from var_train.reports.report import SamplingConfig, draw_images
@@ -133,7 +134,7 @@ class TransformerStageConfig:
                 "dtype is bfloat16; expected float32 or float16 on a CPU, where MindSpore has no "
                 "product of bfloat16 matrices"
             )
-        distributed.share(self.batch, self.accumulation)
+        workers.share(self.batch, self.accumulation)
 
 
 class TransformerTraining:
@@ -165,12 +166,12 @@ class TransformerTraining:
         self._sampling = SamplingConfig() if sampling is None else sampling
         self.batch = config.batch
         self.steps = steps_of(config.epochs, len(train), config.batch)
-        self._share = distributed.share(config.batch, config.accumulation)
+        self._share = workers.share(config.batch, config.accumulation)
         rate = model.config.drop_path if config.drop_path is None else config.drop_path
         self._drop_rates_d = np.linspace(0, rate, model.config.depth)
         self._loss_scale = LossScale(config.precision)
         self._watch = Stopwatch()
-        distributed.synchronize(list(model.get_parameters()))
+        workers.synchronize(list(model.get_parameters()))
         if config.recompute:
             for block in model.blocks:
                 block.recompute()
@@ -204,7 +205,7 @@ class TransformerTraining:
             if self._ema is not None and finite:
                 self._ema.update(step - self._optimizer.skipped)
         metrics: dict[str, float | list[float]] = {
-            "loss": float(distributed.gather(np.array(np.mean(losses))).mean()),
+            "loss": float(workers.gather(np.array(np.mean(losses))).mean()),
             "learning_rate": self._optimizer.config.rate(step, self.steps),
             "weight_decay": self._optimizer.config.decay(step, self.steps),
             "skipped_steps": self._optimizer.skipped,
@@ -237,7 +238,7 @@ class TransformerTraining:
         flip_b = rng.random(batch) < 0.5 if config.flip else None
         parts = []
         for begin in range(0, batch, batch // config.accumulation):
-            begin += self._share * distributed.rank()
+            begin += self._share * workers.rank()
             own = slice(begin, begin + self._share)
             flip = None if flip_b is None else flip_b[own]
             parts.append(_Part(indices_b[own], flip, unlabelled_b[own], keep_d2b11[:, :, own]))
@@ -265,11 +266,11 @@ class TransformerTraining:
         """
         model, config = self._model, self._config
         parameters = model.trainable_params()
-        sharded = config.shard_optimizer and distributed.size() > 1
+        sharded = config.shard_optimizer and workers.size() > 1
         sharding = Sharding(parameters) if sharded else None
         self._optimizer = optimizer = AdamW(parameters, config.adamw, decays, sharding)
         self._ema = Ema(parameters, config.ema) if config.ema else None
-        average = distributed.AllReduceMean(parameters)
+        average = AllReduceMean(parameters)
         once = config.accumulation == 1  # averaged while the backward pass goes on, or at the end
         smoothing, add = config.label_smoothing, ops.HyperMap()
 
@@ -333,9 +334,9 @@ class TransformerTraining:
         """
         with self._final_weights():
             found: dict[str, Value] = dict(self._measured())
-            if distributed.rank() == 0 and self._config.samples_per_class:
+            if workers.rank() == 0 and self._config.samples_per_class:
                 found["samples"] = self._samples()
-        distributed.wait_for_all()
+        workers.wait_for_all()
         return found
 
     @contextmanager
@@ -353,7 +354,7 @@ class TransformerTraining:
         chosen = np.linspace(0, len(self._val) - 1, count).round().astype(int)
         sums_2l = np.zeros((2, schedule.length))
         batches = padded_batches(count, share)
-        for number in range(distributed.rank(), len(batches), distributed.size()):
+        for number in range(workers.rank(), len(batches), workers.size()):
             ids, labels_b = self._val.batch(chosen[batches[number]])
             wanted = min(share, count - number * share)  # what fills the last batch is cut off
             loss_bl, hit_bl = self._measure(
@@ -363,7 +364,7 @@ class TransformerTraining:
             )
             sums_2l[0] += loss_bl.asnumpy()[:wanted].sum(0, dtype=np.float64)
             sums_2l[1] += hit_bl.asnumpy()[:wanted].sum(0)
-        loss_l, hit_l = distributed.all_reduce_sum(sums_2l) / count
+        loss_l, hit_l = workers.all_reduce_sum(sums_2l) / count
         return {
             "loss": float(loss_l.mean()),
             "accuracy": float(hit_l.mean()),
@@ -406,7 +407,7 @@ class TransformerTraining:
         self._loss_scale.restore(state["loss_scale"])
         if self._ema is not None:
             self._ema.restore("ema", arrays)
-        distributed.check_equal(list(self._model.get_parameters()))
+        workers.check_equal(list(self._model.get_parameters()))
 
 
 @dataclass(frozen=True)
