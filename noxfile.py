@@ -4,7 +4,7 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["lint", "test"]
+nox.options.sessions = ["lint", "types", "test"]
 nox.options.reuse_existing_virtualenvs = True
 nox.needs_version = ">=2024.10"
 
@@ -30,6 +30,18 @@ def lint(session: nox.Session) -> None:
     session.install("ruff==0.17.6")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
+
+
+@nox.session(python=PYTHON)
+def types(session: nox.Session) -> None:
+    """Type checking (mypy.ini), from sources alone: neither MindSpore nor torch is installed.
+
+    All that mypy reads is pinned, or a release elsewhere would turn this red.
+    """
+    tools = ("mypy==2.4.1", "nox==2026.10.20")
+    libraries = ("numpy==1.26.4", "pillow==12.3.0", "rich==15.0.0", "safetensors==0.8.0")
+    session.install(*tools, *libraries, "tyro==1.0.17")
+    session.run("mypy")
 
 
 @nox.session(python=PYTHON)

@@ -16,6 +16,7 @@ from var_tokenizer.common.checkpoint import (
     write_checkpoint,
 )
 from var_tokenizer.common.checks import (
+    Array,
     check_integer,
     check_shape,
     checked_floats,
@@ -28,8 +29,6 @@ from var_tokenizer.config import TokenizerConfig
 from var_tokenizer.quantizer import MultiScaleQuantizer
 from var_tokenizer.schedule import ScaleSchedule
 from var_tokenizer.shapes import tokenizer_shapes
-
-Array = np.ndarray | Tensor
 
 
 class LatentCodec(Protocol):

@@ -15,6 +15,7 @@ from var_tokenizer.common.checkpoint import (
     write_checkpoint,
 )
 from var_tokenizer.common.checks import (
+    Array,
     check_integer,
     check_shape,
     checked_floats,
@@ -59,6 +60,7 @@ __all__ = [
     "MAX_PIXELS",
     "PICTURE_FORMATS",
     "PICTURE_SUFFIXES",
+    "Array",
     "CompiledPasses",
     "InputError",
     "KernelLibrary",

@@ -1,11 +1,13 @@
 """What arrays and numbers that users give must be."""
 
+from typing import TypeAlias
+
 import numpy as np
 from mindspore import Tensor
 
 from var_tokenizer.common.errors import InputError
 
-Array = np.ndarray | Tensor
+Array: TypeAlias = np.ndarray | Tensor
 _LOWEST = np.finfo(np.float32).min
 _ROUNDING = 1e-3  # beyond [-1, 1]; an eighth of a step of 8-bit pixels
 

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from mindspore import Tensor
 from var_tokenizer import LatentCodec, ScaleSchedule
-from var_tokenizer.common import InputError, checked_images, is_integer, to_unit_range
+from var_tokenizer.common import Array, InputError, checked_images, is_integer, to_unit_range
 
 from var_transformer.generation.generate import (
     Generation,
@@ -21,7 +21,7 @@ from var_transformer.generation.generate import (
     random_streams,
 )
 from var_transformer.generation.sampler import Sampler
-from var_transformer.model.transformer import Array, Transformer
+from var_transformer.model.transformer import Transformer
 
 
 class ImageCodec(LatentCodec, Protocol):

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from mindspore import Tensor
 from var_tokenizer import LatentCodec
-from var_tokenizer.common import InputError, is_integer, one_at_a_time, quoted, to_unit_range
+from var_tokenizer.common import Array, InputError, is_integer, one_at_a_time, quoted, to_unit_range
 
 from var_transformer.attention import Cache
 from var_transformer.generation.filters import draw, filter_logits, gumbel_mixture, softmax
 from var_transformer.generation.sampler import Guidance, Sampler, ScaleSettings
-from var_transformer.model.transformer import Array, Transformer
+from var_transformer.model.transformer import Transformer
 
 OnScale = Callable[[int, np.ndarray], None]  # scale, images (B, 3, H, W) in [0, 1]
 

@@ -17,6 +17,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from var_tokenizer.common import (
+    Array,
     CompiledPasses,
     InputError,
     check_shape,
@@ -34,7 +35,6 @@ from var_transformer.model import operators as fast
 from var_transformer.model.config import TransformerConfig
 from var_transformer.model.shapes import transformer_shapes
 
-Array = np.ndarray | Tensor
 Rng = np.random.Generator | None
 Kept = tuple[Tensor, ...]  # what attention keeps of the scales so far
 
