@@ -20,10 +20,10 @@ import numpy as np
 import tyro
 from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError
-from var_train.data.images import load_digits_split
-from var_train.data.tokens import tokens_of
+from var_train.data.image_sources import load_digits_split
+from var_train.data.token_sources import tokens_of
 from var_train.reports.digit_metrics import DigitJudge, distinct
-from var_train.reports.progress import MetricsLog
+from var_train.reports.metrics_log import MetricsLog
 from var_train.training.loop import LoopConfig
 from var_train.training.loop import train as train_stage
 from var_train.training.transformer_stage import TransformerStageConfig, TransformerTraining

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import tyro
 from var_tokenizer import Tokenizer
-from var_train.data.images import load_image_tree
+from var_train.data.image_sources import load_image_tree
 from var_train.data.token_cache import TokenCache
-from var_train.data.tokens import TokenSource, tokens_of
+from var_train.data.token_sources import TokenSource, tokens_of
 from var_train.tokenize import TokenizeConfig, tokenize
 from var_train.training.transformer_stage import TransformerStageConfig, TransformerTraining
 from var_transformer import Transformer, TransformerConfig

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from var_train.reports.progress import MetricsLog
+from var_train.reports.metrics_log import MetricsLog
 from var_train.training.checkpoints import CheckpointFolder
 from var_train.training.loop import LoopConfig, train
 

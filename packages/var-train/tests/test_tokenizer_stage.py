@@ -7,11 +7,11 @@ import pytest
 from mindspore import Tensor, ops
 from var_tokenizer import Tokenizer, TokenizerConfig
 from var_tokenizer.common import InputError
-from var_train.data.augment import augment
-from var_train.data.images import ImageSet
+from var_train.data.augmentation import augment
+from var_train.data.image_sources import ImageSet
 from var_train.losses.discriminator import AdversaryConfig, PatchDiscriminator, hinge_loss
-from var_train.losses.reconstruction import ReconstructionLossConfig
-from var_train.reports.progress import MetricsLog
+from var_train.losses.reconstruction_loss import ReconstructionLossConfig
+from var_train.reports.metrics_log import MetricsLog
 from var_train.training.checkpoints import CheckpointFolder
 from var_train.training.codebook import CodebookConfig
 from var_train.training.loop import LoopConfig, train

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from mindspore import ops
 from var_tokenizer import Tokenizer, TokenizerConfig
 from var_tokenizer.common import InputError
-from var_train.data.images import step_indices
-from var_train.data.tokens import TokenSet
+from var_train.data.image_sources import step_indices
+from var_train.data.token_sources import TokenSet
 from var_train.optimization.adamw import AdamWConfig
 from var_train.optimization.loss_scale import DTYPES, LossScale, PrecisionConfig
 from var_train.training.transformer_stage import (

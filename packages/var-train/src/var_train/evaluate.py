@@ -12,11 +12,11 @@ from var_tokenizer.common import InputError
 from var_tokenizer.common.command import exit_codes
 from var_tokenizer.common.progress import working
 
-from var_train.data.images import load_folder
-from var_train.losses.feature_network import FeatureNetwork
-from var_train.reports.metrics import TokenizerFigures, measure_tokenizer
-from var_train.reports.progress import step_bar
-from var_train.reports.report import save_reconstructions, write_report
+from var_train.data.image_sources import load_folder
+from var_train.losses.perceptual_loss import FeatureNetwork
+from var_train.reports.metrics_log import step_bar
+from var_train.reports.report_json import save_reconstructions, write_report
+from var_train.reports.tokenizer_quality import TokenizerFigures, measure_tokenizer
 
 
 @dataclass(frozen=True)

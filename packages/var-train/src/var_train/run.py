@@ -22,15 +22,15 @@ from var_transformer import BackendConfig, Transformer, TransformerConfig, check
 from var_train.commands import arguments
 from var_train.commands.arguments import format_size
 from var_train.commands.presets import PRESETS, published_stage
-from var_train.data.images import ImageFolder, ImageSet, load_digits_split, load_image_tree
-from var_train.data.record import DataRecord
+from var_train.data.image_sources import ImageFolder, ImageSet, load_digits_split, load_image_tree
+from var_train.data.resume_check import DataRecord
 from var_train.data.token_cache import SPLITS, TokenCache
-from var_train.data.tokens import fingerprint, tokens_of
+from var_train.data.token_sources import fingerprint, tokens_of
 from var_train.optimization.loss_scale import DTYPES
 from var_train.parallel import workers
 from var_train.parallel.watch import watched
-from var_train.reports.progress import MetricsLog, record_settings
-from var_train.reports.report import (
+from var_train.reports.metrics_log import MetricsLog, record_settings
+from var_train.reports.report_json import (
     SamplingConfig,
     digit_figures,
     sample_classes,

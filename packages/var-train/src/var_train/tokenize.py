@@ -8,7 +8,7 @@ from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError, quoted
 from var_tokenizer.common.command import exit_codes, read_settings
 
-from var_train.data.images import load_image_tree
+from var_train.data.image_sources import load_image_tree
 from var_train.data.token_cache import write_cache
 from var_train.parallel import workers
 from var_train.parallel.watch import watched

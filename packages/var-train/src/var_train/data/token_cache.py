@@ -22,11 +22,11 @@ from safetensors.numpy import save_file
 from var_tokenizer import ScaleSchedule, Tokenizer
 from var_tokenizer.common import InputError, quoted, replacing
 
-from var_train.data.images import ImageFolder
-from var_train.data.scan import ImageFiles, content_hash, first_of
-from var_train.data.tokens import EncodedImages, Ids, fingerprint
+from var_train.data.folder_scan import ImageFiles, content_hash, first_of
+from var_train.data.image_sources import ImageFolder
+from var_train.data.token_sources import EncodedImages, Ids, fingerprint
 from var_train.parallel import workers
-from var_train.reports.progress import step_bar
+from var_train.reports.metrics_log import step_bar
 from var_train.training.tokenizer_stage import padded_batches
 
 log = logging.getLogger(__name__)

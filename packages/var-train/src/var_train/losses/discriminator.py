@@ -24,7 +24,7 @@ class AdversaryConfig:
     layers: int = 2
     """Halvings of the resolution; each doubles the width, up to 8 times ``channels``."""
     augment: bool = True
-    """Shift, recolour and cut what the discriminator sees (``augment.py``)."""
+    """Shift, recolour and cut what the discriminator sees (``data.augmentation``)."""
     optimizer: AdamWConfig = field(
         default_factory=lambda: AdamWConfig(learning_rate=2e-4, betas=(0.5, 0.9), weight_decay=0.0)
     )

@@ -9,7 +9,7 @@ from sklearn.metrics import pairwise_distances, pairwise_distances_argmin_min  #
 from sklearn.svm import SVC  # type: ignore[import-untyped]
 from var_tokenizer.common import InputError
 
-from var_train.data.images import ImageSet
+from var_train.data.image_sources import ImageSet
 
 JUDGED_SIZE = 8  # the size at which the digits were recorded; finer pixels judge no better
 

@@ -12,16 +12,16 @@ from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError
 from var_transformer import Transformer, TransformerConfig, check_pair
 
-from var_train.data.images import step_indices, steps_of
-from var_train.data.tokens import TokenSource
+from var_train.data.image_sources import step_indices, steps_of
+from var_train.data.token_sources import TokenSource
 from var_train.optimization.adamw import AdamW, AdamWConfig, Ema, release
 from var_train.optimization.loss_scale import LossScale, PrecisionConfig
 from var_train.parallel import workers
 from var_train.parallel.gradients import AllReduceMean
 from var_train.parallel.sharding import Sharding
-from var_train.reports.progress import Value
-from var_train.reports.report import SamplingConfig, draw_images
-from var_train.reports.sheets import sample_grid
+from var_train.reports.image_sheets import sample_grid
+from var_train.reports.metrics_log import Value
+from var_train.reports.report_json import SamplingConfig, draw_images
 from var_train.training.checkpoints import parameter_arrays, restore_parameters
 from var_train.training.loop import Stopwatch
 from var_train.training.tokenizer_stage import padded_batches

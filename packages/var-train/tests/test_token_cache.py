@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from var_tokenizer import Tokenizer, TokenizerConfig
 from var_tokenizer.common import InputError
-from var_train.data.images import load_image_tree
+from var_train.data.image_sources import load_image_tree
 from var_train.data.token_cache import TokenCache
 from var_train.tokenize import TokenizeConfig, tokenize
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from var_tokenizer.common import InputError
-from var_train.reports.sheets import (
+from var_train.reports.image_sheets import (
     CELL,
     GUTTER,
     MARGIN,

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from var_tokenizer.common import InputError, quoted, replacing
 
-from var_train.data.scan import ImageFiles, first_of
+from var_train.data.folder_scan import ImageFiles, first_of
 
 log = logging.getLogger(__name__)
 

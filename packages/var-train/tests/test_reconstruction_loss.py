@@ -11,10 +11,10 @@ from mindspore import Tensor
 from safetensors.numpy import save_file
 from scipy.fft import dctn
 from var_tokenizer.common import InputError
-from var_train.data.augment import augment, draw_augmentation
+from var_train.data.augmentation import augment, draw_augmentation
 from var_train.losses.discriminator import AdversaryConfig, PatchDiscriminator, hinge_loss
-from var_train.losses.feature_network import FeatureNetwork
-from var_train.losses.reconstruction import (
+from var_train.losses.perceptual_loss import FeatureNetwork
+from var_train.losses.reconstruction_loss import (
     ReconstructionLoss,
     ReconstructionLossConfig,
     StructureLoss,

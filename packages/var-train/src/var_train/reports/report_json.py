@@ -10,10 +10,10 @@ from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError, replacing, to_unit_range
 from var_transformer import Transformer, check_sampler, generate
 
-from var_train.data.images import ImageSet, ImageSource
+from var_train.data.image_sources import ImageSet, ImageSource
 from var_train.reports.digit_metrics import DigitJudge, distinct, nearest_train_distance
-from var_train.reports.progress import step_bar
-from var_train.reports.sheets import reconstruction_sheet, sample_grid, save_png
+from var_train.reports.image_sheets import reconstruction_sheet, sample_grid, save_png
+from var_train.reports.metrics_log import step_bar
 
 
 @dataclass(frozen=True)

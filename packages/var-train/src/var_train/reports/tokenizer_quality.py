@@ -10,8 +10,8 @@ from skimage.metrics import structural_similarity
 from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError
 
-from var_train.data.images import ImageSource
-from var_train.losses.feature_network import FeatureNetwork
+from var_train.data.image_sources import ImageSource
+from var_train.losses.perceptual_loss import FeatureNetwork
 from var_train.training.codebook import count_hits, perplexities
 
 

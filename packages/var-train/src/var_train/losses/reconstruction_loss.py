@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from var_tokenizer.common import InputError
 
-from var_train.losses.feature_network import FeatureNetwork
+from var_train.losses.perceptual_loss import FeatureNetwork
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from var_tokenizer.common import InputError
-from var_train.data.images import load_image_tree
-from var_train.data.record import DataRecord, check_data
+from var_train.data.image_sources import load_image_tree
+from var_train.data.resume_check import DataRecord, check_data
 
 NO_TOKENS = {"tokens": None}
 

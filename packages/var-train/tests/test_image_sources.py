@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from var_tokenizer import Tokenizer, TokenizerConfig
 from var_tokenizer.common import InputError, to_model_range, to_pixels
-from var_train.data.images import (
+from var_train.data.image_sources import (
     ImageFolder,
     ImageSet,
     epoch_order,
@@ -20,7 +20,7 @@ from var_train.data.images import (
     load_image_tree,
     read_image,
 )
-from var_train.data.tokens import EncodedImages
+from var_train.data.token_sources import EncodedImages
 from var_train.training.tokenizer_stage import TokenizerStageConfig, TokenizerTraining
 from var_train.training.transformer_stage import TransformerStageConfig, TransformerTraining
 from var_transformer import Transformer, TransformerConfig

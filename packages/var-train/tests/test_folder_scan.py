@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from var_tokenizer.common import InputError
-from var_train.data.images import load_folder, load_image_tree
-from var_train.data.scan import IGNORED, scan_folder, scan_tree
+from var_train.data.folder_scan import IGNORED, scan_folder, scan_tree
+from var_train.data.image_sources import load_folder, load_image_tree
 
 SIZE = (4, 4)
 
@@ -261,7 +261,7 @@ def test_an_image_stays_where_it_is_held_whatever_is_added_or_listed_first(flat,
             pass
 
     forwards = scan_tree(flat, 0.25)
-    monkeypatch.setattr("var_train.data.scan.os.scandir", Backwards)
+    monkeypatch.setattr("var_train.data.folder_scan.os.scandir", Backwards)
     backwards = scan_tree(flat, 0.25)
     for ours, theirs in zip(forwards, backwards, strict=True):
         assert ours.names == theirs.names

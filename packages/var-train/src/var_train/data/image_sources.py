@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from var_tokenizer.common import InputError, fit_picture, quoted, read_picture, to_model_range
 
-from var_train.data.scan import ImageFiles, content_hash, counted, scan_folder, scan_tree
+from var_train.data.folder_scan import ImageFiles, content_hash, counted, scan_folder, scan_tree
 
 log = logging.getLogger(__name__)
 
