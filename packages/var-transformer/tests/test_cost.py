@@ -6,18 +6,22 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
+from var_tokenizer import TokenizerConfig
 from var_tokenizer.common import InputError
-from var_transformer import BackendConfig, Transformer, TransformerConfig, cost
-from var_transformer.attention import PortableAttention, cost_model
+from var_transformer import BackendConfig, Transformer, TransformerConfig
+from var_transformer.attention import PortableAttention
 from var_transformer.attention.devices import device
-from var_transformer.attention.segments import Plan, Segment, cut_at, forward_work
+from var_transformer.attention.segments import Plan, Segment, cut_at
+from var_transformer.cost import __main__ as command
+from var_transformer.cost import parts as cost
+from var_transformer.cost.parts import forward_work
 from var_transformer.model import operators as fast
 
 PRESETS = ("d16", "d20", "d24", "d30", "d36-s")
 ASCEND = device("ascend-910b")
 
 
-def named(parts: list[cost_model.Part]) -> dict[str, cost_model.Part]:
+def named(parts: list[cost.Part]) -> dict[str, cost.Part]:
     return {part.name: part for part in parts}
 
 
@@ -26,7 +30,7 @@ def masked(config: TransformerConfig) -> Plan:
 
 
 def test_products_of_a_training_step_of_d16_are_those_counted_by_hand():
-    parts = named(cost_model.training_step(D16, 96, masked(D16), ASCEND))
+    parts = named(cost.training_step(D16, 96, masked(D16), ASCEND))
     tokens = 96 * 680
     assert parts["qkv"].madds == 3 * 16 * tokens * 1024 * 3072
     assert parts["projection"].madds == 3 * 16 * tokens * 1024 * 1024
@@ -41,14 +45,14 @@ D16 = TransformerConfig.preset("d16")
 
 
 def test_a_published_count_of_parameters():
-    assert cost_model.parameter_count(D16) == pytest.approx(310e6, rel=0.01)
+    assert cost.parameter_count(D16) == pytest.approx(310e6, rel=0.01)
 
 
 @pytest.mark.parametrize("changes", [{}, {"shared_adaln": True}, {"qk_l2_norm": False}])
 def test_parameters_are_as_many_as_the_model_has(make_config, changes):
     config = make_config(**changes)
     weights = Transformer(config, None).get_parameters()
-    assert cost_model.parameter_count(config) == sum(p.size for p in weights)
+    assert cost.parameter_count(config) == sum(p.size for p in weights)
 
 
 def test_products_of_a_pass_are_those_that_the_model_multiplies(monkeypatch, make_config):
@@ -74,7 +78,7 @@ def test_products_of_a_pass_are_those_that_the_model_multiplies(monkeypatch, mak
     plan = tuple(Segment(*call) for call in model.blocks[0].attn.attend.plans[-1])
     scores = forward_work(plan).scores
     assert counted["attention"] == config.depth * 2 * scores * batch * config.width
-    parts = cost_model.training_step(config, batch, plan, ASCEND)
+    parts = cost.training_step(config, batch, plan, ASCEND)
     linear_madds = sum(part.madds for part in parts if part.name != "attention") / 3
     # the first scale has no input; on paper it has one
     unread = batch * config.schedule.tokens[0] * config.latent_channels * config.width
@@ -87,9 +91,9 @@ def test_a_generation_multiplies_what_all_scales_at_once_do(preset):
     config = TransformerConfig.preset(preset)
     everywhere = cut_at(config.schedule, 1)
     images = 8
-    step = named(cost_model.training_step(config, 2 * images, everywhere, ASCEND))
-    codec = cost.TokenizerConfig(scales=config.scales)
-    generation = named(cost_model.generation(config, codec, images, True, ASCEND))
+    step = named(cost.training_step(config, 2 * images, everywhere, ASCEND))
+    codec = TokenizerConfig(scales=config.scales)
+    generation = named(cost.generation(config, codec, images, True, ASCEND))
     for part in ("qkv", "projection", "feed-forward"):
         assert generation[part].madds == pytest.approx(step[part].madds / 3)
     assert generation["attention"].madds == pytest.approx(step["attention"].madds / 3.5)
@@ -97,7 +101,7 @@ def test_a_generation_multiplies_what_all_scales_at_once_do(preset):
 
 
 def test_the_roofline_is_the_slower_of_products_and_bytes():
-    products, moved = cost_model.Part("a", madds=ASCEND.flops), cost_model.Part("b", bytes=1e12)
+    products, moved = cost.Part("a", madds=ASCEND.flops), cost.Part("b", bytes=1e12)
     assert products.seconds(ASCEND) == 2
     assert moved.seconds(ASCEND) == 1e12 / ASCEND.bandwidth
 
@@ -105,7 +109,7 @@ def test_the_roofline_is_the_slower_of_products_and_bytes():
 # ---------------------------------------------------------------- the command
 def run(monkeypatch, capsys, *arguments: str) -> str:
     monkeypatch.setattr(sys, "argv", ["cost", *arguments])
-    cost.main()
+    command.main()
     return capsys.readouterr().out
 
 
@@ -157,7 +161,7 @@ def test_bad_input_ends_the_command_with_2_and_a_line(monkeypatch, capsys, argum
 )
 def test_the_settings_name_what_is_wrong(field, message):
     with pytest.raises(InputError, match=message):
-        cost.CostConfig(**field)
+        command.CostConfig(**field)
 
 
 def test_the_portable_device_is_priced_too(monkeypatch, capsys):
@@ -168,6 +172,6 @@ def test_the_portable_device_is_priced_too(monkeypatch, capsys):
 def test_a_wrong_setting_of_the_command_is_one_line(capsys, caplog, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["cost", "--batch", "0"])
     with pytest.raises(SystemExit) as end:
-        cost.main()
+        command.main()
     assert end.value.code == 2 and capsys.readouterr() == ("", "")
     assert caplog.messages == ["batch is 0; expected at least 1"]

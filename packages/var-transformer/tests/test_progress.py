@@ -19,7 +19,7 @@ from var_tokenizer.common import InputError
 from var_tokenizer.common.command import exit_codes
 from var_tokenizer.common.progress import duration, line, next_line, progress_bar
 from var_transformer.ascend_c.__main__ import BuildConfig
-from var_transformer.cost import CostConfig
+from var_transformer.cost.__main__ import CostConfig
 from var_transformer.edit.__main__ import EditConfig
 from var_transformer.edit.__main__ import run as edit
 from var_transformer.sample import SampleConfig
@@ -31,7 +31,7 @@ import logging
 import signal
 from var_tokenizer.common.command import exit_codes
 from var_transformer.ascend_c.__main__ import BuildConfig
-from var_transformer.cost import CostConfig
+from var_transformer.cost.__main__ import CostConfig
 from var_transformer.edit.__main__ import EditConfig
 from var_transformer.edit.__main__ import run as edit
 with exit_codes("interrupted; the same command continues"):

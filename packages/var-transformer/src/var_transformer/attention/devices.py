@@ -17,7 +17,7 @@ class Device:
 
     flops: of half-precision matrix products (float32 on the CPU), two a multiply-add. bandwidth:
     bytes to and from memory. launch: seconds until an operator starts, where the host gives one
-    after the other. memory: bytes. number: bytes of a number that it computes with.
+    after the other. memory: bytes. itemsize: bytes of one element in the type it computes with.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Device:
     bandwidth: float
     launch: float
     memory: float
-    number: int = 2
+    itemsize: int = 2
 
 
 def _ascend(name: str, cores: int, clock: float, memory: float) -> Device:
@@ -39,7 +39,7 @@ DEVICES = {
         _ascend("ascend-910b", 24, 1.8e9, 64e9),
         _ascend("ascend-910a", 32, 1.0e9, 32e9),
         # two cores with AVX-512; products, an add of 22 MB arrays and a graph's small operator
-        Device("cpu", 230e9, 19e9, 20e-6, 24e9, number=4),
+        Device("cpu", 230e9, 19e9, 20e-6, 24e9, itemsize=4),
     )
 }
 

@@ -1,4 +1,4 @@
-"""Where block-causal attention is cut into calls, and what the calls of a training step move.
+"""Where block-causal attention over all scales is cut into calls.
 
 Every scale sees a plain prefix of the keys, so that a fine scale is one unmasked call. Coarse
 scales are many and small: together under one mask they waste scores but save launches.
@@ -67,45 +67,3 @@ def launch_scores(device: Device, heads: int, head_width: int) -> float:
     key, one with the value.
     """
     return device.launch * device.flops / (4 * head_width * heads)
-
-
-# ---------------------------------------------------------------- a training step
-class Work(NamedTuple):
-    """scores: a head and image. called, copied: rows of one token that the calls, and the
-    splits, joins and sums around them, read and write. calls, copies: their launches."""
-
-    scores: float
-    called: int
-    copied: int
-    calls: int
-    copies: int
-
-    def plus(self, other: "Work") -> "Work":
-        return Work(*(a + b for a, b in zip(self, other, strict=True)))
-
-
-def forward_work(plan: Plan) -> Work:
-    """What ``NextScaleAttention`` does over all scales."""
-    called = sum(2 * (s.end - s.begin) + 2 * s.end for s in plan)
-    if len(plan) == 1:
-        return Work(scores(plan), called, 0, 1, 0)
-    # queries, keys and values are split, keys and values joined for all calls but the first and
-    # the last, results joined
-    copied = 4 * 2 * plan[-1].end + 2 * 2 * sum(s.end for s in plan[1:-1])
-    return Work(scores(plan), called, copied, len(plan), 4 + 2 * (len(plan) - 2))
-
-
-def gradient_work(plan: Plan) -> Work:
-    """Five products for the forward's two (the weights are computed again), twice the rows."""
-    forward = forward_work(plan)
-    added = added_launches = 0
-    if len(plan) > 1:  # gradients of keys and values are cut up, too, and added
-        later = sum(s.end for s in plan[1:])
-        added, added_launches = 2 * (2 * later + 2 * plan[-1].end), 2 * len(plan)
-    return Work(
-        2.5 * forward.scores,
-        2 * forward.called,
-        forward.copied + added,
-        forward.calls,
-        forward.copies + added_launches,
-    )

@@ -12,10 +12,11 @@ from var_tokenizer import TokenizerConfig
 from var_tokenizer.common import InputError
 from var_tokenizer.common.command import run_command
 
-from var_transformer.attention import BackendConfig, build, cost_model
-from var_transformer.attention.cost_model import Part, total
+from var_transformer.attention import BackendConfig, build
 from var_transformer.attention.devices import Device, device
 from var_transformer.attention.segments import Plan, Segment, cut_at, scores
+from var_transformer.cost import parts as priced
+from var_transformer.cost.parts import Part, total
 from var_transformer.model.config import TransformerConfig
 
 # Seconds that a port of VAR-d16 to MindSpore publishes for Ascend 910B.
@@ -34,7 +35,7 @@ class CostConfig:
     images: int = 8
     """Images of a generation, with guidance."""
     device: str = "ascend-910b"
-    """ascend-910b, ascend-910a or cpu; published peaks, see devices.py."""
+    """ascend-910b, ascend-910a or cpu; published peaks, see attention/devices.py."""
     fused: bool = False
     """Also with the fused operators of var_transformer.ascend_c."""
 
@@ -64,13 +65,13 @@ def tables(options: CostConfig) -> list[Table]:
     length = config.schedule.length
     masked = (Segment(0, length, True, length - 1),)
     steps = [
-        cost_model.training_step(config, options.batch, masked, on),
-        cost_model.training_step(config, options.batch, used, on, options.fused),
+        priced.training_step(config, options.batch, masked, on),
+        priced.training_step(config, options.batch, used, on, options.fused),
     ]
     codec = TokenizerConfig(scales=config.scales)
     generations = [
-        cost_model.generation(config, codec, options.images, False, on),
-        cost_model.generation(config, codec, options.images, True, on, options.fused),
+        priced.generation(config, codec, options.images, False, on),
+        priced.generation(config, codec, options.images, True, on, options.fused),
     ]
     fused = ", fused" * options.fused
     published_step = PUBLISHED_STEP.get((options.preset, options.batch))
@@ -114,7 +115,7 @@ def _calls(config: TransformerConfig, batch: int, on: Device, plans: dict[str, P
         table.add_column(column, justify="right" if column else "left")
     table.add_column("calls, queries x keys")
     for name, plan in plans.items():
-        calls, copies = cost_model.attention(config, batch, plan, on.number)
+        calls, copies = priced.attention(config, batch, plan, on.itemsize)
         seconds = config.depth * (calls.seconds(on) + copies.seconds(on))
         table.add_row(
             name,

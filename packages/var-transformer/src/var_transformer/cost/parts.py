@@ -6,14 +6,17 @@ is one launch. A backward pass costs two products for each of the forward's, as 
 a gradient (fused attention five for two: it computes the weights again), and twice the bytes.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from var_tokenizer import TokenizerConfig
 
 from var_transformer.attention.devices import Device
-from var_transformer.attention.segments import Plan, forward_work, gradient_work
+from var_transformer.attention.segments import Plan, scores
 from var_transformer.model.config import TransformerConfig
+from var_transformer.model.shapes import transformer_shapes
 
 
 @dataclass(frozen=True)
@@ -51,20 +54,61 @@ def total(parts: Iterable[Part]) -> Part:
     return result
 
 
-def linear(name: str, rows: int, inputs: int, outputs: int, number: int) -> Part:
+def linear(name: str, rows: int, inputs: int, outputs: int, itemsize: int) -> Part:
     """x @ weight + bias of so many rows."""
     moved = rows * inputs + inputs * outputs + rows * outputs
-    return Part(name, rows * inputs * outputs, number * moved, 1, number * rows * outputs)
+    return Part(name, rows * inputs * outputs, itemsize * moved, 1, itemsize * rows * outputs)
 
 
-def elementwise(name: str, arrays: int, elements: int, launches: int, number: int) -> Part:
+def elementwise(name: str, arrays: int, elements: int, launches: int, itemsize: int) -> Part:
     """So many operators that together read and write ``arrays`` arrays; half of them stay."""
-    return Part(name, 0, arrays * elements * number, launches, launches * elements * number)
+    return Part(name, 0, arrays * elements * itemsize, launches, launches * elements * itemsize)
 
 
-def attention(config: TransformerConfig, batch: int, plan: Plan, number: int) -> list[Part]:
+class AttentionWork(NamedTuple):
+    """scores: a head and image. called, copied: rows of one token that the calls, and the
+    splits, joins and sums around them, read and write. calls, copies: their launches."""
+
+    scores: float
+    called: int
+    copied: int
+    calls: int
+    copies: int
+
+    def plus(self, other: "AttentionWork") -> "AttentionWork":
+        return AttentionWork(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def forward_work(plan: Plan) -> AttentionWork:
+    """What ``NextScaleAttention`` does over all scales."""
+    called = sum(2 * (s.end - s.begin) + 2 * s.end for s in plan)
+    if len(plan) == 1:
+        return AttentionWork(scores(plan), called, 0, 1, 0)
+    # queries, keys and values are split, keys and values joined for all calls but the first and
+    # the last, results joined
+    copied = 4 * 2 * plan[-1].end + 2 * 2 * sum(s.end for s in plan[1:-1])
+    return AttentionWork(scores(plan), called, copied, len(plan), 4 + 2 * (len(plan) - 2))
+
+
+def gradient_work(plan: Plan) -> AttentionWork:
+    """Five products for the forward's two (the weights are computed again), twice the rows."""
+    forward = forward_work(plan)
+    added = added_launches = 0
+    if len(plan) > 1:  # gradients of keys and values are cut up, too, and added
+        later = sum(s.end for s in plan[1:])
+        added, added_launches = 2 * (2 * later + 2 * plan[-1].end), 2 * len(plan)
+    return AttentionWork(
+        2.5 * forward.scores,
+        2 * forward.called,
+        forward.copied + added,
+        forward.calls,
+        forward.copies + added_launches,
+    )
+
+
+def attention(config: TransformerConfig, batch: int, plan: Plan, itemsize: int) -> list[Part]:
     """The attention of one block over all scales, forward and gradient: its calls, its copies."""
-    row = batch * config.width * number  # one token's bytes
+    row = batch * config.width * itemsize  # one token's bytes
     forward = forward_work(plan)
     work = forward.plus(gradient_work(plan))
     masks = sum(segment.end**2 for segment in plan if segment.masked)
@@ -76,22 +120,22 @@ def attention(config: TransformerConfig, batch: int, plan: Plan, number: int) ->
     ]
 
 
-def block(config: TransformerConfig, rows: int, number: int, fused: bool = False) -> list[Part]:
+def block(config: TransformerConfig, rows: int, itemsize: int, fused: bool = False) -> list[Part]:
     """One block but for its attention, forward. fused: with the operators of ``ascend_c``."""
     c, tokens = config.width, rows * config.width
     unit = 4 if config.qk_l2_norm else 0  # square, sum, root and product, of queries and keys
     norms = (4, 2) if fused else (12, 6)  # norm, scale, shift; twice
-    heads = elementwise("QK norm, scale", 2 * 2 * unit + 2, tokens, 2 * unit + 1, number)
+    heads = elementwise("QK norm, scale", 2 * 2 * unit + 2, tokens, 2 * unit + 1, itemsize)
     if fused and config.qk_l2_norm:  # queries, keys and values are read and written
-        heads = Part("QK norm, scale", 0, 6 * tokens * number, 1, 3 * tokens * number)
+        heads = Part("QK norm, scale", 0, 6 * tokens * itemsize, 1, 3 * tokens * itemsize)
     return [
-        elementwise("AdaLN norm, modulate", norms[0], tokens, norms[1], number),
-        linear("qkv", rows, c, 3 * c, number),
+        elementwise("AdaLN norm, modulate", norms[0], tokens, norms[1], itemsize),
+        linear("qkv", rows, c, 3 * c, itemsize),
         heads,
-        linear("projection", rows, c, c, number),
-        linear("feed-forward", rows, c, 4 * c, number).plus(linear("", rows, 4 * c, c, number)),
-        elementwise("GELU", 2, 4 * tokens, 1, number),
-        elementwise("gates, residuals", 10, tokens, 4, number),
+        linear("projection", rows, c, c, itemsize),
+        linear("feed-forward", rows, c, 4 * c, itemsize).plus(linear("", rows, 4 * c, c, itemsize)),
+        elementwise("GELU", 2, 4 * tokens, 1, itemsize),
+        elementwise("gates, residuals", 10, tokens, 4, itemsize),
     ]
 
 
@@ -106,21 +150,21 @@ def training_step(
 
     fused: the forward pass has the operators of ``ascend_c``; the gradient is composed.
     """
-    rows, c, number = batch * config.schedule.length, config.width, device.number
+    rows, c, itemsize = batch * config.schedule.length, config.width, device.itemsize
     parts = [
-        _trained(linear("embedding", rows, config.latent_channels, c, number)).plus(
-            elementwise("", 6, rows * c, 3, number)
+        _trained(linear("embedding", rows, config.latent_channels, c, itemsize)).plus(
+            elementwise("", 6, rows * c, 3, itemsize)
         ),
-        _trained(_modulation(config, batch, number)),
+        _trained(_modulation(config, batch, itemsize)),
     ]
-    composed = block(config, rows, number)
-    for part, plain in zip(block(config, rows, number, fused), composed, strict=True):
+    composed = block(config, rows, itemsize)
+    for part, plain in zip(block(config, rows, itemsize, fused), composed, strict=True):
         parts.append(_trained(part, plain).times(config.depth))
-    attended = attention(config, batch, plan, number)
+    attended = attention(config, batch, plan, itemsize)
     parts[5:5] = [part.times(config.depth) for part in attended]
-    parts.append(_trained(_head(config, batch, rows, number)))
+    parts.append(_trained(_head(config, batch, rows, itemsize)))
     parts.append(elementwise("loss", 4, rows * config.vocab_size, 2, 4))
-    parts.append(_adamw(config, number))
+    parts.append(_adamw(config, itemsize))
     return parts
 
 
@@ -129,35 +173,27 @@ def _trained(forward: Part, differentiated: Part | None = None) -> Part:
     return forward.plus(gradient)
 
 
-def _modulation(config: TransformerConfig, rows: int, number: int) -> Part:
+def _modulation(config: TransformerConfig, rows: int, itemsize: int) -> Part:
     c, layers = config.width, 1 if config.shared_adaln else config.depth
-    return linear("AdaLN vectors", rows, c, 6 * c, number).times(layers)
+    return linear("AdaLN vectors", rows, c, 6 * c, itemsize).times(layers)
 
 
-def _head(config: TransformerConfig, images: int, rows: int, number: int) -> Part:
+def _head(config: TransformerConfig, images: int, rows: int, itemsize: int) -> Part:
     c = config.width
-    norm = elementwise("head", 6, rows * c, 3, number)
-    modulation = linear("", images, c, 2 * c, number)
-    return norm.plus(modulation).plus(linear("", rows, c, config.vocab_size, number))
+    norm = elementwise("head", 6, rows * c, 3, itemsize)
+    modulation = linear("", images, c, 2 * c, itemsize)
+    return norm.plus(modulation).plus(linear("", rows, c, config.vocab_size, itemsize))
 
 
 def parameter_count(config: TransformerConfig) -> int:
-    """Numbers in all weights."""
-    c, k = config.width, len(config.schedule)
-    scale = config.heads if config.qk_l2_norm else 0
-    of_block = 3 * c * c + 2 * c + scale + c * c + c + 8 * c * c + 5 * c
-    vectors = 6 * c * c + 6 * c
-    modulation = vectors + 6 * c * config.depth if config.shared_adaln else vectors * config.depth
-    embeddings = (config.num_classes + 1 + config.schedule.tokens[0] + config.schedule.length) * c
-    ends = (config.latent_channels + 1) * c + k * c + (c + 1) * 2 * c
-    return config.depth * of_block + modulation + embeddings + ends + (c + 1) * config.vocab_size
+    """Elements of all weights."""
+    return sum(math.prod(shape) for _, shape in transformer_shapes(config))
 
 
-def _adamw(config: TransformerConfig, number: int) -> Part:
+def _adamw(config: TransformerConfig, itemsize: int) -> Part:
     """float32 weight, gradient and two moments, three of them written; and a cast copy."""
-    count = parameter_count(config)
-    tensors = config.depth * (11 if config.shared_adaln else 12) + 10
-    copy = number if number < 4 else 0
+    count, tensors = parameter_count(config), len(list(transformer_shapes(config)))
+    copy = itemsize if itemsize < 4 else 0
     moved = count * (7 * 4 + copy)
     return Part("AdamW", 0, moved, tensors, count * (4 * 4 + copy))
 
@@ -175,36 +211,36 @@ def generation(
     in_place: keys and values are written into their cache; else old and new are joined. fused:
     with the operators of ``ascend_c``, of which one writes the cache.
     """
-    images, number = 2 * batch, device.number
+    images, itemsize = 2 * batch, device.itemsize
     c, schedule = config.width, config.schedule
-    named = {part.name: Part(part.name) for part in block(config, 1, number)}
+    named = {part.name: Part(part.name) for part in block(config, 1, itemsize)}
     attended, written = Part("attention"), Part("cache")
     ends, head = Part("embedding"), Part("head")
     for tokens, end in zip(schedule.tokens, schedule.offsets[1:], strict=True):
         rows = images * tokens
-        for part in block(config, rows, number, fused):
+        for part in block(config, rows, itemsize, fused):
             named[part.name] = named[part.name].plus(part.times(config.depth))
-        called = (2 * tokens + 2 * end) * images * c * number
+        called = (2 * tokens + 2 * end) * images * c * itemsize
         call = Part("attention", 2 * tokens * end * images * c, called, 1)
         attended = attended.plus(call.times(config.depth))
-        kept = 2 * (tokens if in_place else end) * images * c * number
-        write = Part("cache", 0, 2 * kept, 1 if in_place else 2)
+        stored = 2 * (tokens if in_place else end) * images * c * itemsize
+        write = Part("cache", 0, 2 * stored, 1 if in_place else 2)
         if not (fused and config.qk_l2_norm):
             written = written.plus(write.times(config.depth))
-        ends = ends.plus(linear("", rows, config.latent_channels, c, number))
-        head = head.plus(_head(config, images, rows, number))
+        ends = ends.plus(linear("", rows, config.latent_channels, c, itemsize))
+        head = head.plus(_head(config, images, rows, itemsize))
     # activations of the last scale, and of the cache while old and new are both held
-    whole = 2 * config.depth * schedule.length * images * c * number
+    whole = 2 * config.depth * schedule.length * images * c * itemsize
     past = whole * schedule.offsets[-2] / schedule.length / config.depth
     written = replace(written, memory=whole + (0 if in_place else past))
     rest = [replace(part, memory=part.memory / config.depth) for part in named.values()]
-    parts = [replace(ends, memory=0), _modulation(config, images, number), *rest]
+    parts = [replace(ends, memory=0), _modulation(config, images, itemsize), *rest]
     parts.insert(5, attended)
     parts.insert(5, written)
-    return [*parts, replace(head, memory=0), decoder(codec, batch, number)]
+    return [*parts, replace(head, memory=0), decoder(codec, batch, itemsize)]
 
 
-def decoder(codec: TokenizerConfig, batch: int, number: int) -> Part:
+def decoder(codec: TokenizerConfig, batch: int, itemsize: int) -> Part:
     """The tokenizer's decoder, latent map to image; group norms and SiLU three passes each."""
     rows, columns = codec.schedule.sizes[-1]
     pixels = batch * rows * columns
@@ -214,8 +250,8 @@ def decoder(codec: TokenizerConfig, batch: int, number: int) -> Part:
 
     def convolution(pixels: int, inputs: int, outputs: int, kernel: int = 9) -> None:
         nonlocal part
-        one = linear("", pixels, kernel * inputs, outputs, number)
-        moved = number * (pixels * (inputs + outputs) + kernel * inputs * outputs)
+        one = linear("", pixels, kernel * inputs, outputs, itemsize)
+        moved = itemsize * (pixels * (inputs + outputs) + kernel * inputs * outputs)
         part = part.plus(replace(one, bytes=moved, memory=0))
 
     def residual(pixels: int, inputs: int, outputs: int) -> None:
@@ -224,13 +260,13 @@ def decoder(codec: TokenizerConfig, batch: int, number: int) -> Part:
         convolution(pixels, outputs, outputs)
         if inputs != outputs:
             convolution(pixels, inputs, outputs, 1)
-        part = part.plus(replace(elementwise("", 14, pixels * outputs, 5, number), memory=0))
+        part = part.plus(replace(elementwise("", 14, pixels * outputs, 5, itemsize), memory=0))
 
     def self_attention(pixels: int, c: int) -> None:
         nonlocal part
         convolution(pixels, c, 3 * c, 1)
         scores = pixels * rows * columns
-        part = part.plus(Part("", 2 * scores * c, 4 * scores * number, 3))
+        part = part.plus(Part("", 2 * scores * c, 4 * scores * itemsize, 3))
         convolution(pixels, c, c, 1)
 
     convolution(pixels, codec.latent_channels, codec.latent_channels)
@@ -248,4 +284,4 @@ def decoder(codec: TokenizerConfig, batch: int, number: int) -> Part:
             pixels *= 4
             convolution(pixels, c, c)
     convolution(pixels, c, 3)
-    return replace(part, memory=6 * pixels * c * number)
+    return replace(part, memory=6 * pixels * c * itemsize)
