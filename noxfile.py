@@ -104,7 +104,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def growth(session: nox.Session) -> None:
-    """How time grows with batch, depth and resolution; draws docs/speed.png."""
+    """How time grows with batch, depth and resolution; draws docs/pictures/speed.png."""
     install(session, "var-tokenizer", "var-transformer", extras=("matplotlib",))
     session.run("python", "benchmarks/speed/growth.py", *session.posargs)
     session.run("python", "benchmarks/speed/chart.py")

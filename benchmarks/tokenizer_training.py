@@ -1,4 +1,4 @@
-"""The runs behind var-tokenizer's TRAINING.md: one for each remedy, measured and drawn.
+"""The runs behind docs/training-a-tokenizer.md: one for each remedy, measured and drawn.
 
     python benchmarks/tokenizer_training.py --data DIR --out runs/remedies
 

@@ -1,4 +1,4 @@
-"""Draws ``docs/speed.png`` from ``benchmarks/latest.json`` and ``benchmarks/growth.json``."""
+"""Draws ``docs/pictures/speed.png`` from ``latest.json`` and ``growth.json``."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def main() -> None:
         axis.plot([int(n) for n in of], [median(s) for s in of.values()], "o-")
         axis.set(title="seconds a generation", xlabel=kind, ylim=(0, None))
         axis.set_xticks([int(n) for n in of])
-    target = ROOT / "docs" / "speed.png"
+    target = ROOT / "docs" / "pictures" / "speed.png"
     target.parent.mkdir(exist_ok=True)
     written = target.with_suffix(".tmp.png")
     figure.savefig(written, dpi=90)
