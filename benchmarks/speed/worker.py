@@ -147,7 +147,7 @@ def _our_step(model: "Transformer") -> Job:
     """Forward, backward and AdamW, compiled as the trainer compiles them."""
     import mindspore as ms
     from mindspore import Tensor
-    from var_train.optimization.adamw import AdamW, AdamWConfig, release
+    from var_train.optimization.adamw import AdamW, AdamWConfig, release_gradients
     from var_train.training.transformer_stage import decays, token_losses
 
     config = model.config
@@ -175,7 +175,7 @@ def _our_step(model: "Transformer") -> Job:
     def step() -> list[float]:
         loss, found = gradients(*tensors)
         norm = float(update(ms.mutable(found), scalars))
-        release(found)
+        release_gradients(found)
         return [float(loss), norm]
 
     return step

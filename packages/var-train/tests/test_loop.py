@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from var_train.reports.metrics_log import MetricsLog
 from var_train.training.checkpoints import CheckpointFolder
-from var_train.training.loop import LoopConfig, train
+from var_train.training.loop import LoopConfig, check_resumable, train
 
 
 class Scripted:
@@ -39,3 +39,19 @@ def test_a_best_loss_of_zero_is_still_the_best_after_a_resumption(tmp_path, loss
     metrics.close()
     found = CheckpointFolder(tmp_path / "checkpoints" / "transformer").best()
     assert found.stem == f"step-{best:09d}"
+
+
+def test_a_run_of_version_0_1_0_resumes_though_a_setting_has_another_name_now(tmp_path):
+    def settings(name: str) -> dict:
+        optimizer = {"learning_rate": 0.1, name: "lin0"}
+        stage = {"optimizer": optimizer, "adversary": {"optimizer": optimizer}}
+        return {"data": None, "tokens": None, "train_tokenizer": stage}
+
+    config, metrics = LoopConfig(checkpoint_every=1), MetricsLog(tmp_path)
+    with pytest.raises(InterruptedError):
+        train(Scripted([1.0, 1.0], fails_at=1), tmp_path, metrics, config, settings("schedule"))
+    now = settings("rate_schedule")
+    assert check_resumable(tmp_path, "transformer", now, None) == 1
+    train(Scripted([1.0, 1.0]), tmp_path, metrics, config, now)
+    metrics.close()
+    assert CheckpointFolder(tmp_path / "checkpoints" / "transformer").newest().step == 2

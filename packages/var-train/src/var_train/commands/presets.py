@@ -6,9 +6,9 @@ a range or nothing:
 
 - AdamW with betas 0.9 and 0.95, weight decay 0.05, 1e-4 a batch of 256, 768 to 1024 images a
   step, 200 to 350 epochs, width 64 * depth, heads = depth, drop path 0.1 * depth / 24 [paper];
-- which model has which batch and epochs; a rate of 8e-5 from d24 on; a weight decay that ends at
-  0.08 for d30 and d36-s; the schedule lin0 with 2 % warmup and its end; clipping at 2, condition
-  drop 0.1, no label smoothing, no mirroring, all scales from the first step on, float16 [release].
+- batch and epochs of each model; a rate of 8e-5 from d24 on; a weight decay that ends at 0.08 for
+  d30 and d36-s; the rate schedule lin0 with 2 % warmup and its end; clipping at 2, condition drop
+  0.1, no label smoothing, no mirroring, all scales from the first step on, float16 [release].
 
 The initial gain of the adaptive layer norms is the model's own, 1e-5 in every size, while the
 release varies it between 1e-3 and 5e-6.
@@ -56,7 +56,7 @@ def published_stage(name: str) -> TransformerStageConfig:
             weight_decay=0.05,
             weight_decay_end=recipe.weight_decay_end,
             clip=2.0,
-            schedule="lin0",
+            rate_schedule="lin0",
             warmup=0.02,
             final=recipe.final,
         ),

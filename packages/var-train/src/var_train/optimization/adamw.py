@@ -1,7 +1,6 @@
-"""AdamW with global-norm clipping (arXiv:1711.05101), its schedules, and averaged weights."""
+"""AdamW (arXiv:1711.05101) with clipping by the global norm, and a weight decay that may change."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import mindspore as ms
@@ -10,20 +9,18 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from var_tokenizer import cpu_kernels
 from var_tokenizer.common import InputError, KernelLibrary
 
+from var_train.optimization.learning_rate import RATE_SCHEDULES, is_rate_schedule, learning_rate
 from var_train.parallel import workers
 from var_train.parallel.sharding import Sharding
 from var_train.training.checkpoints import parameter_arrays, restore_parameters
 
-# The share of the steps after warmup that stays at the peak before the fall begins.
-_PLATEAU = {"cos": 0.0, "lin": 0.15, "lin0": 0.05, "lin00": 0.0, "exp": 0.15}
-
 
 @dataclass(frozen=True)
 class AdamWConfig:
-    """AdamW and its schedule."""
+    """AdamW and its learning-rate schedule."""
 
     learning_rate: float = 3e-4
-    """Rate at the peak of the schedule."""
+    """Rate at its peak."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of the first and the second moment."""
     weight_decay: float = 0.05
@@ -32,14 +29,14 @@ class AdamWConfig:
     """Decay at the last step, reached along half a cosine; None keeps it as it is."""
     clip: float = 2.0
     """Largest global norm of the gradient."""
-    schedule: str = "cos"
+    rate_schedule: str = "cos"
     """How the rate falls: cos (half a cosine), lin, lin0 and lin00 (straight, after 15, 5 and 0 %
     of the steps at the peak), linX with X in (0, 1) (straight in two parts that meet after that
     fraction, the first half as steep), exp (exponentially, after 15 %)."""
     warmup: float = 0.05
     """Fraction of the steps that raise the rate from 0."""
     final: float = 0.01
-    """Rate at the end of the schedule, as a fraction of the peak."""
+    """Rate at the end, as a fraction of the peak."""
 
     def __post_init__(self) -> None:
         """Raises InputError for a value out of range."""
@@ -49,47 +46,25 @@ class AdamWConfig:
             ("weight_decay", "at least 0", self.weight_decay >= 0),
             ("weight_decay_end", "at least 0", (self.weight_decay_end or 0) >= 0),
             ("clip", "above 0", self.clip > 0),
-            ("schedule", "cos, lin, lin0, lin00, lin0.1 to lin0.9 or exp", self._known_schedule()),
+            ("rate_schedule", RATE_SCHEDULES, is_rate_schedule(self.rate_schedule)),
             ("warmup", "in [0, 1]", 0 <= self.warmup <= 1),
             ("final", "in [0, 1]", 0 <= self.final <= 1),
         ):
             if not valid:
                 raise InputError(f"{field} is {getattr(self, field)}; expected {allowed}")
-        if self.schedule == "exp" and self.final == 0:
-            raise InputError("final is 0; expected above 0 for the schedule exp")
-
-    def _known_schedule(self) -> bool:
-        return self.schedule in _PLATEAU or self._knee() is not None
-
-    def _knee(self) -> float | None:
-        """X of ``linX``."""
-        try:
-            knee = float(self.schedule.removeprefix("lin"))
-        except ValueError:
-            return None
-        return knee if self.schedule.startswith("lin0.") and 0 < knee < 1 else None
+        if self.rate_schedule == "exp" and self.final == 0:
+            raise InputError("final is 0; expected above 0 for the rate_schedule exp")
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of ``step`` (0-based) of ``steps``."""
-        warm = max(1, round(self.warmup * steps))
-        if step < warm:
-            return self.learning_rate * (step + 1) / warm
-        progress = (step - warm) / max(1, steps - warm)
-        return self.learning_rate * float(self._fraction(progress))
-
-    def _fraction(self, progress: float) -> float:
-        """The share of the peak rate, ``progress`` in [0, 1) after warmup."""
-        knee = self._knee()
-        if knee is not None:
-            middle = (1 + self.final + (1 - self.final) * (1 - knee)) / 2
-            return float(np.interp(progress, (0, knee, 1), (1, middle, self.final)))
-        plateau = _PLATEAU[self.schedule]
-        fall = max(0.0, (progress - plateau) / (1 - plateau))
-        if self.schedule == "exp":
-            return self.final**fall
-        if self.schedule == "cos":
-            fall = 0.5 * (1 - np.cos(np.pi * fall))
-        return 1 - (1 - self.final) * fall
+        return learning_rate(
+            step,
+            steps,
+            peak=self.learning_rate,
+            rate_schedule=self.rate_schedule,
+            warmup=self.warmup,
+            final=self.final,
+        )
 
     def decay(self, step: int, steps: int) -> float:
         """The weight decay of ``step`` (0-based) of ``steps``."""
@@ -101,20 +76,14 @@ class AdamWConfig:
 
 _MOST_SKIPPED = 100  # steps in a row; a loss scale comes down from its largest to 1 in 24
 
-# Over the parameters of a model go maps, not loops: those are compiled into calls inside calls,
-# and MindSpore ends at 1,000 of them, which a transformer of depth 36 reached.
-_average = ops.MultitypeFuncGraph("average")
+# Use HyperMap: `ms.jit` unrolls a Python loop into nested calls and stops at 1,000, which the
+# parameters of a transformer of depth 36 exceed.
 _sum_of_squares = ops.MultitypeFuncGraph("sum_of_squares")
 _update = ops.MultitypeFuncGraph("update")
 
 
-@_average.register("Tensor", "Tensor", "Tensor")
-def _(keep: Tensor, average: Parameter, parameter: Parameter) -> Tensor:
-    return ops.assign(average, keep * average + (1 - keep) * parameter)
-
-
 @_sum_of_squares.register("Function", "Tensor")
-def _(sum_of_squares: Callable[[Tensor], Tensor], gradient: Tensor) -> Tensor:
+def _sum_of_squares_of(sum_of_squares: Callable[[Tensor], Tensor], gradient: Tensor) -> Tensor:
     return sum_of_squares(gradient)
 
 
@@ -122,7 +91,7 @@ def _(sum_of_squares: Callable[[Tensor], Tensor], gradient: Tensor) -> Tensor:
     *("Function", "Tensor", "Tensor", "Tensor", "Tensor"),
     *("Tensor", "Tensor", "Tensor", "Tensor", "Bool"),
 )
-def _(
+def _update_parameter(
     update: nn.Cell,
     factor: Tensor,
     finite: Tensor,
@@ -310,61 +279,10 @@ class AdamW(nn.Cell):
         self.skipped = int(state["skipped"])
 
 
-def release(gradients: Sequence[Tensor]) -> None:
+def release_gradients(gradients: Sequence[Tensor]) -> None:
     """Frees the memory of gradients that an update has used.
 
     A compiled function keeps its last arguments, which would lie beside the next step's gradients.
     """
     for gradient in gradients:
         gradient.untyped_storage().resize_(0)
-
-
-class Ema(nn.Cell):
-    """The exponential moving average of parameters.
-
-    Update ``t`` (0-based) keeps ``min(decay, (1 + t) / (10 + t))`` of it, so that the first
-    weights, which are random, are soon forgotten.
-    """
-
-    def __init__(self, parameters: Sequence[Parameter], decay: float) -> None:
-        """decay: in (0, 1)."""
-        super().__init__()
-        self.decay = decay
-        self.parameters = ParameterTuple(parameters)
-        self.averages = self.parameters.clone("ema", init="same")
-        self.map = ops.HyperMap()
-        averages, owners, each = self.averages, self.parameters, self.map
-
-        @ms.jit
-        def update(keep: Tensor) -> Tensor:
-            return ops.depend(keep, each(ops.partial(_average, keep), averages, owners))
-
-        self._update = update
-
-    def update(self, number: int) -> None:
-        """Takes in the weights that update ``number`` (0-based) left.
-
-        A skipped step is no update: it is not taken in and not counted.
-        """
-        keep = min(self.decay, (1 + number) / (10 + number))
-        self._update(Tensor(np.float32(keep)))
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Inside the block the model has the averaged weights: to validate, sample or save."""
-        own = [Tensor(p.asnumpy().copy()) for p in self.parameters]
-        for parameter, average in zip(self.parameters, self.averages, strict=True):
-            ops.assign(parameter, Tensor(average.asnumpy()))
-        try:
-            yield
-        finally:
-            for parameter, array in zip(self.parameters, own, strict=True):
-                ops.assign(parameter, array)
-
-    def snapshot(self, prefix: str) -> dict[str, np.ndarray]:
-        """Arrays under ``prefix`` of a ``Snapshot``."""
-        return parameter_arrays(prefix, self.averages)
-
-    def restore(self, prefix: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Puts back what ``snapshot`` gave."""
-        restore_parameters(prefix, self.averages, arrays)

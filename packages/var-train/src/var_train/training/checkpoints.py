@@ -102,7 +102,7 @@ class CheckpointFolder:
             try:
                 with safe_open(path, framework="numpy") as file:
                     metadata = file.metadata()
-                return int(metadata["step"]), json.loads(metadata["state"])
+                return int(metadata["step"]), _parse_state(metadata["state"])
             except _DAMAGED:
                 continue
         return None
@@ -157,7 +157,18 @@ def _read(path: Path) -> Snapshot:
     step = int(metadata["step"])
     if _checksum(step, metadata["state"], arrays) != metadata["sha256"]:
         raise OSError(errno.EIO, "the checksum differs")
-    return Snapshot(step, arrays, json.loads(metadata["state"]))
+    return Snapshot(step, arrays, _parse_state(metadata["state"]))
+
+
+def _parse_state(text: str) -> dict[str, object]:
+    """The state of a checkpoint, its settings by the names that they have now."""
+
+    def renamed(entries: dict[str, object]) -> dict[str, object]:
+        if {"learning_rate", "schedule"} <= entries.keys():  # AdamWConfig, up to version 0.1.0
+            entries["rate_schedule"] = entries.pop("schedule")
+        return entries
+
+    return json.loads(text, object_hook=renamed)
 
 
 def _is_best(path: Path) -> bool:

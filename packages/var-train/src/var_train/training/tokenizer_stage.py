@@ -1,7 +1,6 @@
 """Stage 1: the tokenizer, trained to reconstruct images from their token maps."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import mindspore as ms
@@ -14,7 +13,8 @@ from var_train.data.augmentation import augment, draw_augmentation
 from var_train.data.image_sources import ImageSource, step_indices, steps_of
 from var_train.losses.discriminator import AdversaryConfig, PatchDiscriminator, hinge_loss
 from var_train.losses.reconstruction_loss import ReconstructionLoss, ReconstructionLossConfig
-from var_train.optimization.adamw import AdamW, AdamWConfig, Ema
+from var_train.optimization.adamw import AdamW, AdamWConfig
+from var_train.optimization.averages import Ema, averaged
 from var_train.parallel import workers
 from var_train.parallel.gradients import AllReduceMean
 from var_train.reports.metrics_log import step_bar
@@ -295,7 +295,7 @@ class TokenizerTraining:
 
         The loss is the PSNR with its sign turned: the lowest is the best.
         """
-        with self._final_weights():
+        with averaged(self._ema):
             figures = measure_tokenizer(
                 self._tokenizer, self._val, self._config.batch, self._config.validation_images
             )
@@ -308,20 +308,10 @@ class TokenizerTraining:
             "scale_perplexity": figures.scale_perplexity,
         }
 
-    @contextmanager
-    def _final_weights(self) -> Iterator[None]:
-        """Inside the block the tokenizer has the weights that ``finish`` leaves it with."""
-        if self._ema is None:
-            yield
-        else:
-            with self._ema.applied():
-                yield
-
     def finish(self) -> None:
         """Leaves the tokenizer with the weights that are to be saved."""
         if self._ema is not None:
-            for parameter, average in zip(self._ema.parameters, self._ema.averages, strict=True):
-                ops.assign(parameter, Tensor(average.asnumpy()))
+            self._ema.copy_to_parameters()
 
     # ------------------------------------------------------------ resumption
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:

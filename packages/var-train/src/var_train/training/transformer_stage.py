@@ -1,8 +1,7 @@
 """Stage 2: the transformer, trained to predict each token map from the coarser ones."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import mindspore as ms
@@ -14,7 +13,8 @@ from var_transformer import Transformer, TransformerConfig, check_pair
 
 from var_train.data.image_sources import step_indices, steps_of
 from var_train.data.token_sources import TokenSource
-from var_train.optimization.adamw import AdamW, AdamWConfig, Ema, release
+from var_train.optimization.adamw import AdamW, AdamWConfig, release_gradients
+from var_train.optimization.averages import Ema, averaged
 from var_train.optimization.loss_scale import LossScale, PrecisionConfig
 from var_train.parallel import workers
 from var_train.parallel.gradients import AllReduceMean
@@ -199,7 +199,7 @@ class TransformerTraining:
             divisor = Tensor(np.float32(scale * config.accumulation))
             scalars = self._optimizer.scalars(step, self.steps)
             norm = float(self._update(gradients, scalars, divisor))
-            release(gradients)
+            release_gradients(gradients)
             finite = self._optimizer.count(norm)
             self._loss_scale.follow(finite)
             if self._ema is not None and finite:
@@ -332,21 +332,12 @@ class TransformerTraining:
         likeliest token is the right one; ``scale_loss`` and ``scale_accuracy`` are K numbers
         each, the last for the finest scale. ``samples`` is a grid of generated images.
         """
-        with self._final_weights():
+        with averaged(self._ema):
             found: dict[str, Value] = dict(self._measured())
             if workers.rank() == 0 and self._config.samples_per_class:
                 found["samples"] = self._samples()
         workers.wait_for_all()
         return found
-
-    @contextmanager
-    def _final_weights(self) -> Iterator[None]:
-        """Inside the block the model has the weights that ``finish`` leaves it with."""
-        if self._ema is None:
-            yield
-        else:
-            with self._ema.applied():
-                yield
 
     def _measured(self) -> dict[str, float | list[float]]:
         share, schedule = self._share, self._model.config.schedule
@@ -387,8 +378,7 @@ class TransformerTraining:
     def finish(self) -> None:
         """Leaves the model with the weights that are to be saved."""
         if self._ema is not None:
-            for parameter, average in zip(self._ema.parameters, self._ema.averages, strict=True):
-                ops.assign(parameter, Tensor(average.asnumpy()))
+            self._ema.copy_to_parameters()
 
     # ------------------------------------------------------------ resumption
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
