@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import tyro
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import InputError
+from var_tokenizer.common import InputError, check_integer
 from var_train.data.image_sources import load_digits_split
 from var_train.data.token_sources import tokens_of
 from var_train.reports.digit_metrics import DigitJudge, distinct
@@ -123,8 +123,7 @@ def sample(
 
 def measure(config: Config) -> list[Setting]:
     labels_n = np.repeat(np.arange(10, dtype=np.int32), config.per_class)
-    if config.seeds < 2:
-        raise InputError(f"seeds is {config.seeds}; expected at least 2")
+    check_integer("seeds", config.seeds, 2)
     if len(labels_n) % config.batch:
         raise InputError(f"batch is {config.batch}; expected a divisor of {len(labels_n)} images")
     tokenizer = Tokenizer.load(config.run / "tokenizer.safetensors")

@@ -283,7 +283,9 @@ def test_a_class_of_one_image_cannot_be_split(flat):
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0, float("nan")])
 def test_a_fraction_out_of_range_is_refused(flat, fraction):
-    with pytest.raises(InputError, match=r"val_fraction is .*; expected above 0 and below 1"):
+    with pytest.raises(
+        InputError, match=r"val_fraction is .*; expected a number above 0 and below 1"
+    ):
         scan_tree(flat, fraction)
 
 

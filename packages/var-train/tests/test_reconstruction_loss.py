@@ -56,7 +56,7 @@ def test_the_structure_loss_ignores_a_constant_shift_but_for_its_mean():
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"l1": -1.0}, "l1 is -1.0; expected at least 0"),
+        ({"l1": -1.0}, "l1 is -1.0; expected a number of at least 0"),
         ({"l1": 0.0, "l2": 0.0}, "l1, l2 and structure are all 0"),
         ({"structure": float("inf")}, "structure is inf"),
     ],

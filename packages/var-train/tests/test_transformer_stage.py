@@ -261,9 +261,12 @@ def test_the_loss_scale_halves_at_an_overflow_and_doubles_after_a_while():
             "progressive_start is 4; expected at most 3",
         ),
         ({"precision": PrecisionConfig("bfloat16")}, "dtype is bfloat16; expected float32 or"),
-        ({"base_rate": 0.0}, "base_rate is 0.0; expected above 0"),
-        ({"epochs": 0}, "epochs is 0; expected at least 1"),
-        ({"label_smoothing": 1.0}, r"label_smoothing is 1.0; expected in \[0, 1\)"),
+        ({"base_rate": 0.0}, "base_rate is 0.0; expected a number above 0"),
+        ({"epochs": 0}, "epochs is 0; expected an integer of at least 1"),
+        (
+            {"label_smoothing": 1.0},
+            "label_smoothing is 1.0; expected a number of at least 0 and below 1",
+        ),
         ({"ema": 1.0}, "ema is 1.0"),
         ({"drop_path": -0.1}, "drop_path is -0.1"),
         ({"progressive": 1.5}, "progressive is 1.5"),
@@ -273,7 +276,7 @@ def test_the_loss_scale_halves_at_an_overflow_and_doubles_after_a_while():
             {"scale_weights": (0.0, 0.0, 1.0), "progressive": 0.5},
             "progressive_start 2; expected a weight above 0 among the first 2",
         ),
-        ({"base_rate": float("nan")}, "base_rate is nan; expected above 0"),
+        ({"base_rate": float("nan")}, "base_rate is nan; expected a number above 0"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_by_name_and_value(changes, message):

@@ -86,23 +86,32 @@ def test_scales_that_cannot_follow(model, scale, inputs, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"cfg": NAN}, "cfg is nan; expected at least 0"),
-        ({"cfg": True}, "cfg is True; expected at least 0"),
-        ({"cfg": "4"}, "cfg is 4; expected at least 0"),
-        ({"cfg": None}, "cfg is None; expected at least 0"),
+        ({"cfg": NAN}, "cfg is nan; expected a number of at least 0"),
+        ({"cfg": True}, "cfg is True; expected a number of at least 0"),
+        ({"cfg": "4"}, "cfg is '4'; expected a number of at least 0"),
+        ({"cfg": None}, "cfg is None; expected a number of at least 0"),
         ({"top_k": 1.9}, "top_k is 1.9; expected an integer"),
         ({"top_k": NAN}, "top_k is nan; expected an integer"),
         ({"top_k": True}, "top_k is True; expected an integer"),
         ({"top_k": (1, 2.5, 3)}, "top_k is 2.5; expected an integer"),
-        ({"top_p": NAN}, "top_p is nan; expected 0 to 1"),
-        ({"top_p": True}, "top_p is True; expected 0 to 1"),
-        ({"top_p": "0.5"}, "top_p is 0.5; expected 0 to 1"),
-        ({"top_p": (0.5, NAN, 0.5)}, "top_p is nan; expected 0 to 1"),
-        ({"temperature": NAN}, "temperature is nan; expected above 0"),
-        ({"temperature": True}, "temperature is True; expected above 0"),
-        ({"temperature": (1.0, 1.0, float("inf"))}, "temperature is inf; expected above 0"),
-        ({"guided_scales": (True,)}, "guided_scales holds True; expected integers from 0"),
-        ({"guided_scales": (1.5,)}, "guided_scales holds 1.5; expected integers from 0"),
+        ({"top_p": NAN}, "top_p is nan; expected a number from 0 to 1"),
+        ({"top_p": True}, "top_p is True; expected a number from 0 to 1"),
+        ({"top_p": "0.5"}, "top_p is '0.5'; expected a number from 0 to 1"),
+        ({"top_p": (0.5, NAN, 0.5)}, "top_p is nan; expected a number from 0 to 1"),
+        ({"temperature": NAN}, "temperature is nan; expected a number above 0"),
+        ({"temperature": True}, "temperature is True; expected a number above 0"),
+        (
+            {"temperature": (1.0, 1.0, float("inf"))},
+            "temperature is inf; expected a number above 0",
+        ),
+        (
+            {"guided_scales": (True,)},
+            "a scale of guided_scales is True; expected an integer of at least 0",
+        ),
+        (
+            {"guided_scales": (1.5,)},
+            "a scale of guided_scales is 1.5; expected an integer of at least 0",
+        ),
         ({"guided_scales": 2}, "guided_scales is 2; expected a tuple"),
         ({"more_smooth": "no"}, "more_smooth is 'no'; expected True or False"),
         ({"more_smooth": NAN}, "more_smooth is nan; expected True or False"),
@@ -136,7 +145,7 @@ def test_seeds_and_numbers_that_are_no_integers(
 
 
 def test_a_refiner_of_true_scales(model, tokenizer, no_model_runs):
-    with pytest.raises(InputError, match="scales is True; expected 1 to 2"):
+    with pytest.raises(InputError, match="scales is True; expected an integer from 1 to 2"):
         generate(model, tokenizer, LABELS, refiner=Refiner(model, True))
 
 

@@ -146,7 +146,7 @@ def test_one_banded_call_takes_the_least_time_on_paper(monkeypatch, capsys, pres
     [
         (("--preset", "d17"), "d17"),
         (("--device", "h100"), "device is 'h100'; expected one of ascend-910b"),
-        (("--batch", "0"), "batch is 0; expected at least 1"),
+        (("--batch", "0"), "batch is 0; expected an integer of at least 1"),
         (("--images", "-1"), "images is -1; expected at least 1"),
     ],
 )
@@ -174,4 +174,4 @@ def test_a_wrong_setting_of_the_command_is_one_line(capsys, caplog, monkeypatch)
     with pytest.raises(SystemExit) as end:
         command.main()
     assert end.value.code == 2 and capsys.readouterr() == ("", "")
-    assert caplog.messages == ["batch is 0; expected at least 1"]
+    assert caplog.messages == ["batch is 0; expected an integer of at least 1"]

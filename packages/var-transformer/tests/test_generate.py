@@ -66,9 +66,9 @@ def test_more_smooth_keeps_the_range_and_is_seeded(model, tokenizer):
     [
         ("labels", np.array([1, 6]), "labels hold 6; expected 0 to 4"),
         ("labels", np.array([-1]), "labels hold -1; expected 0 to 4"),
-        ("cfg", -1.0, "cfg is -1.0; expected at least 0"),
-        ("cfg", float("nan"), "cfg is nan; expected at least 0"),
-        ("top_p", 1.5, "top_p is 1.5; expected 0 to 1"),
+        ("cfg", -1.0, "cfg is -1.0; expected a number of at least 0"),
+        ("cfg", float("nan"), "cfg is nan; expected a number of at least 0"),
+        ("top_p", 1.5, "top_p is 1.5; expected a number from 0 to 1"),
         ("top_k", 33, "top_k is 33; expected 0 to 32, the vocabulary"),
     ],
 )
@@ -202,7 +202,7 @@ def test_drafter_and_refiner_each_run_the_unconditional_half_only_for_their_own_
 def test_a_refiner_of_no_scales_or_of_all_is_an_error(
     model, smaller, tokenizer, no_model_runs, scales
 ):
-    with pytest.raises(InputError, match=f"scales is {scales}; expected 1 to 2"):
+    with pytest.raises(InputError, match=f"scales is {scales}; expected an integer from 1 to 2"):
         generate(model, tokenizer, LABELS, refiner=Refiner(smaller, scales))
 
 

@@ -133,7 +133,7 @@ def test_a_setting_may_have_one_value_for_each_scale():
         ("top_k", 1.5, "integer"),
         ("temperature", 0.0, "above 0"),
         ("guidance", "cubic", "linear, constant, none"),
-        ("guided_scales", (-1,), "integers from 0"),
+        ("guided_scales", (-1,), "integer of at least 0"),
     ],
 )
 def test_a_setting_out_of_range_is_an_error_with_field_value_and_limit(field, value, allowed):
@@ -147,7 +147,7 @@ def test_a_setting_out_of_range_is_an_error_with_field_value_and_limit(field, va
     [
         ({"top_k": 33}, "top_k is 33; expected 0 to 32"),
         ({"top_p": (0.5, 0.5)}, "top_p has 2 values; expected one, or one for each of 3 scales"),
-        ({"guided_scales": (3,)}, "guided_scales holds 3; expected 0 to 2"),
+        ({"guided_scales": (3,)}, "guided_scales is 3; expected an integer from 0 to 2"),
     ],
 )
 def test_a_setting_that_does_not_suit_the_model_is_an_error(settings, message):

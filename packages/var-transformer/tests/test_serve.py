@@ -379,9 +379,9 @@ def test_the_command_compiles_for_the_first_visitor_and_for_the_next_process(con
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"port": 0}, "port is 0; expected 1 to 65535"),
-        ({"max_images": 0}, "max_images is 0; expected 1 to 64"),
-        ({"max_seconds": 0.0}, "max_seconds is 0.0; expected above 0"),
+        ({"port": 0}, "port is 0; expected an integer from 1 to 65535"),
+        ({"max_images": 0}, "max_images is 0; expected an integer from 1 to 64"),
+        ({"max_seconds": 0.0}, "max_seconds is 0.0; expected a number above 0"),
         ({"allowed_host": ("http://lab",)}, "allowed_host is 'http://lab'; expected a name such"),
         ({"auth": "ann"}, "auth is 'ann'; expected USER:FILE"),
         ({"auth": "ann:absent"}, "absent: not a readable text file"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from var_tokenizer import Scale
-from var_tokenizer.common import InputError, quoted, replacing
+from var_tokenizer.common import InputError, check_choice, quoted, replacing
 
 from var_convert.architecture import KINDS, MASK, Config
 from var_convert.formats.dtypes import SHORT_NAMES, widen
@@ -88,8 +88,8 @@ def write_model(
 def _check_request(target: Path, only: str | None, dtype: str | None, force: bool) -> None:
     check_suffix(target)
     for field, value, allowed in (("only", only, KINDS), ("dtype", dtype, DTYPES)):
-        if value is not None and value not in allowed:
-            raise InputError(f"{field} is {value!r}; expected one of {', '.join(allowed)}")
+        if value is not None:
+            check_choice(field, value, allowed)
     if target.is_dir():
         raise InputError(f"{quoted(target)}: is a folder; expected the name of a file")
     if target.exists() and not force:

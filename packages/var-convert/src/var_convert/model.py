@@ -13,6 +13,7 @@ import numpy as np
 from var_tokenizer import SCALES_256, Scale, ScaleSchedule, TokenizerConfig
 from var_tokenizer.common import (
     InputError,
+    check_integer,
     check_tensors,
     noted_checksum,
     parse_config,
@@ -137,8 +138,8 @@ def open_model(
     the file is unusable, holds no model of that kind, or is not exactly what its architecture
     needs.
     """
-    if heads is not None and heads < 1:
-        raise InputError(f"heads is {heads}; expected at least 1")
+    if heads is not None:
+        check_integer("heads", heads, 1)
     if scales is not None:
         scales = ScaleSchedule(tuple(scales)).scales
     found, shown = {}, quoted(path)

@@ -2,15 +2,11 @@
 
 from dataclasses import dataclass
 
+from var_tokenizer.common.checks import check_flag, check_integer, is_integer
 from var_tokenizer.common.errors import InputError
 from var_tokenizer.schedule import SCALES_256, Scale, ScaleSchedule
 
 GROUPS = 32  # of every group norm, as published
-
-
-def _is_int(value: object) -> bool:
-    """Whether it is a Python integer, which True and False are not taken for."""
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -42,12 +38,6 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         """Raises InputError that names the field, its value and what is allowed."""
         object.__setattr__(self, "scales", self.schedule.scales)
-        try:
-            object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
-        except TypeError:
-            raise InputError(
-                f"channel_multipliers is {self.channel_multipliers!r}; expected positive integers"
-            ) from None
         for field, least in (
             ("vocab_size", 2),
             ("latent_channels", 1),
@@ -55,17 +45,17 @@ class TokenizerConfig:
             ("res_blocks", 1),
             ("phi_count", 1),
         ):
-            value = getattr(self, field)
-            if not _is_int(value) or value < least:
-                raise InputError(f"{field} is {value!r}; expected an integer of at least {least}")
-        if not self.channel_multipliers or any(
-            not _is_int(m) or m < 1 for m in self.channel_multipliers
-        ):
+            object.__setattr__(self, field, check_integer(field, getattr(self, field), least))
+        object.__setattr__(self, "using_znorm", check_flag("using_znorm", self.using_znorm))
+        try:
+            multipliers = tuple(self.channel_multipliers)
+        except TypeError:
+            multipliers = ()
+        if not multipliers or any(not is_integer(m) or m < 1 for m in multipliers):
             raise InputError(
                 f"channel_multipliers is {self.channel_multipliers!r}; expected positive integers"
             )
-        if not isinstance(self.using_znorm, bool):
-            raise InputError(f"using_znorm is {self.using_znorm!r}; expected True or False")
+        object.__setattr__(self, "channel_multipliers", tuple(int(m) for m in multipliers))
         for multiplier in self.channel_multipliers:
             if self.channels * multiplier % GROUPS:
                 raise InputError(

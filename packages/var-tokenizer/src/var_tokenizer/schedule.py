@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
+from var_tokenizer.common.checks import is_integer
 from var_tokenizer.common.errors import InputError
 
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
@@ -34,9 +35,7 @@ def normalize_scales(scales: Iterable[Scale]) -> tuple[Scale, ...]:
         raise InputError(f"scales holds {len(entries)} sizes; expected at most {MOST_SCALES}")
     for entry in entries:
         pair = tuple(entry) if isinstance(entry, tuple | list) else (entry, entry)
-        if len(pair) != 2 or not all(
-            isinstance(n, int | np.integer) and not isinstance(n, bool) for n in pair
-        ):
+        if len(pair) != 2 or not all(is_integer(n) for n in pair):
             raise InputError(f"scales holds {entry!r}; expected an int or a (rows, columns) pair")
         rows, columns = int(pair[0]), int(pair[1])
         if rows < rows_before or columns < columns_before:

@@ -8,7 +8,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import InputError
+from var_tokenizer.common import check_integer
 from var_tokenizer.common.command import exit_codes
 from var_tokenizer.common.progress import working
 
@@ -40,8 +40,7 @@ class TokenizerEvaluationConfig:
 
 def evaluate_tokenizer(config: TokenizerEvaluationConfig) -> TokenizerFigures:
     """Carries out ``config``; raises InputError for unusable files before it measures."""
-    if config.batch < 1:  # not where it is built: tyro would frame the message
-        raise InputError(f"batch is {config.batch}; expected at least 1")
+    check_integer("batch", config.batch, 1)  # not where it is built: tyro would frame the message
     tokenizer = Tokenizer.load(config.tokenizer)
     network = (
         None if config.feature_network is None else FeatureNetwork.load(config.feature_network)

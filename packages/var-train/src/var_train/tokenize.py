@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import InputError, quoted
+from var_tokenizer.common import check_integer, quoted
 from var_tokenizer.common.command import exit_codes, read_settings
 
 from var_train.data.image_sources import load_image_tree
@@ -37,9 +37,8 @@ class TokenizeConfig:
     """Images a file."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "shard"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
+        check_integer("batch", self.batch, 1)
+        check_integer("shard", self.shard, 1)
 
 
 def tokenize(config: TokenizeConfig) -> None:

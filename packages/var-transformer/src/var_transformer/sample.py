@@ -12,7 +12,14 @@ from typing import Annotated
 import numpy as np
 import tyro
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import InputError, open_regular, quoted, replacing, unit_to_pixels
+from var_tokenizer.common import (
+    InputError,
+    check_integer,
+    open_regular,
+    quoted,
+    replacing,
+    unit_to_pixels,
+)
 from var_tokenizer.common.command import run_command
 from var_tokenizer.common.progress import progress_bar
 
@@ -82,11 +89,9 @@ class SampleConfig:
 
     def check(self) -> None:
         """Raises InputError for a field out of range."""
-        for name, least in (("per_class", 1), ("seed", 0), ("batch", 0), ("columns", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least {least}")
-        if self.columns > _MOST_COLUMNS:
-            raise InputError(f"columns is {self.columns}; expected at most {_MOST_COLUMNS}")
+        for name, least in (("per_class", 1), ("seed", 0), ("batch", 0)):
+            check_integer(name, getattr(self, name), least)
+        check_integer("columns", self.columns, 0, _MOST_COLUMNS)
         if (self.refiner is None) != (self.refined_scales == 0):
             raise InputError(
                 f"refiner is {quoted(str(self.refiner))} and refined_scales is "

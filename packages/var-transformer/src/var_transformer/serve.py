@@ -6,7 +6,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from var_tokenizer.common import InputError
+from var_tokenizer.common import InputError, check_integer, check_number
 from var_tokenizer.common.command import run_command
 from var_tokenizer.common.progress import working
 
@@ -57,11 +57,9 @@ class ServeConfig:
 
     def check(self) -> None:
         """Raises InputError for a field out of range."""
-        for name, least, most in (("port", 1, 65535), ("max_images", 1, 64)):
-            if not least <= getattr(self, name) <= most:
-                raise InputError(f"{name} is {getattr(self, name)}; expected {least} to {most}")
-        if not self.max_seconds > 0:
-            raise InputError(f"max_seconds is {self.max_seconds}; expected above 0")
+        check_integer("port", self.port, 1, 65535)
+        check_integer("max_images", self.max_images, 1, 64)
+        check_number("max_seconds", self.max_seconds, above=0, finite=False)
         for name in self.allowed_host:
             if not name or set(name) & set("/:@* "):
                 raise InputError(

@@ -16,7 +16,10 @@ from var_tokenizer.common.checkpoint import (
 )
 from var_tokenizer.common.checks import (
     Array,
+    check_choice,
+    check_flag,
     check_integer,
+    check_number,
     check_shape,
     checked_floats,
     checked_images,
@@ -65,7 +68,10 @@ __all__ = [
     "InputError",
     "KernelLibrary",
     "TensorHeader",
+    "check_choice",
+    "check_flag",
     "check_integer",
+    "check_number",
     "check_private",
     "check_shape",
     "check_tensors",

@@ -1,5 +1,7 @@
-"""What arrays and numbers that users give must be."""
+"""Checks of what users give: numbers, flags, names and arrays, refused in one form of message."""
 
+import math
+from collections.abc import Iterable
 from typing import TypeAlias
 
 import numpy as np
@@ -22,10 +24,61 @@ def is_number(value: object) -> bool:
     return is_integer(value) or isinstance(value, float | np.floating)
 
 
-def check_integer(field: str, value: object, least: int, most: int) -> None:
-    """Raises InputError unless ``value`` is an integer from ``least`` to ``most``."""
-    if not is_integer(value) or not least <= value <= most:
-        raise InputError(f"{field} is {value!r}; expected an integer from {least} to {most}")
+def check_integer(field: str, value: object, least: int, most: int | None = None) -> int:
+    """``value`` as Python's int.
+
+    Raises InputError unless it is an integer, of Python or NumPy, from ``least`` to ``most``.
+    """
+    fits = is_integer(value) and least <= value and (most is None or value <= most)
+    if not fits:
+        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise InputError(f"{field} is {value!r}; expected an integer {bounds}")
+    return int(value)
+
+
+def check_number(
+    field: str,
+    value: object,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    finite: bool = True,
+) -> None:
+    """Raises InputError unless ``value`` is a number within the bounds that are given.
+
+    NaN is none. Infinity is one where ``finite`` is False.
+    """
+    fits = (
+        is_number(value)
+        and (math.isfinite(value) or (not finite and not math.isnan(value)))
+        and (least is None or value >= least)
+        and (above is None or value > above)
+        and (most is None or value <= most)
+        and (below is None or value < below)
+    )
+    if not fits:
+        bounds = {"of at least": least, "above": above, "at most": most, "below": below}
+        given = [f"{word} {bound}" for word, bound in bounds.items() if bound is not None]
+        if least is not None and most is not None:
+            given = [f"from {least} to {most}"]
+        expected = " ".join(["a number", " and ".join(given)]).strip()
+        raise InputError(f"{field} is {value!r}; expected {expected}")
+
+
+def check_flag(field: str, value: object) -> bool:
+    """``value`` as Python's bool. Raises InputError unless it is one, of Python or NumPy."""
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{field} is {value!r}; expected True or False")
+    return bool(value)
+
+
+def check_choice(field: str, value: object, choices: Iterable[str]) -> None:
+    """Raises InputError unless ``value`` is one of ``choices``."""
+    choices = tuple(choices)
+    if not isinstance(value, str) or value not in choices:
+        raise InputError(f"{field} is {value!r}; expected one of {', '.join(choices)}")
 
 
 def check_shape(field: str, shape: tuple[int, ...], expected: tuple[int | str, ...]) -> None:

@@ -20,6 +20,7 @@ from var_tokenizer.common import (
     MAX_PIXELS,
     PICTURE_SUFFIXES,
     InputError,
+    check_number,
     is_picture_name,
     open_regular,
     quoted,
@@ -103,8 +104,7 @@ def scan_tree(root: Path, val_fraction: float | None = None) -> tuple[ImageFiles
         raise InputError(f"{quoted(root)}: this folder is empty; expected {LAYOUT}")
     train_folder, val_folder = root / "train", root / "val"
     if val_fraction is not None:
-        if not 0 < val_fraction < 1:
-            raise InputError(f"val_fraction is {val_fraction}; expected above 0 and below 1")
+        check_number("val_fraction", val_fraction, above=0, below=1)
         folders = {name for name in names if (root / name).is_dir()}
         if "train" not in folders or folders - {"train"} - _OTHER_SPLITS:
             return hold_out(scan_classes(root, class_names(root)), val_fraction)

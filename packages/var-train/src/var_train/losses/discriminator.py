@@ -1,12 +1,11 @@
 """The patch discriminator that sharpens reconstructions (PatchGAN, arXiv:1611.07004)."""
 
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
 from mindspore import Tensor, nn, ops
 from var_tokenizer import Conv2d, GroupNorm
-from var_tokenizer.common import InputError
+from var_tokenizer.common import InputError, check_integer, check_number
 
 from var_train.optimization.adamw import AdamWConfig
 
@@ -31,14 +30,12 @@ class AdversaryConfig:
 
     def __post_init__(self) -> None:
         """Raises InputError for a value out of range."""
-        for name, allowed, valid in (
-            ("weight", "at least 0", 0 <= self.weight < math.inf),
-            ("start", "in [0, 1)", 0 <= self.start < 1),
-            ("channels", "a multiple of 32", self.channels > 0 and self.channels % 32 == 0),
-            ("layers", "at least 1", self.layers >= 1),
-        ):
-            if not valid:
-                raise InputError(f"{name} is {getattr(self, name)}; expected {allowed}")
+        check_number("weight", self.weight, least=0)
+        check_number("start", self.start, least=0, below=1)
+        check_integer("layers", self.layers, 1)
+        check_integer("channels", self.channels, 32)
+        if self.channels % 32:
+            raise InputError(f"channels is {self.channels}; expected a multiple of 32")
 
 
 class PatchDiscriminator(nn.Cell):

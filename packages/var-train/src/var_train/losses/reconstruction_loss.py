@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from mindspore import Tensor, nn, ops
-from var_tokenizer.common import InputError
+from var_tokenizer.common import InputError, check_number
 
 from var_train.losses.perceptual_loss import FeatureNetwork
 
@@ -32,10 +32,8 @@ class ReconstructionLossConfig:
 
     def __post_init__(self) -> None:
         """Raises InputError for a weight below 0."""
-        weights = ("l1", "l2", "structure", "perceptual")
-        for name in weights:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least 0")
+        for name in ("l1", "l2", "structure", "perceptual"):
+            check_number(name, getattr(self, name), least=0)
         if not self.l1 + self.l2 + self.structure > 0:
             raise InputError("l1, l2 and structure are all 0; expected one above 0")
 

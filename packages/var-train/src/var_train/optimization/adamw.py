@@ -7,7 +7,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from var_tokenizer import cpu_kernels
-from var_tokenizer.common import InputError, KernelLibrary
+from var_tokenizer.common import InputError, KernelLibrary, check_number
 
 from var_train.optimization.learning_rate import RATE_SCHEDULES, is_rate_schedule, learning_rate
 from var_train.parallel import workers
@@ -40,18 +40,17 @@ class AdamWConfig:
 
     def __post_init__(self) -> None:
         """Raises InputError for a value out of range."""
-        for field, allowed, valid in (
-            ("learning_rate", "above 0", self.learning_rate > 0),
-            ("betas", "two numbers in [0, 1)", all(0 <= b < 1 for b in self.betas)),
-            ("weight_decay", "at least 0", self.weight_decay >= 0),
-            ("weight_decay_end", "at least 0", (self.weight_decay_end or 0) >= 0),
-            ("clip", "above 0", self.clip > 0),
-            ("rate_schedule", RATE_SCHEDULES, is_rate_schedule(self.rate_schedule)),
-            ("warmup", "in [0, 1]", 0 <= self.warmup <= 1),
-            ("final", "in [0, 1]", 0 <= self.final <= 1),
-        ):
-            if not valid:
-                raise InputError(f"{field} is {getattr(self, field)}; expected {allowed}")
+        check_number("learning_rate", self.learning_rate, above=0)
+        for beta in self.betas:
+            check_number("a number of betas", beta, least=0, below=1)
+        check_number("weight_decay", self.weight_decay, least=0)
+        if self.weight_decay_end is not None:
+            check_number("weight_decay_end", self.weight_decay_end, least=0)
+        check_number("clip", self.clip, above=0, finite=False)
+        check_number("warmup", self.warmup, least=0, most=1)
+        check_number("final", self.final, least=0, most=1)
+        if not is_rate_schedule(self.rate_schedule):
+            raise InputError(f"rate_schedule is {self.rate_schedule}; expected {RATE_SCHEDULES}")
         if self.rate_schedule == "exp" and self.final == 0:
             raise InputError("final is 0; expected above 0 for the rate_schedule exp")
 

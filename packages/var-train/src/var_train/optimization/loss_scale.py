@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import mindspore as ms
-from var_tokenizer.common import InputError
+from var_tokenizer.common import check_choice, check_integer, check_number
 
 DTYPES = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
 
@@ -26,12 +26,9 @@ class PrecisionConfig:
 
     def __post_init__(self) -> None:
         """Raises InputError for a value out of range."""
-        if self.dtype not in DTYPES:
-            raise InputError(f"dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
-        if not 1 <= self.loss_scale <= 2.0**24:
-            raise InputError(f"loss_scale is {self.loss_scale}; expected 1 to {2**24}")
-        if self.growth_every < 1:
-            raise InputError(f"growth_every is {self.growth_every}; expected at least 1")
+        check_choice("dtype", self.dtype, DTYPES)
+        check_number("loss_scale", self.loss_scale, least=1, most=2**24)
+        check_integer("growth_every", self.growth_every, 1)
 
 
 class LossScale:

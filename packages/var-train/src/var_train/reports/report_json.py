@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import InputError, replacing, to_unit_range
+from var_tokenizer.common import check_integer, replacing, to_unit_range
 from var_transformer import Transformer, check_sampler, generate
 
 from var_train.data.image_sources import ImageSet, ImageSource
@@ -35,8 +35,7 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         """Raises InputError for a value out of range."""
         for name in ("per_class", "batch"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
+            check_integer(name, getattr(self, name), 1)
         check_sampler(self.cfg, self.top_k, self.top_p)
 
 

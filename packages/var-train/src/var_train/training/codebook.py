@@ -4,7 +4,6 @@ All of it works on NumPy arrays between the steps. What ranks must agree on is s
 """
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -14,7 +13,7 @@ from mindspore import Tensor, ops
 from scipy.sparse import csr_matrix
 from sklearn.cluster import MiniBatchKMeans
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import InputError
+from var_tokenizer.common import InputError, check_choice, check_integer, check_number
 
 from var_train.parallel import workers
 
@@ -49,16 +48,12 @@ class CodebookConfig:
 
     def __post_init__(self) -> None:
         """Raises InputError for a value out of range."""
-        for name, allowed, valid in (
-            ("start", ", ".join(get_args(Start)), self.start in get_args(Start)),
-            ("update", ", ".join(get_args(Update)), self.update in get_args(Update)),
-            ("ema_decay", "in [0, 1)", 0 <= self.ema_decay < 1),
-            ("commitment", "at least 0", 0 <= self.commitment < math.inf),
-            ("revive_every", "at least 0", self.revive_every >= 0),
-            ("scale_dropout", "in [0, 1]", 0 <= self.scale_dropout <= 1),
-        ):
-            if not valid:
-                raise InputError(f"{name} is {getattr(self, name)!r}; expected {allowed}")
+        check_choice("start", self.start, get_args(Start))
+        check_choice("update", self.update, get_args(Update))
+        check_number("ema_decay", self.ema_decay, least=0, below=1)
+        check_number("commitment", self.commitment, least=0)
+        check_integer("revive_every", self.revive_every, 0)
+        check_number("scale_dropout", self.scale_dropout, least=0, most=1)
 
 
 class CodebookKeeper:

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Protocol
 
 import numpy as np
-from var_tokenizer.common import InputError, quoted
+from var_tokenizer.common import InputError, check_integer, quoted
 from var_tokenizer.common.command import INTERRUPTED
 
 from var_train.data.resume_check import DataRecord, check_data
@@ -71,8 +71,7 @@ class LoopConfig:
     def __post_init__(self) -> None:
         """Raises InputError for a value out of range."""
         for name in ("checkpoint_every", "keep", "validations"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
+            check_integer(name, getattr(self, name), 1)
 
 
 class Stopwatch:

@@ -7,7 +7,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, ops
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import InputError
+from var_tokenizer.common import check_integer, check_number
 
 from var_train.data.augmentation import augment, draw_augmentation
 from var_train.data.image_sources import ImageSource, step_indices, steps_of
@@ -51,10 +51,8 @@ class TokenizerStageConfig:
     def __post_init__(self) -> None:
         """Raises InputError for a value out of range."""
         for name in ("epochs", "batch", "validation_images"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if not 0 <= self.ema < 1:
-            raise InputError(f"ema is {self.ema}; expected in [0, 1)")
+            check_integer(name, getattr(self, name), 1)
+        check_number("ema", self.ema, least=0, below=1)
 
 
 class TokenizerTraining:

@@ -8,7 +8,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, ops
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import InputError
+from var_tokenizer.common import InputError, check_integer, check_number
 from var_transformer import Transformer, TransformerConfig, check_pair
 
 from var_train.data.image_sources import step_indices, steps_of
@@ -82,16 +82,14 @@ class TransformerStageConfig:
             ("validation_images", 1),
             ("samples_per_class", 0),
         ):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least {least}")
+            check_integer(name, getattr(self, name), least)
         for name in ("label_smoothing", "condition_drop", "drop_path", "ema"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise InputError(f"{name} is {value}; expected in [0, 1)")
-        if self.base_rate is not None and not 0 < self.base_rate < math.inf:
-            raise InputError(f"base_rate is {self.base_rate}; expected above 0")
-        if not 0 <= self.progressive <= 1:
-            raise InputError(f"progressive is {self.progressive}; expected in [0, 1]")
+            if value is not None:
+                check_number(name, value, least=0, below=1)
+        if self.base_rate is not None:
+            check_number("base_rate", self.base_rate, above=0)
+        check_number("progressive", self.progressive, least=0, most=1)
         if self.scale_weights:
             self._check_scale_weights()
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import mindspore as ms
 from var_tokenizer import ScaleSchedule
-from var_tokenizer.common import InputError
+from var_tokenizer.common import check_choice
 
 from var_transformer.attention.ascend import AscendAttention
 from var_transformer.attention.base import NextScaleAttention
@@ -44,10 +44,7 @@ class BackendConfig:
     one_call: bool = False
 
     def __post_init__(self) -> None:
-        if self.name not in ("auto", "ascend", "portable"):
-            raise InputError(
-                f"attention backend is {self.name!r}; expected auto, ascend or portable"
-            )
+        check_choice("attention backend", self.name, ("auto", "ascend", "portable"))
 
     @property
     def fused(self) -> bool:

@@ -8,7 +8,7 @@ at 1.8 GHz and 32 at 1.0 GHz, ``ddr_rate`` 32); memory sizes are the products' (
 
 from dataclasses import dataclass
 
-from var_tokenizer.common import InputError
+from var_tokenizer.common import check_choice
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,5 @@ DEVICES = {
 
 def device(name: str) -> Device:
     """The device of that name; raises InputError that lists the known ones."""
-    if name not in DEVICES:
-        raise InputError(f"device is {name!r}; expected one of {', '.join(DEVICES)}")
+    check_choice("device", name, DEVICES)
     return DEVICES[name]

@@ -9,7 +9,7 @@ import mindspore as ms
 from rich.console import Console
 from rich.table import Table
 from var_tokenizer import TokenizerConfig
-from var_tokenizer.common import InputError
+from var_tokenizer.common import check_integer
 from var_tokenizer.common.command import run_command
 
 from var_transformer.attention import BackendConfig, build
@@ -42,10 +42,8 @@ class CostConfig:
     def __post_init__(self) -> None:
         TransformerConfig.preset(self.preset)
         device(self.device)
-        for field in ("batch", "images"):
-            value = getattr(self, field)
-            if value < 1:
-                raise InputError(f"{field} is {value}; expected at least 1")
+        check_integer("batch", self.batch, 1)
+        check_integer("images", self.images, 1)
 
 
 def run(options: CostConfig) -> None:

@@ -10,6 +10,7 @@ import tyro
 from PIL import Image
 from var_tokenizer.common import (
     InputError,
+    check_integer,
     fit_picture,
     quoted,
     read_picture,
@@ -76,9 +77,8 @@ class EditConfig:
 
     def check(self) -> None:
         """Raises InputError for a field out of range."""
-        for name, least in (("count", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        check_integer("count", self.count, 1)
+        check_integer("seed", self.seed, 0)
         given = [f for f in ("mask", "box", "keep_box") if getattr(self, f) is not None]
         if len(given) != 1:
             raise InputError(

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from mindspore import Tensor
 from var_tokenizer import LatentCodec
-from var_tokenizer.common import Array, InputError, is_integer, one_at_a_time, quoted, to_unit_range
+from var_tokenizer.common import (
+    Array,
+    InputError,
+    check_integer,
+    one_at_a_time,
+    quoted,
+    to_unit_range,
+)
 
 from var_transformer.attention import Cache
 from var_transformer.generation.filters import draw, filter_logits, gumbel_mixture, softmax
@@ -60,8 +67,7 @@ class Refiner:
                     "expected the same names"
                 )
         most = len(tokenizer.schedule) - 1
-        if not is_integer(self.scales) or not 1 <= self.scales <= most:
-            raise InputError(f"the refiner's scales is {self.scales}; expected 1 to {most}")
+        check_integer("the refiner's scales", self.scales, 1, most)
 
 
 def generate(
@@ -109,8 +115,7 @@ def generate(
 def random_streams(seed: int, numbers: Sequence[int]) -> list[np.random.Generator]:
     """One random stream for each image number; raises InputError for a negative or non-integer."""
     for field, value in (("seed", seed), *(("numbers", n) for n in numbers)):
-        if not is_integer(value) or value < 0:
-            raise InputError(f"{field} is {value!r}; expected an integer of at least 0")
+        check_integer(field, value, 0)
     return [np.random.default_rng((seed, n)) for n in numbers]
 
 

@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
 
 import numpy as np
-from var_tokenizer.common import InputError, is_integer, is_number
+from var_tokenizer.common import (
+    InputError,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_number,
+)
 
 Guidance = Literal["linear", "constant", "none"]
 Number = TypeVar("Number", int, float)
@@ -60,25 +66,16 @@ class Sampler:
                 raise InputError(f"guided_scales is {self.guided_scales!r}; expected a tuple")
             object.__setattr__(self, "guided_scales", tuple(self.guided_scales))
             for scale in self.guided_scales:
-                if not is_integer(scale) or scale < 0:
-                    raise InputError(f"guided_scales holds {scale}; expected integers from 0")
-        if self.guidance not in get_args(Guidance):
-            raise InputError(
-                f"guidance is {self.guidance!r}; expected {', '.join(get_args(Guidance))}"
-            )
-        if not is_number(self.cfg) or not 0 <= self.cfg < np.inf:
-            raise InputError(f"cfg is {self.cfg}; expected at least 0")
+                check_integer("a scale of guided_scales", scale, 0)
+        check_choice("guidance", self.guidance, get_args(Guidance))
+        check_number("cfg", self.cfg, least=0)
         for value in _values(self.top_k):
-            if not is_integer(value) or value < 0:
-                raise InputError(f"top_k is {value}; expected an integer of at least 0")
+            check_integer("top_k", value, 0)
         for value in _values(self.top_p):
-            if not is_number(value) or not 0 <= value <= 1:
-                raise InputError(f"top_p is {value}; expected 0 to 1")
+            check_number("top_p", value, least=0, most=1)
         for value in _values(self.temperature):
-            if not is_number(value) or not 0 < value < np.inf:
-                raise InputError(f"temperature is {value}; expected above 0")
-        if not isinstance(self.more_smooth, bool | np.bool_):
-            raise InputError(f"more_smooth is {self.more_smooth!r}; expected True or False")
+            check_number("temperature", value, above=0)
+        check_flag("more_smooth", self.more_smooth)
 
     def check(self, scales: int, vocab_size: int) -> None:
         """Raises InputError where a field does not suit a model of so many scales and tokens."""
@@ -93,8 +90,7 @@ class Sampler:
             if value > vocab_size:
                 raise InputError(f"top_k is {value}; expected 0 to {vocab_size}, the vocabulary")
         for scale in self.guided_scales or ():
-            if scale >= scales:
-                raise InputError(f"guided_scales holds {scale}; expected 0 to {scales - 1}")
+            check_integer("a scale of guided_scales", scale, 0, scales - 1)
 
     def plan(self, scales: int, refined: int = 0) -> tuple[ScaleSettings, ...]:
         """The settings of each of ``scales`` scales, coarse to fine.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from var_tokenizer import SCALES_256, SCALES_512, Scale, ScaleSchedule
-from var_tokenizer.common import InputError
+from var_tokenizer.common import InputError, check_choice, check_flag, check_integer
 
 _PRESETS = {
     "d16": {"depth": 16},
@@ -47,13 +47,9 @@ class TransformerConfig:
             ("vocab_size", 2),
             ("latent_channels", 1),
         ):
-            value = getattr(self, field)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise InputError(f"{field} is {value!r}; expected an integer of at least {least}")
+            object.__setattr__(self, field, check_integer(field, getattr(self, field), least))
         for field in ("shared_adaln", "qk_l2_norm"):
-            value = getattr(self, field)
-            if not isinstance(value, bool):
-                raise InputError(f"{field} is {value!r}; expected True or False")
+            object.__setattr__(self, field, check_flag(field, getattr(self, field)))
         object.__setattr__(self, "width", self.width or 64 * self.depth)
         object.__setattr__(self, "heads", self.heads or self.depth)
         if self.width % self.heads:
@@ -62,8 +58,7 @@ class TransformerConfig:
     @classmethod
     def preset(cls, name: str) -> "TransformerConfig":
         """A published size: d16, d20, d24, d30 (256 px) or d36-s (512 px, shared AdaLN)."""
-        if name not in _PRESETS:
-            raise InputError(f"preset is {name!r}; expected one of {', '.join(_PRESETS)}")
+        check_choice("preset", name, _PRESETS)
         return replace(cls(), width=0, heads=0, **_PRESETS[name])
 
     @property

@@ -15,7 +15,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import InputError, quoted, unit_to_pixels
+from var_tokenizer.common import InputError, check_integer, quoted, unit_to_pixels
 
 from var_transformer.commands.classes import NONE, class_number
 from var_transformer.commands.pictures import save_png
@@ -173,15 +173,13 @@ class Studio:
     ) -> tuple[np.ndarray, int, Sampler]:
         """Labels (B,), seed and sampler; raises InputError for a value that cannot be used."""
         images = _number("images", images, f"an integer from 1 to {self.max_images}", whole=True)
-        if not 1 <= images <= self.max_images:
-            raise InputError(f"images is {images}; expected 1 to {self.max_images}")
+        check_integer("images", images, 1, self.max_images)
         seed = _number("seed", seed, "an integer of at least 0", whole=True)
-        if seed < 0:
-            raise InputError(f"seed is {seed}; expected an integer of at least 0")
+        check_integer("seed", seed, 0)
         sampler = Sampler(
             cfg=_number("cfg", cfg, "a number of at least 0"),
             top_k=_number("top_k", top_k, "an integer of at least 0", whole=True),
-            top_p=_number("top_p", top_p, "0 to 1"),
+            top_p=_number("top_p", top_p, "a number from 0 to 1"),
             temperature=_number("temperature", temperature, "a number above 0"),
             more_smooth=more_smooth,
         )
