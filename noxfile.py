@@ -64,7 +64,7 @@ def slow(session: nox.Session) -> None:
     """
     python = str(ROOT / ".nox" / "test" / "bin" / "python")
     # a process for each file: MindSpore keeps the gigabytes that it once took
-    for path in sorted(ROOT.glob("packages/*/tests/test_*.py")):
+    for path in sorted(ROOT.glob("packages/*/tests/**/test_*.py")):
         if "mark.slow" in path.read_text():
             pytest(session, python, str(path), "-m", "slow")
 

@@ -23,10 +23,14 @@ from var_tokenizer.common import (
 from var_tokenizer.common.command import run_command
 from var_tokenizer.common.progress import progress_bar
 
-from var_transformer.commands.classes import class_numbers, names_of, number_ranges, other_numbers
+from var_transformer.commands.class_names import (
+    class_numbers,
+    names_of,
+    number_ranges,
+    other_numbers,
+)
 from var_transformer.commands.graph_cache import graph_cache
-from var_transformer.commands.pair import load_pair
-from var_transformer.commands.pictures import (
+from var_transformer.commands.image_files import (
     AnimationFormat,
     animation_path,
     grid,
@@ -35,6 +39,7 @@ from var_transformer.commands.pictures import (
     save_npz,
     save_png,
 )
+from var_transformer.commands.options import load_pair
 from var_transformer.generation.generate import Refiner, generate
 from var_transformer.generation.sampler import Sampler
 from var_transformer.model.transformer import Transformer

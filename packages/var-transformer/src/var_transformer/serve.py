@@ -10,13 +10,13 @@ from var_tokenizer.common import InputError, check_integer, check_number
 from var_tokenizer.common.command import run_command
 from var_tokenizer.common.progress import working
 
-from var_transformer.commands.classes import names_of
+from var_transformer.commands.class_names import names_of
 from var_transformer.commands.graph_cache import graph_cache
-from var_transformer.commands.pair import load_pair
+from var_transformer.commands.options import load_pair
 from var_transformer.generation.generate import generate
-from var_transformer.web.folder import private_folder
+from var_transformer.web.files import private_folder
+from var_transformer.web.sessions import Visits
 from var_transformer.web.streaming import Streamer
-from var_transformer.web.visits import Visits
 
 log = logging.getLogger("var_transformer")
 
@@ -93,7 +93,7 @@ def run(config: ServeConfig) -> None:
     login = config.login()
     with private_folder() as folder:
         try:
-            from var_transformer.web.guard import Login
+            from var_transformer.web.middleware import Login
             from var_transformer.web.page import make_page
             from var_transformer.web.server import Server
         except ModuleNotFoundError as error:

@@ -20,15 +20,15 @@ from var_tokenizer.common import (
 from var_tokenizer.common.command import run_command
 from var_tokenizer.common.progress import working
 
-from var_transformer.commands.classes import class_number, names_of, other_numbers
+from var_transformer.commands.class_names import class_number, names_of, other_numbers
 from var_transformer.commands.graph_cache import graph_cache
-from var_transformer.commands.pair import load_pair
-from var_transformer.commands.pictures import (
+from var_transformer.commands.image_files import (
     AnimationFormat,
     animation_path,
     save_animation,
     save_png,
 )
+from var_transformer.commands.options import load_pair
 from var_transformer.generation.editing import box_mask, edit
 from var_transformer.generation.sampler import Sampler
 

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageOps
 from var_tokenizer.common import InputError, read_alpha, read_picture, to_model_range
 
-from var_transformer.web.folder import find_file
-from var_transformer.web.visits import RefusedError
+from var_transformer.web.files import find_file
+from var_transformer.web.sessions import RefusedError
 
 MAX_PIXELS = 2**23  # of a picture that is uploaded, 4K and more
 MAX_LAYERS = 4

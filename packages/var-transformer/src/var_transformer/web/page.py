@@ -15,9 +15,9 @@ from var_tokenizer import Tokenizer
 
 from var_transformer.model.transformer import Transformer
 from var_transformer.web.canvas import make_canvas
+from var_transformer.web.handlers import Studio, chosen_index
+from var_transformer.web.sessions import MAX_WAITING, Visits
 from var_transformer.web.streaming import Streamer
-from var_transformer.web.studio import Studio, chosen_index
-from var_transformer.web.visits import MAX_WAITING, Visits
 
 logging.getLogger("httpx").setLevel(logging.WARNING)
 

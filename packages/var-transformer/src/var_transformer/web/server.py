@@ -10,10 +10,10 @@ import gradio as gr
 import uvicorn
 from var_tokenizer.common import InputError
 
-from var_transformer.web.guard import Guard, Login
+from var_transformer.web.middleware import Guard, Login
 from var_transformer.web.page import HEAD, mount
+from var_transformer.web.sessions import Visits
 from var_transformer.web.streaming import Streamer
-from var_transformer.web.visits import Visits
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _ENDING = 5  # seconds in which running requests may end

@@ -22,8 +22,8 @@ from var_tokenizer.common import (
     unit_to_pixels,
 )
 from var_transformer import Refiner, Transformer, edit, generate
-from var_transformer.commands.classes import class_number, read_class_names
-from var_transformer.commands.pictures import save_png
+from var_transformer.commands.class_names import class_number, read_class_names
+from var_transformer.commands.image_files import save_png
 from var_transformer.edit import __main__ as edit_command
 from var_transformer.generation.generate import Generation
 from var_transformer.generation.sampler import Sampler

@@ -5,7 +5,7 @@ import types
 
 import pytest
 from var_tokenizer.common import InputError
-from var_transformer.commands.classes import (
+from var_transformer.commands.class_names import (
     class_number,
     class_numbers,
     names_of,

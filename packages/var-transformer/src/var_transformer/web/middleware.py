@@ -23,9 +23,9 @@ import gradio as gr
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 
-from var_transformer.web.calls import MAX_BODY, Calls, check_session
-from var_transformer.web.folder import find_file
-from var_transformer.web.visits import RefusedError, Visits
+from var_transformer.web.files import find_file
+from var_transformer.web.sessions import RefusedError, Visits
+from var_transformer.web.validation import MAX_BODY, Calls, check_session
 
 log = logging.getLogger("var_transformer")
 

@@ -8,8 +8,8 @@ from typing import Any
 import gradio as gr
 from gradio.block_function import BlockFunction
 
-from var_transformer.web.folder import find_file
-from var_transformer.web.visits import RefusedError
+from var_transformer.web.files import find_file
+from var_transformer.web.sessions import RefusedError
 
 MAX_BODY = 64 * 1024  # bytes of a call
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")

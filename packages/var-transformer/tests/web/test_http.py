@@ -907,7 +907,7 @@ def test_class_names_do_not_enter_file_names(page):
 
 
 def test_the_guides_examples_run(page, tmp_path):
-    guide = (Path(__file__).parents[3] / "docs" / "serving.md").read_text()
+    guide = (Path(__file__).parents[4] / "docs" / "serving.md").read_text()
     (python,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
     (shell,) = re.findall(r"```sh\n(.*?)```", guide, re.DOTALL)
     Image.new("RGB", (60, 40), (0, 90, 0)).save(tmp_path / "cat.png")

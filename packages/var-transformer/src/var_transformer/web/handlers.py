@@ -17,15 +17,15 @@ from PIL import Image
 from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError, check_integer, quoted, unit_to_pixels
 
-from var_transformer.commands.classes import NONE, class_number
-from var_transformer.commands.pictures import save_png
+from var_transformer.commands.class_names import NONE, class_number
+from var_transformer.commands.image_files import save_png
 from var_transformer.edit import edit
 from var_transformer.generation.generate import Generation, OnScale, generate
 from var_transformer.generation.sampler import Sampler
 from var_transformer.model.transformer import Transformer
 from var_transformer.web.canvas import canvas_size, read_canvas
+from var_transformer.web.sessions import Visits
 from var_transformer.web.streaming import Streamer, TimeOverError
-from var_transformer.web.visits import Visits
 
 log = logging.getLogger("var_transformer")
 

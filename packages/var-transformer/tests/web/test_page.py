@@ -37,20 +37,20 @@ from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from var_transformer.web.folder import private_folder
+from var_transformer.web.files import private_folder
 
 _resources = contextlib.ExitStack()
 FOLDER = _resources.enter_context(private_folder())  # before Gradio is imported
 atexit.register(_resources.close)
 
 from var_transformer.serve import ServeConfig, run
-from var_transformer.web import studio as studio_module
-from var_transformer.web import visits as visits_module
-from var_transformer.web.guard import Login
+from var_transformer.web import handlers as handlers_module
+from var_transformer.web import sessions as sessions_module
+from var_transformer.web.middleware import Login
 from var_transformer.web.page import make_page
 from var_transformer.web.server import Server
+from var_transformer.web.sessions import Visits
 from var_transformer.web.streaming import Streamer
-from var_transformer.web.visits import Visits
 
 pytestmark = [
     pytest.mark.slow,
@@ -252,7 +252,7 @@ def test_a_picture_is_edited_with_a_brush(visitor, model, tokenizer, monkeypatch
         calls.append(arguments)
         return edit(*arguments, **more)
 
-    monkeypatch.setattr(studio_module, "edit", noted)
+    monkeypatch.setattr(handlers_module, "edit", noted)
     ask_for_three(visitor)
     visitor.wait_for_end()
     before = visitor.downloaded()
@@ -404,7 +404,7 @@ def test_a_message_is_text_and_no_html(visitor, no_model_runs):
 
 
 def test_who_has_jobs_enough_is_told_so_in_the_page(visitor, monkeypatch):
-    monkeypatch.setattr(visits_module, "MAX_JOBS", 0)
+    monkeypatch.setattr(sessions_module, "MAX_JOBS", 0)
     visitor.click("button#generate")
     assert "jobs in the queue. Wait until one has ended" in visitor.message()
 
@@ -426,7 +426,7 @@ def test_a_failure_of_the_model_or_a_full_disk_costs_one_visitor(
     def fails(*_arguments):
         raise OSError(28, "No space left on device")
 
-    for target, name in ((studio_module, "_save"), (tokenizer, "decode_latent")):
+    for target, name in ((handlers_module, "_save"), (tokenizer, "decode_latent")):
         with monkeypatch.context() as patch:
             patch.setattr(target, name, fails)
             ask_for_three(visitor)

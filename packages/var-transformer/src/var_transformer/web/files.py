@@ -9,7 +9,7 @@ from pathlib import Path
 
 from var_tokenizer.common import InputError
 
-from var_transformer.web.visits import RefusedError
+from var_transformer.web.sessions import RefusedError
 
 
 @contextmanager
