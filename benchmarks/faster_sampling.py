@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError, check_integer
-from var_train.data.image_sources import load_digits_split
+from var_train.data.digits import load_digits_split
 from var_train.data.token_sources import tokens_of
 from var_train.reports.digit_metrics import DigitJudge, distinct
 from var_train.reports.metrics_log import MetricsLog

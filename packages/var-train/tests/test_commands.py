@@ -17,7 +17,9 @@ from PIL import Image
 from var_tokenizer import Tokenizer, TokenizerConfig
 from var_train.evaluate import TokenizerEvaluationConfig
 from var_train.evaluate import main as evaluate_command
-from var_train.reports.metrics_log import MetricsLog, record_settings, step_bar
+from var_train.reports.metrics_log import MetricsLog
+from var_train.reports.progress_bars import step_bar
+from var_train.reports.settings_record import record_settings
 from var_train.run import RunConfig, parse
 from var_train.run import main as run_command
 from var_train.tokenize import TokenizeConfig

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 from var_tokenizer.common import InputError
-from var_train.data.image_sources import ImageSet, load_digits_split
+from var_train.data.digits import load_digits_split
+from var_train.data.image_sources import ImageSet
 from var_train.reports.digit_metrics import DigitJudge, distinct, nearest_train_distance
 
 

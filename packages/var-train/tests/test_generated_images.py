@@ -9,8 +9,8 @@ import pytest
 from mindspore import ops
 from var_tokenizer import Tokenizer, TokenizerConfig
 from var_train.data.token_sources import TokenSet
+from var_train.reports.generated_images import SamplingConfig, sample_classes
 from var_train.reports.image_sheets import sample_grid
-from var_train.reports.report_json import SamplingConfig, sample_classes
 from var_train.training.transformer_stage import TransformerStageConfig, TransformerTraining
 from var_transformer import Transformer, TransformerConfig, generate
 

@@ -8,7 +8,8 @@ from scipy.linalg import sqrtm
 from var_tokenizer import Tokenizer, TokenizerConfig
 from var_tokenizer.common import InputError
 from var_train.data.image_sources import ImageSet
-from var_train.reports.tokenizer_quality import fid, measure_tokenizer
+from var_train.reports.image_quality import fid
+from var_train.reports.tokenizer_quality import measure_tokenizer
 
 SEEDS = st.integers(0, 2**32 - 1)
 FEATURES = st.integers(1, 40)

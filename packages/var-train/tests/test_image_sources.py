@@ -12,14 +12,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from var_tokenizer import Tokenizer, TokenizerConfig
 from var_tokenizer.common import InputError, to_model_range, to_pixels
-from var_train.data.image_sources import (
-    ImageFolder,
-    ImageSet,
-    epoch_order,
-    load_digits_split,
-    load_image_tree,
-    read_image,
-)
+from var_train.data.batches import epoch_order
+from var_train.data.digits import load_digits_split
+from var_train.data.image_sources import ImageFolder, ImageSet, load_image_tree, read_image
 from var_train.data.token_sources import EncodedImages
 from var_train.training.tokenizer_stage import TokenizerStageConfig, TokenizerTraining
 from var_train.training.transformer_stage import TransformerStageConfig, TransformerTraining

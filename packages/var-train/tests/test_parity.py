@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from var_tokenizer import Tokenizer, TokenizerConfig
-from var_train.data.image_sources import step_indices
+from var_train.data.batches import step_indices
 from var_train.data.token_sources import TokenSet
 from var_train.optimization.adamw import AdamWConfig
 from var_train.training.transformer_stage import TransformerStageConfig, TransformerTraining, decays

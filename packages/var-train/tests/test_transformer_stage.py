@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mindspore import ops
 from var_tokenizer import Tokenizer, TokenizerConfig
 from var_tokenizer.common import InputError
-from var_train.data.image_sources import step_indices
+from var_train.data.batches import step_indices
 from var_train.data.token_sources import TokenSet
 from var_train.optimization.adamw import AdamWConfig
 from var_train.optimization.loss_scale import DTYPES, LossScale, PrecisionConfig

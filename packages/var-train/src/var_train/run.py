@@ -22,23 +22,19 @@ from var_transformer import BackendConfig, Transformer, TransformerConfig, check
 from var_train.commands import arguments
 from var_train.commands.arguments import format_size
 from var_train.commands.presets import PRESETS, published_stage
-from var_train.data.image_sources import ImageFolder, ImageSet, load_digits_split, load_image_tree
+from var_train.data.digits import load_digits_split
+from var_train.data.image_sources import ImageFolder, ImageSet, load_image_tree
 from var_train.data.resume_check import DataRecord
 from var_train.data.token_cache import SPLITS, TokenCache
 from var_train.data.token_sources import fingerprint, tokens_of
 from var_train.optimization.loss_scale import DTYPES
 from var_train.parallel import workers
 from var_train.parallel.watch import watched
-from var_train.reports.metrics_log import MetricsLog, record_settings
-from var_train.reports.report_json import (
-    SamplingConfig,
-    digit_figures,
-    sample_classes,
-    save_reconstructions,
-    save_samples,
-    tokenizer_figures,
-    write_report,
-)
+from var_train.reports.generated_images import SamplingConfig, sample_classes
+from var_train.reports.image_sheets import save_reconstructions, save_samples
+from var_train.reports.metrics_log import MetricsLog
+from var_train.reports.report_json import digit_figures, tokenizer_figures, write_report
+from var_train.reports.settings_record import record_settings
 from var_train.training.checkpoints import CheckpointFolder
 from var_train.training.loop import LoopConfig, check_resumable, stage_folder
 from var_train.training.loop import train as train_stage

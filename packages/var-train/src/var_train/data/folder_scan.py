@@ -9,8 +9,6 @@ operating systems leave behind (``IGNORED``).
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -25,9 +23,9 @@ from var_tokenizer.common import (
     open_regular,
     quoted,
 )
-from var_tokenizer.common.progress import progress_bar, working
+from var_tokenizer.common.progress import working
 
-from var_train.parallel import workers
+from var_train.reports.progress_bars import counted
 
 LAYOUT = "DIR/train/CLASS/* and DIR/val/CLASS/*, or DIR/CLASS/* with --val-fraction"
 IGNORED = frozenset(
@@ -228,14 +226,6 @@ def content_hash(path: Path) -> int:
 def first_of(names: list[str], count: int = 3) -> str:
     """The first few of ``names`` as a message shows them."""
     return ", ".join(quoted(name) for name in names[:count]) + (", ..." if names[count:] else "")
-
-
-@contextmanager
-def counted(total: int, description: str, unit: str) -> Iterator[Callable[[], None]]:
-    """Shows how far the block is, which calls what this yields ``total`` times."""
-    with progress_bar(silent=workers.rank() > 0, transient=True) as bar:
-        task = bar.add_task(quoted(description), total=total, unit=unit)
-        yield lambda: bar.advance(task)
 
 
 def _walk(folder: Path, below: str, left_out: Counter[str]) -> list[tuple[str, int, int]]:

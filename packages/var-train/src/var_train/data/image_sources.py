@@ -1,63 +1,21 @@
-"""Labelled images: the embedded digits and folders of image files.
+"""Labelled images, from memory or read from a folder when a batch asks for them.
 
 Images are uint8 ``(N, Y, X, 3)`` where they are stored and float32 ``(B, 3, Y, X)`` in [-1, 1]
 where a model reads them.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from importlib import resources
 from pathlib import Path
-from threading import Lock
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
-from var_tokenizer.common import InputError, fit_picture, quoted, read_picture, to_model_range
+from var_tokenizer.common import InputError, fit_picture, read_picture, to_model_range
 
-from var_train.data.folder_scan import ImageFiles, content_hash, counted, scan_folder, scan_tree
-
-log = logging.getLogger(__name__)
-
-
-def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """(n,) int64: the order of ``n`` images in an epoch, a permutation of 0..n-1.
-
-    It depends on its arguments alone (seed and epoch of 0 or more), so a resumed run sees the
-    images that an uninterrupted one would have seen.
-    """
-    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(n)
-
-
-@lru_cache(maxsize=2)
-def _order(n: int, seed: int, epoch: int) -> np.ndarray:
-    return epoch_order(n, seed, epoch)
-
-
-def step_indices(n: int, batch: int, seed: int, step: int) -> np.ndarray:
-    """(batch,) int64: which of ``n`` images a step takes, over all workers together.
-
-    Epochs follow one another without a gap: each has every image once, and a batch may hold the
-    end of one and the beginning of the next.
-    """
-    positions = np.arange(step * batch, (step + 1) * batch)
-    epochs = positions // n
-    return np.concatenate(
-        [_order(n, seed, int(e))[positions[epochs == e] % n] for e in np.unique(epochs)]
-    )
-
-
-def steps_of(epochs: int, n: int, batch: int) -> int:
-    """Steps of ``epochs`` over ``n`` images, of both stages: the last may begin another epoch.
-
-    Raises InputError for a batch that is larger than the data.
-    """
-    if n < batch:
-        raise InputError(f"batch is {batch}; expected at most {n}, the training images")
-    return -(-epochs * n // batch)
+from var_train.data.folder_scan import ImageFiles, content_hash, scan_folder, scan_tree
+from var_train.data.unreadable_images import UnreadableImages
+from var_train.reports.progress_bars import counted
 
 
 class ImageSource(Protocol):
@@ -128,9 +86,8 @@ class ImageSet:
 class ImageFolder:
     """Images that are decoded when a batch asks for them: an ``ImageSource``.
 
-    An unreadable image is replaced by the next readable one of its class, so that a batch keeps
-    its size and stays the same in a repeated run; each is named once in a warning. Any number
-    of threads may call ``batch``.
+    ``UnreadableImages`` says what stands in for an unreadable one. Any number of threads may call
+    ``batch``.
     """
 
     def __init__(self, files: ImageFiles, image_size: tuple[int, int]) -> None:
@@ -138,8 +95,7 @@ class ImageFolder:
         self.files = files
         self.labels_n, self.classes = files.labels_n, files.classes
         self.image_size = image_size
-        self._unreadable: dict[int, str] = {}
-        self._lock = Lock()
+        self._unreadable = UnreadableImages(files)
         self._pool = ThreadPoolExecutor(thread_name_prefix="decode")
         # Better to learn now than hours into a run that a class cannot be read at all.
         firsts = np.searchsorted(files.labels_n, np.arange(len(files.classes), dtype=np.int32))
@@ -168,31 +124,22 @@ class ImageFolder:
         Its own, and where that is unreadable those after it, up to the one that stands in.
         """
         sources = []
-        for candidate in _candidates(self.files, index):
+        for candidate in self._unreadable.candidates(index):
             sources.append(candidate)
             if candidate not in self._unreadable:
                 break
         return sources
 
     def _read(self, index: int) -> np.ndarray:
-        """The image at ``index``, or the next readable one of its class, cyclically."""
-        for candidate in _candidates(self.files, index):
+        """The image at ``index``, or the one that stands in for it."""
+        for candidate in self._unreadable.candidates(index):
             if candidate in self._unreadable:
                 continue
             try:
                 return read_image(self.files.path(candidate), self.image_size)
             except InputError as error:
-                self._note_unreadable(candidate, str(error))
-        raise _no_readable_image(self.files, index, self._unreadable[index])
-
-    def _note_unreadable(self, index: int, message: str) -> None:
-        with self._lock:
-            if index in self._unreadable:
-                return
-            self._unreadable[index] = message
-            messages = [text for _, text in sorted(self._unreadable.items())]
-        log.warning("skipped an unreadable image, the next of its class stands in: %s", message)
-        _check_tolerable(self.files.folder, messages, len(self))
+                self._unreadable.report(candidate, error)
+        raise self._unreadable.class_error(index)
 
 
 def _prepared(images_byxc: np.ndarray, flip: np.ndarray | None) -> np.ndarray:
@@ -200,44 +147,6 @@ def _prepared(images_byxc: np.ndarray, flip: np.ndarray | None) -> np.ndarray:
     if flip is not None:
         images_byxc[flip] = images_byxc[flip, :, ::-1]
     return to_model_range(images_byxc)
-
-
-# digits.npz is the UCI "Optical Recognition of Handwritten Digits" test set (E. Alpaydin,
-# C. Kaynak, 1998, https://doi.org/10.24432/C50P49, CC BY 4.0) as scikit-learn ships it. It was
-# made in this folder by
-#
-#     digits = sklearn.datasets.load_digits()
-#     every = np.arange(1797)
-#     train, _ = sklearn.model_selection.train_test_split(
-#         every, test_size=0.2, stratify=digits.target, random_state=0)
-#     np.savez_compressed("digits.npz", images_nyx=digits.images.astype(np.uint8),
-#         labels_n=digits.target.astype(np.uint8), in_train_n=np.isin(every, train))
-def load_digits_split() -> tuple[ImageSet, ImageSet]:
-    """The embedded 8x8 handwritten digits as 32x32 images: 1,437 to train on, 360 to test.
-
-    White ink on black, three equal channels; the split is fixed, with all ten classes in
-    proportion.
-    """
-    with (resources.files("var_train.data") / "digits.npz").open("rb") as file:
-        arrays = np.load(file)
-        images_nyx, labels_n, in_train_n = (
-            arrays[name] for name in ("images_nyx", "labels_n", "in_train_n")
-        )
-    pixels_nyx = np.rint(images_nyx * (255 / 16)).astype(np.uint8)  # ink is 0..16
-    # Bicubic keeps the strokes smooth; Lanczos leaves ripples in the black around them.
-    large_nyx = np.stack(
-        [
-            np.asarray(Image.fromarray(image_yx).resize((32, 32), Image.Resampling.BICUBIC))
-            for image_yx in pixels_nyx
-        ]
-    )
-    images_nyxc = np.repeat(large_nyx[..., None], 3, axis=3)
-    labels_n = labels_n.astype(np.int32)
-    classes = tuple(str(digit) for digit in range(10))
-    return (
-        ImageSet(images_nyxc[in_train_n], labels_n[in_train_n], classes),
-        ImageSet(images_nyxc[~in_train_n], labels_n[~in_train_n], classes),
-    )
 
 
 def load_image_tree(
@@ -292,7 +201,7 @@ def _load_split(
 def _decode_all(files: ImageFiles, image_size: tuple[int, int]) -> ImageSet:
     images_nyxc = np.empty((len(files), *image_size, 3), np.uint8)
     hashes_n = np.zeros(len(files), np.uint64)
-    unreadable: dict[int, str] = {}
+    unreadable = UnreadableImages(files)
 
     def decode(index: int) -> None:
         path = files.path(index)
@@ -300,51 +209,14 @@ def _decode_all(files: ImageFiles, image_size: tuple[int, int]) -> ImageSet:
             hashes_n[index] = content_hash(path)
             images_nyxc[index] = read_image(path, image_size)
         except InputError as error:
-            unreadable[index] = str(error)
+            unreadable.add(index, error)
 
     with ThreadPoolExecutor() as pool:
         _finish(pool.map(decode, range(len(files))), len(files), f"reading {files.folder}")
-    for index in sorted(unreadable):
-        stand_in = next((i for i in _candidates(files, index) if i not in unreadable), None)
-        if stand_in is None:
-            raise _no_readable_image(files, index, unreadable[index])
+    for index, stand_in in unreadable.stand_ins():
         images_nyxc[index] = images_nyxc[stand_in]
-    if unreadable:
-        messages = [text for _, text in sorted(unreadable.items())]
-        _check_tolerable(files.folder, messages, len(files))
-        log.warning(
-            "%s: skipped %d unreadable image(s), for which the next of their class stand in: %s",
-            *(quoted(files.folder), len(messages), _first(messages)),
-        )
-    files = replace(files, hashes_n=hashes_n)
-    return ImageSet(images_nyxc, files.labels_n, files.classes, files)
-
-
-def _candidates(files: ImageFiles, index: int) -> Iterator[int]:
-    """The image at ``index`` and then the next ones of its class, cyclically."""
-    label = files.labels_n[index]
-    first, end = np.searchsorted(files.labels_n, np.array([label, label + 1], np.int32)).tolist()
-    yield from range(index, end)
-    yield from range(first, index)
-
-
-def _no_readable_image(files: ImageFiles, index: int, first: str) -> InputError:
-    name = files.classes[files.labels_n[index]]
-    folder = files.folder / name if len(files.classes) > 1 else files.folder
-    return InputError(f"{quoted(folder)}: no readable image; expected at least one ({first})")
-
-
-def _check_tolerable(folder: Path, messages: list[str], total: int) -> None:
-    """Raises InputError with the list where more than 10 and more than 1 % are unreadable."""
-    if len(messages) > max(10, total / 100):
-        raise InputError(
-            f"{quoted(folder)}: {len(messages)} of {total} images are unreadable; "
-            f"expected at most 10 or 1 %, whichever is more: {'; '.join(messages)}"
-        )
-
-
-def _first(messages: list[str], count: int = 3) -> str:
-    return ", ".join(messages[:count]) + (", ..." if messages[count:] else "")
+    unreadable.report_all()
+    return ImageSet(images_nyxc, files.labels_n, files.classes, replace(files, hashes_n=hashes_n))
 
 
 def _finish(work: Iterator[object], total: int, description: str) -> None:

@@ -22,12 +22,12 @@ from safetensors.numpy import save_file
 from var_tokenizer import ScaleSchedule, Tokenizer
 from var_tokenizer.common import InputError, quoted, replacing
 
+from var_train.data.batches import padded_batches
 from var_train.data.folder_scan import ImageFiles, content_hash, first_of
 from var_train.data.image_sources import ImageFolder
 from var_train.data.token_sources import EncodedImages, Ids, fingerprint
 from var_train.parallel import workers
-from var_train.reports.metrics_log import step_bar
-from var_train.training.tokenizer_stage import padded_batches
+from var_train.reports.progress_bars import step_bar
 
 log = logging.getLogger(__name__)
 

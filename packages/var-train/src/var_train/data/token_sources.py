@@ -9,10 +9,10 @@ import numpy as np
 from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError
 
+from var_train.data.batches import padded_batches
 from var_train.data.image_sources import ImageFolder, ImageSet, ImageSource
 from var_train.parallel import workers
-from var_train.reports.metrics_log import step_bar
-from var_train.training.tokenizer_stage import padded_batches
+from var_train.reports.progress_bars import step_bar
 
 Ids = list[np.ndarray]  # K arrays (B, s_y * s_x) of integers
 

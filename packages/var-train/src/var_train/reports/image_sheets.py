@@ -3,10 +3,14 @@
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from var_tokenizer.common import InputError, quoted, replacing, unit_to_pixels
+from var_tokenizer import Tokenizer
+from var_tokenizer.common import InputError, quoted, replacing, to_unit_range, unit_to_pixels
+
+from var_train.data.image_sources import ImageSource
 
 CELL = 64  # pixels that the shorter side of a cell has at least
 GUTTER = 4
@@ -44,6 +48,33 @@ def reconstruction_sheet(
             "and a caption for each, the originals and the reconstructions"
         )
     return _sheet(np.stack([originals_ncyx, progressive[-1], *progressive]), captions)
+
+
+def save_reconstructions(
+    tokenizer: Tokenizer, images: ImageSource, path: Path, batch: int, columns: int = 8
+) -> None:
+    """A sheet of held-out images, their reconstructions, and the image after each scale.
+
+    batch: images at once, as elsewhere in the run, so that nothing compiles for the sheet.
+    """
+    indices = np.linspace(0, len(images) - 1, min(columns, batch)).astype(int)
+    originals, _ = images.batch(np.resize(indices, batch))
+    decoded = tokenizer.decode_progressive(tokenizer.encode(originals))
+    originals = originals[: len(indices)]
+    progressive = [np.asarray(x)[: len(indices)] for x in decoded]
+    captions = ["original", "reconstruction"]
+    captions += [f"after {rows}x{cols}" for rows, cols in tokenizer.schedule.sizes]
+    as_unit = [to_unit_range(x) for x in (originals, *progressive)]
+    save_png(reconstruction_sheet(as_unit[0], as_unit[1:], captions), path)
+
+
+def save_samples(
+    images_ncyx: np.ndarray, per_class: int, classes: tuple[str, ...], path: Path, columns: int = 10
+) -> None:
+    """A labelled grid, one row a class."""
+    shown = min(columns, per_class)
+    by_class = images_ncyx.reshape(len(classes), per_class, *images_ncyx.shape[1:])[:, :shown]
+    save_png(sample_grid(by_class.reshape(-1, *images_ncyx.shape[1:]), classes, shown), path)
 
 
 def save_png(image: Image.Image, path: str | os.PathLike[str]) -> None:

@@ -3,16 +3,12 @@
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.progress import Progress, TextColumn
 from tensorboardX import SummaryWriter
 from var_tokenizer.common import InputError, quoted, replacing
-from var_tokenizer.common.progress import progress_bar
 
 from var_train.parallel import workers
 
@@ -122,73 +118,3 @@ class MetricsLog:
             except (ValueError, RecursionError):
                 continue
         return lines
-
-
-class StepBar:
-    """Progress over training steps with the loss, images a second and the time left."""
-
-    def __init__(self, progress: Progress, title: str, steps: int, done: int, unit: str) -> None:
-        self._progress = progress
-        self._task = progress.add_task(
-            title, total=steps, completed=done, loss="compiling", speed="", unit=unit
-        )
-        self._last = time.monotonic()
-        self._rate = 0.0
-        self._loss = ""
-
-    def advance(self, images: int, loss: float | None = None, steps: int = 1) -> None:
-        now = time.monotonic()
-        rate, self._last = images / max(now - self._last, 1e-9), now
-        self._rate = 0.9 * self._rate + 0.1 * rate if self._rate else rate
-        self._loss = "" if loss is None else f"loss {loss:.4f}"
-        speed = f"{self._rate:.1f} images/s"
-        self._progress.update(self._task, advance=steps, loss=self._loss, speed=speed)
-
-    @contextmanager
-    def doing(self, what: str) -> Iterator[None]:
-        """Shows ``what`` in place of the loss while the block runs."""
-        self._progress.update(self._task, loss=what)
-        yield
-        self._progress.update(self._task, loss=self._loss)
-        self._last = time.monotonic()
-
-
-@contextmanager
-def step_bar(title: str, steps: int, done: int = 0, unit: str = "steps") -> Iterator[StepBar]:
-    """Shows a ``StepBar`` on stderr while the block runs, or logs lines, on worker 0."""
-    columns = TextColumn("{task.fields[loss]}  {task.fields[speed]}")
-    with progress_bar(columns, silent=workers.rank() > 0) as progress:
-        yield StepBar(progress, title, steps, done, unit)
-
-
-def record_settings(folder: Path, settings: Mapping[str, object]) -> None:
-    """Writes ``FOLDER/settings.json``, and logs what an earlier command there had otherwise.
-
-    settings: of the whole run; what JSON does not know is written as text.
-    """
-    path = folder / "settings.json"
-    settings = json.loads(json.dumps(settings, default=str))
-    try:
-        before = _flat(json.loads(path.read_text()))
-    except (OSError, ValueError, RecursionError):
-        before = {}
-    now = _flat(settings)
-    changed = [name for name in now if name in before and before[name] != now[name]]
-    if changed:
-        differences = (
-            f"{name} was {json.dumps(before[name])} and is {json.dumps(now[name])}"
-            for name in changed
-        )
-        log.info("settings changed since the last command here: %s", "; ".join(differences))
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(settings, indent=2) + "\n")
-
-
-def _flat(settings: object, prefix: str = "") -> dict[str, object]:
-    """``{"loop": {"keep": 3}}`` as ``{"loop.keep": 3}``."""
-    if not isinstance(settings, dict):
-        return {prefix: settings}
-    flat: dict[str, object] = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}.{name}" if prefix else name)
-    return flat

@@ -8,10 +8,10 @@ import numpy as np
 from mindspore import Tensor
 from skimage.metrics import structural_similarity
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import InputError
 
 from var_train.data.image_sources import ImageSource
 from var_train.losses.perceptual_loss import FeatureNetwork
+from var_train.reports.image_quality import check_fid_count, fid, psnr
 from var_train.training.codebook import count_hits, perplexities
 
 
@@ -102,51 +102,6 @@ def measure_tokenizer(
         entropy_bits=sum(n * math.log2(p) for n, p in zip(tokens, perplexity, strict=True)),
         fid=fid(*(np.concatenate(f) for f in zip(*features, strict=True))) if features else None,
     )
-
-
-def psnr(squared_error_n: np.ndarray) -> np.ndarray:
-    """dB, of mean squared errors of images in [-1, 1]."""
-    return 10 * np.log10(4 / np.maximum(squared_error_n, 1e-12))
-
-
-def fid(real_nf: np.ndarray, other_nf: np.ndarray) -> float:
-    """The Frechet distance of two sets of features (N, F), each taken as a normal distribution.
-
-    Exact for any number of images, but an estimate of few is too high: published figures are of
-    10,000 and more. The sets may differ in N.
-
-    Raises InputError for a set of one image or none, which has no covariance, and for features
-    that differ in number or are not finite.
-    """
-    for name, features_nf in (("real", real_nf), ("other", other_nf)):
-        check_fid_count(len(features_nf), name)
-        if not np.isfinite(features_nf).all():
-            raise InputError(f"the {name} features hold NaN or infinity; expected finite numbers")
-    if real_nf.shape[1] != other_nf.shape[1]:
-        raise InputError(
-            f"the real images have {real_nf.shape[1]} features and the other {other_nf.shape[1]}; "
-            "expected as many"
-        )
-    mean_f = real_nf.mean(0, dtype=np.float64) - other_nf.mean(0, dtype=np.float64)
-    real_mf, other_mf = _covariance_root(real_nf), _covariance_root(other_nf)
-    # The trace of the root of the product of the covariances A'A and B'B is the sum of the
-    # singular values of AB', which exist and are real whatever the covariances' rank. A matrix
-    # root of the product (sqrtm) is complex or NaN where it has fewer images than features.
-    overlap = np.linalg.svd(real_mf @ other_mf.T, compute_uv=False).sum()
-    distance = mean_f @ mean_f + (real_mf**2).sum() + (other_mf**2).sum() - 2 * overlap
-    return max(0.0, float(distance))  # rounding alone can take it below 0
-
-
-def check_fid_count(count: int, name: str) -> None:
-    """Raises InputError for a set of ``count`` images, the ``name`` ones, that has no FID."""
-    if count < 2:
-        raise InputError(f"{count} {name} image(s); expected at least 2 for the FID")
-
-
-def _covariance_root(features_nf: np.ndarray) -> np.ndarray:
-    """(min(N, F), F) float64: A with A'A = the covariance."""
-    centred_nf = features_nf - features_nf.mean(0, dtype=np.float64)
-    return np.linalg.qr(centred_nf, mode="r") / math.sqrt(len(features_nf) - 1)
 
 
 def _pooled(network: FeatureNetwork, images_bcyx: np.ndarray) -> np.ndarray:

@@ -18,7 +18,8 @@ from var_tokenizer.common.command import INTERRUPTED
 
 from var_train.data.resume_check import DataRecord, check_data
 from var_train.parallel import workers
-from var_train.reports.metrics_log import MetricsLog, Value, step_bar
+from var_train.reports.metrics_log import MetricsLog, Value
+from var_train.reports.progress_bars import step_bar
 from var_train.training.checkpoints import CheckpointFolder, Snapshot
 
 log = logging.getLogger(__name__)

@@ -10,14 +10,15 @@ from var_tokenizer import Tokenizer
 from var_tokenizer.common import check_integer, check_number
 
 from var_train.data.augmentation import augment, draw_augmentation
-from var_train.data.image_sources import ImageSource, step_indices, steps_of
+from var_train.data.batches import step_indices, steps_of
+from var_train.data.image_sources import ImageSource
 from var_train.losses.discriminator import AdversaryConfig, PatchDiscriminator, hinge_loss
 from var_train.losses.reconstruction_loss import ReconstructionLoss, ReconstructionLossConfig
 from var_train.optimization.adamw import AdamW, AdamWConfig
 from var_train.optimization.averages import Ema, averaged
 from var_train.parallel import workers
 from var_train.parallel.gradients import AllReduceMean
-from var_train.reports.metrics_log import step_bar
+from var_train.reports.progress_bars import step_bar
 from var_train.reports.tokenizer_quality import measure_tokenizer
 from var_train.training.checkpoints import parameter_arrays, restore_parameters
 from var_train.training.codebook import CodebookConfig, CodebookKeeper

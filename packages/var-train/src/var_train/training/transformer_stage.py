@@ -11,7 +11,7 @@ from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError, check_integer, check_number
 from var_transformer import Transformer, TransformerConfig, check_pair
 
-from var_train.data.image_sources import step_indices, steps_of
+from var_train.data.batches import padded_batches, step_indices, steps_of
 from var_train.data.token_sources import TokenSource
 from var_train.optimization.adamw import AdamW, AdamWConfig, release_gradients
 from var_train.optimization.averages import Ema, averaged
@@ -19,12 +19,11 @@ from var_train.optimization.loss_scale import LossScale, PrecisionConfig
 from var_train.parallel import workers
 from var_train.parallel.gradients import AllReduceMean
 from var_train.parallel.sharding import Sharding
+from var_train.reports.generated_images import SamplingConfig, draw_images
 from var_train.reports.image_sheets import sample_grid
 from var_train.reports.metrics_log import Value
-from var_train.reports.report_json import SamplingConfig, draw_images
 from var_train.training.checkpoints import parameter_arrays, restore_parameters
 from var_train.training.loop import Stopwatch
-from var_train.training.tokenizer_stage import padded_batches
 
 _STAGE = 4  # of the random numbers; the tokenizer's stage has 1 to 3
 _SAMPLE_ROWS = 8  # classes in a grid of samples, at most
