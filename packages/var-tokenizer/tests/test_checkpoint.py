@@ -210,7 +210,7 @@ def test_ctrl_c_right_after_the_temporary_file_appeared_leaves_nothing(tmp_path,
         raise KeyboardInterrupt
 
     opened = os.open
-    monkeypatch.setattr("var_tokenizer.common.checkpoint.os.open", interrupted)
+    monkeypatch.setattr("var_tokenizer.common.files.os.open", interrupted)
     with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "file.png"):
         pytest.fail("the block ran")
     assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from sklearn.datasets import load_digits
 from var_tokenizer import Tokenizer, TokenizerConfig
-from var_tokenizer.common import InputError, to_model_range, to_pixels
+from var_tokenizer.common import InputError, to_model_range, to_pixels, to_unit_range
 from var_train.data.batches import epoch_order
 from var_train.data.digits import load_digits_split
 from var_train.data.image_sources import ImageFolder, ImageSet, load_image_tree, read_image
@@ -61,12 +61,12 @@ def test_pixels_survive_the_way_to_the_model_range_and_back(images_nyxc):
     assert images_ncyx.dtype == np.float32
     assert images_ncyx.shape == tuple(images_nyxc.shape[axis] for axis in (0, 3, 1, 2))
     assert images_ncyx.min() >= -1 and images_ncyx.max() <= 1
-    np.testing.assert_array_equal(to_pixels(images_ncyx), images_nyxc)
+    np.testing.assert_array_equal(to_pixels(to_unit_range(images_ncyx)), images_nyxc)
 
 
 def test_values_outside_the_model_range_become_black_and_white():
     images_ncyx = np.stack([np.full((3, 1, 1), -1.5), np.full((3, 1, 1), 7.0)])
-    assert to_pixels(images_ncyx)[:, 0, 0, 0].tolist() == [0, 255]
+    assert to_pixels(to_unit_range(images_ncyx))[:, 0, 0, 0].tolist() == [0, 255]
 
 
 @given(st.integers(0, 300), st.integers(0, 2**40), st.integers(0, 10**6))
@@ -118,7 +118,7 @@ def test_a_batch_holds_the_images_and_labels_at_its_indices():
     batch_bcyx, labels_b = images.batch([3, 0, 3])
     assert len(images) == 4
     assert batch_bcyx.dtype == np.float32 and labels_b.dtype == np.int32
-    np.testing.assert_array_equal(to_pixels(batch_bcyx), images_nyxc[[3, 0, 3]])
+    np.testing.assert_array_equal(to_pixels(to_unit_range(batch_bcyx)), images_nyxc[[3, 0, 3]])
     assert labels_b.tolist() == [1, 0, 1]
 
 
@@ -201,7 +201,7 @@ def test_a_tree_gives_its_images_in_sorted_order_with_their_folders_as_classes(t
         batch_bcyx, labels_b = images.batch(np.arange(6))
         assert labels_b.tolist() == [0, 0, 0, 1, 1, 1]
         expected = np.stack([noise(first_seed + n) for n in range(6)])
-        np.testing.assert_array_equal(to_pixels(batch_bcyx), expected)
+        np.testing.assert_array_equal(to_pixels(to_unit_range(batch_bcyx)), expected)
 
 
 def test_suffixes_count_whatever_their_case(tmp_path):
@@ -270,7 +270,9 @@ def test_the_next_image_of_the_class_stands_in_for_a_truncated_one_which_a_warni
     for _ in range(2):
         batch_bcyx, labels_b = train.batch([broken, 3])
         assert labels_b.tolist() == [0, 1]
-        np.testing.assert_array_equal(to_pixels(batch_bcyx), np.stack([noise(stands_in), noise(3)]))
+        np.testing.assert_array_equal(
+            to_pixels(to_unit_range(batch_bcyx)), np.stack([noise(stands_in), noise(3)])
+        )
     (record,) = caplog.records
     assert record.levelno == logging.WARNING and str(path) in record.message
     assert "unreadable image" in record.message

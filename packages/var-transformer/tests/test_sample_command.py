@@ -19,7 +19,7 @@ from var_tokenizer.common import (
     fit_picture,
     read_picture,
     to_model_range,
-    unit_to_pixels,
+    to_pixels,
 )
 from var_transformer import Refiner, Transformer, edit, generate
 from var_transformer.commands.class_names import class_number, read_class_names
@@ -117,7 +117,7 @@ def test_the_files_are_what_generate_gives(sampled, model, tokenizer, make_model
     refiner = Refiner(make_model(depth=1, width=16), 1)
     settings = {"cfg": 2.0, "top_k": (5, 4, 3), "seed": 7}
     out = generate(model, tokenizer, labels, refiner=refiner, **settings)
-    for n, pixels in enumerate(unit_to_pixels(out.images)):
+    for n, pixels in enumerate(to_pixels(out.images)):
         np.testing.assert_array_equal(read_picture(next(sampled.glob(f"{n:06d}_*.png"))), pixels)
 
 
@@ -314,7 +314,7 @@ def test_edit_redraws_a_mask_as_the_function_does(
     assert call("edit", *arguments(pair, out, **options), *way) == 0
     scaled = pixels.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
     expected = edit(model, tokenizer, scaled, mask > 0, np.full(3, 2))
-    for n, variant in enumerate(unit_to_pixels(expected.images)):
+    for n, variant in enumerate(to_pixels(expected.images)):
         np.testing.assert_array_equal(read_picture(out / f"{n:06d}_2.png"), variant)
         with Image.open(out / f"{n:06d}_2.anim.png") as animation:
             assert animation.n_frames > 1

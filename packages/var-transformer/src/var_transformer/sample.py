@@ -18,7 +18,7 @@ from var_tokenizer.common import (
     open_regular,
     quoted,
     replacing,
-    unit_to_pixels,
+    to_pixels,
 )
 from var_tokenizer.common.command import run_command
 from var_tokenizer.common.progress import progress_bar
@@ -213,11 +213,11 @@ def _write_images(
                 numbers=numbers_n[padded],
                 on_scale=None
                 if config.animate is None
-                else lambda _k, images, frames=frames: frames.append(unit_to_pixels(images)),
+                else lambda _k, images, frames=frames: frames.append(to_pixels(images)),
                 refiner=refiner,
                 **vars(config.sampler),
             )
-            pixels_nyxc = unit_to_pixels(out.images)
+            pixels_nyxc = to_pixels(out.images)
             for n in missing:
                 if config.animate is not None:
                     path = animation_path(targets[n], config.animate)

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from var_tokenizer.common import InputError, unit_to_pixels
+from var_tokenizer.common import InputError, to_pixels
 from var_transformer import Sampler, edit, generate
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -217,7 +217,7 @@ def gate(tokenizer, monkeypatch):
 def frames(model, tokenizer):
     """What ``ask_for_three`` asks for: pixels (3, H, W, 3) after each scale."""
     seen = []
-    labels, show = np.full(3, 1), lambda _k, images: seen.append(unit_to_pixels(images))
+    labels, show = np.full(3, 1), lambda _k, images: seen.append(to_pixels(images))
     generate(model, tokenizer, labels, cfg=2.0, seed=7, on_scale=show)
     return seen
 
@@ -272,7 +272,7 @@ def test_a_picture_is_edited_with_a_brush(visitor, model, tokenizer, monkeypatch
     assert mask.any() and not mask.all() and mask[2, 2] and not mask[-1].any()
     assert (labels.tolist(), sampler, seed) == ([1, 1, 1], Sampler(cfg=2.0), 7)
     expected = edit(model, tokenizer, image, mask, labels, sampler, seed)
-    np.testing.assert_array_equal(visitor.downloaded(), unit_to_pixels(expected.images))
+    np.testing.assert_array_equal(visitor.downloaded(), to_pixels(expected.images))
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,11 @@
 """The small interface that the four packages share; README.md beside this file is its map."""
 
 from var_tokenizer.common.checkpoint import (
-    TensorHeader,
-    check_private,
     check_tensors,
     noted_checksum,
     open_checkpoint,
     parse_config,
     read_checkpoint,
-    read_header,
-    read_tensors,
-    replacing,
     weights_checksum,
     write_checkpoint,
 )
@@ -34,6 +29,11 @@ from var_tokenizer.common.errors import (
     InputError,
     quoted,
 )
+from var_tokenizer.common.files import (
+    check_private,
+    open_regular,
+    replacing,
+)
 from var_tokenizer.common.foreign import (
     conversion,
     format_of,
@@ -47,7 +47,6 @@ from var_tokenizer.common.pictures import (
     PICTURE_SUFFIXES,
     fit_picture,
     is_picture_name,
-    open_regular,
     read_alpha,
     read_images,
     read_picture,
@@ -55,8 +54,12 @@ from var_tokenizer.common.pictures import (
     to_pictures,
     to_pixels,
     to_unit_range,
-    unit_to_pixels,
     upright_rgb,
+)
+from var_tokenizer.common.safetensors import (
+    TensorHeader,
+    read_header,
+    read_tensors,
 )
 
 __all__ = [
@@ -100,7 +103,6 @@ __all__ = [
     "to_pictures",
     "to_pixels",
     "to_unit_range",
-    "unit_to_pixels",
     "upright_rgb",
     "weights_checksum",
     "write_checkpoint",

@@ -7,84 +7,26 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import math
 import os
 import re
-import secrets
-import stat
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from var_tokenizer.common.errors import InputError, quoted
+from var_tokenizer.common.files import replacing
 from var_tokenizer.common.foreign import conversion, format_of
+from var_tokenizer.common.safetensors import (
+    TensorHeader,
+    read_header,
+    read_tensors,
+    unique_fields,
+)
 
 Config = TypeVar("Config")
-
-_NUMPY_DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": np.uint16,  # NumPy has no bfloat16: read as bits, widened below
-    "I64": np.int64,
-    "I32": np.int32,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
-
-
-@contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path beside ``path`` and renames it over ``path`` when the block ends.
-
-    Where the block raises, the temporary file is removed and ``path`` stays as it was. The
-    suffix is kept, because writers choose a format by it. The file has the permissions that the
-    umask leaves. Raises InputError where the folder cannot be written to, or ``path`` is one.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}{path.suffix}")
-    try:  # from here on: Ctrl-C may come as soon as the file is there
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # the kernel applies the umask, which cannot be read without setting it for all threads
-            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        except OSError as error:
-            raise InputError(f"{quoted(path)}: cannot write here: {error.strerror}") from error
-        permissions = os.fstat(handle).st_mode & 0o777
-        os.close(handle)
-        yield temporary
-        temporary.chmod(permissions)  # some writers set their own
-        try:
-            temporary.replace(path)
-        except IsADirectoryError as error:
-            raise InputError(f"{quoted(path)}: is a folder; expected a file") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def check_private(folder: Path) -> None:
-    """Raises InputError unless ``folder`` is the user's own, and nobody else can write to it.
-
-    What lies in a cache is run, and old parts of it are removed. A link does not count as a
-    folder, and others must not be able to put another in its place.
-    """
-    about = folder.lstat()
-    if not stat.S_ISDIR(about.st_mode):
-        raise InputError(f"{quoted(folder)}: no folder; expected one, not a link to one")
-    if about.st_uid != os.geteuid():
-        raise InputError(f"{quoted(folder)}: belongs to another user; expected a folder of yours")
-    if about.st_mode & 0o022:
-        raise InputError(f"{quoted(folder)}: others can write to it; expected chmod go-w")
-    for parent in folder.resolve().parents:
-        mode = parent.stat().st_mode
-        if mode & 0o002 and not mode & stat.S_ISVTX:
-            raise InputError(f"{quoted(parent)}: everybody can write to it; expected chmod o-w")
 
 
 def write_checkpoint(
@@ -118,15 +60,6 @@ def read_checkpoint(
     """
     checkpoint = open_checkpoint(path, kind, config_type)
     return checkpoint.config, checkpoint.read()
-
-
-@dataclasses.dataclass(frozen=True)
-class TensorHeader:
-    """What a file says of a tensor. begin: its first byte, from the beginning of the file."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,65 +134,13 @@ def open_checkpoint(
     return Checkpoint(path, config, metadata, tensors)
 
 
-def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, TensorHeader]]:
-    """Metadata and tensors of a .safetensors file, in the order of the file.
-
-    Raises InputError where it is not valid: lengths, offsets that overlap or leave holes, tensors
-    beyond the end, and names that are there twice.
-    """
-    path = Path(path)
-    try:
-        with safe_open(path, framework="numpy"):  # checks the header and all offsets
-            pass
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length), object_pairs_hook=_unique)
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{quoted(path)}: not a readable .safetensors file: {quoted(str(error))}"
-        ) from error
-    metadata = header.pop("__metadata__", None) or {}
-    tensors = {
-        name: TensorHeader(
-            about["dtype"], tuple(about["shape"]), 8 + length + about["data_offsets"][0]
-        )
-        for name, about in header.items()
-    }
-    return metadata, tensors
-
-
-def read_tensors(path: Path, tensors: Mapping[str, TensorHeader]) -> dict[str, np.ndarray]:
-    """Tensors that ``read_header`` found; floating ones as float32.
-
-    Raises InputError for a type that is not of NumPy's, such as an 8 bit float.
-    """
-    arrays = {}
-    with path.open("rb") as file:
-        for name, tensor in tensors.items():
-            if tensor.dtype not in _NUMPY_DTYPES:
-                raise InputError(
-                    f"{quoted(path)}: tensor {quoted(name)} has dtype {tensor.dtype}; "
-                    f"expected one of {', '.join(_NUMPY_DTYPES)}"
-                )
-            # read, not mapped: a mapped file stays in memory beside the arrays
-            file.seek(tensor.begin)
-            count = math.prod(tensor.shape)
-            array = np.fromfile(file, _NUMPY_DTYPES[tensor.dtype], count)
-            if tensor.dtype == "BF16":
-                array = (array.astype(np.uint32) << 16).view(np.float32)
-            elif array.dtype.kind == "f":
-                array = array.astype(np.float32, copy=False)
-            arrays[name] = array.reshape(tensor.shape)
-    return arrays
-
-
 def parse_config(text: str, config_type: type[Config]) -> Config:
     """A configuration as files carry it, in JSON, checked by its own rules.
 
     Raises InputError that says what is wrong; the text may be anything.
     """
     try:
-        fields = json.loads(text, object_pairs_hook=_unique)
+        fields = json.loads(text, object_pairs_hook=unique_fields)
         if not isinstance(fields, dict):
             raise InputError(f"it is a {type(fields).__name__}; expected an object of fields")
         return config_type(**{name: _tuples(value) for name, value in fields.items()})
@@ -278,14 +159,6 @@ def noted_checksum(metadata: Mapping[str, str], field: str, source: str) -> str 
             f"{source}: {field} in its metadata is no checksum; expected sha256: and 64 digits"
         )
     return checksum
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object; raises ValueError where a name is there twice, since readers differ then."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        raise ValueError("a name is there twice")
-    return fields
 
 
 def _tuples(value: object) -> object:

@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from var_tokenizer import ScaleSchedule, Tokenizer
-from var_tokenizer.common import InputError, quoted, replacing
+from var_tokenizer.common import InputError, quoted, read_header, replacing
 
 from var_train.data.batches import padded_batches
 from var_train.data.folder_scan import ImageFiles, content_hash, first_of
@@ -305,9 +305,6 @@ def _checksum(arrays: dict[str, np.ndarray]) -> str:
 
 def _mapped(path: Path, name: str) -> np.ndarray:
     """A tensor of a safetensors file, left on the disk until its rows are read."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(length))[name]
-    dtype = {"U16": np.uint16, "I32": np.int32}[entry["dtype"]]
-    offset = 8 + length + entry["data_offsets"][0]
-    return np.memmap(path, dtype, "r", offset, tuple(entry["shape"]))
+    tensor = read_header(path)[1][name]
+    dtype = {"U16": np.uint16, "I32": np.int32}[tensor.dtype]
+    return np.memmap(path, dtype, "r", tensor.begin, tensor.shape)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import InputError, quoted, replacing, to_unit_range, unit_to_pixels
+from var_tokenizer.common import InputError, quoted, replacing, to_pixels, to_unit_range
 
 from var_train.data.image_sources import ImageSource
 
@@ -88,7 +88,7 @@ def _sheet(images_rncyx: np.ndarray, captions: Sequence[str]) -> Image.Image:
     rows, columns, _, height, width = images_rncyx.shape
     zoom = math.ceil(CELL / min(height, width))  # whole, so that every pixel stays a square
     cell_y, cell_x = height * zoom, width * zoom
-    pixels_nyxc = unit_to_pixels(images_rncyx.reshape(-1, *images_rncyx.shape[2:]))
+    pixels_nyxc = to_pixels(images_rncyx.reshape(-1, *images_rncyx.shape[2:]))
     pixels_nyxc = pixels_nyxc.repeat(zoom, axis=1).repeat(zoom, axis=2)
 
     captions = [quoted(caption) for caption in captions]  # some are names of folders

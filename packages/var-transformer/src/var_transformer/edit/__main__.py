@@ -15,7 +15,7 @@ from var_tokenizer.common import (
     quoted,
     read_picture,
     to_model_range,
-    unit_to_pixels,
+    to_pixels,
 )
 from var_tokenizer.common.command import run_command
 from var_tokenizer.common.progress import working
@@ -108,7 +108,7 @@ def run(config: EditConfig) -> None:
 
     def finished(images_ncyx: np.ndarray) -> np.ndarray:
         """uint8 (N, H, W, 3) of images in [0, 1], as the user wants to see them."""
-        pixels_nyxc = unit_to_pixels(images_ncyx)
+        pixels_nyxc = to_pixels(images_ncyx)
         return np.where(mask_yx[..., None], pixels_nyxc, pixels_yxc) if config.keep else pixels_nyxc
 
     frames: list[np.ndarray] = []

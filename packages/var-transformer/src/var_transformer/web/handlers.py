@@ -15,7 +15,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import InputError, check_integer, quoted, unit_to_pixels
+from var_tokenizer.common import InputError, check_integer, quoted, to_pixels
 
 from var_transformer.commands.class_names import NONE, class_number
 from var_transformer.commands.image_files import save_png
@@ -229,7 +229,7 @@ class Studio:
         k, ending = -1, None
         try:
             for k, images in self._streamer.stream(draw, lambda: self._visits.gone(session)):
-                pixels_nyxc = unit_to_pixels(images)
+                pixels_nyxc = to_pixels(images)
                 if k + 1 < self._scales:
                     yield gallery(), scale(k + 1), gr.skip(), gr.skip(), gr.skip()
         except TimeOverError as error:

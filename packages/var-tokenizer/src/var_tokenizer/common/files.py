@@ -1,0 +1,80 @@
+"""Files: replaced whole or not at all, opened without waiting, private where they are run."""
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from var_tokenizer.common.errors import InputError, quoted
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path beside ``path`` and renames it over ``path`` when the block ends.
+
+    Where the block raises, the temporary file is removed and ``path`` stays as it was. The
+    suffix is kept, because writers choose a format by it. The file has the permissions that the
+    umask leaves. Raises InputError where the folder cannot be written to, or ``path`` is one.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}{path.suffix}")
+    try:  # from here on: Ctrl-C may come as soon as the file is there
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # the kernel applies the umask, which cannot be read without setting it for all threads
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except OSError as error:
+            raise InputError(f"{quoted(path)}: cannot write here: {error.strerror}") from error
+        permissions = os.fstat(handle).st_mode & 0o777
+        os.close(handle)
+        yield temporary
+        temporary.chmod(permissions)  # some writers set their own
+        try:
+            temporary.replace(path)
+        except IsADirectoryError as error:
+            raise InputError(f"{quoted(path)}: is a folder; expected a file") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def check_private(folder: Path) -> None:
+    """Raises InputError unless ``folder`` is the user's own, and nobody else can write to it.
+
+    What lies in a cache is run, and old parts of it are removed. A link does not count as a
+    folder, and others must not be able to put another in its place.
+    """
+    about = folder.lstat()
+    if not stat.S_ISDIR(about.st_mode):
+        raise InputError(f"{quoted(folder)}: no folder; expected one, not a link to one")
+    if about.st_uid != os.geteuid():
+        raise InputError(f"{quoted(folder)}: belongs to another user; expected a folder of yours")
+    if about.st_mode & 0o022:
+        raise InputError(f"{quoted(folder)}: others can write to it; expected chmod go-w")
+    for parent in folder.resolve().parents:
+        mode = parent.stat().st_mode
+        if mode & 0o002 and not mode & stat.S_ISVTX:
+            raise InputError(f"{quoted(parent)}: everybody can write to it; expected chmod o-w")
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a regular file to be read as bytes.
+
+    Raises InputError for anything else that can have a name. Opening a named pipe or a terminal
+    would wait for somebody at its other end, and opening a device can set it to work.
+    """
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise InputError(f"{quoted(path)}: no regular file")
+        # It may have been replaced since: not waiting, and looked at again.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        raise InputError(f"{quoted(path)}: cannot read this file: {error.strerror}") from error
+    file = os.fdopen(descriptor, "rb")
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise InputError(f"{quoted(path)}: no regular file")
+    return file

@@ -1,0 +1,93 @@
+"""The one reader of .safetensors headers, for files that anyone may have written."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from var_tokenizer.common.errors import InputError, quoted
+
+_NUMPY_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,  # NumPy has no bfloat16: read as bits, widened below
+    "I64": np.int64,
+    "I32": np.int32,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorHeader:
+    """What a file says of a tensor. begin: its first byte, from the beginning of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+
+
+def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, TensorHeader]]:
+    """Metadata and tensors of a .safetensors file, in the order of the file.
+
+    Raises InputError where it is not valid: lengths, offsets that overlap or leave holes, tensors
+    beyond the end, and names that are there twice.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="numpy"):  # checks the header and all offsets
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length), object_pairs_hook=unique_fields)
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{quoted(path)}: not a readable .safetensors file: {quoted(str(error))}"
+        ) from error
+    metadata = header.pop("__metadata__", None) or {}
+    tensors = {
+        name: TensorHeader(
+            about["dtype"], tuple(about["shape"]), 8 + length + about["data_offsets"][0]
+        )
+        for name, about in header.items()
+    }
+    return metadata, tensors
+
+
+def read_tensors(path: Path, tensors: Mapping[str, TensorHeader]) -> dict[str, np.ndarray]:
+    """Tensors that ``read_header`` found; floating ones as float32.
+
+    Raises InputError for a type that is not of NumPy's, such as an 8 bit float.
+    """
+    arrays = {}
+    with path.open("rb") as file:
+        for name, tensor in tensors.items():
+            if tensor.dtype not in _NUMPY_DTYPES:
+                raise InputError(
+                    f"{quoted(path)}: tensor {quoted(name)} has dtype {tensor.dtype}; "
+                    f"expected one of {', '.join(_NUMPY_DTYPES)}"
+                )
+            # read, not mapped: a mapped file stays in memory beside the arrays
+            file.seek(tensor.begin)
+            count = math.prod(tensor.shape)
+            array = np.fromfile(file, _NUMPY_DTYPES[tensor.dtype], count)
+            if tensor.dtype == "BF16":
+                array = (array.astype(np.uint32) << 16).view(np.float32)
+            elif array.dtype.kind == "f":
+                array = array.astype(np.float32, copy=False)
+            arrays[name] = array.reshape(tensor.shape)
+    return arrays
+
+
+def unique_fields(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; raises ValueError where a name is there twice, since readers differ then."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a name is there twice")
+    return fields
