@@ -15,6 +15,7 @@ from collections import OrderedDict, namedtuple
 import mindspore
 import numpy as np
 import pytest
+import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -22,23 +23,11 @@ from safetensors.numpy import load_file, save_file
 from var_convert import convert, inspect
 from var_convert.cli import main
 from var_convert.model import open_model
-from var_tokenizer import TokenizerConfig
 from var_tokenizer.common import InputError
-from var_transformer import TransformerConfig
 
 torch = pytest.importorskip("torch")
 
-SMALL_TOKENIZER = TokenizerConfig(
-    vocab_size=48,
-    latent_channels=8,
-    channels=32,
-    channel_multipliers=(1, 2),
-    res_blocks=1,
-    scales=(1, 2, 3),
-)
-SMALL_TRANSFORMER = TransformerConfig(
-    depth=2, width=64, heads=4, num_classes=5, vocab_size=48, latent_channels=8, scales=(1, 2, 3)
-)
+TOKENIZER, TRANSFORMER = tiny.tokenizer(), tiny.transformer()
 
 SUFFIXES = [".pth", ".ckpt", ".safetensors"]
 
@@ -47,7 +36,7 @@ SUFFIXES = [".pth", ".ckpt", ".safetensors"]
 def files(tmp_path_factory, random_model):
     """The small transformer in each format: suffix -> path."""
     folder = tmp_path_factory.mktemp("files")
-    torch.save(dict(random_model(SMALL_TRANSFORMER).state_dict()), folder / "model.pth")
+    torch.save(dict(random_model(TRANSFORMER).state_dict()), folder / "model.pth")
     for suffix in SUFFIXES[1:]:
         convert(folder / "model.pth", folder / f"model{suffix}")
     return {suffix: folder / f"model{suffix}" for suffix in SUFFIXES}
@@ -206,7 +195,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("change, named", DAMAGED.values(), ids=DAMAGED.keys())
 def test_tensors_that_do_not_fit_are_named(save_pth, tmp_path, caplog, change, named):
-    path, _ = save_pth(SMALL_TRANSFORMER, change=change)
+    path, _ = save_pth(TRANSFORMER, change=change)
     message = refused(caplog, path, tmp_path / "o.safetensors", folder=tmp_path)
     assert str(path) in message and named in message
 
@@ -227,8 +216,8 @@ def test_nothing_is_not_the_same_as_not_given(files, changes):
 
 
 def test_a_trainer_checkpoint_with_two_models_asks_which(tmp_path, caplog, save_pth):
-    _, vae = save_pth(SMALL_TOKENIZER)
-    _, var = save_pth(SMALL_TRANSFORMER)
+    _, vae = save_pth(TOKENIZER)
+    _, var = save_pth(TRANSFORMER)
     torch.save({"trainer": {"var_wo_ddp": var, "vae_local": vae}}, tmp_path / "both.pth")
     message = refused(caplog, tmp_path / "both.pth", tmp_path / "o.ckpt", folder=tmp_path)
     assert "--only tokenizer" in message and "--only transformer" in message
@@ -236,7 +225,7 @@ def test_a_trainer_checkpoint_with_two_models_asks_which(tmp_path, caplog, save_
 
 def test_a_foreign_tokenizer_of_many_scales_asks_for_them(tmp_path, caplog, save_pth):
     hits = torch.zeros(11, 48)
-    path, _ = save_pth(SMALL_TOKENIZER, change=with_("quantize.ema_vocab_hit_SV", hits))
+    path, _ = save_pth(TOKENIZER, change=with_("quantize.ema_vocab_hit_SV", hits))
     assert "--scales" in refused(caplog, path, tmp_path / "o.ckpt", folder=tmp_path)
     scales = ["--scales", "1,2,3,4,5,6,7,8,9,10,11"]
     assert main([str(path), str(tmp_path / "o.ckpt"), *scales]) == 0
@@ -256,7 +245,7 @@ def test_a_target_that_exists_is_kept_without_force(files, tmp_path, caplog):
     assert "--force" in refused(caplog, files[".pth"], target, folder=tmp_path)
     assert target.read_text() == "precious"
     assert main([str(files[".pth"]), str(target), "--force"]) == 0
-    assert inspect(target).config == SMALL_TRANSFORMER
+    assert inspect(target).config == TRANSFORMER
 
 
 def test_a_target_of_unknown_suffix(files, tmp_path, caplog):
@@ -301,7 +290,7 @@ def test_nan_in_the_weights_is_a_warning_with_the_names(save_pth, tmp_path, capl
     def change(state):
         return {**state, "head.bias": torch.full((48,), value)}
 
-    path, _ = save_pth(SMALL_TRANSFORMER, change=change)
+    path, _ = save_pth(TRANSFORMER, change=change)
     assert main([str(path), str(tmp_path / "o.safetensors")]) == 0
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warnings) == 1 and warnings[0].endswith("in head.bias")
@@ -309,7 +298,7 @@ def test_nan_in_the_weights_is_a_warning_with_the_names(save_pth, tmp_path, capl
 
 
 def test_a_value_beyond_float16_is_a_warning_with_its_name(save_pth, tmp_path):
-    path, _ = save_pth(SMALL_TRANSFORMER, change=with_("head.bias", torch.full((48,), 1e6)))
+    path, _ = save_pth(TRANSFORMER, change=with_("head.bias", torch.full((48,), 1e6)))
     assert convert(path, tmp_path / "full.ckpt").not_finite == ()
     assert convert(path, tmp_path / "half.ckpt", dtype="float16").not_finite == ("head.bias",)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from var_convert import convert, inspect, verify
 from var_convert.cli import main
 from var_tokenizer import Tokenizer, TokenizerConfig
@@ -19,26 +20,16 @@ from var_transformer import Transformer, TransformerConfig
 
 torch = pytest.importorskip("torch")
 
-SMALL_TOKENIZER = TokenizerConfig(
-    vocab_size=48,
-    latent_channels=8,
-    channels=32,
-    channel_multipliers=(1, 2),
-    res_blocks=1,
-    scales=(1, 2, 3),
-)
-SMALL_TRANSFORMER = TransformerConfig(
-    depth=2, width=64, heads=4, num_classes=5, vocab_size=48, latent_channels=8, scales=(1, 2, 3)
-)
+TOKENIZER, TRANSFORMER = tiny.tokenizer(), tiny.transformer()
 
-SMALL = {"tokenizer": SMALL_TOKENIZER, "transformer": SMALL_TRANSFORMER}
+SMALL = {"tokenizer": TOKENIZER, "transformer": TRANSFORMER}
 TYPES = {"tokenizer": TokenizerConfig, "transformer": TransformerConfig}
 
 
 @pytest.fixture
 def pair(save_pth):
     """The small transformer as .pth and as .safetensors."""
-    path, _ = save_pth(SMALL_TRANSFORMER)
+    path, _ = save_pth(TRANSFORMER)
     return path, convert(path, path.with_suffix(".safetensors")).target
 
 
@@ -82,7 +73,7 @@ def test_the_checksum_sees_one_changed_bit(pair):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_the_checksum_is_that_of_the_loaded_tokenizer(save_pth, dtype):
-    path, _ = save_pth(SMALL_TOKENIZER)
+    path, _ = save_pth(TOKENIZER)
     target = convert(path, path.with_suffix(".safetensors"), dtype=dtype).target
     assert Tokenizer.load(target).checksum() == inspect(target).checksum
 
@@ -123,7 +114,7 @@ def test_inspect_shows_class_names_and_the_tokenizer(pair, capsys):
 
 
 def test_inspect_says_what_it_assumed(save_pth, capsys):
-    path, _ = save_pth(SMALL_TOKENIZER)
+    path, _ = save_pth(TOKENIZER)
     assert inspect(path).assumed == ("scales",)
     assert main(["inspect", str(path)]) == 0
     assert "1,2,3 (assumed)" in capsys.readouterr().out
@@ -187,8 +178,8 @@ def test_verify_measures_what_a_half_precision_lost(pair):
     "change", [{"depth": 1}, {"heads": 2}, {"scales": (1, 2, 4)}, {"shared_adaln": True}]
 )
 def test_another_architecture_is_a_difference_with_its_field(save_pth, change, caplog):
-    path, _ = save_pth(SMALL_TRANSFORMER)
-    other, _ = save_pth(dataclasses.replace(SMALL_TRANSFORMER, **change), name="other.pth")
+    path, _ = save_pth(TRANSFORMER)
+    other, _ = save_pth(dataclasses.replace(TRANSFORMER, **change), name="other.pth")
     result = verify(path, other)
     assert [line.split()[0] for line in result.architecture] == list(change)
     assert not result.agrees(tolerance=1e9)
@@ -197,7 +188,7 @@ def test_another_architecture_is_a_difference_with_its_field(save_pth, change, c
 
 
 def test_a_schedule_that_one_file_leaves_open_is_no_difference(save_pth):
-    config = dataclasses.replace(SMALL_TOKENIZER, scales=(1, 3, 4))
+    config = dataclasses.replace(TOKENIZER, scales=(1, 3, 4))
     path, _ = save_pth(config)
     native = convert(path, path.with_suffix(".safetensors"), scales=(1, 3, 4)).target
     assert inspect(path).config.scales == (1, 2, 3)
@@ -205,8 +196,8 @@ def test_a_schedule_that_one_file_leaves_open_is_no_difference(save_pth):
 
 
 def test_another_kind_is_unusable(save_pth, caplog):
-    vae, _ = save_pth(SMALL_TOKENIZER, name="vae.pth")
-    var, _ = save_pth(SMALL_TRANSFORMER, name="var.pth")
+    vae, _ = save_pth(TOKENIZER, name="vae.pth")
+    var, _ = save_pth(TRANSFORMER, name="var.pth")
     with pytest.raises(InputError, match=r"vae\.pth: holds a tokenizer; expected a transformer"):
         verify(var, vae)
     assert main(["verify", str(var), str(vae)]) == 2

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import tiny
 from var_convert import ForwardDifference, IdDifference, compare_ids, convert, verify
 from var_convert.cli import main
 from var_tokenizer import SCALES_256, SCALES_512, TokenizerConfig
@@ -13,26 +14,16 @@ from var_transformer import TransformerConfig
 torch = pytest.importorskip("torch")
 
 slow = pytest.mark.slow
-SMALL_TOKENIZER = TokenizerConfig(
-    vocab_size=48,
-    latent_channels=8,
-    channels=32,
-    channel_multipliers=(1, 2),
-    res_blocks=1,
-    scales=(1, 2, 3),
-)
-SMALL_TRANSFORMER = TransformerConfig(
-    depth=2, width=64, heads=4, num_classes=5, vocab_size=48, latent_channels=8, scales=(1, 2, 3)
-)
-ONE_LEVEL = dataclasses.replace(SMALL_TOKENIZER, channel_multipliers=(1,))
+TOKENIZER, TRANSFORMER = tiny.tokenizer(), tiny.transformer()
+ONE_LEVEL = dataclasses.replace(TOKENIZER, channel_multipliers=(1,))
 TOKENIZERS = [
     pytest.param(dataclasses.replace(ONE_LEVEL, phi_count=3), id="a convolution each"),
-    pytest.param(SMALL_TOKENIZER, id="4 shared convolutions", marks=slow),
+    pytest.param(TOKENIZER, id="4 shared convolutions", marks=slow),
     pytest.param(
-        dataclasses.replace(SMALL_TOKENIZER, phi_count=1), id="1 shared convolution", marks=slow
+        dataclasses.replace(TOKENIZER, phi_count=1), id="1 shared convolution", marks=slow
     ),
-    pytest.param(dataclasses.replace(SMALL_TOKENIZER, scales=SCALES_256), id="256 px", marks=slow),
-    pytest.param(dataclasses.replace(SMALL_TOKENIZER, scales=SCALES_512), id="512 px", marks=slow),
+    pytest.param(dataclasses.replace(TOKENIZER, scales=SCALES_256), id="256 px", marks=slow),
+    pytest.param(dataclasses.replace(TOKENIZER, scales=SCALES_512), id="512 px", marks=slow),
 ]
 
 
@@ -45,18 +36,18 @@ def reduced(name):
 
 PRESETS = {name: reduced(name) for name in ("d16", "d20", "d24", "d30", "d36-s")}
 TRANSFORMERS = [
-    pytest.param(SMALL_TRANSFORMER, id="own AdaLN, QK-L2"),
+    pytest.param(TRANSFORMER, id="own AdaLN, QK-L2"),
     pytest.param(
-        dataclasses.replace(SMALL_TRANSFORMER, shared_adaln=True, heads=1, qk_l2_norm=False),
+        dataclasses.replace(TRANSFORMER, shared_adaln=True, heads=1, qk_l2_norm=False),
         id="shared AdaLN, no QK-L2",
     ),
     pytest.param(
-        dataclasses.replace(SMALL_TRANSFORMER, heads=1, qk_l2_norm=False),
+        dataclasses.replace(TRANSFORMER, heads=1, qk_l2_norm=False),
         id="own AdaLN, no QK-L2",
         marks=slow,
     ),
     pytest.param(
-        dataclasses.replace(SMALL_TRANSFORMER, shared_adaln=True),
+        dataclasses.replace(TRANSFORMER, shared_adaln=True),
         id="shared AdaLN, QK-L2",
         marks=slow,
     ),
@@ -96,12 +87,12 @@ def test_models_of_published_size_agree(save_pth, config):
 
 @slow
 def test_verify_forward_exits_with_1_where_the_models_differ(save_pth, capsys):
-    path, _ = save_pth(SMALL_TRANSFORMER)
+    path, _ = save_pth(TRANSFORMER)
 
     def sharper(state):
         return {n: t * 1.5 if n.endswith("scale_mul_1H11") else t for n, t in state.items()}
 
-    other, _ = save_pth(SMALL_TRANSFORMER, name="other.pth", change=sharper)
+    other, _ = save_pth(TRANSFORMER, name="other.pth", change=sharper)
     assert main(["verify", str(path), str(other), "--tolerance", "9", "--forward"]) == 1
     assert "logits" in capsys.readouterr().out
 

@@ -5,6 +5,7 @@ import statistics
 import time
 
 import pytest
+import tiny
 from var_tokenizer import SCALES_256, SCALES_512, TokenizerConfig
 from var_transformer import TransformerConfig
 
@@ -15,37 +16,27 @@ from var_convert.reference.torch_reference import (  # noqa: E402
     torch_generate,
 )
 
-SMALL_TOKENIZER = TokenizerConfig(
-    vocab_size=48,
-    latent_channels=8,
-    channels=32,
-    channel_multipliers=(1, 2),
-    res_blocks=1,
-    scales=(1, 2, 3),
-)
-SMALL_TRANSFORMER = TransformerConfig(
-    depth=2, width=64, heads=4, num_classes=5, vocab_size=48, latent_channels=8, scales=(1, 2, 3)
-)
+TOKENIZER, TRANSFORMER = tiny.tokenizer(), tiny.transformer()
 
 TOKENIZERS = {
-    "4 shared convolutions": SMALL_TOKENIZER,
-    "1 shared convolution": dataclasses.replace(SMALL_TOKENIZER, phi_count=1),
-    "a convolution each": dataclasses.replace(SMALL_TOKENIZER, phi_count=3),
+    "4 shared convolutions": TOKENIZER,
+    "1 shared convolution": dataclasses.replace(TOKENIZER, phi_count=1),
+    "a convolution each": dataclasses.replace(TOKENIZER, phi_count=3),
     "more blocks and levels": dataclasses.replace(
-        SMALL_TOKENIZER, channel_multipliers=(1, 1, 2), res_blocks=2
+        TOKENIZER, channel_multipliers=(1, 1, 2), res_blocks=2
     ),
-    "256 px": dataclasses.replace(SMALL_TOKENIZER, scales=SCALES_256),
-    "512 px": dataclasses.replace(SMALL_TOKENIZER, scales=SCALES_512, channel_multipliers=(1,)),
+    "256 px": dataclasses.replace(TOKENIZER, scales=SCALES_256),
+    "512 px": dataclasses.replace(TOKENIZER, scales=SCALES_512, channel_multipliers=(1,)),
 }
 TRANSFORMERS = {
     f"{'shared' if shared else 'own'} AdaLN, {'' if l2 else 'no '}QK-L2": dataclasses.replace(
-        SMALL_TRANSFORMER, shared_adaln=shared, qk_l2_norm=l2
+        TRANSFORMER, shared_adaln=shared, qk_l2_norm=l2
     )
     for shared in (False, True)
     for l2 in (False, True)
 } | {
-    "256 px": dataclasses.replace(SMALL_TRANSFORMER, scales=SCALES_256),
-    "512 px": dataclasses.replace(SMALL_TRANSFORMER, depth=1, scales=SCALES_512),
+    "256 px": dataclasses.replace(TRANSFORMER, scales=SCALES_256),
+    "512 px": dataclasses.replace(TRANSFORMER, depth=1, scales=SCALES_512),
 }
 
 
@@ -119,10 +110,10 @@ def test_the_tokenizer_computes_the_peers_numbers(peer, config):
 
 @torch.inference_mode()
 def test_progressive_decoding_adds_one_scale_at_a_time(peer):
-    tokenizer, weights = tokenizer_of(peer, SMALL_TOKENIZER)
-    ids = tokenizer.encode(torch.rand(2, 3, *SMALL_TOKENIZER.image_size) * 2 - 1)
+    tokenizer, weights = tokenizer_of(peer, TOKENIZER)
+    ids = tokenizer.encode(torch.rand(2, 3, *TOKENIZER.image_size) * 2 - 1)
     for k, image in enumerate(tokenizer.decode_progressive(ids), 1):
-        so_far = peer.dequantize(weights, ids[:k], SMALL_TOKENIZER.scales)
+        so_far = peer.dequantize(weights, ids[:k], TOKENIZER.scales)
         torch.testing.assert_close(image, peer.decode(weights, so_far), rtol=0, atol=1e-6)
 
 
@@ -141,7 +132,7 @@ def test_the_transformer_computes_the_peers_logits(peer, config):
 def test_generation_draws_the_peers_ids(peer, config, sampling):
     transformer, weights = transformer_of(peer, config)
     vae = dataclasses.replace(
-        SMALL_TOKENIZER,
+        TOKENIZER,
         vocab_size=config.vocab_size,
         latent_channels=config.latent_channels,
         channel_multipliers=(1,),
@@ -181,8 +172,8 @@ def test_gradients_are_the_peers(peer, config):
 @torch.inference_mode()
 def test_a_key_value_cache_changes_nothing(random_model):
     """The last scale's choice with all scales in one pass is the one made step by step."""
-    config = dataclasses.replace(SMALL_TRANSFORMER, num_classes=5)
-    transformer, tokenizer = random_model(config), random_model(SMALL_TOKENIZER)
+    config = dataclasses.replace(TRANSFORMER, num_classes=5)
+    transformer, tokenizer = random_model(config), random_model(TOKENIZER)
     labels = torch.tensor([1, 4])
     ids = torch_generate(transformer, tokenizer, labels, cfg=0.0, top_k=1).ids
     logits = transformer(labels, tokenizer.teacher_inputs(ids))
@@ -194,25 +185,25 @@ NOT_SQUARE = (1, (1, 2), (2, 4))
 
 @torch.inference_mode()
 def test_maps_need_not_be_square(random_model):
-    vae = dataclasses.replace(SMALL_TOKENIZER, scales=NOT_SQUARE)
+    vae = dataclasses.replace(TOKENIZER, scales=NOT_SQUARE)
     tokenizer = random_model(vae)
     ids = tokenizer.encode(torch.rand(1, 3, *vae.image_size) * 2 - 1)
     assert [i.shape for i in ids] == [(1, 1), (1, 2), (1, 8)]
     assert tokenizer.decode(ids).shape == (1, 3, 4, 8)
-    var = random_model(dataclasses.replace(SMALL_TRANSFORMER, scales=NOT_SQUARE))
+    var = random_model(dataclasses.replace(TRANSFORMER, scales=NOT_SQUARE))
     images = torch_generate(var, tokenizer, torch.tensor([0]), top_k=1).images
     assert images.shape == (1, 3, 4, 8)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".ckpt"])
-@pytest.mark.parametrize("config", [SMALL_TOKENIZER, SMALL_TRANSFORMER], ids=["vae", "var"])
+@pytest.mark.parametrize("config", [TOKENIZER, TRANSFORMER], ids=["vae", "var"])
 def test_it_loads_every_format(save_pth, config, suffix):
     from var_convert import convert
 
     path, state = save_pth(config)
     target = path.with_name(f"copy{suffix}")
     convert(path, target)
-    kind = TorchTokenizer if config is SMALL_TOKENIZER else TorchTransformer
+    kind = TorchTokenizer if config is TOKENIZER else TorchTransformer
     loaded = kind.from_file(target).state_dict()
     assert loaded.keys() == state.keys()
     assert all(torch.equal(loaded[name], state[name]) for name in state)

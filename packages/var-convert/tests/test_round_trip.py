@@ -9,6 +9,7 @@ from pathlib import Path
 import mindspore
 import numpy as np
 import pytest
+import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -21,27 +22,17 @@ from var_transformer import Transformer, TransformerConfig, check_pair
 
 torch = pytest.importorskip("torch")
 
-SMALL_TOKENIZER = TokenizerConfig(
-    vocab_size=48,
-    latent_channels=8,
-    channels=32,
-    channel_multipliers=(1, 2),
-    res_blocks=1,
-    scales=(1, 2, 3),
-)
-SMALL_TRANSFORMER = TransformerConfig(
-    depth=2, width=64, heads=4, num_classes=5, vocab_size=48, latent_channels=8, scales=(1, 2, 3)
-)
+TOKENIZER, TRANSFORMER = tiny.tokenizer(), tiny.transformer()
 
 CONFIGS = {
-    "tokenizer": SMALL_TOKENIZER,
-    "one shared convolution": dataclasses.replace(SMALL_TOKENIZER, phi_count=1),
-    "a convolution each": dataclasses.replace(SMALL_TOKENIZER, phi_count=3),
-    "one level": dataclasses.replace(SMALL_TOKENIZER, channel_multipliers=(1,)),
-    "transformer": SMALL_TRANSFORMER,
-    "shared AdaLN": dataclasses.replace(SMALL_TRANSFORMER, shared_adaln=True),
-    "without QK-L2": dataclasses.replace(SMALL_TRANSFORMER, heads=1, qk_l2_norm=False),
-    "512 px": dataclasses.replace(SMALL_TRANSFORMER, depth=1, scales=SCALES_512),
+    "tokenizer": TOKENIZER,
+    "one shared convolution": dataclasses.replace(TOKENIZER, phi_count=1),
+    "a convolution each": dataclasses.replace(TOKENIZER, phi_count=3),
+    "one level": dataclasses.replace(TOKENIZER, channel_multipliers=(1,)),
+    "transformer": TRANSFORMER,
+    "shared AdaLN": dataclasses.replace(TRANSFORMER, shared_adaln=True),
+    "without QK-L2": dataclasses.replace(TRANSFORMER, heads=1, qk_l2_norm=False),
+    "512 px": dataclasses.replace(TRANSFORMER, depth=1, scales=SCALES_512),
 }
 
 
@@ -72,16 +63,16 @@ def test_round_trip_through_all_three_formats_is_bit_identical(save_pth, config)
 
 
 def test_a_lookup_by_angle_is_told_once_and_kept_in_every_format(save_pth):
-    path, _ = save_pth(SMALL_TOKENIZER)
+    path, _ = save_pth(TOKENIZER)
     assert not inspect(path).config.using_znorm
     around(path, using_znorm=True)
     for name in ("b.safetensors", "c.ckpt", "d.pth"):
-        config = dataclasses.replace(SMALL_TOKENIZER, using_znorm=True)
+        config = dataclasses.replace(TOKENIZER, using_znorm=True)
         assert inspect(path.with_name(name)).config == config
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("config", [SMALL_TOKENIZER, SMALL_TRANSFORMER], ids=["vae", "var"])
+@pytest.mark.parametrize("config", [TOKENIZER, TRANSFORMER], ids=["vae", "var"])
 def test_round_trip_keeps_the_element_type(save_pth, config, dtype):
     def change(state):
         return {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}
@@ -99,7 +90,7 @@ def published(count):
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_round_trip_keeps_either_spelling_of_the_shared_convolutions(save_pth, count):
-    config = dataclasses.replace(SMALL_TOKENIZER, phi_count=count)
+    config = dataclasses.replace(TOKENIZER, phi_count=count)
     path, state = save_pth(config, change=published(count))
     assert any("qresi_ls" not in name and "quant_resi" in name for name in state)
     assert identical(around(path), state)
@@ -107,7 +98,7 @@ def test_round_trip_keeps_either_spelling_of_the_shared_convolutions(save_pth, c
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_native_file_spells_the_shared_convolutions_in_one_way(save_pth, count):
-    config = dataclasses.replace(SMALL_TOKENIZER, phi_count=count)
+    config = dataclasses.replace(TOKENIZER, phi_count=count)
     path, _ = save_pth(config, change=published(count))
     convert(path, path.with_suffix(".safetensors"))
     found, tensors = read_checkpoint(path.with_suffix(".safetensors"), "tokenizer", TokenizerConfig)
@@ -117,14 +108,14 @@ def test_a_native_file_spells_the_shared_convolutions_in_one_way(save_pth, count
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_pth_made_from_a_native_file_has_the_published_spelling(save_pth, count):
-    config = dataclasses.replace(SMALL_TOKENIZER, phi_count=count)
+    config = dataclasses.replace(TOKENIZER, phi_count=count)
     path, state = save_pth(config, change=published(count))
     convert(path, path.with_suffix(".safetensors"))
     convert(path.with_suffix(".safetensors"), path.with_name("back.pth"))
     assert torch.load(path.with_name("back.pth"), weights_only=True).keys() == state.keys()
 
 
-@pytest.mark.parametrize("config", [SMALL_TOKENIZER, SMALL_TRANSFORMER], ids=["vae", "var"])
+@pytest.mark.parametrize("config", [TOKENIZER, TRANSFORMER], ids=["vae", "var"])
 def test_the_last_pth_loads_strictly(save_pth, random_model, config):
     path, state = save_pth(config)
     fresh = random_model(config, seed=1)
@@ -133,7 +124,7 @@ def test_the_last_pth_loads_strictly(save_pth, random_model, config):
 
 
 def test_a_native_transformer_holds_no_derived_buffers(save_pth):
-    path, state = save_pth(SMALL_TRANSFORMER)
+    path, state = save_pth(TRANSFORMER)
     convert(path, path.with_suffix(".safetensors"))
     with safe_open(path.with_suffix(".safetensors"), framework="numpy") as file:
         dropped = state.keys() - set(file.keys())
@@ -142,12 +133,12 @@ def test_a_native_transformer_holds_no_derived_buffers(save_pth):
 
 
 def test_a_native_file_carries_its_configuration(save_pth):
-    path, state = save_pth(SMALL_TRANSFORMER)
+    path, state = save_pth(TRANSFORMER)
     convert(path, path.with_suffix(".safetensors"))
     config, tensors = read_checkpoint(
         path.with_suffix(".safetensors"), "transformer", TransformerConfig
     )
-    assert config == SMALL_TRANSFORMER
+    assert config == TRANSFORMER
     assert np.array_equal(tensors["head.weight"], state["head.weight"].numpy())
 
 
@@ -155,7 +146,7 @@ NOT_SQUARE = (1, (1, 2), (2, 4))
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".ckpt", ".safetensors"])
-@pytest.mark.parametrize("config", [SMALL_TOKENIZER, SMALL_TRANSFORMER], ids=["vae", "var"])
+@pytest.mark.parametrize("config", [TOKENIZER, TRANSFORMER], ids=["vae", "var"])
 def test_a_schedule_given_once_is_kept_by_every_format(save_pth, config, suffix):
     config = dataclasses.replace(config, scales=NOT_SQUARE)
     path, _ = save_pth(config)
@@ -167,7 +158,7 @@ def test_a_schedule_given_once_is_kept_by_every_format(save_pth, config, suffix)
 @pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("suffix", [".pth", ".ckpt", ".safetensors"])
 def test_dtype_rounds_as_pytorch_does(save_pth, name, suffix):
-    path, state = save_pth(SMALL_TRANSFORMER)
+    path, state = save_pth(TRANSFORMER)
     dtype = getattr(torch, name)
     convert(path, path.with_name(f"half{suffix}"), dtype=name)
     convert(path.with_name(f"half{suffix}"), path.with_name("back.pth"))
@@ -183,7 +174,7 @@ def test_dtype_rounds_as_pytorch_does(save_pth, name, suffix):
 def test_any_float_rounds_as_pytorch_does(tmp_path_factory, random_model, bits, name):
     folder = tmp_path_factory.mktemp("cast")
     values = torch.from_numpy(np.array(bits, np.uint32).view(np.float32).copy())
-    state = {**random_model(SMALL_TRANSFORMER).state_dict(), "head.bias": values}
+    state = {**random_model(TRANSFORMER).state_dict(), "head.bias": values}
     torch.save(state, folder / "a.pth")
     convert(folder / "a.pth", folder / "b.pth", dtype=name)
     found = torch.load(folder / "b.pth", weights_only=True)["head.bias"]
@@ -236,14 +227,14 @@ def test_a_trained_tokenizer_shows_its_schedule_in_its_statistics(save_pth, scal
         state["quantize.ema_vocab_hit_SV"] = hits / hits.sum(1, keepdim=True) * area * 768
         return state
 
-    path, _ = save_pth(dataclasses.replace(SMALL_TOKENIZER, scales=scales), change=trained)
+    path, _ = save_pth(dataclasses.replace(TOKENIZER, scales=scales), change=trained)
     assert inspect(path).config.scales == scales
     assert inspect(path).assumed == ()
 
 
 def test_a_state_dict_without_derived_buffers_is_completed(save_pth):
     derived = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")
-    config = dataclasses.replace(SMALL_TRANSFORMER, scales=SCALES_256, depth=1)
+    config = dataclasses.replace(TRANSFORMER, scales=SCALES_256, depth=1)
     path, state = save_pth(config)
     stripped = {n: t for n, t in state.items() if not n.endswith(derived)}
     torch.save(stripped, path)
@@ -252,8 +243,8 @@ def test_a_state_dict_without_derived_buffers_is_completed(save_pth):
 
 
 def trainer_checkpoint(tmp_path, random_model, scales):
-    vae = random_model(dataclasses.replace(SMALL_TOKENIZER, scales=scales)).state_dict()
-    var = random_model(dataclasses.replace(SMALL_TRANSFORMER, scales=scales)).state_dict()
+    vae = random_model(dataclasses.replace(TOKENIZER, scales=scales)).state_dict()
+    var = random_model(dataclasses.replace(TRANSFORMER, scales=scales)).state_dict()
     path = tmp_path / "ar-ckpt-last.pth"
     wrapped = {"epoch": 3, "trainer": {"config": {"lr": 1e-4}, "var_wo_ddp": var, "vae_local": vae}}
     torch.save(wrapped, path)
@@ -284,13 +275,13 @@ def test_the_peers_weights_come_back_and_load_strictly(peer, tmp_path, random_mo
     torch.save(state, tmp_path / "peer.pth")
     back = around(tmp_path / "peer.pth")
     assert identical(back, state)
-    config = dataclasses.replace(SMALL_TOKENIZER, phi_count=count)
-    model = random_model(config if kind == "vae" else SMALL_TRANSFORMER, seed=1)
+    config = dataclasses.replace(TOKENIZER, phi_count=count)
+    model = random_model(config if kind == "vae" else TRANSFORMER, seed=1)
     model.load_state_dict(back, strict=True)
 
 
 def test_memory_that_the_page_cache_holds_does_not_refuse_a_ckpt(save_pth, monkeypatch):
-    path, state = save_pth(SMALL_TRANSFORMER)
+    path, state = save_pth(TRANSFORMER)
     before = os.sysconf
 
     def one_free_page(name):
@@ -309,7 +300,7 @@ def test_round_trip_at_published_size_is_bit_identical(save_pth, config):
 
 def test_what_a_transformer_notes_survives_every_format(save_pth, tmp_path):
     names, checksum = ("cat", "\u732b", "a, b", '"', "dog"), "sha256:" + "0" * 64
-    path, _ = save_pth(SMALL_TRANSFORMER)
+    path, _ = save_pth(TRANSFORMER)
     model = Transformer.load(convert(path, tmp_path / "a.safetensors").target)
     model.class_names, model.tokenizer_checksum = names, checksum
     model.save(tmp_path / "a.safetensors")
@@ -331,7 +322,7 @@ def test_what_a_transformer_notes_survives_every_format(save_pth, tmp_path):
 
 
 def test_published_weights_note_nothing(save_pth, tmp_path):
-    path, _ = save_pth(SMALL_TRANSFORMER)
+    path, _ = save_pth(TRANSFORMER)
     for file in (path, convert(path, tmp_path / "a.safetensors").target):
         found = inspect(file)
         assert (found.class_names, found.tokenizer, found.rounded_from) == (None, None, None)
@@ -339,9 +330,9 @@ def test_published_weights_note_nothing(save_pth, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_rounded_tokenizer_still_belongs_to_its_transformer(save_pth, tmp_path, dtype):
-    path, _ = save_pth(SMALL_TOKENIZER)
+    path, _ = save_pth(TOKENIZER)
     whole = convert(path, tmp_path / "whole.safetensors").target
-    config = dataclasses.replace(SMALL_TRANSFORMER, scales=SMALL_TOKENIZER.scales)
+    config = dataclasses.replace(TRANSFORMER, scales=TOKENIZER.scales)
     model = Transformer(config)
     model.tokenizer_checksum = inspect(whole).checksum
     stops = [whole, *(tmp_path / f"half{suffix}" for suffix in (".pth", ".ckpt", ".safetensors"))]
@@ -358,19 +349,19 @@ def test_a_rounded_tokenizer_still_belongs_to_its_transformer(save_pth, tmp_path
     same = convert(whole, tmp_path / "same.safetensors", dtype="float32").target
     assert inspect(same).rounded_from is None
     with pytest.raises(InputError, match="expected the tokenizer that it was trained with"):
-        check_pair(model, Tokenizer(SMALL_TOKENIZER, seed=5))
+        check_pair(model, Tokenizer(TOKENIZER, seed=5))
 
 
 @pytest.mark.parametrize("checked", [False, True])
 def test_weights_loaded_over_rounded_ones_no_longer_belong(save_pth, tmp_path, checked):
-    path, _ = save_pth(SMALL_TOKENIZER)
+    path, _ = save_pth(TOKENIZER)
     whole = convert(path, tmp_path / "whole.safetensors").target
     half = Tokenizer.load(convert(whole, tmp_path / "h.safetensors", dtype="float16").target)
-    model = Transformer(dataclasses.replace(SMALL_TRANSFORMER, scales=SMALL_TOKENIZER.scales))
+    model = Transformer(dataclasses.replace(TRANSFORMER, scales=TOKENIZER.scales))
     model.tokenizer_checksum = inspect(whole).checksum
     if checked:
         check_pair(model, half)
-    mindspore.load_param_into_net(half, Tokenizer(SMALL_TOKENIZER, seed=5).parameters_dict())
+    mindspore.load_param_into_net(half, Tokenizer(TOKENIZER, seed=5).parameters_dict())
     half.save(tmp_path / "other.safetensors")
     for other in (half, Tokenizer.load(tmp_path / "other.safetensors")):
         with pytest.raises(InputError, match="expected the tokenizer that it was trained with"):
@@ -416,7 +407,7 @@ OTHERS = [legacy, misnamed, without_metadata, of_a_trainer, mindspore_ckpt, mind
 
 @pytest.mark.parametrize("made", [*OTHERS, other_suffix])
 def test_the_command_that_a_refusal_names_makes_the_file(save_pth, tmp_path, made):
-    path, state = save_pth(SMALL_TRANSFORMER)
+    path, state = save_pth(TRANSFORMER)
     foreign = made(path, tmp_path)
     with pytest.raises(InputError, match="var-convert") as error:
         Transformer.load(foreign)

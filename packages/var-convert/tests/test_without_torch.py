@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from var_tokenizer import Tokenizer, TokenizerConfig
+import tiny
+from var_tokenizer import Tokenizer
 
 # Runs commands in a process in which PyTorch is as if it were not installed.
 BLOCKED = """
@@ -25,8 +26,7 @@ sys.exit(json.dumps([main(command) for command in json.loads(sys.argv[1])]))
 def native(tmp_path_factory):
     """A native tokenizer, made without PyTorch."""
     path = tmp_path_factory.mktemp("native") / "tokenizer.safetensors"
-    config = TokenizerConfig(vocab_size=8, channels=32, channel_multipliers=(1,), scales=(1, 2))
-    Tokenizer(config).save(path)
+    Tokenizer(tiny.tokenizer()).save(path)
     return path
 
 

@@ -1,0 +1,28 @@
+"""The tiny models of all test suites: `tiny.tokenizer()`, `tiny.transformer(depth=1)`.
+
+The two fit together. A test names only the fields that its claim is about.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from var_tokenizer import TokenizerConfig
+
+if TYPE_CHECKING:
+    from var_transformer import TransformerConfig
+
+SCALES = (1, 2, 3)
+_TOKENS = {"vocab_size": 48, "latent_channels": 8, "scales": SCALES}
+
+
+def tokenizer(**changes: Any) -> TokenizerConfig:
+    """Two levels, so images of 6 x 6 pixels, and four shared convolutions."""
+    levels = {"channels": 32, "channel_multipliers": (1, 2), "res_blocks": 1}
+    return TokenizerConfig(**(_TOKENS | levels | changes))
+
+
+def transformer(**changes: Any) -> "TransformerConfig":
+    """Two blocks of four heads, and five classes."""
+    from var_transformer import TransformerConfig  # var-tokenizer's tests run without it
+
+    size = {"depth": 2, "width": 64, "heads": 4, "num_classes": 5}
+    return TransformerConfig(**(_TOKENS | size | changes))
