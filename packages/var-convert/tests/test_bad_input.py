@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from var_convert import convert, inspect
 from var_convert.cli import main
-from var_convert.model import open_model
+from var_convert.opened_model import open_model
 from var_tokenizer.common import InputError
 
 torch = pytest.importorskip("torch")

@@ -9,8 +9,8 @@ The PyTorch reference of both models is in ``var_convert.reference`` and needs t
 """
 
 from var_convert.conversion import Conversion, convert
-from var_convert.forward import ForwardDifference, IdDifference, compare_ids
 from var_convert.inspection import Inspection, TensorSummary, inspect
+from var_convert.parity import ForwardDifference, IdDifference, compare_ids
 from var_convert.verification import TensorDifference, Verification, verify
 
 __all__ = [

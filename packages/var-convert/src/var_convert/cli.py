@@ -21,8 +21,8 @@ from var_tokenizer.common.progress import progress_bar
 
 from var_convert.architecture import format_scales, parse_scales
 from var_convert.conversion import convert
-from var_convert.forward import ForwardDifference
 from var_convert.inspection import Inspection, inspect
+from var_convert.parity import ForwardDifference
 from var_convert.verification import Verification, verify
 
 log = logging.getLogger("var_convert")

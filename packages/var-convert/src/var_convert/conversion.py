@@ -12,10 +12,10 @@ from var_tokenizer import Scale
 from var_tokenizer.common import InputError, check_choice, quoted, replacing
 
 from var_convert.architecture import KINDS, MASK, Config
+from var_convert.formats.dispatch import WRITERS, check_suffix
 from var_convert.formats.dtypes import SHORT_NAMES, widen
-from var_convert.formats.suffixes import WRITERS, check_suffix
 from var_convert.formats.weights import Entry
-from var_convert.model import Model, open_model, tell_assumptions
+from var_convert.opened_model import Model, open_model, tell_assumptions
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from var_convert.architecture import HITS, Config
 from var_convert.conversion import Progress
 from var_convert.formats.dtypes import LONG_NAMES, widen
 from var_convert.formats.weights import Entry
-from var_convert.model import open_model
+from var_convert.opened_model import open_model
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from var_convert.architecture import Architecture
 from var_convert.conversion import Progress
 from var_convert.formats.dtypes import LONG_NAMES, widen
 from var_convert.formats.weights import Entry
-from var_convert.forward import ForwardDifference, compare_forward
-from var_convert.model import Model, open_model, tell_assumptions
+from var_convert.opened_model import Model, open_model, tell_assumptions
+from var_convert.parity import ForwardDifference, compare_forward
 
 
 @dataclass(frozen=True)

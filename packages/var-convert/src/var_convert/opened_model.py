@@ -41,8 +41,8 @@ from var_convert.architecture import (
     published_name,
     transformer_scales,
 )
+from var_convert.formats.dispatch import read_weights
 from var_convert.formats.dtypes import LONG_NAMES, widen
-from var_convert.formats.suffixes import read_weights
 from var_convert.formats.weights import Entry, Weights, entry_of
 
 log = logging.getLogger(__name__)

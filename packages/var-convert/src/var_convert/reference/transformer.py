@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from var_tokenizer import TokenizerConfig
 from var_transformer import TransformerConfig
 
-from var_convert.model import Model, open_model, tell_assumptions
+from var_convert.opened_model import Model, open_model, tell_assumptions
 
 Ids = list[Tensor]  # K tensors (B, tokens of the scale), int64
 

@@ -12,13 +12,13 @@ from var_tokenizer.common import InputError, write_checkpoint
 from var_transformer import TransformerConfig
 
 from var_convert.conversion import write_model
-from var_convert.model import Model
+from var_convert.opened_model import Model
 
 if TYPE_CHECKING:
     import mindspore
     import torch
 
-    from var_convert.reference.torch_reference import TorchTokenizer
+    from var_convert.reference.transformer import TorchTokenizer
 
 ArrayLike = Union[np.ndarray, "mindspore.Tensor", "torch.Tensor"]
 
@@ -90,7 +90,7 @@ def _compare_tokenizers(torch_side: Model, native: Path) -> ForwardDifference:
     import torch
     from var_tokenizer import Tokenizer
 
-    from var_convert.reference.torch_reference import reference_of
+    from var_convert.reference.transformer import reference_of
 
     reference, tokenizer = reference_of(torch_side), Tokenizer.load(native)
     rows, columns = reference.config.image_size
@@ -115,7 +115,7 @@ def _compare_transformers(torch_side: Model, native: Path, made: Path) -> Forwar
     from var_tokenizer import Tokenizer
     from var_transformer import Transformer, generate
 
-    from var_convert.reference.torch_reference import reference_of, torch_generate
+    from var_convert.reference.transformer import reference_of, torch_generate
 
     reference, model, config = reference_of(torch_side), Transformer.load(native), torch_side.config
     tokenizer = _random_tokenizer(config)
@@ -139,7 +139,7 @@ def _compare_transformers(torch_side: Model, native: Path, made: Path) -> Forwar
 def _random_tokenizer(config: TransformerConfig) -> "TorchTokenizer":
     import torch
 
-    from var_convert.reference.torch_reference import TorchTokenizer
+    from var_convert.reference.transformer import TorchTokenizer
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
