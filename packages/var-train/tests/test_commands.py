@@ -20,8 +20,8 @@ from var_train.evaluate import main as evaluate_command
 from var_train.reports.metrics_log import MetricsLog
 from var_train.reports.progress_bars import step_bar
 from var_train.reports.settings_record import record_settings
-from var_train.run import RunConfig, parse
-from var_train.run import main as run_command
+from var_train.commands.pipeline import RunConfig, parse
+from var_train.commands.pipeline import main as run_command
 from var_train.tokenize import TokenizeConfig
 from var_train.tokenize import main as tokenize_command
 from var_train.training.loop import LoopConfig, train

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 from var_train.commands.presets import PRESETS, published_stage
-from var_train.run import parse, preset_defaults
+from var_train.commands.pipeline import parse, preset_defaults
 from var_transformer import TransformerConfig
 
 

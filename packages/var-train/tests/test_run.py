@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from var_tokenizer import Tokenizer, TokenizerConfig
 from var_tokenizer.common import InputError
-from var_train.run import RunConfig, TransformerSizeConfig, _model, _tokenizer, main, parse
+from var_train.commands.pipeline import RunConfig, TransformerSizeConfig, _model, _tokenizer, main, parse
 from var_transformer import Transformer, TransformerConfig, generate
 
 FILES = {
@@ -252,7 +252,7 @@ def test_starting_anew_forgets_both_stages_at_once(again, refusal, monkeypatch):
     def stopped(*_: object) -> None:
         raise InputError("stopped in the first stage")
 
-    monkeypatch.setattr("var_train.run.train_stage", stopped)
+    monkeypatch.setattr("var_train.commands.pipeline.train_stage", stopped)
     arguments = ("--data", again / "images", "--out", again / "out", *SMALL.split())
     assert "stopped in the first stage" in refusal(*arguments, "--no-resume")
     assert not list((again / "out" / "checkpoints").rglob("step-*"))
