@@ -15,13 +15,13 @@ import pytest
 import tyro
 from PIL import Image
 from var_tokenizer import Tokenizer, TokenizerConfig
+from var_train.commands.run_config import RunConfig, read_run_config
 from var_train.evaluate import TokenizerEvaluationConfig
 from var_train.evaluate import main as evaluate_command
 from var_train.reports.metrics_log import MetricsLog
 from var_train.reports.progress_bars import step_bar
 from var_train.reports.settings_record import record_settings
-from var_train.commands.pipeline import RunConfig, parse
-from var_train.commands.pipeline import main as run_command
+from var_train.run import main as run_command
 from var_train.tokenize import TokenizeConfig
 from var_train.tokenize import main as tokenize_command
 from var_train.training.loop import LoopConfig, train
@@ -165,7 +165,7 @@ def shown(capsys, monkeypatch, kind: type, *words: str) -> str:
     monkeypatch.setattr(sys, "argv", ["command", *words])
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as end:
-        parse() if kind is RunConfig else tyro.cli(kind)
+        read_run_config() if kind is RunConfig else tyro.cli(kind)
     assert end.value.code == 0
     return capsys.readouterr().out
 

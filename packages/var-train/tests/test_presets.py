@@ -4,7 +4,7 @@ import sys
 
 import pytest
 from var_train.commands.presets import PRESETS, published_stage
-from var_train.commands.pipeline import parse, preset_defaults
+from var_train.commands.run_config import preset_defaults, read_run_config
 from var_transformer import TransformerConfig
 
 
@@ -40,7 +40,7 @@ def test_a_preset_trains_the_published_architecture(name):
 def test_what_is_given_beside_a_preset_wins(monkeypatch):
     changes = ("--train-transformer.batch", "256", "--transformer.depth", "2")
     monkeypatch.setattr(sys, "argv", ["run", "--preset", "d20", *changes])
-    run = parse()
+    run = read_run_config()
     assert (run.preset, run.transformer.depth, run.transformer.width) == ("d20", 2, 1280)
     assert run.train_transformer.adamw.learning_rate == pytest.approx(1e-4)
     assert run.train_transformer.epochs == 250

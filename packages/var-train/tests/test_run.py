@@ -14,7 +14,9 @@ from PIL import Image
 from safetensors.numpy import load_file
 from var_tokenizer import Tokenizer, TokenizerConfig
 from var_tokenizer.common import InputError
-from var_train.commands.pipeline import RunConfig, TransformerSizeConfig, _model, _tokenizer, main, parse
+from var_train.commands.models import build_tokenizer, build_transformer
+from var_train.commands.run_config import RunConfig, TransformerSizeConfig, read_run_config
+from var_train.run import main
 from var_transformer import Transformer, TransformerConfig, generate
 
 FILES = {
@@ -299,9 +301,9 @@ def test_init_says_where_its_classes_have_other_names(tmp_path, caplog):
         init=tmp_path / "init.safetensors",
         transformer=TransformerSizeConfig(depth=1, width=32, heads=2),
     )
-    _model(config, tokenizer, ("cat", "dog"))
+    build_transformer(config, tokenizer, ("cat", "dog"))
     assert not caplog.records
-    _model(config, tokenizer, ("cat", "emu"))
+    build_transformer(config, tokenizer, ("cat", "emu"))
     (said,) = caplog.messages
     assert "1 of 2 classes have other names" in said and "class 1 is dog there and emu here" in said
 
@@ -330,18 +332,18 @@ def test_files_bring_their_architecture(tmp_path, monkeypatch):
     tokenizer, init = digits_files(tmp_path)
     words = ["run", "--init", str(init), "--tokenizer-file", str(tokenizer)]
     monkeypatch.setattr(sys, "argv", [*words, "--stage", "transformer"])
-    by_command = parse()
+    by_command = read_run_config()
     assert by_command.transformer == TransformerSizeConfig(1, 32, 2)
     assert by_command.tokenizer == Tokenizer.load(tokenizer).config
     in_python = RunConfig(init=init, tokenizer_file=tokenizer, stage="transformer")
     for config in (by_command, in_python):
-        loaded = _tokenizer(config)
-        model, _ = _model(config, loaded, tuple("0123456789"))
+        loaded = build_tokenizer(config)
+        model, _ = build_transformer(config, loaded, tuple("0123456789"))
         assert model.config == Transformer.load(init).config
-        assert _model(config, loaded, ("a", "b"))[0].config.num_classes == 2
+        assert build_transformer(config, loaded, ("a", "b"))[0].config.num_classes == 2
     monkeypatch.setattr(sys, "argv", ["run", "--stage=transformer", f"--out={tmp_path}"])
     tokenizer.rename(tmp_path / "tokenizer.safetensors")
-    assert parse().tokenizer == by_command.tokenizer
+    assert read_run_config().tokenizer == by_command.tokenizer
 
 
 @pytest.mark.parametrize(

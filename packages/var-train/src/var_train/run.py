@@ -1,6 +1,25 @@
-"""``python -m var_train.run``: trains a tokenizer and a transformer on images, and draws."""
+"""``python -m var_train.run``: trains a tokenizer and a transformer on images, and draws.
 
-from var_train.commands.pipeline import main
+The settings are in ``commands/run_config.py``, the run itself in ``commands/pipeline.py``, and what
+it trains in ``training/``: the loop, then a module for each of the two stages.
+"""
+
+from var_tokenizer.common.command import exit_codes
+
+from var_train.commands.pipeline import run_training
+from var_train.commands.run_config import read_run_config
+from var_train.parallel import workers
+from var_train.parallel.watch import watched
+
+
+def main() -> None:
+    """The command; see ``exit_codes`` for how it ends."""
+    with exit_codes("interrupted; the same command continues from the last checkpoint"):
+        workers.start()
+        config = read_run_config()
+        with watched(config.out):
+            run_training(config)
+
 
 if __name__ == "__main__":
     main()

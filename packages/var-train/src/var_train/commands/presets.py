@@ -15,6 +15,7 @@ release varies it between 1e-3 and 5e-6.
 """
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from var_train.optimization.adamw import AdamWConfig
 from var_train.optimization.loss_scale import PrecisionConfig
@@ -32,7 +33,12 @@ class _Recipe:
     weight_decay_end: float | None = None
 
 
-_RECIPES = {
+Preset = Literal["d16", "d20", "d24", "d30", "d36-s"]
+
+PRESETS: tuple[Preset, ...] = get_args(Preset)
+"""The names, which ``TransformerConfig.preset`` knows, too."""
+
+_RECIPES: dict[Preset, _Recipe] = {
     "d16": _Recipe(batch=768, epochs=200, base_rate=1e-4, final=0.1),
     "d20": _Recipe(batch=768, epochs=250, base_rate=1e-4, final=0.1),
     "d24": _Recipe(batch=768, epochs=350, base_rate=8e-5, final=0.01),
@@ -40,12 +46,9 @@ _RECIPES = {
     "d36-s": _Recipe(batch=768, epochs=350, base_rate=8e-5, final=0.01, weight_decay_end=0.08),
 }
 
-PRESETS = tuple(_RECIPES)
-"""The names, which ``TransformerConfig.preset`` knows, too."""
 
-
-def published_stage(name: str) -> TransformerStageConfig:
-    """How the transformer ``name``, one of ``PRESETS``, was trained."""
+def published_stage(name: Preset) -> TransformerStageConfig:
+    """How the published transformer ``name`` was trained."""
     recipe = _RECIPES[name]
     return TransformerStageConfig(
         epochs=recipe.epochs,

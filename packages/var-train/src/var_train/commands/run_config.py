@@ -1,0 +1,187 @@
+"""The settings of a training run, and how its command line is read."""
+
+import argparse
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from var_tokenizer import Scale, TokenizerConfig
+from var_tokenizer.common import InputError, open_checkpoint, quoted
+from var_transformer import TransformerConfig
+
+from var_train.commands import arguments
+from var_train.commands.presets import PRESETS, Preset, published_stage
+from var_train.reports.generated_images import SamplingConfig
+from var_train.training.loop import LoopConfig
+from var_train.training.tokenizer_stage import TokenizerStageConfig
+from var_train.training.transformer_stage import TransformerStageConfig
+
+TOKENIZER_FILE = "tokenizer.safetensors"  # in OUT
+
+
+@dataclass(frozen=True)
+class TransformerSizeConfig:
+    """Blocks, channels and attention heads of the transformer."""
+
+    depth: int = 4
+    """Blocks."""
+    width: int = 128
+    """Channels."""
+    heads: int = 4
+    """Attention heads; they divide the width."""
+    shared_adaln: bool = False
+    """One modulation layer for all blocks, not one each."""
+
+    @classmethod
+    def of(cls, model: TransformerConfig) -> "TransformerSizeConfig":
+        return cls(model.depth, model.width, model.heads, model.shared_adaln)
+
+
+DIGITS = TokenizerConfig(
+    vocab_size=128,
+    latent_channels=8,
+    channels=32,
+    channel_multipliers=(1, 1, 2, 2),
+    res_blocks=1,
+    scales=(1, 2, 3, 4),
+)
+"""The tokenizer of a run that says nothing else, for images of 32x32."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Train VAR: first the tokenizer, then the transformer on its tokens; then sample.
+
+    Without arguments it trains on 1,797 real handwritten digits that come with the package. In
+    OUT it writes tokenizer.safetensors, transformer.safetensors, samples.png,
+    reconstructions.png, settings.json, metrics.jsonl and report.json. After Ctrl-C, the same
+    command continues.
+    """
+
+    preset: Preset | None = None
+    """A published transformer: its size and recipe are the defaults then, and the stage is
+    transformer."""
+    init: Path | None = None
+    """A transformer to start from, .safetensors, instead of random weights: to fine-tune it. It
+    brings its own size: --transformer.* need not be given. If its number of classes is not the
+    data's, the embeddings of classes alone start at random."""
+    stage: Literal["all", "tokenizer", "transformer"] = "all"
+    """What to train; the transformer alone needs a tokenizer that is trained."""
+    tokenizer_file: Path | None = None
+    """The tokenizer for the stage transformer; by default OUT/tokenizer.safetensors. It brings
+    its own configuration: --tokenizer.* need not be given."""
+    data: Path | None = None
+    """An image tree, DATA/train/CLASS/* and DATA/val/CLASS/*; by default the digits."""
+    val_fraction: float | None = None
+    """Share of each class of DATA/CLASS/* (or of DATA/train/CLASS/*, where there is no val) that is
+    held out to validate on."""
+    tokens: Path | None = None
+    """A token cache (python -m var_train.tokenize) for the stage transformer, instead of DATA."""
+    out: Path = Path("runs/digits")
+    """The folder for everything that the run writes."""
+    image_size: Scale | None = None
+    """The images' side, or ROWSxCOLUMNS. It follows from the tokenizer: its last scale *
+    2 ** (channel multipliers - 1); where it is given, the tokenizer has to fit it."""
+    seed: int = 0
+    """Of weights, order, dropout and sampling."""
+    tokenizer: TokenizerConfig = DIGITS
+    """Each channel multiplier after the first halves the image; the last of the scales (sizes
+    such as 1 2 3x4) is what is left of it."""
+    transformer: TransformerSizeConfig = field(default_factory=TransformerSizeConfig)
+    resume: bool = True
+    """Go on from the newest checkpoint of each stage in OUT, if there is one."""
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(validations=1))
+    train_tokenizer: TokenizerStageConfig = field(default_factory=TokenizerStageConfig)
+    train_transformer: TransformerStageConfig = field(default_factory=TransformerStageConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    @property
+    def trains_tokenizer(self) -> bool:
+        return self.stage != "transformer"
+
+    @property
+    def trains_transformer(self) -> bool:
+        return self.stage != "tokenizer"
+
+    def __post_init__(self) -> None:
+        """Raises InputError for settings that do not go together."""
+        if self.tokenizer_file is not None and self.stage != "transformer":
+            raise InputError(
+                f"tokenizer_file is {self.tokenizer_file} and stage {self.stage}; "
+                "expected a tokenizer_file only with the stage transformer"
+            )
+        if self.init is not None and self.stage == "tokenizer":
+            raise InputError(
+                f"init is {self.init} and stage tokenizer; expected init where the transformer is "
+                "trained"
+            )
+        if self.tokens is not None and (self.stage != "transformer" or self.data is not None):
+            raise InputError(
+                f"tokens is {self.tokens}, stage {self.stage} and data {self.data}; expected "
+                "tokens only with the stage transformer, and no data"
+            )
+        if self.val_fraction is not None and self.data is None:
+            raise InputError(
+                f"val_fraction is {self.val_fraction} without data; expected both or none"
+            )
+
+
+def preset_defaults(name: Preset) -> RunConfig:
+    """What ``--preset NAME``, one of ``PRESETS``, means where nothing else is given."""
+    stage = published_stage(name)
+    return RunConfig(
+        preset=name,
+        stage="transformer",
+        out=Path("runs") / name,
+        transformer=TransformerSizeConfig.of(TransformerConfig.preset(name)),
+        train_transformer=stage,
+        loop=LoopConfig(validations=stage.epochs // 10),
+        sampling=SamplingConfig(per_class=1),
+    )
+
+
+def read_run_config() -> RunConfig:
+    """The command line, over the defaults of its ``--preset`` and of the files that it names."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--preset", "--init", "--stage", "--out"):
+        first.add_argument(name, nargs="?")
+    first.add_argument("--tokenizer-file", "--tokenizer_file", nargs="?")
+    named = first.parse_known_args()[0]
+    default = preset_defaults(named.preset) if named.preset in PRESETS else RunConfig()
+    brought = {}
+    if named.init and default.preset is None:
+        brought["transformer"] = (Path(named.init), _config_in(named.init, TransformerConfig))
+    if (named.stage or default.stage) == "transformer":
+        path = Path(named.tokenizer_file or Path(named.out or default.out, TOKENIZER_FILE))
+        brought["tokenizer"] = (path, _config_in(path, TokenizerConfig))
+    brought = {group: found for group, found in brought.items() if found[1] is not None}
+    config = arguments.parse(
+        replace(default, **{group: found for group, (_, found) in brought.items()}),
+        "python -m var_train.run",
+    )
+    for group, (path, found) in brought.items():
+        check_given(path, group, found, getattr(config, group))
+    return config
+
+
+def _config_in(
+    path: str | Path, config_type: type[TokenizerConfig] | type[TransformerConfig]
+) -> TokenizerConfig | TransformerSizeConfig | None:
+    """The settings that a native file brings; None where it is unusable, as loading it will say."""
+    kind = "tokenizer" if config_type is TokenizerConfig else "transformer"
+    try:
+        found = open_checkpoint(path, kind, config_type).config
+    except InputError:
+        return None
+    return found if config_type is TokenizerConfig else TransformerSizeConfig.of(found)
+
+
+def check_given(path: Path, group: str, brought: object, given: object) -> None:
+    """Raises InputError where settings of ``group`` contradict the file that brings its own."""
+    for name, theirs in asdict(brought).items():
+        ours = getattr(given, name)
+        if ours != theirs:
+            raise InputError(
+                f"{quoted(path)}: {name} is {theirs} and {group}.{name} {ours}; expected the same "
+                f"(or no {group}.{name}: the file brings its own)"
+            )
