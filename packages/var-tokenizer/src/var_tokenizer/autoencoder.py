@@ -5,23 +5,11 @@ checkpoints. A cell takes a NumPy generator to draw its initial weights from, or
 that a file will supply.
 """
 
-import math
-
-import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Tensor, nn, ops
 
 from var_tokenizer.config import GROUPS, TokenizerConfig
+from var_tokenizer.initialization import Rng, convolution, norm
 from var_tokenizer.operators import conv2d, conv2d_plus, group_norm, upsampled_conv2d
-
-Rng = np.random.Generator | None
-
-
-def _uniform(rng: Rng, shape: tuple[int, ...], fan_in: int) -> Parameter:
-    if rng is None:
-        # the array itself, not a copy: memory that nobody has written to takes no room
-        return Parameter(Tensor.from_numpy(np.zeros(shape, np.float32)))
-    bound = 1 / math.sqrt(fan_in)
-    return Parameter(Tensor(rng.uniform(-bound, bound, shape).astype(np.float32)))
 
 
 class Conv2d(nn.Cell):
@@ -37,9 +25,7 @@ class Conv2d(nn.Cell):
         pads: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        fan_in = channels_in * kernel * kernel
-        self.weight = _uniform(rng, (channels_out, kernel, kernel, channels_in), fan_in)
-        self.bias = _uniform(rng, (channels_out,), fan_in)
+        self.weight, self.bias = convolution(rng, channels_in, channels_out, kernel)
         self.conv2d = conv2d(kernel, stride, pads)
 
     def construct(self, x_byxc: Tensor) -> Tensor:
@@ -72,8 +58,7 @@ class GroupNorm(nn.Cell):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.weight = Parameter(Tensor(np.ones(channels, np.float32)))
-        self.bias = Parameter(Tensor(np.zeros(channels, np.float32)))
+        self.weight, self.bias = norm(channels)
         self.group_norm = group_norm(GROUPS, silu=self.silu)
 
     def construct(self, x_byxc: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """Multi-scale residual vector quantization (arXiv:2404.02905, Algorithms 1 and 2)."""
 
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Tensor, nn, ops
 
-from var_tokenizer.autoencoder import Conv2d, Rng
+from var_tokenizer.autoencoder import Conv2d
 from var_tokenizer.config import TokenizerConfig
+from var_tokenizer.initialization import Rng, codes, usage
 from var_tokenizer.operators import nearest_code
 from var_tokenizer.resize import area_matrix, bicubic_matrix
 
@@ -29,9 +30,7 @@ class Codebook(nn.Cell):
 
     def __init__(self, config: TokenizerConfig, rng: Rng) -> None:
         super().__init__()
-        shape = (config.vocab_size, config.latent_channels)
-        codes = np.zeros(shape) if rng is None else rng.standard_normal(shape)
-        self.weight = Parameter(Tensor(codes.astype(np.float32)))
+        self.weight = codes(rng, config)
         self.using_znorm = config.using_znorm
         self.nearest_code = nearest_code()
 
@@ -66,9 +65,7 @@ class MultiScaleQuantizer(nn.Cell):
         self.full = self.sizes[-1]
         self.embedding = Codebook(config, rng)
         self.quant_resi = Refinements(config, rng)
-        counts = np.zeros((len(self.sizes), config.vocab_size), np.float32)
-        # the published name of the running codebook usage a scale
-        self.ema_vocab_hit_SV = Parameter(Tensor(counts), requires_grad=False)
+        self.ema_vocab_hit_SV = usage(config)  # the published name
         self.phi_of_scale = [
             phi_index(k, len(self.sizes), config.phi_count) for k in range(len(self.sizes))
         ]
