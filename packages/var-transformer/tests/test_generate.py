@@ -2,7 +2,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from var_tokenizer.common import InputError
-from var_transformer import Refiner, Transformer, generate
+from var_transformer import Refiner, Sampler, Transformer, generate
 from var_transformer.attention import BackendConfig
 
 LABELS = np.array([1, 4, 1])
@@ -61,6 +61,21 @@ def test_more_smooth_keeps_the_range_and_is_seeded(model, tokenizer):
     assert first.min() >= 0 and first.max() <= 1
 
 
+def test_the_settings_of_a_sampler_may_stand_in_its_place(model, tokenizer):
+    sampler = Sampler(cfg=2.0, top_k=9, top_p=0.9, more_smooth=True)
+    expected = generate(model, tokenizer, LABELS, sampler=sampler, seed=4).images
+    by_position = generate(model, tokenizer, LABELS, 2.0, 9, 0.9, 4, True).images
+    np.testing.assert_array_equal(by_position, expected)
+    by_name = generate(model, tokenizer, LABELS, seed=4, **vars(sampler)).images
+    np.testing.assert_array_equal(by_name, expected)
+
+
+def test_settings_beside_a_sampler_are_an_error_that_names_them(model, tokenizer, no_model_runs):
+    for positional, named, given in (((2.0,), {}, "cfg"), ((), {"top_k": 1}, "top_k")):
+        with pytest.raises(InputError, match=f"{given} given beside a sampler; expected one"):
+            generate(model, tokenizer, LABELS, *positional, sampler=Sampler(), **named)
+
+
 @pytest.mark.parametrize(
     ("argument", "value", "message"),
     [
@@ -110,8 +125,8 @@ def guided_logits(model, tokenizer, ids, strength):
     """Of all scales, teacher forced: what a generation without a cache would compute."""
     inputs = np.asarray(tokenizer.teacher_inputs(ids))
     conditional = np.asarray(model.logits(LABELS, inputs))
-    free = np.asarray(model.logits(np.full(3, 5), inputs))
-    return (1 + strength) * conditional - strength * free
+    unconditional = np.asarray(model.logits(np.full(3, 5), inputs))
+    return (1 + strength) * conditional - strength * unconditional
 
 
 def count_rows(model, monkeypatch):

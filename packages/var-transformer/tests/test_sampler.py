@@ -109,8 +109,8 @@ def test_guidance_is_linear_constant_or_none():
 def test_the_unconditional_half_runs_up_to_the_last_guided_scale():
     plan = Sampler(cfg=4.0, guidance="constant", guided_scales=(1, 2)).plan(5)
     assert [settings.strength for settings in plan] == [0, 4, 4, 0, 0]
-    assert [settings.free for settings in plan] == [True, True, True, False, False]
-    assert not any(settings.free for settings in Sampler(cfg=0).plan(5))
+    assert [settings.unconditional for settings in plan] == [True, True, True, False, False]
+    assert not any(settings.unconditional for settings in Sampler(cfg=0).plan(5))
 
 
 def test_a_setting_may_have_one_value_for_each_scale():

@@ -4,11 +4,13 @@ import var_tokenizer  # noqa: F401 (first: it quiets MindSpore's import in comma
 
 from var_transformer.attention import BackendConfig
 from var_transformer.edit import box_mask, edit, tokens_to_redraw
-from var_transformer.generation.generate import Generation, Refiner, check_pair, generate
-from var_transformer.generation.sampler import Sampler, check_sampler
+from var_transformer.generation.generate import Generation, generate
+from var_transformer.generation.refiner import Refiner
+from var_transformer.generation.sampler import Sampler
+from var_transformer.model.checks import check_class_names, check_pair, parse_class_names
 from var_transformer.model.config import TransformerConfig
 from var_transformer.model.shapes import transformer_shapes
-from var_transformer.model.transformer import Transformer, check_class_names, parse_class_names
+from var_transformer.model.transformer import Transformer
 
 __all__ = [
     "BackendConfig",
@@ -20,7 +22,6 @@ __all__ = [
     "box_mask",
     "check_class_names",
     "check_pair",
-    "check_sampler",
     "edit",
     "generate",
     "parse_class_names",

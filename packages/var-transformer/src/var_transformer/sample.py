@@ -40,7 +40,8 @@ from var_transformer.commands.image_files import (
     save_png,
 )
 from var_transformer.commands.options import load_pair
-from var_transformer.generation.generate import Refiner, generate
+from var_transformer.generation.generate import generate
+from var_transformer.generation.refiner import Refiner
 from var_transformer.generation.sampler import Sampler
 from var_transformer.model.transformer import Transformer
 
@@ -209,13 +210,13 @@ def _write_images(
                 model,
                 tokenizer,
                 labels_n[padded],
+                sampler=config.sampler,
                 seed=config.seed,
                 numbers=numbers_n[padded],
                 on_scale=None
                 if config.animate is None
                 else lambda _k, images, frames=frames: frames.append(to_pixels(images)),
                 refiner=refiner,
-                **vars(config.sampler),
             )
             pixels_nyxc = to_pixels(out.images)
             for n in missing:
@@ -303,7 +304,11 @@ def bytes_per_image(config: SampleConfig, model: Transformer, tokenizer: Tokeniz
     copy of them; and the decoder's pixel lookup of nine neighbours at full size.
     """
     transformer, codec = model.config, tokenizer.config
-    rows = 2 if any(settings.free for settings in config.sampler.plan(len(codec.scales))) else 1
+    rows = (
+        2
+        if any(settings.unconditional for settings in config.sampler.plan(len(codec.scales)))
+        else 1
+    )
     cache = rows * 2 * 2 * transformer.depth * transformer.schedule.length * transformer.width * 4
     copies = 4 * rows + (64 if config.sampler.more_smooth else 40)
     logits = copies * max(transformer.schedule.tokens) * transformer.vocab_size

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from var_tokenizer import Tokenizer
 from var_tokenizer.common.progress import working
-from var_transformer import Transformer, check_sampler
+from var_transformer import Transformer
 
 from var_train.commands.models import build_tokenizer, build_transformer
 from var_train.commands.run_config import TOKENIZER_FILE, RunConfig, TransformerSizeConfig
@@ -59,8 +59,7 @@ def run_training(config: RunConfig) -> dict[str, object]:
         model, given["init"] = build_transformer(config, tokenizer, train.classes)
         config = replace(config, transformer=TransformerSizeConfig.of(model.config))
         config.train_transformer.check(model.config, len(train))
-        sampling = config.sampling
-        check_sampler(sampling.cfg, sampling.top_k, sampling.top_p, tokenizer.vocab_size)
+        config.sampling.sampler().check(len(tokenizer.schedule), tokenizer.vocab_size)
     log.info("%d training and %d validation images", len(train), len(val))
     steps = 0 if first_stage is None else first_stage.steps
     metrics, settings = begin_run(config, given, train, val, steps)

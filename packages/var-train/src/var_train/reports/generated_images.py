@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from var_tokenizer import Tokenizer
 from var_tokenizer.common import check_integer
-from var_transformer import Transformer, check_sampler, generate
+from var_transformer import Sampler, Transformer, generate
 
 from var_train.reports.progress_bars import step_bar
 
@@ -31,7 +31,11 @@ class SamplingConfig:
         """Raises InputError for a value out of range."""
         for name in ("per_class", "batch"):
             check_integer(name, getattr(self, name), 1)
-        check_sampler(self.cfg, self.top_k, self.top_p)
+        self.sampler()  # raises it for the sampler's fields
+
+    def sampler(self) -> Sampler:
+        """What ``generate`` draws with."""
+        return Sampler(cfg=self.cfg, top_k=self.top_k, top_p=self.top_p)
 
 
 def sample_classes(
@@ -69,9 +73,7 @@ def draw_images(
             model,
             tokenizer,
             labels_n[padded],
-            cfg=sampling.cfg,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
+            sampler=sampling.sampler(),
             seed=seed,
             numbers=padded.tolist(),
         )

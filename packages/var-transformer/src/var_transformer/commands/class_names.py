@@ -8,7 +8,8 @@ from pathlib import Path
 
 from var_tokenizer.common import InputError, quoted
 
-from var_transformer.model.transformer import Transformer, check_class_names
+from var_transformer.model.checks import check_class_names
+from var_transformer.model.transformer import Transformer
 
 ALL, NONE = "all", "none"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from var_tokenizer import Tokenizer
 from var_tokenizer.common.progress import working
 
-from var_transformer.generation.generate import check_pair
+from var_transformer.model.checks import check_pair
 from var_transformer.model.transformer import Transformer
 
 

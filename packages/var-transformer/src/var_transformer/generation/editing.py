@@ -12,15 +12,10 @@ from mindspore import Tensor
 from var_tokenizer import LatentCodec, ScaleSchedule
 from var_tokenizer.common import Array, InputError, checked_images, is_integer, to_unit_range
 
-from var_transformer.generation.generate import (
-    Generation,
-    KeptTokens,
-    OnScale,
-    check_pair,
-    draw_scales,
-    random_streams,
-)
+from var_transformer.generation.generate import Generation, KeptTokens, OnScale, draw_scales
+from var_transformer.generation.random_streams import random_streams
 from var_transformer.generation.sampler import Sampler
+from var_transformer.model.checks import check_pair
 from var_transformer.model.transformer import Transformer
 
 

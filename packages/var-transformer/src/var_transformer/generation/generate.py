@@ -2,25 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor
 from var_tokenizer import LatentCodec
-from var_tokenizer.common import (
-    Array,
-    InputError,
-    check_integer,
-    one_at_a_time,
-    quoted,
-    to_unit_range,
-)
+from var_tokenizer.common import Array, InputError, to_unit_range
 
-from var_transformer.attention import Cache
 from var_transformer.generation.filters import draw, filter_logits, gumbel_mixture, softmax
-from var_transformer.generation.sampler import Guidance, Sampler, ScaleSettings
+from var_transformer.generation.guidance import GuidedPasses
+from var_transformer.generation.random_streams import random_streams
+from var_transformer.generation.refiner import Refiner
+from var_transformer.generation.sampler import Sampler
+from var_transformer.model.checks import check_pair
 from var_transformer.model.transformer import Transformer
 
-OnScale = Callable[[int, np.ndarray], None]  # scale, images (B, 3, H, W) in [0, 1]
+OnScale = Callable[[int, np.ndarray], None]  # k, images (B, 3, H, W) in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -39,68 +36,44 @@ class KeptTokens:
     kept: list[np.ndarray]
 
 
-@dataclass(frozen=True)
-class Refiner:
-    """A smaller transformer that draws the last ``scales`` scales (collaborative decoding).
-
-    The larger one drafts the coarse scales, where the image is decided; the last ones hold most
-    of the tokens and need less of a model (arXiv:2411.17787).
-    """
-
-    model: Transformer
-    scales: int
-
-    def check(self, model: Transformer, tokenizer: LatentCodec) -> None:
-        """Raises InputError unless it can go on where ``model`` stops."""
-        check_pair(self.model, tokenizer)
-        ours, theirs = self.model.config.num_classes, model.config.num_classes
-        if ours != theirs:
-            raise InputError(
-                f"num_classes is {ours} in the refiner and {theirs} in the transformer; "
-                "expected the same"
-            )
-        names = (self.model.class_names or (), model.class_names or ())
-        for n, (a, b) in enumerate(zip(*names, strict=False)):  # published weights have none
-            if a != b:
-                raise InputError(
-                    f"class {n} is {quoted(a)} in the refiner and {quoted(b)} in the transformer; "
-                    "expected the same names"
-                )
-        most = len(tokenizer.schedule) - 1
-        check_integer("the refiner's scales", self.scales, 1, most)
-
-
 def generate(
     model: Transformer,
     tokenizer: LatentCodec,
     labels: Array,
-    cfg: float = 1.5,
-    top_k: int | tuple[int, ...] = 0,
-    top_p: float | tuple[float, ...] = 0.0,
+    *positional: Any,  # noqa: ANN401 (Sampler checks them)
+    sampler: Sampler | None = None,
     seed: int = 0,
-    more_smooth: bool = False,
-    *,
-    temperature: float | tuple[float, ...] = 1.0,
-    guidance: Guidance = "linear",
-    guided_scales: tuple[int, ...] | None = None,
     numbers: Sequence[int] | None = None,
     on_scale: OnScale | None = None,
     refiner: Refiner | None = None,
+    **settings: Any,  # noqa: ANN401
 ) -> Generation:
-    """Generates one image a label.
+    """Generates one image for each label.
 
-    labels: (B,) ints in [0, num_classes]. cfg, guidance, guided_scales, top_k, top_p,
-    temperature: see ``Sampler``. more_smooth: mixes codes by a Gumbel softmax; the ids are then
-    those drawn beside it. seed: at least 0; image n draws from the random stream (seed, n),
-    where n counts the batch from 0 or is what ``numbers``, B ints from 0, says.
-    on_scale: called with k and the images so far, (B, 3, H, W) in [0, 1], after every scale; what
-    it raises ends the generation. refiner: a smaller model for the last scales.
+    labels: (B,) ints in [0, num_classes]; num_classes means "no class". sampler: how tokens are
+    drawn. seed: at least 0. Image n draws from the random stream (seed, n), where n counts the
+    batch from 0 or is what ``numbers``, B ints from 0, says. on_scale: called with k and the
+    images so far, (B, 3, H, W) in [0, 1], after every scale; what it raises ends the generation.
+    refiner: a smaller model for the last scales.
 
-    Raises InputError for a label, number or sampler setting out of range, and for a tokenizer
-    whose vocabulary, latent channels or schedule differ from the model's or the refiner's, and for
-    a refiner with other classes.
+    In place of ``sampler``, the fields of a ``Sampler`` may be given as keywords, or cfg, top_k,
+    top_p, seed and more_smooth by position: ``generate(model, tokenizer, labels, cfg=1.5)``.
+
+    Raises InputError for a label, number or setting of the sampler out of range; for a tokenizer
+    whose vocabulary, latent channels or schedule differ from the model's or the refiner's; and
+    for a refiner with other classes.
     """
-    sampler = Sampler(cfg, guidance, guided_scales, top_k, top_p, temperature, more_smooth)
+    names = ("cfg", "top_k", "top_p", "seed", "more_smooth")
+    if len(positional) > len(names):
+        raise TypeError(f"generate takes 3 to 8 positional arguments; {3 + len(positional)} given")
+    by_position = dict(zip(names, positional, strict=False))
+    seed = by_position.pop("seed", seed)
+    if sampler is None:
+        sampler = Sampler(**by_position, **settings)
+    elif by_position or settings:
+        raise InputError(
+            f"{', '.join((*by_position, *settings))} given beside a sampler; expected one of them"
+        )
     labels_b = model.check_labels(labels)
     check_pair(model, tokenizer)
     if refiner is not None:
@@ -110,13 +83,6 @@ def generate(
     if len(streams) != len(labels_b):
         raise InputError(f"numbers has {len(streams)} entries; expected one for each label")
     return draw_scales(model, tokenizer, labels_b, sampler, streams, None, on_scale, refiner)
-
-
-def random_streams(seed: int, numbers: Sequence[int]) -> list[np.random.Generator]:
-    """One random stream for each image number; raises InputError for a negative or non-integer."""
-    for field, value in (("seed", seed), *(("numbers", n) for n in numbers)):
-        check_integer(field, value, 0)
-    return [np.random.default_rng((seed, n)) for n in numbers]
 
 
 def draw_scales(
@@ -129,19 +95,24 @@ def draw_scales(
     on_scale: OnScale | None = None,
     refiner: Refiner | None = None,
 ) -> Generation:
-    """The loop over the scales; arguments are checked already. kept: tokens that are given."""
+    """The loop over the scales, for arguments that were checked."""
     scales = len(tokenizer.schedule)
     refined = 0 if refiner is None else refiner.scales
-    passes = _Passes(model, labels_b)
+    plan = sampler.plan(scales, refined)
+    passes = GuidedPasses(model, labels_b)
     inputs: list[np.ndarray | None] = [None]  # what each scale reads: nothing at the first
     latent, ids, images = None, [], None
-    for k, settings in enumerate(sampler.plan(scales, refined)):
-        if refined and k == scales - refined:
+    for k, settings in enumerate(plan):
+        guided = settings.strength, settings.unconditional
+        if refiner is not None and k == scales - refined:
             passes.release()
-            passes = _Passes(refiner.model, labels_b)
-            for scale, inputs_blz in enumerate(inputs[:k]):  # for the keys and values of the draft
-                passes.guided_logits(scale, inputs_blz, settings)
-        logits_blv = _filtered(passes.guided_logits(k, inputs[k], settings), settings)
+            passes = GuidedPasses(refiner.model, labels_b)
+            for drafted in range(k):  # for the keys and values of the draft
+                passes.logits(drafted, inputs[drafted], *guided)
+        logits_blv = passes.logits(k, inputs[k], *guided)
+        if settings.temperature != 1:
+            logits_blv = logits_blv / np.float32(settings.temperature)
+        logits_blv = filter_logits(logits_blv, settings.top_k, settings.top_p)
         if k + 1 == scales:
             passes.release()
         uniform_bl = np.stack([stream.random(logits_blv.shape[1]) for stream in streams])
@@ -165,91 +136,3 @@ def draw_scales(
         if on_scale is not None:
             on_scale(k, images)
     return Generation(images, ids)
-
-
-class _Passes:
-    """The transformer's passes over the scales, with the unconditional half while it is needed.
-
-    The unconditional half holds its own keys and values, so it can stop only where no later
-    scale is guided.
-    """
-
-    def __init__(self, model: Transformer, labels_b: Tensor) -> None:
-        self._model = model
-        self._labels_b = labels_b
-        self._count = labels_b.shape[0]
-        self._free = False
-        self._class_bc: Tensor | None = None
-        self._modulations: tuple[Tensor, ...] = ()
-        self._cache: Cache | None = None
-
-    def guided_logits(
-        self, k: int, inputs_blz: np.ndarray | None, settings: ScaleSettings
-    ) -> np.ndarray:
-        """(B, s_y * s_x, V): (1 + t) conditional - t unconditional, t the scale's strength."""
-        if self._class_bc is None:
-            self._begin(settings.free)
-        elif self._free and not settings.free:
-            self._drop_free()
-        if inputs_blz is not None and self._free:
-            inputs_blz = np.concatenate((inputs_blz, inputs_blz))
-        inputs = None if inputs_blz is None else Tensor(inputs_blz)
-        logits, self._cache = self._model.extend(
-            k, inputs, self._class_bc, self._modulations, self._cache
-        )
-        logits_blv = logits.asnumpy()
-        conditional, free = logits_blv[: self._count], logits_blv[self._count :]
-        strength = np.float32(settings.strength)
-        return (1 + strength) * conditional - strength * free if strength else conditional
-
-    def _begin(self, free: bool) -> None:
-        labels_b = self._labels_b
-        if free:
-            no_class = np.full(self._count, self._model.config.num_classes, np.int32)
-            labels_b = Tensor(np.concatenate((labels_b.asnumpy(), no_class)))
-        self._free = free
-        self._class_bc, self._modulations = self._model.condition(labels_b)
-
-    def release(self) -> None:
-        """Frees the keys and values."""
-        if self._cache is not None:
-            self._cache.release()
-
-    def _drop_free(self) -> None:
-        n = self._count
-        self._free = False
-        with one_at_a_time:
-            self._class_bc = self._class_bc[:n]
-            self._modulations = tuple(m[:n] for m in self._modulations)
-        self._cache = self._cache.first(n)
-
-
-def _filtered(logits_blv: np.ndarray, settings: ScaleSettings) -> np.ndarray:
-    if settings.temperature != 1:
-        logits_blv = logits_blv / np.float32(settings.temperature)
-    return filter_logits(logits_blv, settings.top_k, settings.top_p)
-
-
-def check_pair(model: Transformer, tokenizer: LatentCodec) -> None:
-    """Raises InputError unless the transformer was made for this tokenizer's tokens.
-
-    That it was trained with these very weights is checked where the transformer knows their
-    checksum.
-    """
-    config = model.config
-    for field, ours, theirs in (
-        ("vocab_size", config.vocab_size, tokenizer.vocab_size),
-        ("latent_channels", config.latent_channels, tokenizer.latent_channels),
-        ("scales", config.scales, tokenizer.schedule.scales),
-    ):
-        if ours != theirs:
-            raise InputError(
-                f"{field} is {ours} in the transformer and {theirs} in the tokenizer; "
-                "expected the same"
-            )
-    known = model.tokenizer_checksum
-    if known is not None and not tokenizer.belongs_to(known):
-        raise InputError(
-            f"the tokenizer's weights are not those of {known}, which the transformer was trained "
-            "with; expected the tokenizer that it was trained with"
-        )

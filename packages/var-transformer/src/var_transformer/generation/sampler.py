@@ -1,8 +1,8 @@
-"""How tokens are drawn: guidance, filters and temperature, each free to differ by scale."""
+"""How every scale is drawn: guidance, filters and temperature."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import numpy as np
 from var_tokenizer.common import (
@@ -13,7 +13,8 @@ from var_tokenizer.common import (
     check_number,
 )
 
-Guidance = Literal["linear", "constant", "none"]
+from var_transformer.generation.guidance import Guidance, guidance_strength
+
 Number = TypeVar("Number", int, float)
 
 
@@ -21,13 +22,13 @@ Number = TypeVar("Number", int, float)
 class ScaleSettings:
     """What one scale draws with.
 
-    strength: of guidance, at least 0. ratio: the position of the scale in [0, 1].
-    free: whether the unconditional half must run, for this scale's guidance or as the cache of
-    a later one's of the same model.
+    strength: of guidance, at least 0. unconditional: whether the unconditional half must run, as
+    this scale is guided or a later one of the same model, which needs its cache. ratio: the
+    position of the scale in [0, 1].
     """
 
     strength: float
-    free: bool
+    unconditional: bool
     top_k: int
     top_p: float
     temperature: float
@@ -43,8 +44,8 @@ class Sampler:
     guidance: Guidance = "linear"
     """Over the scales: from 0 up to cfg, as published; cfg throughout; or none."""
     guided_scales: tuple[int, ...] | None = None
-    """Scales that are guided, counted from 0; by default all. Those after the last guided one
-    skip the unconditional half of the work; those before it must run it for its cache."""
+    """Scales that are guided, from 0; by default all. The scales after the last of them skip the
+    unconditional half of the work; the scales before must run it for its cache."""
     top_k: int | tuple[int, ...] = 0
     """Draw from the k likeliest tokens; 0 for all. One value, or one for each scale."""
     top_p: float | tuple[float, ...] = 0.0
@@ -65,8 +66,8 @@ class Sampler:
             if not isinstance(self.guided_scales, Sequence | np.ndarray | range):
                 raise InputError(f"guided_scales is {self.guided_scales!r}; expected a tuple")
             object.__setattr__(self, "guided_scales", tuple(self.guided_scales))
-            for scale in self.guided_scales:
-                check_integer("a scale of guided_scales", scale, 0)
+            for k in self.guided_scales:
+                check_integer("a scale of guided_scales", k, 0)
         check_choice("guidance", self.guidance, get_args(Guidance))
         check_number("cfg", self.cfg, least=0)
         for value in _values(self.top_k):
@@ -78,7 +79,7 @@ class Sampler:
         check_flag("more_smooth", self.more_smooth)
 
     def check(self, scales: int, vocab_size: int) -> None:
-        """Raises InputError where a field does not suit a model of so many scales and tokens."""
+        """Raises InputError for a field that does not fit so many scales and tokens."""
         for field in ("top_k", "top_p", "temperature"):
             value = getattr(self, field)
             if isinstance(value, tuple) and len(value) != scales:
@@ -89,8 +90,8 @@ class Sampler:
         for value in _values(self.top_k):
             if value > vocab_size:
                 raise InputError(f"top_k is {value}; expected 0 to {vocab_size}, the vocabulary")
-        for scale in self.guided_scales or ():
-            check_integer("a scale of guided_scales", scale, 0, scales - 1)
+        for k in self.guided_scales or ():
+            check_integer("a scale of guided_scales", k, 0, scales - 1)
 
     def plan(self, scales: int, refined: int = 0) -> tuple[ScaleSettings, ...]:
         """The settings of each of ``scales`` scales, coarse to fine.
@@ -100,11 +101,14 @@ class Sampler:
         drafted = scales - refined
         ratios = [k / max(scales - 1, 1) for k in range(scales)]
         guided = range(scales) if self.guided_scales is None else self.guided_scales
-        strengths = [self._strength(ratios[k]) if k in guided else 0.0 for k in range(scales)]
+        strengths = [
+            guidance_strength(self.guidance, self.cfg, ratio) if k in guided else 0.0
+            for k, ratio in enumerate(ratios)
+        ]
         return tuple(
             ScaleSettings(
                 strength=strengths[k],
-                free=any(strengths[k:] if k >= drafted else strengths[k:drafted]),
+                unconditional=any(strengths[k:] if k >= drafted else strengths[k:drafted]),
                 top_k=_of_scale(self.top_k, k),
                 top_p=_of_scale(self.top_p, k),
                 temperature=_of_scale(self.temperature, k),
@@ -113,22 +117,10 @@ class Sampler:
             for k in range(scales)
         )
 
-    def _strength(self, ratio: float) -> float:
-        if self.guidance == "none":
-            return 0.0
-        return self.cfg * ratio if self.guidance == "linear" else self.cfg
-
-
-def check_sampler(cfg: float, top_k: int, top_p: float, vocab_size: int | None = None) -> None:
-    """Raises InputError for a sampler setting out of range."""
-    sampler = Sampler(cfg=cfg, top_k=top_k, top_p=top_p)
-    if vocab_size is not None:
-        sampler.check(scales=1, vocab_size=vocab_size)
-
 
 def _values(setting: Number | tuple[Number, ...]) -> tuple[Number, ...]:
     return setting if isinstance(setting, tuple) else (setting,)
 
 
-def _of_scale(setting: Number | tuple[Number, ...], scale: int) -> Number:
-    return setting[scale] if isinstance(setting, tuple) else setting
+def _of_scale(setting: Number | tuple[Number, ...], k: int) -> Number:
+    return setting[k] if isinstance(setting, tuple) else setting

@@ -11,7 +11,6 @@ v vocabulary.
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
 
 import mindspore as ms
 import numpy as np
@@ -32,6 +31,7 @@ from var_tokenizer.common import (
 from var_transformer import attention
 from var_transformer.attention import BackendConfig, Cache
 from var_transformer.model import operators as fast
+from var_transformer.model.checks import check_class_names, parse_class_names
 from var_transformer.model.config import TransformerConfig
 from var_transformer.model.shapes import transformer_shapes
 
@@ -39,7 +39,6 @@ Rng = np.random.Generator | None
 Kept = tuple[Tensor, ...]  # what attention keeps of the scales so far
 
 _MAX_LOG_SCALE = math.log(100)  # of the learned attention scale
-_LONGEST_NAME = 1000  # characters of a class name
 
 
 def _normal(rng: Rng, shape: tuple[int, ...], std: float) -> Parameter:
@@ -473,34 +472,3 @@ class Transformer(nn.Cell):
             x_blc, kept = self.blocks[i](x_blc, modulations[i], None, place, of_block)
             grown = grown + kept
         return self.head(self.head_nm(x_blc, class_bc)), grown
-
-
-def check_class_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
-    """``names`` as a tuple; raises InputError unless they are ``num_classes`` sensible strings."""
-    if isinstance(names, str) or not isinstance(names, Sequence):
-        raise InputError(f"class_names is a {type(names).__name__}; expected a list of names")
-    if len(names) != num_classes:
-        raise InputError(f"class_names holds {len(names)} names; expected {num_classes}")
-    for n, name in enumerate(names):
-        if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME:
-            what = f"of {len(name)} characters" if isinstance(name, str) else f"{type(name)}"
-            raise InputError(
-                f"class_names holds at {n} a name {what}; expected 1 to {_LONGEST_NAME} characters"
-            )
-    return tuple(names)
-
-
-def parse_class_names(
-    metadata: Mapping[str, str], source: str, num_classes: int
-) -> tuple[str, ...] | None:
-    """The class names in a native file's metadata, which may be anything; None without any.
-
-    source: how the InputError names the file where they are not one string for each class.
-    """
-    try:
-        names = json.loads(metadata.get("class_names", "null"))
-        return None if names is None else check_class_names(names, num_classes)
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{source}: unusable class_names in its metadata: {quoted(str(error))}"
-        ) from error

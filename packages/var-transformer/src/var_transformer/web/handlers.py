@@ -98,9 +98,9 @@ class Studio:
                     self._model,
                     self._tokenizer,
                     labels,
+                    sampler=sampler,
                     seed=seed,
                     on_scale=on_scale,
-                    **vars(sampler),
                 ),
             )
 

@@ -1,0 +1,83 @@
+"""Classifier-free guidance (arXiv:2207.12598), whose strength grows over the scales."""
+
+from typing import Literal
+
+import numpy as np
+from mindspore import Tensor
+from var_tokenizer.common import one_at_a_time
+
+from var_transformer.attention import Cache
+from var_transformer.model.transformer import Transformer
+
+Guidance = Literal["linear", "constant", "none"]
+
+
+def guidance_strength(guidance: Guidance, cfg: float, ratio: float) -> float:
+    """The strength at ``ratio``, the position of a scale in [0, 1].
+
+    linear: grows from 0 to cfg, as published. constant: cfg. none: 0.
+    """
+    if guidance == "none":
+        return 0.0
+    return cfg * ratio if guidance == "linear" else cfg
+
+
+class GuidedPasses:
+    """A transformer's passes over the scales of one batch, guided where that is asked for.
+
+    The unconditional half of the batch has keys and values of its own, so it can stop only where
+    no later scale is guided.
+    """
+
+    def __init__(self, model: Transformer, labels_b: Tensor) -> None:
+        self._model = model
+        self._labels_b = labels_b
+        self._count = labels_b.shape[0]
+        self._unconditional = False  # whether that half runs
+        self._class_bc: Tensor | None = None
+        self._modulations: tuple[Tensor, ...] = ()
+        self._cache: Cache | None = None
+
+    def logits(
+        self, k: int, inputs_blz: np.ndarray | None, strength: float, unconditional: bool
+    ) -> np.ndarray:
+        """(1 + strength) conditional - strength unconditional, (B, s_y * s_x, V), of scale k.
+
+        unconditional: whether this scale or a later one is guided.
+        """
+        if self._class_bc is None:
+            self._begin(unconditional)
+        elif self._unconditional and not unconditional:
+            self._drop_unconditional()
+        if inputs_blz is not None and self._unconditional:
+            inputs_blz = np.concatenate((inputs_blz, inputs_blz))
+        inputs = None if inputs_blz is None else Tensor(inputs_blz)
+        logits, self._cache = self._model.extend(
+            k, inputs, self._class_bc, self._modulations, self._cache
+        )
+        logits_blv = logits.asnumpy()
+        if not strength:
+            return logits_blv[: self._count]
+        t = np.float32(strength)
+        return (1 + t) * logits_blv[: self._count] - t * logits_blv[self._count :]
+
+    def release(self) -> None:
+        """Frees the keys and values."""
+        if self._cache is not None:
+            self._cache.release()
+
+    def _begin(self, unconditional: bool) -> None:
+        labels_b = self._labels_b
+        if unconditional:
+            no_class = np.full(self._count, self._model.config.num_classes, np.int32)
+            labels_b = Tensor(np.concatenate((labels_b.asnumpy(), no_class)))
+        self._unconditional = unconditional
+        self._class_bc, self._modulations = self._model.condition(labels_b)
+
+    def _drop_unconditional(self) -> None:
+        n = self._count
+        self._unconditional = False
+        with one_at_a_time:
+            self._class_bc = self._class_bc[:n]
+            self._modulations = tuple(m[:n] for m in self._modulations)
+        self._cache = self._cache.first(n)
