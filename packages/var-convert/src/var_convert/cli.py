@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from var_tokenizer.common import quoted
-from var_tokenizer.common.command import exit_codes
+from var_tokenizer.common.command import run_command
 from var_tokenizer.common.progress import progress_bar
 
 from var_convert.architecture import format_scales, parse_scales
@@ -105,30 +104,30 @@ class VerifyConfig(ReadConfig):
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command with ``args``, by default the process's; returns the exit code."""
-    os.environ.setdefault("GLOG_v", "3")  # MindSpore's own warnings would bury ours
-    command = _parse(list(sys.argv[1:] if args is None else args))
+    kinds = {"convert": ConvertConfig, "inspect": InspectConfig, "verify": VerifyConfig}
+    args = list(sys.argv[1:] if args is None else args) or ["--help"]
+    if args[0] not in (*kinds, "-h", "--help"):
+        args = ["convert", *args]
     try:
-        with exit_codes("interrupted; nothing was written"):
-            if isinstance(command, ConvertConfig):
-                return _convert(command)
-            return _inspect(command) if isinstance(command, InspectConfig) else _verify(command)
+        run_command(
+            kinds,
+            "var-convert",
+            _run,
+            "interrupted; nothing was written",
+            description="Weights of VAR in and out: var-convert SRC DST. PyTorch (.pth), MindSpore "
+            "(.ckpt) and safetensors on either side; the architecture is read from the file.",
+            args=args,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
     except SystemExit as end:
         return end.code
+    return SUCCESS
 
 
-def _parse(args: list[str]) -> ConvertConfig | InspectConfig | VerifyConfig:
-    commands = {"convert": ConvertConfig, "inspect": InspectConfig, "verify": VerifyConfig}
-    args = args or ["--help"]
-    if args[0] not in (*commands, "-h", "--help"):
-        args = ["convert", *args]
-    return tyro.extras.subcommand_cli_from_dict(
-        commands,
-        prog="var-convert",
-        description="Weights of VAR in and out: var-convert SRC DST. PyTorch (.pth), MindSpore "
-        "(.ckpt) and safetensors on either side; the architecture is read from the file.",
-        args=args,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+def _run(config: ReadConfig) -> int:
+    if isinstance(config, ConvertConfig):
+        return _convert(config)
+    return _inspect(config) if isinstance(config, InspectConfig) else _verify(config)
 
 
 def _convert(command: ConvertConfig) -> int:

@@ -2,9 +2,12 @@
 
 import os
 import sys
+from pathlib import Path
 
-if sys.argv[:1] == ["-m"]:  # a command: Python imports its package first, and finds it only then
-    os.environ.setdefault("GLOG_v", "3")  # MindSpore's warnings, from its import on, are not ours
+# in a command (for -m, Python imports the package before it finds the module), MindSpore's
+# warnings would bury ours; MindSpore reads this at its import
+if Path((sys.argv or [""])[0]).name in ("-m", "var-convert"):
+    os.environ.setdefault("GLOG_v", "3")
 
 from var_tokenizer.autoencoder import Conv2d, GroupNorm
 from var_tokenizer.common.errors import InputError

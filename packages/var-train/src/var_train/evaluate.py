@@ -4,12 +4,11 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 from var_tokenizer import Tokenizer
 from var_tokenizer.common import check_integer
-from var_tokenizer.common.command import exit_codes
+from var_tokenizer.common.command import run_command
 from var_tokenizer.common.progress import working
 
 from var_train.data.image_sources import load_folder
@@ -38,10 +37,13 @@ class TokenizerEvaluationConfig:
     feature_network: Path | None = None
     """A VGG-like network, .safetensors, whose features give the FID."""
 
+    def __post_init__(self) -> None:
+        """Raises InputError for a batch below 1."""
+        check_integer("batch", self.batch, 1)
+
 
 def evaluate_tokenizer(config: TokenizerEvaluationConfig) -> TokenizerFigures:
     """Carries out ``config``; raises InputError for unusable files before it measures."""
-    check_integer("batch", config.batch, 1)  # not where it is built: tyro would frame the message
     tokenizer = Tokenizer.load(config.tokenizer)
     network = (
         None if config.feature_network is None else FeatureNetwork.load(config.feature_network)
@@ -81,15 +83,14 @@ def _show(figures: TokenizerFigures) -> None:
 
 
 def main() -> None:
-    """The command; see ``exit_codes`` for how it ends."""
-    app = tyro.extras.SubcommandApp()
-
-    @app.command(name="tokenizer")
-    def _(config: tyro.conf.OmitArgPrefixes[TokenizerEvaluationConfig]) -> None:
-        _show(evaluate_tokenizer(config))
-
-    with exit_codes("interrupted; the same command measures from the beginning"):
-        app.cli(prog="python -m var_train.evaluate", description=__doc__)
+    """The command; see ``run_command``."""
+    run_command(
+        {"tokenizer": TokenizerEvaluationConfig},
+        "python -m var_train.evaluate",
+        lambda config: _show(evaluate_tokenizer(config)),
+        "interrupted; the same command measures from the beginning",
+        description=__doc__,
+    )
 
 
 if __name__ == "__main__":

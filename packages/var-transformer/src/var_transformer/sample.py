@@ -328,9 +328,12 @@ def _free_bytes() -> int:
 
 
 def main() -> None:
-    """The command; see ``exit_codes`` for how it ends."""
+    """The command; see ``run_command``."""
     run_command(
-        SampleConfig, "var_transformer.sample", run, "interrupted; the same command continues"
+        SampleConfig,
+        "python -m var_transformer.sample",
+        run,
+        "interrupted; the same command continues",
     )
 
 

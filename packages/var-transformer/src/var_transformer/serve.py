@@ -146,7 +146,7 @@ def main() -> None:
     hangup = getattr(signal, "SIGHUP", None)  # of a terminal that is closed; not on Windows
     if hangup is not None and signal.getsignal(hangup) is signal.SIG_DFL:  # nohup ignores it
         signal.signal(hangup, lambda *_: signal.raise_signal(signal.SIGTERM))
-    run_command(ServeConfig, "var_transformer.serve", run)
+    run_command(ServeConfig, "python -m var_transformer.serve", run)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the commands of all packages share: their log, their exit codes and their settings."""
+"""What the commands of all packages share: log, exit codes, and settings from the command line."""
 
 import ast
 import logging
@@ -8,13 +8,13 @@ import sys
 import textwrap
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import mindspore
 import tyro
@@ -24,29 +24,29 @@ from var_tokenizer.common.errors import InputError, quoted
 Config = TypeVar("Config")
 
 UNUSABLE, INTERRUPTED, UNREAD = 2, 130, 141
-"""The exit codes of all commands, beside 0 and what a command says of its own."""
+"""The exit codes that all commands share, beside 0."""
 
 PACKAGES = ("var_tokenizer", "var_transformer", "var_train", "var_convert")
 
-_AGAIN = 0.1  # seconds
+_RETRY = 0.1  # seconds until an interrupt that MindSpore would mistake comes again
 _MINDSPORE = f"{Path(mindspore.__file__).parent}/"
 
 log = logging.getLogger(__name__)
 
 
 class _StderrHandler(logging.Handler):
-    """Writes to what ``sys.stderr`` is at the time: a progress bar replaces it while it runs."""
+    """Writes to the current ``sys.stderr``, which a progress bar replaces while it runs."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             sys.stderr.write(f"{self.format(record)}\n")
             sys.stderr.flush()
-        except Exception:  # as every handler of logging: a closed stderr stops no training
+        except Exception:  # like every logging handler: a closed stderr must not stop a training
             self.handleError(record)
 
 
 class _OneLine(logging.Formatter):
-    """``LEVEL: message``, in one line that hides nothing, whatever a library's error holds."""
+    """``LEVEL: message`` in one line; control characters in a message are escaped."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         text = record.message
@@ -55,37 +55,35 @@ class _OneLine(logging.Formatter):
 
 
 def start_log() -> None:
-    """One format for all commands: ``LEVEL: message``, a line each, on stderr.
-
-    Other libraries are heard from warnings on.
-    """
+    """Logs to stderr, one ``LEVEL: message`` line a record: ours from INFO, others from WARNING."""
     handler = _StderrHandler()
     handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for name in PACKAGES:
         logging.getLogger(name).setLevel(logging.INFO)
-    # The reader of pictures says itself what is wrong with one, and names the file.
+    # our own picture reader reports what is wrong with a picture, and names the file
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @contextmanager
 def exit_codes(interrupted: str = "interrupted") -> Iterator[None]:
-    """Runs the block as a command: sets the log up, and ends the process as its user expects.
+    """Runs the block as a command: starts the log, and turns errors into exit codes.
 
-    Exits with 2 and one line where the input is unusable (InputError), and with 130 and the line
-    ``interrupted`` at Ctrl-C or SIGTERM. These two cannot be told apart: MindSpore makes a
-    SIGTERM of Ctrl-C whenever it has run a graph. What MindSpore is at (a compilation) ends first.
-    With 141, as shells have it, where nobody reads what it prints any more.
+    2 and one line for unusable input (InputError). 130 and the line ``interrupted`` for Ctrl-C or
+    SIGTERM, which cannot be told apart: MindSpore turns Ctrl-C into SIGTERM once it has run a
+    graph. A compilation that is under way finishes first. 141, as in shells, where nobody reads
+    the output any more.
     """
     start_log()
-    came, waiting = [], []
+    received: list[int] = []
+    waiting: list[threading.Timer] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        came.append(number)
+        received.append(number)
         if not _in_mindspore(frame):
             signal.default_int_handler(number, frame)
-        # a compilation would end in pages of MindSpore's errors and a folder rank_0: comes again
-        timer = threading.Timer(_AGAIN, os.kill, (os.getpid(), signal.SIGTERM))
+        # an interrupted compilation prints pages of errors and leaves a folder rank_0: try later
+        timer = threading.Timer(_RETRY, os.kill, (os.getpid(), signal.SIGTERM))
         timer.daemon = True
         waiting[:] = [timer]
         timer.start()
@@ -103,9 +101,9 @@ def exit_codes(interrupted: str = "interrupted") -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
         sys.exit(UNREAD)
     except Exception:
-        if not came:
+        if not received:
             raise
-        log.error("%s", interrupted)  # and the error that became of it is not the user's
+        log.error("%s", interrupted)  # the interrupt caused this error: it would mislead the user
         sys.exit(INTERRUPTED)
     finally:
         for timer in waiting:
@@ -122,44 +120,58 @@ def _in_mindspore(frame: FrameType | None) -> bool:
     return False
 
 
-def read_settings(kind: type[Config], **options: object) -> Config:
-    """``tyro.cli(kind, ...)``, but InputErrors of the dataclasses are raised.
+def read_settings(kind: type[Config] | Mapping[str, type[Config]], **options: Any) -> Config:  # noqa: ANN401
+    """Builds a ``kind`` from the command line, or that of the subcommand where ``kind`` maps them.
 
-    tyro would frame each and wrap it to the terminal's width, and nothing could read it in a log.
+    options: those of ``tyro.cli``. Raises the InputErrors of the classes, which tyro would frame
+    and wrap to the terminal's width: no log could be searched for them.
     """
+
+    def parse(**more: bool) -> Config:
+        if isinstance(kind, Mapping):
+            return tyro.extras.subcommand_cli_from_dict(dict(kind), **options, **more)
+        return tyro.cli(kind, **options, **more)
+
     try:
-        with redirect_stderr(StringIO()):  # console_outputs does not hold back what it frames
-            return tyro.cli(kind, **options, console_outputs=False)
+        with redirect_stderr(StringIO()):  # console_outputs lets framed errors through
+            return parse(console_outputs=False)
     except SystemExit as end:
         cause = end.__context__
         while cause is not None:
             if isinstance(cause, InputError):
                 raise cause from None
             cause = cause.__context__
-    return tyro.cli(kind, **options)  # to say what is wrong, or the help
+    return parse()  # prints what is wrong, or the help
 
 
 def run_command(
-    config_type: type[Config],
-    module: str,
-    action: Callable[[Config], None],
+    kind: type[Config] | Mapping[str, type[Config]],
+    prog: str,
+    action: Callable[[Config], int | None],
     interrupted: str = "interrupted",
+    **options: Any,  # noqa: ANN401
 ) -> None:
-    """Reads the command line into ``config_type`` and acts on it; see ``exit_codes``."""
+    """Reads the command line of ``prog`` and acts on it; see ``read_settings`` and ``exit_codes``.
+
+    action: may return an exit code of its own.
+    """
     with exit_codes(interrupted):
-        action(read_settings(config_type, prog=f"python -m {module}"))
+        if code := action(read_settings(kind, prog=prog, **options)):
+            sys.exit(code)
 
 
 def list_commands(package: str, modules: Sequence[str]) -> None:
-    """Writes to stdout what ``python -m PACKAGE.MODULE`` does for each of ``modules``.
+    """Writes to stdout what ``python -m PACKAGE.MODULE`` does, for each of ``modules``.
 
-    That is the first sentence of the module's docstring, behind its name.
+    That is the first paragraph of the module's docstring.
     """
     lines = [f"The commands of {package}; each explains itself with --help:", ""]
     for module in modules:
-        path = Path(find_spec(f"{package}.{module}").origin)
+        spec = find_spec(f"{package}.{module}")
+        assert spec is not None and spec.origin is not None
+        path = Path(spec.origin)
         path = path.with_name("__main__.py") if path.name == "__init__.py" else path
-        about = ast.get_docstring(ast.parse(path.read_text("utf-8"))).partition("\n\n")[0]
+        about = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n\n")[0]
         about = about.rpartition("``: ")[2]
         about = textwrap.fill(about[0].upper() + about[1:], 76)
         lines += [f"python -m {package}.{module}", textwrap.indent(about, "    ")]

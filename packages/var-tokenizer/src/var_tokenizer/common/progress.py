@@ -1,4 +1,4 @@
-"""How far a command is: a bar on a terminal, a line in the log from time to time elsewhere."""
+"""The progress of a command: a bar on a terminal, elsewhere a line in the log now and then."""
 
 import logging
 import threading
@@ -23,30 +23,30 @@ from rich.progress import (
 log = logging.getLogger(__name__)
 
 FIRST = 5.0  # seconds before the first line
-_GROWTH = 0.2  # of the time so far, until the next line
-_LONGEST = 300.0  # seconds between two lines at most
+_GROWTH = 0.2  # seconds until the next line, for each second so far
+_LONGEST = 300.0  # seconds between two lines, at most
 
 
 def next_line(elapsed: float) -> float:
     """Seconds until the next line, ``elapsed`` seconds after the start.
 
-    Every 5 s at first, then ever more rarely, and every 5 minutes from the 25th on: some 30 lines
-    for the first half hour, 12 for each later hour, however many steps that are.
+    Every 5 s at first, then less and less often, and every 5 minutes from minute 25 on: about 30
+    lines in the first half hour and 12 in each later hour, whatever the number of steps.
     """
     return min(max(FIRST, _GROWTH * elapsed), _LONGEST)
 
 
 class LoggedProgress(Progress):
-    """Rich's progress; where stderr is no terminal, it logs a line for each task instead.
+    """Rich's progress bar; where stderr is not a terminal, a log line for each task instead.
 
-    A line names the description, steps and total, the fields that are not empty (loss, speed),
-    and the time left. A thread writes it, so that a long compilation is no silence either.
+    A line holds the description, steps and total, the fields that are not empty (loss, speed),
+    and the time left. A thread writes it, so that lines come during a long compilation, too.
     """
 
     def __init__(
         self, *columns: ProgressColumn, silent: bool = False, transient: bool = False
     ) -> None:
-        """silent: show and log nothing. transient: the bar goes away when it is done."""
+        """silent: show and log nothing. transient: remove the bar when it is done."""
         console = Console(stderr=True)
         self._lines = not console.is_interactive and not silent
         super().__init__(
@@ -92,9 +92,9 @@ class LoggedProgress(Progress):
 
 
 def line(task: Task, ended: bool = False) -> str:
-    """The state of a task in words: its count with the field ``unit``, and its other fields.
+    """The state of a task in words: its count in the field ``unit``, and its other fields.
 
-    ended: no more is to come.
+    ended: whether the task is over.
     """
     fields = {name: str(value).strip() for name, value in task.fields.items()}
     unit = fields.pop("unit", "")
@@ -120,10 +120,10 @@ def duration(seconds: float) -> str:
 def progress_bar(
     *columns: ProgressColumn, silent: bool = False, transient: bool = False
 ) -> LoggedProgress:
-    """A bar on stderr: what, how much of it, ``columns``, the time taken and the time left.
+    """A bar on stderr: description, count, ``columns``, time taken and time left.
 
-    Where stderr is no terminal, lines in the log take its place. silent: neither. transient: the
-    bar goes away when it is done.
+    Where stderr is not a terminal, log lines take its place. silent: neither. transient: remove
+    the bar when it is done.
     """
     return LoggedProgress(
         TextColumn("{task.description}", markup=False),
@@ -140,7 +140,7 @@ def progress_bar(
 
 @contextmanager
 def working(on: str, silent: bool = False) -> Iterator[None]:
-    """While the block runs, says what the command is at that cannot tell how far it is."""
+    """Shows what a block is doing and for how long, where it cannot tell how much is left."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with LoggedProgress(*columns, silent=silent, transient=True) as bar:
         bar.add_task(on, total=None)

@@ -26,8 +26,8 @@ def run(options: BuildConfig) -> None:
 
 
 def main() -> None:
-    """The command; see ``exit_codes`` for how it ends."""
-    run_command(BuildConfig, "var_transformer.ascend_c", run)
+    """The command; see ``run_command``."""
+    run_command(BuildConfig, "python -m var_transformer.ascend_c", run)
 
 
 if __name__ == "__main__":

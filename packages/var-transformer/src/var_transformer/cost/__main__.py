@@ -186,8 +186,8 @@ def _both(one: str, other: str) -> str:
 
 
 def main() -> None:
-    """The command; see ``exit_codes`` for how it ends."""
-    run_command(CostConfig, "var_transformer.cost", run)
+    """The command; see ``run_command``."""
+    run_command(CostConfig, "python -m var_transformer.cost", run)
 
 
 if __name__ == "__main__":

@@ -157,8 +157,8 @@ def _fitted_mask(config: EditConfig, mask: Image.Image | None, size: tuple[int, 
 
 
 def main() -> None:
-    """The command; see ``exit_codes`` for how it ends."""
-    run_command(EditConfig, "var_transformer.edit", run)
+    """The command; see ``run_command``."""
+    run_command(EditConfig, "python -m var_transformer.edit", run)
 
 
 if __name__ == "__main__":
