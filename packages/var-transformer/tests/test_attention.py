@@ -145,7 +145,7 @@ def test_the_backend_follows_device_and_dtype_unless_it_is_named(
 
 
 def test_an_unknown_backend_is_an_error_that_lists_the_known():
-    with pytest.raises(InputError, match="'cuda'; expected auto, ascend or portable"):
+    with pytest.raises(InputError, match="'cuda'; expected one of auto, ascend, portable"):
         BackendConfig("cuda")
 
 

@@ -4,8 +4,8 @@ One interface for training (all scales at once, arXiv:2404.02905, figure 4) and 
 scale after another, with a cache); the models never ask what is behind it.
 
     attend = build(schedule, heads, head_width, unit_length, backend)
-    y_blc, _ = attend(q_blc, k_blc, v_blc, scale, None, ())               # all scales at once
-    y_blc, kept = attend(q_blc, k_blc, v_blc, scale, k, cache_of_block)   # scale k alone
+    y_blc, _ = attend(q_blc, k_blc, v_blc, score_scale, None, ())       # all scales at once
+    y_blc, grown = attend(q_blc, k_blc, v_blc, score_scale, k, past)    # scale k alone
 """
 
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from var_tokenizer.common import check_choice
 
 from var_transformer.attention.ascend import AscendAttention
 from var_transformer.attention.base import NextScaleAttention
-from var_transformer.attention.cache import Cache
+from var_transformer.attention.cache import Cache, KeysValues
 from var_transformer.attention.cpu import CpuAttention
 from var_transformer.attention.portable import PortableAttention
 from var_transformer.model.operators import kernels
 
-__all__ = ["BackendConfig", "Cache", "NextScaleAttention", "build"]
+__all__ = ["BackendConfig", "Cache", "KeysValues", "NextScaleAttention", "build"]
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ Training runs ``ops.flash_attention_score``, generation ``ops.fused_infer_attent
 | prompt_flash_attention | BSH BNSD | yes | no |
 | fused_infer_attention_score | BSH BNSD BSND | yes | no |
 
-So generation reads its keys where they lie, in the layout that the projection leaves them in, and
-nothing is transposed, copied or masked. Where the fused operators of ``ascend_c`` are built, one of
-them takes the projection's result apart, normalizes it and writes the cache.
+So generation reads its keys in place, in the layout that the projection leaves them in: nothing is
+transposed, copied or masked. Where the fused operators of ``ascend_c`` are built, one of them
+splits the projection's result, normalizes it and writes the cache.
 """
 
 import mindspore as ms
@@ -21,7 +21,13 @@ from var_tokenizer import ScaleSchedule
 from var_tokenizer.common import InputError
 
 from var_transformer import ascend_c
-from var_transformer.attention.base import Kept, NextScaleAttention, check_tokens, last_scale
+from var_transformer.attention.base import (
+    NextScaleAttention,
+    check_tokens,
+    last_scale,
+    visible_mask,
+)
+from var_transformer.attention.cache import KeysValues
 from var_transformer.attention.devices import DEVICES
 from var_transformer.attention.segments import launch_scores, scores_and
 
@@ -70,20 +76,21 @@ class AscendAttention(NextScaleAttention):
         else:
             self.fused_heads = self.fused_write = None
 
-    def empty_cache(self, batch: int) -> Kept:
+    def empty_cache(self, batch: int) -> KeysValues:
         shape = (batch, self.offsets[-1], self.heads, self.head_width)
         return ops.zeros(shape, self.dtype), ops.zeros(shape, self.dtype)
 
     def heads_of(
-        self, q_blc: Tensor, k_blc: Tensor, v_blc: Tensor, scale: Tensor | float
+        self, q_blc: Tensor, k_blc: Tensor, v_blc: Tensor, score_scale: Tensor | float
     ) -> tuple[Tensor, Tensor, Tensor]:
         q_blhd, k_blhd, v_blhd = self._apart(q_blc), self._apart(k_blc), self._apart(v_blc)
         if self.unit_length is not None:
             # lengths are summed in float32; the learned scale is folded into the queries
-            q_blhd = self.unit_length(q_blhd.astype(ms.float32)) * scale.reshape(1, 1, -1, 1)
+            scale_11h1 = score_scale.reshape(1, 1, -1, 1)
+            q_blhd = self.unit_length(q_blhd.astype(ms.float32)) * scale_11h1
             k_blhd = self.unit_length(k_blhd.astype(ms.float32))
         else:
-            q_blhd = q_blhd * scale
+            q_blhd = q_blhd * score_scale
         return q_blhd.astype(self.dtype), k_blhd.astype(self.dtype), v_blhd.astype(self.dtype)
 
     def _apart(self, x_blc: Tensor) -> Tensor:
@@ -91,15 +98,20 @@ class AscendAttention(NextScaleAttention):
         return x_blc.reshape(b, length, self.heads, self.head_width)
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, segment: tuple[int, int, bool, int]
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        segment: tuple[int, int, bool, int],
     ) -> Tensor:
         _, end, masked, reach = segment
-        mask_ll = _hidden(self.tokens, end) if masked else None
+        # the operator masks where it is True
+        mask_ll = visible_mask(self.scales, end, False, True) if masked else None
         # a band: keys farther ahead than any scale is long are not multiplied at all
         return ops.flash_attention_score(
-            q,
-            k,
-            v,
+            queries,
+            keys,
+            values,
             self.heads,
             attn_mask=mask_ll,
             next_tokens=reach if masked else _ALL,
@@ -108,45 +120,49 @@ class AscendAttention(NextScaleAttention):
         )
 
     def projected(
-        self, qkv_bl3c: Tensor, scale: Tensor | float, index: int | None, past: Kept
-    ) -> tuple[Tensor, Kept]:
+        self,
+        qkv_bl3c: Tensor,
+        score_scale: Tensor | float,
+        k: int | None,
+        past: KeysValues,
+    ) -> tuple[Tensor, KeysValues]:
         if self.fused_heads is None:
             q_blc, k_blc, v_blc = ops.split(qkv_bl3c, qkv_bl3c.shape[-1] // 3, 2)
-            return self.construct(q_blc, k_blc, v_blc, scale, index, past)
+            return self.construct(q_blc, k_blc, v_blc, score_scale, k, past)
         b, length, _ = qkv_bl3c.shape
-        taken_bl3c, scale_h = qkv_bl3c, scale.reshape(-1).astype(ms.float32)
+        taken_bl3c, scale_h = qkv_bl3c, score_scale.reshape(-1).astype(ms.float32)
         if qkv_bl3c.dtype != self.dtype:  # the other half type is not among the operator's
             taken_bl3c = qkv_bl3c.astype(ms.float32)
-        if index is None:
+        if k is None:
             last = last_scale(length, self.offsets)
             q_blhd, k_blhd, v_blhd = self.fused_heads(taken_bl3c, scale_h)
             mixed_blhd = self._all_scales(q_blhd, k_blhd, v_blhd, self.plans[last])
         else:
-            check_tokens(length, index, self.tokens)
+            check_tokens(length, k, self.tokens)
             check_cache(past[0].shape, (b, self.offsets[-1], self.heads, self.head_width))
-            q_blhd = self.fused_write(taken_bl3c, scale_h, past[0], past[1], self.offsets[index])
-            mixed_blhd = self._over_cache(q_blhd, index, past)
+            q_blhd = self.fused_write(taken_bl3c, scale_h, past[0], past[1], self.offsets[k])
+            mixed_blhd = self._over_cache(q_blhd, k, past)
         return self.merged(mixed_blhd).astype(qkv_bl3c.dtype), ()
 
     def extend(
-        self, q: Tensor, k: Tensor, v: Tensor, index: int, past: Kept
-    ) -> tuple[Tensor, Kept]:
-        b, length, heads, d = k.shape
+        self, queries: Tensor, keys: Tensor, values: Tensor, k: int, past: KeysValues
+    ) -> tuple[Tensor, KeysValues]:
+        b, length, heads, d = keys.shape
         check_cache(past[0].shape, (b, self.offsets[-1], heads, d))
         # to the operator, images are the blocks of a paged cache
-        slots = _slots(b, self.offsets[-1], self.offsets[index], self.offsets[index + 1])
+        slots = _slots(b, self.offsets[-1], self.offsets[k], self.offsets[k + 1])
         flat = (b, length, heads * d)
-        written = self.write(k.reshape(flat), v.reshape(flat), past[0], past[1], slots)
-        # a graph orders operators by what they read of one another: the write comes first
-        return self._over_cache(ops.depend(q, written), index, past), ()
+        written = self.write(keys.reshape(flat), values.reshape(flat), past[0], past[1], slots)
+        # a graph orders operators by data alone: depend makes the write come first
+        return self._over_cache(ops.depend(queries, written), k, past), ()
 
-    def _over_cache(self, q: Tensor, index: int, past: Kept) -> Tensor:
-        """One scale's queries over all keys of the cache that are filled by now."""
+    def _over_cache(self, queries: Tensor, k: int, past: KeysValues) -> Tensor:
+        """The queries of scale k over the cache, filled up to that scale."""
         return ops.fused_infer_attention_score(
-            q,
+            queries,
             past[0],
             past[1],
-            actual_seq_lengths_kv=_lengths(q.shape[0], self.offsets[index + 1]),
+            actual_seq_lengths_kv=_lengths(queries.shape[0], self.offsets[k + 1]),
             num_heads=self.heads,
             scale=1.0,
             input_layout="BSND",
@@ -160,16 +176,12 @@ class AscendAttention(NextScaleAttention):
 
 @constexpr
 def check_cache(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    """Raises InputError for a cache of another batch, schedule or model; inference lets it pass."""
+    """Raises InputError for a cache of another batch, schedule or model.
+
+    MindSpore's shape inference does not notice.
+    """
     if shape != expected:
         raise InputError(f"cache has shape {shape}; expected {expected}: images, tokens, heads, d")
-
-
-@constexpr
-def _hidden(tokens: tuple[int, ...], end: int) -> Tensor:
-    """(end, end) bool, True where a query must not see a key: the operator's sense."""
-    scale_of_token = np.repeat(np.arange(len(tokens)), tokens)[:end]
-    return Tensor(scale_of_token[:, None] < scale_of_token[None, :])
 
 
 @constexpr

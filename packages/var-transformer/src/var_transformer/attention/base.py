@@ -1,24 +1,25 @@
-"""What every backend of next-scale attention shares: its interface and the cut into segments."""
+"""The interface that every backend of next-scale attention implements, and what they share."""
 
 from collections.abc import Callable
 
+import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
-from var_tokenizer import ScaleSchedule
+from var_tokenizer import Scale, ScaleSchedule
 from var_tokenizer.common import InputError
 
+from var_transformer.attention.cache import KeysValues
 from var_transformer.attention.segments import Plan, cut
 from var_transformer.model.operators import UnitLength
 
-Kept = tuple[Tensor, ...]  # the cache of one block
-
 
 class NextScaleAttention(nn.Cell):
-    """softmax(scale q k^T) v, where a query sees the keys of its own and all coarser scales.
+    """softmax(score_scale q k^T) v, where a query sees what ``ScaleSchedule.visible`` says.
 
     All scales at once are attended in segments (see ``segments``): some coarse scales together
-    under a mask, every finer one alone over its prefix of the keys. A backend says how its
-    heads lie (``heads_of``), how it attends (``attend``) and how its cache grows (``extend``).
+    under a mask, every finer one alone over its prefix of the keys. A backend defines its layout
+    of the heads (``heads_of``, ``merged``), its call (``attend``) and its cache (``empty_cache``,
+    ``extend``).
     """
 
     axis: int  # of the tokens, in the backend's layout
@@ -31,13 +32,14 @@ class NextScaleAttention(nn.Cell):
         cost: Callable[[Plan], float],
         banded: bool = False,
     ) -> None:
-        """cost: of segments, which are cut where it is least. banded: masked calls take a band."""
+        """cost: of segments, cut where it is least. banded: whether a masked call takes a band."""
         super().__init__()
         self.heads = heads
+        self.scales = schedule.scales
         self.offsets = schedule.offsets
         self.tokens = schedule.tokens
         prefixes = (ScaleSchedule(schedule.scales[: k + 1]) for k in range(len(schedule)))
-        # for training on the coarse scales alone, too; as plain tuples, which graphs can read
+        # one for each number of first scales that training may stop at; graphs read plain tuples
         self.plans = tuple(_plain(cut(prefix, cost, banded)) for prefix in prefixes)
         self.unit_length = UnitLength() if unit_length else None
 
@@ -46,74 +48,83 @@ class NextScaleAttention(nn.Cell):
         q_blc: Tensor,
         k_blc: Tensor,
         v_blc: Tensor,
-        scale: Tensor | float,
-        index: int | Tensor | None,
-        past: Kept,
-    ) -> tuple[Tensor, Kept]:
+        score_scale: Tensor | float,
+        k: int | Tensor | None,
+        past: KeysValues,
+    ) -> tuple[Tensor, KeysValues]:
         """Mixed values (B, L, C), and the cache of this block, () where it is written in place.
 
-        scale: of the scores, one number or (1, H, 1, 1). index: the scale that the tokens are, or
-        its ``place``; None for all at once, or for the first few scales. past: cache of this
-        block, with index.
+        score_scale: one number or (1, H, 1, 1). k: the scale that the tokens are, as
+        ``graph_input`` gives it; None for all scales at once, or for the first few. past: the
+        cache of this block; () where k is None.
         Raises InputError for a number of tokens that the schedule does not have.
         """
-        q, k, v = self.heads_of(q_blc, k_blc, v_blc, scale)
-        if index is None:
+        queries, keys, values = self.heads_of(q_blc, k_blc, v_blc, score_scale)
+        if k is None:
             last = last_scale(q_blc.shape[1], self.offsets)
-            mixed, kept = self._all_scales(q, k, v, self.plans[last]), ()
+            mixed, grown = self._all_scales(queries, keys, values, self.plans[last]), ()
         else:
-            check_tokens(q_blc.shape[1], index, self.tokens)
-            mixed, kept = self.extend(q, k, v, index, past)
-        return self.merged(mixed).astype(q_blc.dtype), kept
+            check_tokens(q_blc.shape[1], k, self.tokens)
+            mixed, grown = self.extend(queries, keys, values, k, past)
+        return self.merged(mixed).astype(q_blc.dtype), grown
 
     def projected(
-        self, qkv_bl3c: Tensor, scale: Tensor | float, index: int | Tensor | None, past: Kept
-    ) -> tuple[Tensor, Kept]:
+        self,
+        qkv_bl3c: Tensor,
+        score_scale: Tensor | float,
+        k: int | Tensor | None,
+        past: KeysValues,
+    ) -> tuple[Tensor, KeysValues]:
         """As ``construct``, for queries, keys and values side by side, (B, L, 3 * C)."""
         q_blc, k_blc, v_blc = ops.split(qkv_bl3c, qkv_bl3c.shape[-1] // 3, 2)
-        return self.construct(q_blc, k_blc, v_blc, scale, index, past)
+        return self.construct(q_blc, k_blc, v_blc, score_scale, k, past)
 
-    def _all_scales(self, q: Tensor, k: Tensor, v: Tensor, plan: tuple) -> Tensor:
+    def _all_scales(self, queries: Tensor, keys: Tensor, values: Tensor, plan: tuple) -> Tensor:
         if len(plan) == 1:
-            return self.attend(q, k, v, plan[0])
+            return self.attend(queries, keys, values, plan[0])
         sizes = tuple(end - begin for begin, end, _, _ in plan)
-        qs, ks = ops.split(q, sizes, self.axis), ops.split(k, sizes, self.axis)
-        vs = ops.split(v, sizes, self.axis)
+        qs, ks = ops.split(queries, sizes, self.axis), ops.split(keys, sizes, self.axis)
+        vs = ops.split(values, sizes, self.axis)
         mixed = (self.attend(qs[0], ks[0], vs[0], plan[0]),)
         for i in range(1, len(plan) - 1):
-            # by concatenation: the gradient of a slice would be padded to the whole length
-            keys = ops.concat(ks[: i + 1], self.axis)
-            values = ops.concat(vs[: i + 1], self.axis)
-            mixed = (*mixed, self.attend(qs[i], keys, values, plan[i]))
-        return ops.concat((*mixed, self.attend(qs[-1], k, v, plan[-1])), self.axis)
+            # concatenated: the gradient of a slice would be padded to the whole length
+            prefix_keys = ops.concat(ks[: i + 1], self.axis)
+            prefix_values = ops.concat(vs[: i + 1], self.axis)
+            mixed = (*mixed, self.attend(qs[i], prefix_keys, prefix_values, plan[i]))
+        return ops.concat((*mixed, self.attend(qs[-1], keys, values, plan[-1])), self.axis)
 
-    def place(self, index: int) -> int | Tensor:
-        """Scale ``index`` as an input of a compiled graph.
+    def graph_input(self, k: int) -> int | Tensor:
+        """Scale k as an input of a compiled graph.
 
-        A number is compiled in. A backend that gives a tensor takes all scales in one graph.
+        A backend that gives an int has one graph for each scale; one that gives a tensor has one
+        graph for all scales.
         """
-        return index
+        return k
 
-    def empty_cache(self, batch: int) -> Kept:
+    def empty_cache(self, batch: int) -> KeysValues:
         """The cache of one block before the first scale."""
         raise NotImplementedError
 
     def heads_of(
-        self, q_blc: Tensor, k_blc: Tensor, v_blc: Tensor, scale: Tensor | float
+        self, q_blc: Tensor, k_blc: Tensor, v_blc: Tensor, score_scale: Tensor | float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values in the backend's layout; queries scaled."""
         raise NotImplementedError
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, segment: tuple[int, int, bool, int]
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        segment: tuple[int, int, bool, int],
     ) -> Tensor:
         """One segment's queries over its keys; ``segment`` is (begin, end, masked, reach)."""
         raise NotImplementedError
 
     def extend(
-        self, q: Tensor, k: Tensor, v: Tensor, index: int, past: Kept
-    ) -> tuple[Tensor, Kept]:
-        """One scale over all keys so far, and the cache with it."""
+        self, queries: Tensor, keys: Tensor, values: Tensor, k: int, past: KeysValues
+    ) -> tuple[Tensor, KeysValues]:
+        """Scale k over its own keys and those of ``past``, and the cache with its own."""
         raise NotImplementedError
 
     def merged(self, mixed: Tensor) -> Tensor:
@@ -125,10 +136,20 @@ def _plain(plan: Plan) -> tuple[tuple[int, int, bool, int], ...]:
     return tuple(tuple(segment) for segment in plan)
 
 
-# Both are evaluated while a graph is compiled.
+# These are evaluated while a graph is compiled.
+@constexpr
+def visible_mask(
+    scales: tuple[Scale, ...], end: int, visible: float | bool, hidden: float | bool
+) -> Tensor:
+    """(end, end): what the first ``end`` queries (rows) see of as many keys (columns)."""
+    see_ll = ScaleSchedule(scales).visible[:end, :end]
+    mask_ll = np.where(see_ll, visible, hidden)
+    return Tensor(mask_ll if mask_ll.dtype == bool else mask_ll.astype(np.float32))
+
+
 @constexpr
 def last_scale(count: int, offsets: tuple[int, ...]) -> int:
-    """The scale that a sequence of ``count`` tokens ends with."""
+    """The index of the scale that a sequence of ``count`` tokens ends with."""
     if count not in offsets[1:]:
         raise InputError(
             f"sequence has {count} tokens; expected {offsets[-1]}, those of the schedule "
@@ -138,9 +159,7 @@ def last_scale(count: int, offsets: tuple[int, ...]) -> int:
 
 
 @constexpr
-def check_tokens(count: int, index: int, tokens: tuple[int, ...]) -> None:
-    """Raises InputError unless scale ``index`` has as many tokens."""
-    if count != tokens[index]:
-        raise InputError(
-            f"sequence has {count} tokens; expected {tokens[index]}, those of scale {index}"
-        )
+def check_tokens(count: int, k: int, tokens: tuple[int, ...]) -> None:
+    """Raises InputError unless scale k has ``count`` tokens."""
+    if count != tokens[k]:
+        raise InputError(f"sequence has {count} tokens; expected {tokens[k]}, those of scale {k}")

@@ -7,14 +7,16 @@ from mindspore.ops import constexpr
 from var_tokenizer import ScaleSchedule
 from var_tokenizer.common import KernelLibrary
 
-from var_transformer.attention.base import Kept, NextScaleAttention, check_tokens, last_scale
+from var_transformer.attention.base import NextScaleAttention, check_tokens, last_scale
+from var_transformer.attention.cache import KeysValues
 from var_transformer.attention.segments import scores_and
+from var_transformer.model.operators import filled
 
 _LANES = 16  # floats that the kernels take at once
 
 
 class CpuAttention(NextScaleAttention):
-    """Neither heads nor scores are laid out in memory; other types are cast to float32.
+    """Never lays out heads or scores in memory; casts other types to float32.
 
     The cache of a block is two buffers, written in place: keys (B, H, d, L rounded up to whole
     vectors) and values (B, H, L, d). The head width is a multiple of 16.
@@ -41,33 +43,40 @@ class CpuAttention(NextScaleAttention):
         q_blc: Tensor,
         k_blc: Tensor,
         v_blc: Tensor,
-        scale: Tensor | float,
-        index: int | Tensor | None,
-        past: Kept,
-    ) -> tuple[Tensor, Kept]:
-        return self.projected(ops.concat((q_blc, k_blc, v_blc), 2), scale, index, past)
+        score_scale: Tensor | float,
+        k: int | Tensor | None,
+        past: KeysValues,
+    ) -> tuple[Tensor, KeysValues]:
+        return self.projected(ops.concat((q_blc, k_blc, v_blc), 2), score_scale, k, past)
 
     def projected(
-        self, qkv_bl3c: Tensor, scale: Tensor | float, index: int | Tensor | None, past: Kept
-    ) -> tuple[Tensor, Kept]:
+        self,
+        qkv_bl3c: Tensor,
+        score_scale: Tensor | float,
+        k: int | Tensor | None,
+        past: KeysValues,
+    ) -> tuple[Tensor, KeysValues]:
         dtype = qkv_bl3c.dtype
         qkv_bl3c = qkv_bl3c.astype(ms.float32)
-        scale_h = _filled(self.heads, scale) if isinstance(scale, float) else scale.reshape(-1)
-        if index is None:
+        if isinstance(score_scale, float):
+            scale_h = filled(self.heads, score_scale)
+        else:
+            scale_h = score_scale.reshape(-1)
+        if k is None:
             last_scale(qkv_bl3c.shape[1], self.offsets)
             return self.all_scales(qkv_bl3c, scale_h)[0].astype(dtype), ()
-        if isinstance(index, int):
-            check_tokens(qkv_bl3c.shape[1], index, self.tokens)
-            begin = _position(self.offsets[index])
+        if isinstance(k, int):
+            check_tokens(qkv_bl3c.shape[1], k, self.tokens)
+            begin = _position(self.offsets[k])
         else:
-            begin = index
+            begin = k
         return self.cached(qkv_bl3c, scale_h, begin, self.unit, *past).astype(dtype), ()
 
-    def place(self, index: int) -> Tensor:
-        """The first token of the scale: the same operators serve every number of tokens."""
-        return Tensor(np.array([self.offsets[index]], np.int32))
+    def graph_input(self, k: int) -> Tensor:
+        """The position of the first token: the same operators take every number of tokens."""
+        return Tensor(np.array([self.offsets[k]], np.int32))
 
-    def empty_cache(self, batch: int) -> Kept:
+    def empty_cache(self, batch: int) -> KeysValues:
         length, d = self.offsets[-1], self.head_width
         padded = -(-length // _LANES) * _LANES
         keys = ops.zeros((batch, self.heads, d, padded), ms.float32)
@@ -104,11 +113,6 @@ class _AllScales(nn.Cell):
         self, qkv_bl3c: Tensor, scale_h: Tensor, out: tuple, dout: tuple
     ) -> tuple[Tensor, Tensor]:
         return self.backward(dout[0], qkv_bl3c, scale_h, self.offsets, self.unit, *out)
-
-
-@constexpr
-def _filled(width: int, value: float) -> Tensor:
-    return Tensor(np.full(width, value, np.float32))
 
 
 @constexpr

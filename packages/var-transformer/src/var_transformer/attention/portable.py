@@ -1,11 +1,10 @@
 """Next-scale attention composed of plain operators, for any device and dtype."""
 
-import numpy as np
 from mindspore import Tensor, ops
-from mindspore.ops import constexpr
 from var_tokenizer import ScaleSchedule
 
-from var_transformer.attention.base import Kept, NextScaleAttention
+from var_transformer.attention.base import NextScaleAttention, visible_mask
+from var_transformer.attention.cache import KeysValues
 from var_transformer.attention.segments import scores_and
 
 _HIDDEN = -1e9  # added to the score of a key that a query must not see
@@ -27,44 +26,41 @@ class PortableAttention(NextScaleAttention):
         self.mix = ops.BatchMatMul()
         self.softmax = ops.Softmax(-1)
 
-    def empty_cache(self, batch: int) -> Kept:
+    def empty_cache(self, batch: int) -> KeysValues:
         return ()
 
     def heads_of(
-        self, q_blc: Tensor, k_blc: Tensor, v_blc: Tensor, scale: Tensor | float
+        self, q_blc: Tensor, k_blc: Tensor, v_blc: Tensor, score_scale: Tensor | float
     ) -> tuple[Tensor, Tensor, Tensor]:
         q_bhld, k_bhld, v_bhld = self._apart(q_blc), self._apart(k_blc), self._apart(v_blc)
         if self.unit_length is not None:
             q_bhld, k_bhld = self.unit_length(q_bhld), self.unit_length(k_bhld)
-        return q_bhld * scale, k_bhld, v_bhld
+        return q_bhld * score_scale, k_bhld, v_bhld
 
     def _apart(self, x_blc: Tensor) -> Tensor:
         b, length, c = x_blc.shape
         return x_blc.reshape(b, length, self.heads, c // self.heads).transpose(0, 2, 1, 3)
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, segment: tuple[int, int, bool, int]
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        segment: tuple[int, int, bool, int],
     ) -> Tensor:
-        scores_bhll = self.scores(q, k)
-        if segment[2]:
-            scores_bhll = scores_bhll + _added_mask(self.tokens, segment[1])
-        return self.mix(self.softmax(scores_bhll), v)
+        _, end, masked, _ = segment
+        scores_bhll = self.scores(queries, keys)
+        if masked:
+            scores_bhll = scores_bhll + visible_mask(self.scales, end, 0.0, _HIDDEN)
+        return self.mix(self.softmax(scores_bhll), values)
 
     def extend(
-        self, q: Tensor, k: Tensor, v: Tensor, index: int, past: Kept
-    ) -> tuple[Tensor, Kept]:
+        self, queries: Tensor, keys: Tensor, values: Tensor, k: int, past: KeysValues
+    ) -> tuple[Tensor, KeysValues]:
         if len(past) > 0:
-            k, v = ops.concat((past[0], k), 2), ops.concat((past[1], v), 2)
-        return self.mix(self.softmax(self.scores(q, k)), v), (k, v)
+            keys, values = ops.concat((past[0], keys), 2), ops.concat((past[1], values), 2)
+        return self.mix(self.softmax(self.scores(queries, keys)), values), (keys, values)
 
     def merged(self, mixed: Tensor) -> Tensor:
         b, heads, length, d = mixed.shape
         return mixed.transpose(0, 2, 1, 3).reshape(b, length, heads * d)
-
-
-@constexpr
-def _added_mask(tokens: tuple[int, ...], end: int) -> Tensor:
-    """(end, end): 0 for a visible key, a large negative number for a hidden one."""
-    scale_of_token = np.repeat(np.arange(len(tokens)), tokens)[:end]
-    visible = scale_of_token[:, None] >= scale_of_token[None, :]
-    return Tensor(np.where(visible, 0, _HIDDEN).astype(np.float32))

@@ -65,7 +65,8 @@ class Gelu(nn.Cell):
 
 
 @constexpr
-def _filled(width: int, value: float) -> Tensor:
+def filled(width: int, value: float) -> Tensor:
+    """A vector of one value, float32."""
     return Tensor(np.full(width, value, np.float32))
 
 
@@ -78,7 +79,7 @@ class LayerNorm(nn.Cell):
 
     def construct(self, x_blc: Tensor) -> Tensor:
         c = x_blc.shape[-1]
-        gain, bias = _filled(c, 1.0).astype(x_blc.dtype), _filled(c, 0.0).astype(x_blc.dtype)
+        gain, bias = filled(c, 1.0).astype(x_blc.dtype), filled(c, 0.0).astype(x_blc.dtype)
         return self.layer_norm(x_blc, gain, bias)[0]
 
 
