@@ -10,7 +10,7 @@ def make(folder: Path) -> None:
     """Writes ``vae.safetensors`` and ``var.safetensors`` into ``folder`` where they are missing."""
     import torch
     from var_convert import convert
-    from var_convert.reference.transformer import TorchTokenizer, TorchTransformer
+    from var_convert.reference import TorchTokenizer, TorchTransformer
     from var_tokenizer import TokenizerConfig
     from var_transformer import TransformerConfig
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from var_convert.reference.transformer import TorchTransformer
+    from var_convert.reference import TorchTransformer
     from var_tokenizer import ScaleSchedule
     from var_transformer import Transformer
 
@@ -192,7 +192,7 @@ def _training_batch(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 # -------------------------------------------------------------------------------- PyTorch
 def reference(part: str, weights: Path) -> dict[str, Job]:
     import torch
-    from var_convert.reference.transformer import (
+    from var_convert.reference import (
         TorchTokenizer,
         TorchTransformer,
         torch_generate,

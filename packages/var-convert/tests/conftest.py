@@ -18,7 +18,7 @@ from var_tokenizer import TokenizerConfig
 def _random_model(config, seed=0):
     """The PyTorch reference of ``config`` with weights that keep signals of order one."""
     torch = pytest.importorskip("torch")
-    from var_convert.reference.transformer import TorchTokenizer, TorchTransformer
+    from var_convert.reference import TorchTokenizer, TorchTransformer
 
     kind = TorchTokenizer if isinstance(config, TokenizerConfig) else TorchTransformer
     model, noise = kind(config), torch.Generator().manual_seed(seed)

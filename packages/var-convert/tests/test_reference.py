@@ -10,7 +10,7 @@ from var_tokenizer import SCALES_256, SCALES_512, TokenizerConfig
 from var_transformer import TransformerConfig
 
 torch = pytest.importorskip("torch")
-from var_convert.reference.transformer import (  # noqa: E402
+from var_convert.reference import (  # noqa: E402
     TorchTokenizer,
     TorchTransformer,
     torch_generate,

@@ -16,7 +16,7 @@ from var_train.training.transformer_stage import TransformerStageConfig, Transfo
 from var_transformer import Transformer, TransformerConfig
 
 torch = pytest.importorskip("torch")
-TorchTransformer = pytest.importorskip("var_convert.reference.transformer").TorchTransformer
+TorchTransformer = pytest.importorskip("var_convert.reference").TorchTransformer
 
 SCALES = (1, 2, 3, 4)
 TOKENIZER = TokenizerConfig(

@@ -1,4 +1,4 @@
-"""Names and shapes -> architecture, and back.
+"""Names and shapes of a file's tensors -> the architecture of its model.
 
 A file of published names determines nearly all of its architecture. Two things it may leave open
 are filled by a published rule and reported as assumed: a tokenizer's scale schedule, and the
@@ -6,108 +6,18 @@ number of heads of a transformer without QK-L2 norm.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from var_tokenizer import (
-    SCALES_256,
-    SCALES_512,
-    Scale,
-    ScaleSchedule,
-    TokenizerConfig,
-    tokenizer_shapes,
-)
-from var_tokenizer.common import InputError, quoted
-from var_transformer import TransformerConfig, transformer_shapes
+from var_tokenizer import SCALES_256, SCALES_512, Scale, ScaleSchedule, TokenizerConfig
+from var_tokenizer.common import InputError
+from var_transformer import TransformerConfig
 
 from var_convert.formats.weights import Entry, Weights
-
-Config = TokenizerConfig | TransformerConfig
-Shapes = dict[str, tuple[int, ...]]
-
-KINDS = ("tokenizer", "transformer")
-HITS = "quantize.ema_vocab_hit_SV"  # statistics, no parameter
-LEVELS = "lvl_1L"
-MASK = "attn_bias_for_masking"
+from var_convert.published_names import HITS, LEVELS, PHI, Config, native_name
 
 
-# ------------------------------------------------------------------------- config -> shapes
-def expected_shapes(config: Config) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Native name and shape of every learned tensor and statistic, in the order of the model."""
-    if isinstance(config, TokenizerConfig):
-        return tokenizer_shapes(config)
-    return transformer_shapes(config)
-
-
-# ------------------------------------------------------------------------- derived buffers
-def derived_shapes(config: Config) -> Shapes:
-    """What the published transformer stores besides its learned tensors: name -> shape.
-
-    lvl_1L int64: the scale index of each token. attn_bias_for_masking: 0 where a query sees a
-    key, -inf elsewhere. blocks.*.attn.zero_k_bias: zeros. The published tokenizer has none.
-    """
-    if isinstance(config, TokenizerConfig):
-        return {}
-    length = config.schedule.length
-    return {
-        LEVELS: (1, length),
-        MASK: (1, 1, length, length),
-        **{f"blocks.{i}.attn.zero_k_bias": (config.width,) for i in range(config.depth)},
-    }
-
-
-def derived_values(name: str, config: TransformerConfig) -> np.ndarray:
-    """The values of a derived buffer: int64 for lvl_1L, else float32."""
-    schedule = config.schedule
-    if name == LEVELS:
-        return schedule.scale_of_token[None].astype(np.int64)
-    if name == MASK:
-        return np.where(schedule.visible, np.float32(0), np.float32(-np.inf))[None, None]
-    return np.zeros(config.width, np.float32)
-
-
-def is_derived(name: str) -> bool:
-    """Whether a tensor of that name is a derived buffer, of whatever architecture."""
-    return name in (LEVELS, MASK) or name.endswith(".attn.zero_k_bias")
-
-
-def dtype_model_of(derived: str) -> str:
-    """The learned tensor whose element type a floating derived buffer shares.
-
-    ``model.half()`` and its like convert all floating tensors alike, so this makes a round trip
-    of any uniformly typed file exact.
-    """
-    return "pos_1LC" if derived == MASK else derived.replace("zero_k_bias", "q_bias")
-
-
-# ------------------------------------------------------------------------- names of the phis
-PHI = "quantize.quant_resi."
-
-
-def native_name(name: str) -> str:
-    """One native spelling, ``qresi_ls.{k}``, for the shared convolutions of any count."""
-    tail = name.removeprefix(PHI)
-    if tail == name:
-        return name
-    if tail.startswith("qresi."):
-        return f"{PHI}qresi_ls.0.{tail.removeprefix('qresi.')}"
-    return f"{PHI}qresi_ls.{tail}" if tail[:1].isdigit() else name
-
-
-def published_name(name: str, config: Config) -> str:
-    """The published spelling: ``qresi`` for one convolution, ``{k}`` for K, else ``qresi_ls``."""
-    prefix = f"{PHI}qresi_ls."
-    if not isinstance(config, TokenizerConfig) or not name.startswith(prefix):
-        return name
-    if config.phi_count == 1:
-        return f"{PHI}qresi.{name.removeprefix(f'{prefix}0.')}"
-    if config.phi_count == len(config.scales):
-        return f"{PHI}{name.removeprefix(prefix)}"
-    return name
-
-
-# ------------------------------------------------------------------------- names -> config
 @dataclass(frozen=True)
 class Architecture:
     """assumed: the fields of ``config`` that the file leaves open, set by a published rule."""
@@ -118,22 +28,6 @@ class Architecture:
     @property
     def kind(self) -> str:
         return "tokenizer" if isinstance(self.config, TokenizerConfig) else "transformer"
-
-
-def kind_of(weights: Weights) -> str:
-    """Which of KINDS the names belong to; raises InputError where they belong to neither."""
-    names = weights.tensors
-    if any(name.startswith(("blocks.", "word_embed.")) for name in names):
-        return "transformer"
-    if any(name.startswith(("encoder.", "decoder.", "quantize.")) for name in names):
-        return "tokenizer"
-    shown = ", ".join(quoted(name) for name in list(names)[:3]) + (
-        "" if len(names) <= 3 else ", ..."
-    )
-    raise InputError(
-        f"{weights.source}: not weights of VAR: it holds {shown or 'no tensors'}; "
-        "expected the published names, e.g. encoder.conv_in.weight or word_embed.weight"
-    )
 
 
 class Shaped:
@@ -236,7 +130,7 @@ def infer_transformer(
     width, z = shaped.shape("word_embed.weight", 2)
     depth = shaped.count("blocks.")
     qk_l2_norm = any(name.endswith(".attn.scale_mul_1H11") for name in shaped.tensors)
-    assumed = frozenset()
+    assumed: frozenset[str] = frozenset()
     if qk_l2_norm:
         heads = heads or shaped.shape("blocks.0.attn.scale_mul_1H11", 4)[1]
     elif heads is None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -43,7 +43,7 @@ class ReadConfig:
     using_znorm: bool = False
     """A foreign tokenizer looks codes up by angle, which its file does not tell."""
 
-    def arguments(self) -> dict:
+    def arguments(self) -> dict[str, Any]:
         """As ``convert``, ``inspect`` and ``verify`` take them."""
         scales = None if self.scales is None else parse_scales(self.scales)
         return {
@@ -120,7 +120,7 @@ def main(args: Sequence[str] | None = None) -> int:
             config=(tyro.conf.FlagCreatePairsOff,),
         )
     except SystemExit as end:
-        return end.code
+        return int(end.code or SUCCESS)
     return SUCCESS
 
 
@@ -160,7 +160,7 @@ def _inspect(command: InspectConfig) -> int:
     return SUCCESS
 
 
-def _as_json(found: Inspection) -> dict:
+def _as_json(found: Inspection) -> dict[str, Any]:
     return {
         "file": str(found.path),
         "kind": found.kind,
@@ -280,8 +280,7 @@ def _progress(what: str, unit: str = "MB") -> Iterator[Callable[[int, int], None
         task = bar.add_task(what, total=None, unit=unit)
 
         def progress(done: int, total: int) -> None:
-            total = total / scale if done < total else None
-            bar.update(task, completed=done / scale, total=total)
+            bar.update(task, completed=done / scale, total=total / scale if done < total else None)
 
         yield progress
 

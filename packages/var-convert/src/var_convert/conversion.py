@@ -11,11 +11,12 @@ import numpy as np
 from var_tokenizer import Scale
 from var_tokenizer.common import InputError, check_choice, quoted, replacing
 
-from var_convert.architecture import KINDS, MASK, Config
 from var_convert.formats.dispatch import WRITERS, check_suffix
 from var_convert.formats.dtypes import SHORT_NAMES, widen
 from var_convert.formats.weights import Entry
-from var_convert.opened_model import Model, open_model, tell_assumptions
+from var_convert.kinds import KINDS
+from var_convert.opened_model import OpenedModel, open_model, tell_assumptions
+from var_convert.published_names import MASK, Config
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def convert(
 
 
 def write_model(
-    model: Model, target: Path, progress: Progress = lambda done, total: None
+    model: OpenedModel, target: Path, progress: Progress = lambda done, total: None
 ) -> Conversion:
     """Writes an opened model in the format of the suffix of ``target``, replacing what is there.
 

@@ -9,11 +9,11 @@ import numpy as np
 from var_tokenizer import Scale
 from var_tokenizer.common import weights_checksum
 
-from var_convert.architecture import HITS, Config
 from var_convert.conversion import Progress
 from var_convert.formats.dtypes import LONG_NAMES, widen
 from var_convert.formats.weights import Entry
 from var_convert.opened_model import open_model
+from var_convert.published_names import HITS, Config
 
 
 @dataclass(frozen=True)

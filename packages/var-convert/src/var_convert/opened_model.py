@@ -1,4 +1,4 @@
-"""One model in one file: found, recognised and checked, its tensors under native names."""
+"""One model in one file: found, recognized and checked, its tensors under native names."""
 
 import dataclasses
 import json
@@ -23,36 +23,37 @@ from var_tokenizer.common import (
 from var_transformer import TransformerConfig, parse_class_names
 
 from var_convert.architecture import (
-    KINDS,
-    LEVELS,
-    PHI,
     Architecture,
-    Config,
-    derived_shapes,
-    derived_values,
-    dtype_model_of,
-    expected_shapes,
     format_scales,
     infer_tokenizer,
     infer_transformer,
-    is_derived,
-    kind_of,
-    native_name,
-    published_name,
     transformer_scales,
 )
 from var_convert.formats.dispatch import read_weights
 from var_convert.formats.dtypes import LONG_NAMES, widen
 from var_convert.formats.weights import Entry, Weights, entry_of
+from var_convert.kinds import choose_kind, is_native
+from var_convert.published_names import (
+    LEVELS,
+    PHI,
+    Config,
+    derived_shapes,
+    derived_values,
+    dtype_model_of,
+    expected_shapes,
+    is_derived,
+    native_name,
+    published_name,
+)
 
 log = logging.getLogger(__name__)
 
-ROUNDED_FROM = "rounded_from"
+ROUNDED_FROM, TOKENIZER = "rounded_from", "tokenizer"  # checksums in a native file's metadata
 CONFIG_TYPES = {"tokenizer": TokenizerConfig, "transformer": TransformerConfig}
 
 
 @dataclass(frozen=True)
-class Model:
+class OpenedModel:
     """source: how messages name it. tensors: learned tensors and statistics, native names.
 
     stored: every tensor of the file, under the file's own names.
@@ -92,11 +93,11 @@ class Model:
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """Of a transformer, where the file says them."""
-        if self.kind == "tokenizer":
+        if isinstance(self.config, TokenizerConfig):
             return None
         return parse_class_names(self.notes, self.source, self.config.num_classes)
 
-    def as_dtype(self, dtype: str | None) -> "Model":
+    def as_dtype(self, dtype: str | None) -> "OpenedModel":
         """All floating tensors as ``dtype`` (safetensors name); None leaves each as it is.
 
         A tokenizer that is rounded notes what it was: transformers know it by its checksum.
@@ -111,12 +112,13 @@ class Model:
 
     def published(self) -> dict[str, Entry]:
         """The tensors as PyTorch's strict loading expects: published names, derived buffers."""
-        state = {}
-        for name, entry in self.tensors.items():
-            uniform = self.uniform_phi_names
-            state[name if uniform else published_name(name, self.config)] = entry
-        for name in derived_shapes(self.config):
-            values = derived_values(name, self.config)
+        config, uniform = self.config, self.uniform_phi_names
+        state = {
+            name if uniform else published_name(name, config): entry
+            for name, entry in self.tensors.items()
+        }
+        for name in derived_shapes(config):
+            values = derived_values(name, config)
             if name == LEVELS:
                 state[name] = entry_of(values, "I64")
             else:
@@ -131,7 +133,7 @@ def open_model(
     scales: Sequence[Scale] | None = None,
     heads: int | None = None,
     using_znorm: bool = False,
-) -> Model:
+) -> OpenedModel:
     """The model of a file, or the one of kind ``only`` of a trainer checkpoint that holds two.
 
     scales, heads, using_znorm: replace what the file says or leaves open. Raises InputError where
@@ -142,17 +144,8 @@ def open_model(
         check_integer("heads", heads, 1)
     if scales is not None:
         scales = ScaleSchedule(tuple(scales)).scales
-    found, shown = {}, quoted(path)
-    for weights in read_weights(path):
-        kind = _noted_kind(weights) or kind_of(weights)
-        found[kind] = weights
-    if only is None and len(found) > 1:
-        raise InputError(
-            f"{shown}: holds {' and '.join(found)}; choose with --only {' or --only '.join(found)}"
-        )
-    kind = only or next(iter(found))
-    if kind not in found:
-        raise InputError(f"{shown}: holds a {', '.join(found)}; expected a {kind}")
+    shown = quoted(path)
+    kind, found = choose_kind(shown, read_weights(path), only)
     if heads and kind == "tokenizer":
         raise InputError(f"{shown}: heads is {heads}; expected none for a tokenizer")
     if using_znorm and kind == "transformer":
@@ -160,22 +153,11 @@ def open_model(
     if kind == "tokenizer" and scales is None and "transformer" in found:
         scales = _sibling_scales(found["transformer"])
     model = _checked(found[kind], kind, scales, heads)
-    if not using_znorm:
-        return model
-    config = dataclasses.replace(model.config, using_znorm=True)
-    return dataclasses.replace(model, architecture=Architecture(config, model.architecture.assumed))
-
-
-def _noted_kind(weights: Weights) -> str | None:
-    if weights.metadata.get("format") != "var-mindspore":
-        return None
-    kind = weights.metadata.get("kind")
-    if kind not in KINDS:
-        raise InputError(
-            f"{weights.source}: kind is {quoted(str(kind))!r} in its metadata; "
-            f"expected {' or '.join(KINDS)}"
-        )
-    return kind
+    if using_znorm and isinstance(model.config, TokenizerConfig):
+        config = dataclasses.replace(model.config, using_znorm=True)
+        architecture = Architecture(config, model.architecture.assumed)
+        model = dataclasses.replace(model, architecture=architecture)
+    return model
 
 
 def _sibling_scales(transformer: Weights) -> Sequence[Scale] | None:
@@ -188,7 +170,7 @@ def _sibling_scales(transformer: Weights) -> Sequence[Scale] | None:
 
 def _checked(
     weights: Weights, kind: str, scales: Sequence[Scale] | None, heads: int | None
-) -> Model:
+) -> OpenedModel:
     architecture = _architecture(weights, kind, scales, heads)
     config = architecture.config
     tensors = _native_tensors(weights)
@@ -198,7 +180,7 @@ def _checked(
     learned = {name: entry for name, entry in tensors.items() if not is_derived(name)}
     _check_learned(weights.source, expected, learned)
     _check_derived(weights.source, config, tensors)
-    return Model(
+    return OpenedModel(
         weights.source,
         architecture,
         {name: learned[name] for name in expected},  # in one order, whatever the file's
@@ -210,15 +192,14 @@ def _checked(
 
 def _notes(weights: Weights, config: Config) -> dict[str, str]:
     """What a native file says beside its configuration; raises InputError where it is no sense."""
-    if not _noted_kind(weights):
+    if not is_native(weights):
         return {}
+    fields = ["class_names", TOKENIZER]
     if isinstance(config, TokenizerConfig):
-        fields = (ROUNDED_FROM,)
+        fields = [ROUNDED_FROM]
     else:
-        fields = ("class_names", "tokenizer")
         parse_class_names(weights.metadata, weights.source, config.num_classes)
-    for checksum in set(fields) - {"class_names"}:
-        noted_checksum(weights.metadata, checksum, weights.source)
+    noted_checksum(weights.metadata, fields[-1], weights.source)
     return {name: weights.metadata[name] for name in fields if name in weights.metadata}
 
 
@@ -226,7 +207,7 @@ def _architecture(
     weights: Weights, kind: str, scales: Sequence[Scale] | None, heads: int | None
 ) -> Architecture:
     try:
-        if _noted_kind(weights):
+        if is_native(weights):
             noted = _noted_config(weights, kind)
             given: dict[str, Any] = {"scales": tuple(scales)} if scales else {}
             if heads:
@@ -295,9 +276,7 @@ def _has_uniform_phi_names(weights: Weights, config: Config) -> bool:
         return weights.metadata["phi_names"] == "qresi_ls"
     name = f"{PHI}qresi_ls.0.weight"
     return (
-        not _noted_kind(weights)
-        and name in weights.tensors
-        and published_name(name, config) != name
+        not is_native(weights) and name in weights.tensors and published_name(name, config) != name
     )
 
 
@@ -310,22 +289,23 @@ def _numbers(entry: Entry) -> Iterator[np.ndarray]:
     return (widen(piece, entry.dtype) for piece in entry.pieces())
 
 
-def tell_assumptions(model: Model) -> None:
+def tell_assumptions(model: OpenedModel) -> None:
     """Logs what of the architecture the file left open, and how to say otherwise."""
+    config = model.config
     if "scales" in model.architecture.assumed:
-        published = len(model.config.scales) == len(SCALES_256)
+        published = len(config.scales) == len(SCALES_256)
         log.log(
             logging.INFO if published else logging.WARNING,
             "%s: a tokenizer's file holds its number of scales, not their sizes: assuming %s; "
             "where that is wrong, give --scales",
             model.source,
-            format_scales(model.config.scales),
+            format_scales(config.scales),
         )
-    if "heads" in model.architecture.assumed:
+    if "heads" in model.architecture.assumed and isinstance(config, TransformerConfig):
         log.warning(
             "%s: a transformer without QK-L2 norm does not show its number of heads: assuming %d "
             "from its width of %d; where that is wrong, give --heads",
             model.source,
-            model.config.heads,
-            model.config.width,
+            config.heads,
+            config.width,
         )

@@ -12,13 +12,13 @@ from var_tokenizer.common import InputError, write_checkpoint
 from var_transformer import TransformerConfig
 
 from var_convert.conversion import write_model
-from var_convert.opened_model import Model
+from var_convert.opened_model import OpenedModel
 
 if TYPE_CHECKING:
     import mindspore
     import torch
 
-    from var_convert.reference.transformer import TorchTokenizer
+    from var_convert.reference import TorchTokenizer
 
 ArrayLike = Union[np.ndarray, "mindspore.Tensor", "torch.Tensor"]
 
@@ -68,7 +68,7 @@ class ForwardDifference:
         )
 
 
-def compare_forward(torch_side: Model, mindspore_side: Model) -> ForwardDifference:
+def compare_forward(torch_side: OpenedModel, mindspore_side: OpenedModel) -> ForwardDifference:
     """Runs both models on a random image, or on a random label and random inputs.
 
     Raises InputError where PyTorch is not installed.
@@ -86,13 +86,13 @@ def compare_forward(torch_side: Model, mindspore_side: Model) -> ForwardDifferen
         return _compare_transformers(torch_side, native, Path(folder) / "tokenizer.safetensors")
 
 
-def _compare_tokenizers(torch_side: Model, native: Path) -> ForwardDifference:
+def _compare_tokenizers(torch_side: OpenedModel, native: Path) -> ForwardDifference:
     import torch
     from var_tokenizer import Tokenizer
 
-    from var_convert.reference.transformer import reference_of
+    from var_convert.reference import TorchTokenizer
 
-    reference, tokenizer = reference_of(torch_side), Tokenizer.load(native)
+    reference, tokenizer = TorchTokenizer.of(torch_side), Tokenizer.load(native)
     rows, columns = reference.config.image_size
     noise = torch.Generator().manual_seed(0)
     images = torch.rand(BATCH, 3, rows, columns, generator=noise) * 2 - 1
@@ -109,15 +109,16 @@ def _compare_tokenizers(torch_side: Model, native: Path) -> ForwardDifference:
         )
 
 
-def _compare_transformers(torch_side: Model, native: Path, made: Path) -> ForwardDifference:
+def _compare_transformers(torch_side: OpenedModel, native: Path, made: Path) -> ForwardDifference:
     """The images need a tokenizer: a small one with random weights, the same on both sides."""
     import torch
     from var_tokenizer import Tokenizer
     from var_transformer import Transformer, generate
 
-    from var_convert.reference.transformer import reference_of, torch_generate
+    from var_convert.reference import TorchTransformer, torch_generate
 
-    reference, model, config = reference_of(torch_side), Transformer.load(native), torch_side.config
+    reference, model = TorchTransformer.of(torch_side), Transformer.load(native)
+    config = reference.config
     tokenizer = _random_tokenizer(config)
     weights = {name: tensor.numpy() for name, tensor in tokenizer.state_dict().items()}
     write_checkpoint(made, "tokenizer", tokenizer.config, weights)
@@ -139,7 +140,7 @@ def _compare_transformers(torch_side: Model, native: Path, made: Path) -> Forwar
 def _random_tokenizer(config: TransformerConfig) -> "TorchTokenizer":
     import torch
 
-    from var_convert.reference.transformer import TorchTokenizer
+    from var_convert.reference import TorchTokenizer
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -15,7 +15,7 @@ from var_convert.architecture import Architecture
 from var_convert.conversion import Progress
 from var_convert.formats.dtypes import LONG_NAMES, widen
 from var_convert.formats.weights import Entry
-from var_convert.opened_model import Model, open_model, tell_assumptions
+from var_convert.opened_model import OpenedModel, open_model, tell_assumptions
 from var_convert.parity import ForwardDifference, compare_forward
 
 
@@ -90,7 +90,7 @@ def verify(
     return replace(result, forward=compare_forward(torch_side, other))
 
 
-def _fill_in(model: Model, other: Model) -> Model:
+def _fill_in(model: OpenedModel, other: OpenedModel) -> OpenedModel:
     """What ``model`` had to assume, taken from the other file where that knows it."""
     known = model.architecture.assumed - other.architecture.assumed
     fields = {field: getattr(other.config, field) for field in known}
@@ -100,13 +100,15 @@ def _fill_in(model: Model, other: Model) -> Model:
     return replace(model, architecture=Architecture(config, model.architecture.assumed - known))
 
 
-def _architecture_differences(a: Model, b: Model) -> tuple[str, ...]:
+def _architecture_differences(a: OpenedModel, b: OpenedModel) -> tuple[str, ...]:
     fields = [field.name for field in dataclasses.fields(a.config)]
     values = [(field, getattr(a.config, field), getattr(b.config, field)) for field in fields]
     return tuple(f"{field} is {one} and {two}" for field, one, two in values if one != two)
 
 
-def _compare_tensors(a: Model, b: Model, progress: Progress) -> tuple[TensorDifference, ...]:
+def _compare_tensors(
+    a: OpenedModel, b: OpenedModel, progress: Progress
+) -> tuple[TensorDifference, ...]:
     names = list(dict.fromkeys([*a.tensors, *b.tensors]))
     results = []
     for done, name in enumerate(names, 1):

@@ -3,9 +3,11 @@
 NumPy has no bfloat16: arrays of it are carried as uint16 bits.
 """
 
+from typing import Any
+
 import numpy as np
 
-NUMPY = {
+NUMPY: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -18,18 +20,7 @@ NUMPY = {
     "BOOL": np.dtype(np.bool_),
 }
 FLOATING = ("F64", "F32", "F16", "BF16")
-LONG_NAMES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
+LONG_NAMES = {short: dtype.name for short, dtype in NUMPY.items()} | {"BF16": "bfloat16"}
 SHORT_NAMES = {long: short for short, long in LONG_NAMES.items()}
 
 

@@ -143,7 +143,7 @@ def write_pth(path: Path, tensors: Mapping[str, Entry], metadata: Mapping[str, s
     """
     torch = _torch(path)
     state = OrderedDict((name, _tensor(torch, entry)) for name, entry in tensors.items())
-    state.var_mindspore = dict(metadata)
+    vars(state)["var_mindspore"] = dict(metadata)
     torch.save(state, path)
 
 

@@ -60,4 +60,4 @@ def write_safetensors(
         file.write(text)
         for name in order:
             for piece in tensors[name].pieces():
-                file.write(memoryview(np.ascontiguousarray(piece)).cast("B"))
+                file.write(np.ascontiguousarray(piece).data.cast("B"))

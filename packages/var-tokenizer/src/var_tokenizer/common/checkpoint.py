@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -27,6 +27,11 @@ from var_tokenizer.common.safetensors import (
 )
 
 Config = TypeVar("Config")
+
+
+class _Shaped(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
 
 def write_checkpoint(
@@ -167,7 +172,7 @@ def _tuples(value: object) -> object:
 
 
 def check_tensors(
-    source: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, np.ndarray]
+    source: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, _Shaped]
 ) -> None:
     """Raises InputError unless ``found`` has exactly the names and shapes of ``expected``.
 

@@ -1,0 +1,87 @@
+"""What the published checkpoints hold: names, shapes and derived buffers of an architecture."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from var_tokenizer import TokenizerConfig, tokenizer_shapes
+from var_transformer import TransformerConfig, transformer_shapes
+
+Config = TokenizerConfig | TransformerConfig
+Shapes = dict[str, tuple[int, ...]]
+
+HITS = "quantize.ema_vocab_hit_SV"  # statistics, no parameter
+PHI = "quantize.quant_resi."  # the shared residual convolutions
+LEVELS = "lvl_1L"
+MASK = "attn_bias_for_masking"
+
+
+# ------------------------------------------------------------------------- config -> shapes
+def expected_shapes(config: Config) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Native name and shape of every learned tensor and statistic, in the order of the model."""
+    if isinstance(config, TokenizerConfig):
+        return tokenizer_shapes(config)
+    return transformer_shapes(config)
+
+
+# ------------------------------------------------------------------------- derived buffers
+def derived_shapes(config: Config) -> Shapes:
+    """What the published transformer stores besides its learned tensors: name -> shape.
+
+    lvl_1L int64: the scale index of each token. attn_bias_for_masking: 0 where a query sees a
+    key, -inf elsewhere. blocks.*.attn.zero_k_bias: zeros. The published tokenizer has none.
+    """
+    if isinstance(config, TokenizerConfig):
+        return {}
+    length = config.schedule.length
+    return {
+        LEVELS: (1, length),
+        MASK: (1, 1, length, length),
+        **{f"blocks.{i}.attn.zero_k_bias": (config.width,) for i in range(config.depth)},
+    }
+
+
+def derived_values(name: str, config: Config) -> np.ndarray:
+    """The values of a derived buffer: int64 for lvl_1L, else float32."""
+    schedule = config.schedule
+    if name == LEVELS:
+        return schedule.scale_of_token[None].astype(np.int64)
+    if name == MASK:
+        return np.where(schedule.visible, np.float32(0), np.float32(-np.inf))[None, None]
+    return np.zeros(derived_shapes(config)[name], np.float32)
+
+
+def is_derived(name: str) -> bool:
+    """Whether a tensor of that name is a derived buffer, of whatever architecture."""
+    return name in (LEVELS, MASK) or name.endswith(".attn.zero_k_bias")
+
+
+def dtype_model_of(derived: str) -> str:
+    """The learned tensor whose element type a floating derived buffer shares.
+
+    ``model.half()`` and its like convert all floating tensors alike, so this makes a round trip
+    of any uniformly typed file exact.
+    """
+    return "pos_1LC" if derived == MASK else derived.replace("zero_k_bias", "q_bias")
+
+
+# ------------------------------------------------------------------------- names of the phis
+def native_name(name: str) -> str:
+    """One native spelling, ``qresi_ls.{k}``, for the shared convolutions of any count."""
+    tail = name.removeprefix(PHI)
+    if tail == name:
+        return name
+    if tail.startswith("qresi."):
+        return f"{PHI}qresi_ls.0.{tail.removeprefix('qresi.')}"
+    return f"{PHI}qresi_ls.{tail}" if tail[:1].isdigit() else name
+
+
+def published_name(name: str, config: Config) -> str:
+    """The published spelling: ``qresi`` for one convolution, ``{k}`` for K, else ``qresi_ls``."""
+    prefix = f"{PHI}qresi_ls."
+    if not isinstance(config, TokenizerConfig) or not name.startswith(prefix):
+        return name
+    if config.phi_count == 1:
+        return f"{PHI}qresi.{name.removeprefix(f'{prefix}0.')}"
+    if config.phi_count == len(config.scales):
+        return f"{PHI}{name.removeprefix(prefix)}"
+    return name
