@@ -49,15 +49,15 @@ def test_every_kind_of_image_that_can_be_read_is_taken(tree, suffix):
     write(tree / "train" / "cat" / f"2.{suffix}", kind=kinds.get(suffix, suffix.upper()))
     assert f"cat/2.{suffix}" in train_names(tree)
     images, _ = load_image_tree(tree, SIZE)
-    assert images.batch([2])[0].shape == (1, 3, *SIZE) and len(images) == 5
+    assert images.batch([2])[0].shape == (1, *SIZE, 3) and len(images) == 5
 
 
 def test_an_image_is_read_by_its_content_whatever_its_suffix(tree, caplog):
     write(tree / "train" / "cat" / "2.jpg", seed=9, kind="WEBP")
     write(tree / "train" / "cat" / "2.png", seed=9, kind="WEBP")
     images, _ = load_image_tree(tree, SIZE)
-    pixels_bcyx, _ = images.batch([2, 3])
-    np.testing.assert_array_equal(pixels_bcyx[0], pixels_bcyx[1])
+    pixels_byxc, _ = images.batch([2, 3])
+    np.testing.assert_array_equal(pixels_byxc[0], pixels_byxc[1])
     assert not caplog.records
 
 
@@ -94,8 +94,8 @@ def test_a_pipe_that_takes_an_images_place_after_the_scan_does_not_hang(tree):
     path = tree / "train" / "cat" / "1.png"
     path.unlink()
     os.mkfifo(path)
-    pixels_bcyx, _ = images.batch([0, 1])  # the next of the class stands in
-    np.testing.assert_array_equal(pixels_bcyx[0], pixels_bcyx[1])
+    pixels_byxc, _ = images.batch([0, 1])  # the next of the class stands in
+    np.testing.assert_array_equal(pixels_byxc[0], pixels_byxc[1])
 
 
 @pytest.mark.parametrize("name", [".hidden.png", "._0.png"])
@@ -189,8 +189,8 @@ def test_a_name_that_is_not_utf_8_is_read_like_any_other(tree):
         (tree / split / "dog").rename(tree / split / os.fsdecode(b"d\xf6g"))
     images, _ = load_image_tree(tree, SIZE)
     assert images.classes == ("cat", "d\udcf6g")
-    pixels_bcyx, _ = images.batch([0, 2])
-    np.testing.assert_array_equal(pixels_bcyx[0], pixels_bcyx[1])
+    pixels_byxc, _ = images.batch([0, 2])
+    np.testing.assert_array_equal(pixels_byxc[0], pixels_byxc[1])
 
 
 @pytest.mark.parametrize("memory_limit", [2**30, 0], ids=["memory", "lazy"])

@@ -71,9 +71,8 @@ def test_image_n_of_the_report_has_the_stream_n_of_the_seed_whatever_the_batch(
 def grid(model, tokenizer, sampling: SamplingConfig) -> np.ndarray:
     """What a validation draws, two images of each class."""
     rng = np.random.default_rng(0)
-    lengths = model.config.schedule.tokens
-    ids = [rng.integers(0, 16, (8, length)).astype(np.int32) for length in lengths]
-    tokens = TokenSet(ids, (np.arange(8) % CLASSES).astype(np.int32))
+    ids_nl = rng.integers(0, 16, (8, model.config.schedule.length)).astype(np.int32)
+    tokens = TokenSet(ids_nl, (np.arange(8) % CLASSES).astype(np.int32))
     stage = TransformerStageConfig(batch=8, samples_per_class=2)
     training = TransformerTraining(model, tokenizer, tokens, tokens, stage, 7, sampling)
     return training.validate(0)["samples"]

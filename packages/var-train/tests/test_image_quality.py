@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 from var_tokenizer import Tokenizer, TokenizerConfig
-from var_tokenizer.common import InputError
+from var_tokenizer.common import InputError, to_model_range
 from var_train.data.image_sources import ImageSet
 from var_train.reports.image_quality import fid
 from var_train.reports.tokenizer_quality import measure_tokenizer
@@ -159,7 +159,7 @@ def test_figures_are_means_over_the_images_whatever_the_batch(batch):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
     images = ImageSet(pixels, np.zeros(5, np.int32), ("a",))
     figures = measure_tokenizer(tokenizer, images, batch)
-    originals = images.batch(np.arange(5))[0]
+    originals = to_model_range(pixels)
     ids = [np.asarray(i) for i in tokenizer.encode(originals)]
     error_n = ((np.asarray(tokenizer.decode(ids)) - originals).astype(np.float64) ** 2).mean(
         (1, 2, 3)

@@ -1,24 +1,12 @@
 import logging
 import shutil
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
-from sklearn.datasets import load_digits
-from var_tokenizer import Tokenizer, TokenizerConfig
-from var_tokenizer.common import InputError, to_model_range, to_pixels, to_unit_range
-from var_train.data.batches import epoch_order
-from var_train.data.digits import load_digits_split
+from var_tokenizer.common import InputError
 from var_train.data.image_sources import ImageFolder, ImageSet, load_image_tree, read_image
-from var_train.data.token_sources import EncodedImages
-from var_train.training.tokenizer_stage import TokenizerStageConfig, TokenizerTraining
-from var_train.training.transformer_stage import TransformerStageConfig, TransformerTraining
-from var_transformer import Transformer, TransformerConfig
 
 SIZE = (8, 12)
 IN_MEMORY, LAZY = 2**30, 0
@@ -52,84 +40,27 @@ def tree(tmp_path):
     return write_tree(tmp_path / "tree")
 
 
-# Ranges and order
-
-
-@given(arrays(np.uint8, array_shapes(min_dims=3, max_dims=3, max_side=5).map(lambda s: (*s, 3))))
-def test_pixels_survive_the_way_to_the_model_range_and_back(images_nyxc):
-    images_ncyx = to_model_range(images_nyxc)
-    assert images_ncyx.dtype == np.float32
-    assert images_ncyx.shape == tuple(images_nyxc.shape[axis] for axis in (0, 3, 1, 2))
-    assert images_ncyx.min() >= -1 and images_ncyx.max() <= 1
-    np.testing.assert_array_equal(to_pixels(to_unit_range(images_ncyx)), images_nyxc)
-
-
-def test_values_outside_the_model_range_become_black_and_white():
-    images_ncyx = np.stack([np.full((3, 1, 1), -1.5), np.full((3, 1, 1), 7.0)])
-    assert to_pixels(to_unit_range(images_ncyx))[:, 0, 0, 0].tolist() == [0, 255]
-
-
-@given(st.integers(0, 300), st.integers(0, 2**40), st.integers(0, 10**6))
-def test_an_epochs_order_holds_every_image_once_and_depends_on_seed_and_epoch_alone(n, seed, epoch):
-    order = epoch_order(n, seed, epoch)
-    assert sorted(order.tolist()) == list(range(n))
-    np.testing.assert_array_equal(order, epoch_order(n, seed, epoch))
-
-
-def test_epochs_and_seeds_differ_in_their_order():
-    orders = {tuple(epoch_order(50, seed, epoch)) for seed in range(3) for epoch in range(3)}
-    assert len(orders) == 9
-
-
-def test_the_order_of_an_epoch_is_the_one_that_earlier_versions_gave():
-    assert epoch_order(8, seed=3, epoch=5).tolist() == [4, 0, 2, 6, 5, 1, 3, 7]
-
-
-def test_both_stages_take_the_images_of_an_epoch_alike():
-    taken: list[int] = []
-
-    class Recorded(ImageSet):
-        def batch(self, indices, flip=None):
-            taken.extend(indices)
-            return super().batch(indices, flip)
-
-    images = Recorded(np.zeros((10, 4, 4, 3), np.uint8), np.zeros(10, np.int32), ("a",))
-    size = {"vocab_size": 8, "latent_channels": 4, "scales": (1, 4)}
-    tokenizer = Tokenizer(TokenizerConfig(channels=32, channel_multipliers=(1,), **size), 0)
-    first = TokenizerTraining(tokenizer, images, images, TokenizerStageConfig(epochs=2, batch=4), 7)
-    model = Transformer(TransformerConfig(depth=1, width=32, heads=2, num_classes=1, **size))
-    settings = TransformerStageConfig(epochs=2, batch=4)
-    tokens = EncodedImages(tokenizer, images)
-    second = TransformerTraining(model, tokenizer, tokens, tokens, settings, 7)
-    assert first.steps == second.steps == 5
-    for step in range(5):
-        first._images(step, np.random.default_rng(0))
-    assert sorted(taken[:10]) == sorted(taken[10:]) == list(range(10))
-    drawn = [i for step in range(5) for part in second._draw(step) for i in part.indices_b]
-    assert drawn == taken
-
-
 # Images in memory
 
 
 def test_a_batch_holds_the_images_and_labels_at_its_indices():
     images_nyxc = np.stack([noise(seed) for seed in range(4)])
     images = ImageSet(images_nyxc, np.array([0, 1, 0, 1], np.int32), ("a", "b"))
-    batch_bcyx, labels_b = images.batch([3, 0, 3])
+    pixels_byxc, labels_b = images.batch([3, 0, 3])
     assert len(images) == 4
-    assert batch_bcyx.dtype == np.float32 and labels_b.dtype == np.int32
-    np.testing.assert_array_equal(to_pixels(to_unit_range(batch_bcyx)), images_nyxc[[3, 0, 3]])
+    assert pixels_byxc.dtype == np.uint8 and labels_b.dtype == np.int32
+    np.testing.assert_array_equal(pixels_byxc, images_nyxc[[3, 0, 3]])
     assert labels_b.tolist() == [1, 0, 1]
 
 
 @both_forms
 def test_only_the_images_that_flip_names_are_mirrored(tree, memory_limit):
     images, _ = load_image_tree(tree, SIZE, memory_limit=memory_limit)
-    plain_bcyx, _ = images.batch([0, 1])
-    mirrored_bcyx, _ = images.batch([0, 1], flip=np.array([False, True]))
-    np.testing.assert_array_equal(mirrored_bcyx[0], plain_bcyx[0])
-    np.testing.assert_array_equal(mirrored_bcyx[1], plain_bcyx[1, :, :, ::-1])
-    np.testing.assert_array_equal(images.batch([0, 1])[0], plain_bcyx)
+    plain_byxc, _ = images.batch([0, 1])
+    mirrored_byxc, _ = images.batch([0, 1], flip=np.array([False, True]))
+    np.testing.assert_array_equal(mirrored_byxc[0], plain_byxc[0])
+    np.testing.assert_array_equal(mirrored_byxc[1], plain_byxc[1, :, ::-1])
+    np.testing.assert_array_equal(images.batch([0, 1])[0], plain_byxc)
 
 
 @pytest.mark.parametrize("label", [-1, 2])
@@ -152,39 +83,6 @@ def test_arrays_of_another_shape_or_dtype_are_an_error(images, labels, named):
         ImageSet(images, labels, ("a",))
 
 
-# The embedded digits
-
-
-def test_the_embedded_digits_are_scikit_learns_split_in_two():
-    train, val = load_digits_split()
-    assert (len(train), len(val)) == (1437, 360)
-    assert train.classes == val.classes == tuple("0123456789")
-    both_nyxc = np.concatenate([train.images_nyxc, val.images_nyxc])
-    labels_n = np.concatenate([train.labels_n, val.labels_n])
-    assert both_nyxc.shape == (1797, 32, 32, 3)
-    assert (both_nyxc == both_nyxc[..., :1]).all()
-
-    with (resources.files("var_train.data") / "digits.npz").open("rb") as file:
-        shipped = dict(np.load(file))
-    digits, in_train_n = load_digits(), shipped["in_train_n"]
-    np.testing.assert_array_equal(shipped["images_nyx"], digits.images)
-    np.testing.assert_array_equal(
-        labels_n, np.r_[digits.target[in_train_n], digits.target[~in_train_n]]
-    )
-    originals_nyx = np.concatenate([digits.images[in_train_n], digits.images[~in_train_n]])
-    # Enlarging smooths, which costs contrast but keeps the shape: two digits of a class
-    # typically correlate by 0.7, the best lookalike of one by 0.95.
-    averaged_nyx = both_nyxc[..., 0].reshape(-1, 8, 4, 8, 4).mean(axis=(2, 4))
-    for averaged_yx, original_yx in zip(averaged_nyx, originals_nyx, strict=True):
-        assert np.corrcoef(averaged_yx.ravel(), original_yx.ravel())[0, 1] > 0.97
-
-
-def test_every_digit_is_in_both_parts_in_proportion():
-    train, val = load_digits_split()
-    share = np.bincount(val.labels_n) / (np.bincount(val.labels_n) + np.bincount(train.labels_n))
-    assert share.min() > 0.19 and share.max() < 0.21
-
-
 # Folders
 
 
@@ -198,10 +96,10 @@ def test_a_tree_gives_its_images_in_sorted_order_with_their_folders_as_classes(t
     assert train.classes == val.classes == ("cat", "dog")
     assert (len(train), len(val)) == (6, 6)
     for images, first_seed in ((train, 0), (val, 6)):
-        batch_bcyx, labels_b = images.batch(np.arange(6))
+        pixels_byxc, labels_b = images.batch(np.arange(6))
         assert labels_b.tolist() == [0, 0, 0, 1, 1, 1]
         expected = np.stack([noise(first_seed + n) for n in range(6)])
-        np.testing.assert_array_equal(to_pixels(to_unit_range(batch_bcyx)), expected)
+        np.testing.assert_array_equal(pixels_byxc, expected)
 
 
 def test_suffixes_count_whatever_their_case(tmp_path):
@@ -268,11 +166,9 @@ def test_the_next_image_of_the_class_stands_in_for_a_truncated_one_which_a_warni
     truncate(path)
     train, _ = load_image_tree(tree, SIZE, memory_limit=memory_limit)
     for _ in range(2):
-        batch_bcyx, labels_b = train.batch([broken, 3])
+        pixels_byxc, labels_b = train.batch([broken, 3])
         assert labels_b.tolist() == [0, 1]
-        np.testing.assert_array_equal(
-            to_pixels(to_unit_range(batch_bcyx)), np.stack([noise(stands_in), noise(3)])
-        )
+        np.testing.assert_array_equal(pixels_byxc, np.stack([noise(stands_in), noise(3)]))
     (record,) = caplog.records
     assert record.levelno == logging.WARNING and str(path) in record.message
     assert "unreadable image" in record.message

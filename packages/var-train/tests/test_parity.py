@@ -45,9 +45,8 @@ PEER = Path(__file__).resolve().parents[4] / "shared" / "peer" / "torch_var.py"
 def tokens() -> TokenSet:
     """Twenty images; one of them has the label of no class, as a dropped condition has."""
     rng = np.random.default_rng(0)
-    lengths = MODEL.schedule.tokens
-    ids = [rng.integers(0, 48, (20, length)).astype(np.int32) for length in lengths]
-    return TokenSet(ids, (np.arange(20) % 6).astype(np.int32))
+    ids_nl = rng.integers(0, 48, (20, MODEL.schedule.length)).astype(np.int32)
+    return TokenSet(ids_nl, (np.arange(20) % 6).astype(np.int32))
 
 
 TOKENS = tokens()
@@ -99,12 +98,13 @@ def peer_of(config: TransformerConfig, path: Path):
 
 def torch_step_loss(logits_of, tokenizer: Tokenizer, step: int):
     """The loss of a step by its definition, of the images that the trainer takes for it."""
-    ids, labels_b = TOKENS.batch(step_indices(len(TOKENS), STAGE.batch, 0, step))
-    inputs_blz = torch.tensor(tokenizer.teacher_inputs(ids).asnumpy())
+    ids_bl, labels_b = TOKENS.batch(step_indices(len(TOKENS), STAGE.batch, 0, step))
+    inputs_blz = tokenizer.teacher_inputs(MODEL.schedule.split(ids_bl))
+    inputs_blz = torch.tensor(inputs_blz.asnumpy())
     logits_blv = logits_of(torch.tensor(labels_b).long(), inputs_blz)
     loss_bl = torch.nn.functional.cross_entropy(
         logits_blv.transpose(1, 2),
-        torch.tensor(np.concatenate(ids, 1)).long(),
+        torch.tensor(ids_bl).long(),
         reduction="none",
         label_smoothing=STAGE.label_smoothing,
     )

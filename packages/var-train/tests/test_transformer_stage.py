@@ -46,14 +46,17 @@ def tokens(count: int, seed: int) -> TokenSet:
     """Each class has its own four tokens."""
     rng = np.random.default_rng(seed)
     labels_n = rng.integers(0, 3, count).astype(np.int32)
-    ids, flipped = (
-        [
-            (4 * labels_n[:, None] + rng.integers(0, 4, (count, length))).astype(np.int32)
-            for length in MODEL.schedule.tokens
-        ]
+    ids_nl, flipped_nl = (
+        np.concatenate(
+            [
+                (4 * labels_n[:, None] + rng.integers(0, 4, (count, length))).astype(np.int32)
+                for length in MODEL.schedule.tokens
+            ],
+            1,
+        )
         for _ in range(2)
     )
-    return TokenSet(ids, labels_n, flipped)
+    return TokenSet(ids_nl, labels_n, flipped_nl)
 
 
 TRAIN, VAL = tokens(30, 0), tokens(7, 1)
@@ -202,10 +205,10 @@ def test_a_validation_is_the_mean_over_its_images_whatever_the_batch(batch):
         ops.assign(parameter, ms.Tensor(drawn.astype(np.float32)))
     config = TransformerStageConfig(batch=batch, samples_per_class=0, scale_weights=(3, 2, 1))
     found = TransformerTraining(model, tokenizer, TRAIN, VAL, config, seed=0).validate(0)
-    ids, labels_b = VAL.batch(np.arange(len(VAL)))
-    logits_blv = model.logits(labels_b, tokenizer.teacher_inputs(ids)).asnumpy().astype(np.float64)
+    ids_bl, labels_b = VAL.batch(np.arange(len(VAL)))
+    inputs_blz = tokenizer.teacher_inputs(MODEL.schedule.split(ids_bl))
+    logits_blv = model.logits(labels_b, inputs_blz).asnumpy().astype(np.float64)
     logits_blv -= np.log(np.exp(logits_blv).sum(-1, keepdims=True))
-    ids_bl = np.concatenate(ids, 1)
     loss_bl = -np.take_along_axis(logits_blv, ids_bl[..., None], -1)[..., 0]
     hit_bl = logits_blv.argmax(-1) == ids_bl
     split = MODEL.schedule.split
@@ -289,7 +292,7 @@ def test_a_flip_without_mirrored_tokens_is_refused():
         TransformerTraining(
             Transformer(MODEL, 0),
             Tokenizer(TOKENIZER, 0),
-            dataclasses.replace(TRAIN, flipped=None),
+            dataclasses.replace(TRAIN, flipped_nl=None),
             VAL,
             TransformerStageConfig(batch=8, flip=True, optimizer=AdamWConfig()),
             seed=0,

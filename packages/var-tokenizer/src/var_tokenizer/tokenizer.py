@@ -75,9 +75,8 @@ class _Pass(nn.Cell):
 
 class _Encode(_Pass):
     @ms.jit
-    def construct(self, images_bcyx: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        latent = self.quant_conv(self.encoder(images_bcyx.transpose(0, 2, 3, 1)))
-        return self.quantize.encode(latent)
+    def construct(self, images_byxc: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        return self.quantize.encode(self.quant_conv(self.encoder(images_byxc)))
 
 
 class _Decode(_Pass):
@@ -99,22 +98,33 @@ class _Mixture(_Pass):
         return self.quantize.mixture(weights_blv, scale)
 
 
-class _SumScales(_Pass):
+class _PassOverScales(_Pass):
+    """One that reads ids (B, L), the scales one after another."""
+
+    def __init__(self, tokenizer: "Tokenizer") -> None:
+        super().__init__(tokenizer)
+        self.offsets = tokenizer.schedule.offsets
+
+    def contribution(self, ids_bl: Tensor, k: int) -> Tensor:
+        return self.quantize.contribution(ids_bl[:, self.offsets[k] : self.offsets[k + 1]], k)
+
+
+class _SumScales(_PassOverScales):
     @ms.jit
-    def construct(self, ids: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def construct(self, ids_bl: Tensor) -> tuple[Tensor, ...]:
         total, sums = 0.0, ()
-        for k in range(len(ids)):
-            total = total + self.quantize.contribution(ids[k], k)
+        for k in range(len(self.offsets) - 1):
+            total = total + self.contribution(ids_bl, k)
             sums = (*sums, total)
         return sums
 
 
-class _TeacherInputs(_Pass):
+class _TeacherInputs(_PassOverScales):
     @ms.jit
-    def construct(self, ids: tuple[Tensor, ...]) -> Tensor:
+    def construct(self, ids_bl: Tensor) -> Tensor:
         total, parts = 0.0, ()
-        for k in range(len(ids) - 1):
-            total = total + self.quantize.contribution(ids[k], k)
+        for k in range(len(self.offsets) - 2):
+            total = total + self.contribution(ids_bl, k)
             parts = (*parts, self.quantize.downsample(total, k + 1))
         return ops.concat(parts, 1)
 
@@ -260,6 +270,14 @@ class Tokenizer(nn.Cell):
         with self._compiled.turn():
             return self._compiled.teacher_inputs(self._check_ids(ids))
 
+    def training_inputs(self, ids_bl: Tensor) -> Tensor:
+        """``teacher_inputs`` for a training loop, whose tokens were checked when they were read.
+
+        ids_bl: (B, L) int32, the scales one after another, each id in [0, vocab_size).
+        """
+        with self._compiled.turn():
+            return self._compiled.teacher_inputs(ids_bl)
+
     # ------------------------------------------------------------ for the transformer
     @property
     def schedule(self) -> ScaleSchedule:
@@ -291,7 +309,7 @@ class Tokenizer(nn.Cell):
                 weights_blv = Tensor(checked_floats(field, tokens))
                 contribution = self._compiled.mixture(weights_blv, scale)
             else:
-                ids_bl = self._check_tokens(tokens, scale, batch)
+                ids_bl = Tensor(self._check_tokens(tokens, scale, batch))
                 contribution = self._compiled.contribution(ids_bl, scale)
             return contribution if latent is None else latent + contribution
 
@@ -338,22 +356,26 @@ class Tokenizer(nn.Cell):
 
     # ------------------------------------------------------------ checks
     def _check_images(self, images: Array) -> Tensor:
+        """Images (B, 3, H, W) as the encoder reads them, channels last."""
         check_shape("images", np.shape(images), ("B", 3, *self.config.image_size))
-        return Tensor(checked_images("images", images))
+        images_bcyx = checked_images("images", images)
+        return Tensor(np.ascontiguousarray(images_bcyx.transpose(0, 2, 3, 1)))
 
-    def _check_ids(self, ids: Sequence[Array]) -> tuple[Tensor, ...]:
+    def _check_ids(self, ids: Sequence[Array]) -> Tensor:
+        """Ids of K scales, one after another: (B, L)."""
         tokens = self.schedule.tokens
         if len(ids) != len(tokens):
             raise InputError(f"ids has {len(ids)} scales; expected {len(tokens)}")
         check_shape("ids of scale 0", np.shape(ids[0]), ("B", tokens[0]))
         batch = len(ids[0])
-        # a plain tuple would be compiled in as a constant
-        return ms.mutable(tuple(self._check_tokens(ids[k], k, batch) for k in range(len(ids))))
+        return Tensor(
+            np.concatenate([self._check_tokens(i, k, batch) for k, i in enumerate(ids)], 1)
+        )
 
-    def _check_tokens(self, ids: Array, scale: int, batch: int | str) -> Tensor:
+    def _check_tokens(self, ids: Array, scale: int, batch: int | str) -> np.ndarray:
         field = f"ids of scale {scale}"
         check_shape(field, np.shape(ids), (batch, self.schedule.tokens[scale]))
-        return Tensor(checked_integers(field, ids, self.vocab_size))
+        return checked_integers(field, ids, self.vocab_size)
 
     def _check_scale(self, scale: int) -> None:
         check_integer("scale", scale, 0, len(self.schedule) - 1)

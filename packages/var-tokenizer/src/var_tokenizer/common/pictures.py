@@ -42,11 +42,16 @@ PictureFile = str | os.PathLike[str] | bytes | BinaryIO
 
 # ---------------------------------------------------------------- ranges
 def to_model_range(pixels_nyxc: np.ndarray) -> np.ndarray:
-    """uint8 (N, Y, X, 3) as float32 (N, 3, Y, X) in [-1, 1]."""
-    images_ncyx = np.ascontiguousarray(pixels_nyxc.transpose(0, 3, 1, 2), dtype=np.float32)
-    images_ncyx /= 127.5
-    images_ncyx -= 1
-    return images_ncyx
+    """uint8 (N, Y, X, 3) as float32 (N, 3, Y, X) in [-1, 1]: a view, channels last in memory."""
+    return to_floats(pixels_nyxc).transpose(0, 3, 1, 2)
+
+
+def to_floats(pixels: np.ndarray) -> np.ndarray:
+    """uint8 as float32 in [-1, 1], in the layout that it has."""
+    images = pixels.astype(np.float32)
+    images /= 127.5
+    images -= 1
+    return images
 
 
 def to_unit_range(images_ncyx: np.ndarray) -> np.ndarray:

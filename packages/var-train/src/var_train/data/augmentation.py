@@ -1,21 +1,28 @@
-"""Differentiable augmentation of what a discriminator sees (arXiv:2006.10738).
+"""Augmentation: mirrored training images, and what a discriminator sees (arXiv:2006.10738).
 
-Real and reconstructed images are changed alike, and the gradient passes through, so a
-discriminator cannot learn few training images by heart.
+``augment`` changes real and reconstructed images alike and lets the gradient pass, so that a
+discriminator cannot learn a small set of training images by heart.
 """
 
 import numpy as np
 from mindspore import Tensor, ops
 
 
+def mirror(pixels_byxc: np.ndarray, flip: np.ndarray | None) -> np.ndarray:
+    """Pixels (B, Y, X, 3), mirrored left to right in place where ``flip`` (B,) is True."""
+    if flip is not None:
+        pixels_byxc[flip] = pixels_byxc[flip, :, ::-1]
+    return pixels_byxc
+
+
 def draw_augmentation(
     rng: np.random.Generator, batch: int, image_size: tuple[int, int], own: slice = slice(None)
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What ``augment`` needs, drawn for each image of a batch, for the B ``own`` ones of it.
+    """What ``augment`` needs: drawn for all ``batch`` images, returned for the B ``own`` ones.
 
     Colours (3, B): brightness in [-0.5, 0.5], saturation in [0, 2], contrast in [0.5, 1.5].
     Pixels (B * Y * X,) int32: which pixel moves here, by a shift of up to an eighth of the side;
-    B * Y * X where none does. Kept (B, Y, X, 1): 0 in a box of half the side, else 1.
+    B * Y * X where none does. Uncut (B, Y, X, 1): 0 in a box of half the side, else 1.
     """
     rows, columns = image_size
     colours_3b = rng.uniform([[-0.5], [0.0], [0.5]], [[0.5], [2.0], [1.5]], (3, batch))
@@ -38,8 +45,10 @@ def draw_augmentation(
     )
 
 
-def augment(images_byxc: Tensor, colours_3b: Tensor, pixels_n: Tensor, kept_byx1: Tensor) -> Tensor:
-    """Images (B, Y, X, 3) changed as ``draw_augmentation`` says."""
+def augment(
+    images_byxc: Tensor, colours_3b: Tensor, pixels_n: Tensor, uncut_byx1: Tensor
+) -> Tensor:
+    """Images (B, Y, X, 3) in [-1, 1], changed by what ``draw_augmentation`` drew."""
     b, y, x, c = images_byxc.shape
     colours = colours_3b.reshape(3, b, 1, 1, 1)
     images = images_byxc + colours[0]
@@ -48,7 +57,7 @@ def augment(images_byxc: Tensor, colours_3b: Tensor, pixels_n: Tensor, kept_byx1
     mean = images.mean((1, 2, 3), keep_dims=True)
     images = (images - mean) * colours[2] + mean
     rows = ops.concat((images.reshape(-1, c), ops.zeros((1, c), images.dtype)))
-    return ops.gather(rows, pixels_n, 0).reshape(b, y, x, c) * kept_byx1
+    return ops.gather(rows, pixels_n, 0).reshape(b, y, x, c) * uncut_byx1
 
 
 def _grid(in_row_by: np.ndarray, in_column_bx: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Labelled images, from memory or read from a folder when a batch asks for them.
 
-Images are uint8 ``(N, Y, X, 3)`` where they are stored and float32 ``(B, 3, Y, X)`` in [-1, 1]
-where a model reads them.
+Images are pixels here, uint8 (N, Y, X, 3). Who gives them to a model brings them into its range:
+``to_floats`` for passes that read channels last, ``to_model_range`` for ``Tokenizer.encode``.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from var_tokenizer.common import InputError, fit_picture, read_picture, to_model_range
+from var_tokenizer.common import InputError, fit_picture, read_picture
 
+from var_train.data.augmentation import mirror
 from var_train.data.folder_scan import ImageFiles, content_hash, scan_folder, scan_tree
 from var_train.data.unreadable_images import UnreadableImages
 from var_train.reports.progress_bars import counted
@@ -35,7 +36,7 @@ class ImageSource(Protocol):
     def batch(
         self, indices: Sequence[int] | np.ndarray, flip: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Images float32 (B, 3, Y, X) in [-1, 1] and labels int32 (B,) at ``indices`` (B,).
+        """Pixels uint8 (B, Y, X, 3) and labels int32 (B,) at ``indices`` (B,).
 
         flip: (B,) bool, True where an image is to be mirrored left to right.
         """
@@ -80,7 +81,7 @@ class ImageSet:
     ) -> tuple[np.ndarray, np.ndarray]:
         """See ``ImageSource.batch``."""
         indices = np.asarray(indices, np.int64)
-        return _prepared(self.images_nyxc[indices], flip), self.labels_n[indices]
+        return mirror(self.images_nyxc[indices], flip), self.labels_n[indices]
 
 
 class ImageFolder:
@@ -113,10 +114,8 @@ class ImageFolder:
         Raises InputError once more images proved unreadable than ``load_image_tree`` tolerates.
         """
         indices = np.asarray(indices, np.int64)
-        images_byxc = np.empty((len(indices), *self.image_size, 3), np.uint8)
-        for row, image_yxc in enumerate(self._pool.map(self._read, indices.tolist())):
-            images_byxc[row] = image_yxc
-        return _prepared(images_byxc, flip), self.labels_n[indices]
+        pixels_byxc = np.stack(list(self._pool.map(self._read, indices.tolist())))
+        return mirror(pixels_byxc, flip), self.labels_n[indices]
 
     def sources(self, index: int) -> list[int]:
         """The files that decide on the image at ``index``, which was read before.
@@ -140,13 +139,6 @@ class ImageFolder:
             except InputError as error:
                 self._unreadable.report(candidate, error)
         raise self._unreadable.class_error(index)
-
-
-def _prepared(images_byxc: np.ndarray, flip: np.ndarray | None) -> np.ndarray:
-    """A batch in model range, mirrored where ``flip`` is True; overwrites ``images_byxc``."""
-    if flip is not None:
-        images_byxc[flip] = images_byxc[flip, :, ::-1]
-    return to_model_range(images_byxc)
 
 
 def load_image_tree(

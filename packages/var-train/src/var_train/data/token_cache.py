@@ -25,7 +25,7 @@ from var_tokenizer.common import InputError, quoted, read_header, replacing
 from var_train.data.batches import padded_batches
 from var_train.data.folder_scan import ImageFiles, content_hash, first_of
 from var_train.data.image_sources import ImageFolder
-from var_train.data.token_sources import EncodedImages, Ids, fingerprint
+from var_train.data.token_sources import EncodedImages, fingerprint
 from var_train.parallel import workers
 from var_train.reports.progress_bars import step_bar
 
@@ -132,14 +132,16 @@ class TokenCache:
     def __len__(self) -> int:
         return self._size
 
-    def batch(self, indices: np.ndarray, flip: np.ndarray | None = None) -> tuple[Ids, np.ndarray]:
+    def batch(
+        self, indices: np.ndarray, flip: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """See ``TokenSource.batch``."""
         flip = np.zeros(len(indices), bool) if flip is None else flip
         ids_bl = np.empty((len(indices), self._schedule.length), np.int32)
         for row, (index, mirrored) in enumerate(zip(indices, flip, strict=True)):
             shards = self._flipped if mirrored else self._ids
             ids_bl[row] = shards[index // self._shard][index % self._shard]
-        return self._schedule.split(ids_bl), self.labels_n[indices]
+        return ids_bl, self.labels_n[indices]
 
 
 def write_cache(
@@ -283,9 +285,8 @@ def _write_shard(
     for name, mirrored in (("ids", False), ("flipped", True)):
         parts = []
         for places in padded_batches(len(rows), batch):
-            ids, labels = source.batch(rows[places], np.full(batch, mirrored))
-            arrays["labels"][places] = labels
-            parts.append(np.concatenate(ids, 1).astype(dtype))
+            ids_bl, arrays["labels"][places] = source.batch(rows[places], np.full(batch, mirrored))
+            parts.append(ids_bl.astype(dtype))
         arrays[name] = np.concatenate(parts)[: len(rows)]
     try:
         with replacing(path) as temporary:

@@ -1,4 +1,9 @@
-"""Where the transformer's training takes token maps from: memory, images, or a cache of shards."""
+"""Where the transformer's training takes tokens from: memory, images, or a cache of shards.
+
+Tokens are ids (N, L) here, the K scales of an image one after another; ``ScaleSchedule.split`` is
+the view of them by scale. They are right as they leave the tokenizer, and ``TokenCache`` checks
+what it reads when it is opened, so no step checks them again.
+"""
 
 import hashlib
 import json
@@ -7,57 +12,59 @@ from typing import Protocol
 
 import numpy as np
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import InputError
+from var_tokenizer.common import InputError, to_model_range
 
 from var_train.data.batches import padded_batches
 from var_train.data.image_sources import ImageFolder, ImageSet, ImageSource
 from var_train.parallel import workers
 from var_train.reports.progress_bars import step_bar
 
-Ids = list[np.ndarray]  # K arrays (B, s_y * s_x) of integers
-
 
 class TokenSource(Protocol):
-    """Token maps of N labelled images, of which some sources have the mirror images, too."""
+    """Tokens of N labelled images; some sources have those of the mirrored images, too."""
 
-    mirrors: bool
-    """Whether ``batch`` can give the tokens of mirrored images."""
+    @property
+    def mirrors(self) -> bool:
+        """Whether ``batch`` can give the tokens of mirrored images."""
 
     def __len__(self) -> int:
         """N."""
 
-    def batch(self, indices: np.ndarray, flip: np.ndarray | None = None) -> tuple[Ids, np.ndarray]:
-        """Token maps, K arrays (B, s_y * s_x), and labels int32 (B,) at ``indices`` (B,).
+    def batch(
+        self, indices: np.ndarray, flip: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids int32 (B, L) and labels int32 (B,) at ``indices`` (B,).
 
         flip: (B,) bool, True where an image is to be mirrored left to right.
         """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenSet:
-    """Token maps in memory: a ``TokenSource``. ids: K arrays (N, s_y * s_x). labels_n: (N,)."""
+    """Tokens in memory: a ``TokenSource``. ids_nl: (N, L) int32. labels_n: (N,) int32."""
 
-    ids: Ids
+    ids_nl: np.ndarray
     labels_n: np.ndarray
-    flipped: Ids | None = None
-    """Like ``ids``, of the mirrored images."""
+    flipped_nl: np.ndarray | None = None
+    """Like ``ids_nl``, of the mirrored images."""
 
     @property
     def mirrors(self) -> bool:
-        return self.flipped is not None
+        return self.flipped_nl is not None
 
     def __len__(self) -> int:
         return len(self.labels_n)
 
-    def batch(self, indices: np.ndarray, flip: np.ndarray | None = None) -> tuple[Ids, np.ndarray]:
+    def batch(
+        self, indices: np.ndarray, flip: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """See ``TokenSource.batch``."""
-        ids = [ids_nl[indices] for ids_nl in self.ids]
+        ids_bl = self.ids_nl[indices]
         if flip is not None:
-            if self.flipped is None:
+            if self.flipped_nl is None:
                 raise InputError("flip is True; expected tokens of mirrored images, too")
-            for ids_bl, flipped_nl in zip(ids, self.flipped, strict=True):
-                ids_bl[flip] = flipped_nl[indices[flip]]
-        return ids, self.labels_n[indices]
+            ids_bl[flip] = self.flipped_nl[indices[flip]]
+        return ids_bl, self.labels_n[indices]
 
 
 class EncodedImages:
@@ -71,10 +78,13 @@ class EncodedImages:
     def __len__(self) -> int:
         return len(self._images)
 
-    def batch(self, indices: np.ndarray, flip: np.ndarray | None = None) -> tuple[Ids, np.ndarray]:
+    def batch(
+        self, indices: np.ndarray, flip: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """See ``TokenSource.batch``."""
-        images_bcyx, labels_b = self._images.batch(indices, flip)
-        return [np.asarray(i) for i in self._tokenizer.encode(images_bcyx)], labels_b
+        pixels_byxc, labels_b = self._images.batch(indices, flip)
+        ids = self._tokenizer.encode(to_model_range(pixels_byxc))
+        return np.concatenate([np.asarray(i) for i in ids], 1), labels_b
 
 
 def tokens_of(
@@ -104,19 +114,14 @@ def encode_all(tokenizer: Tokenizer, images: ImageSource, batch: int, flip: bool
     return TokenSet(_encode(source, batch, None), images.labels_n, flipped)
 
 
-def _encode(source: EncodedImages, batch: int, flip: np.ndarray | None) -> Ids:
+def _encode(source: EncodedImages, batch: int, flip: np.ndarray | None) -> np.ndarray:
     batches = padded_batches(len(source), batch)
-    count = workers.size()
-    turns = -(-len(batches) // count)
-    own = np.resize(np.arange(len(batches)), (turns, count))[:, workers.rank()]
+    size, rank = workers.size(), workers.rank()
+    own = np.resize(np.arange(len(batches)), (-(-len(batches) // size), size))[:, rank]
     parts = []
     with step_bar("tokens     ", len(own) * batch, unit="images") as bar:
         for i in own:
             parts.append(source.batch(batches[i], flip)[0])
             bar.advance(batch, steps=batch)
-    ids = []
-    for of_scale in zip(*parts, strict=True):
-        of_workers = workers.gather(np.stack(of_scale))  # (workers, turns, batch, tokens)
-        in_order = of_workers.swapaxes(0, 1).reshape(-1, of_workers.shape[-1])
-        ids.append(in_order[: len(source)])
-    return ids
+    of_workers = workers.gather(np.stack(parts))  # (workers, turns, batch, L)
+    return of_workers.swapaxes(0, 1).reshape(-1, of_workers.shape[-1])[: len(source)]

@@ -6,6 +6,12 @@ import numpy as np
 from var_tokenizer.common import InputError
 
 
+def squared_errors(output_ncyx: np.ndarray, images_ncyx: np.ndarray) -> np.ndarray:
+    """(N,): the mean squared error of each image."""
+    error_ncyx = output_ncyx - np.ascontiguousarray(images_ncyx)
+    return (error_ncyx**2).mean((1, 2, 3))
+
+
 def psnr(squared_error_n: np.ndarray) -> np.ndarray:
     """dB, of mean squared errors of images in [-1, 1]."""
     return 10 * np.log10(4 / np.maximum(squared_error_n, 1e-12))

@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import InputError, quoted, replacing, to_pixels, to_unit_range
+from var_tokenizer.common import (
+    InputError,
+    quoted,
+    replacing,
+    to_model_range,
+    to_pixels,
+    to_unit_range,
+)
 
 from var_train.data.image_sources import ImageSource
 
@@ -58,7 +65,7 @@ def save_reconstructions(
     batch: images at once, as elsewhere in the run, so that nothing compiles for the sheet.
     """
     indices = np.linspace(0, len(images) - 1, min(columns, batch)).astype(int)
-    originals, _ = images.batch(np.resize(indices, batch))
+    originals = to_model_range(images.batch(np.resize(indices, batch))[0])
     decoded = tokenizer.decode_progressive(tokenizer.encode(originals))
     originals = originals[: len(indices)]
     progressive = [np.asarray(x)[: len(indices)] for x in decoded]

@@ -4,22 +4,26 @@ import json
 from pathlib import Path
 
 import numpy as np
-from var_tokenizer.common import replacing, to_unit_range
+from var_tokenizer.common import replacing, to_model_range, to_unit_range
 
 from var_train.data.image_sources import ImageSet, ImageSource
 from var_train.reports.digit_metrics import DigitJudge, distinct, nearest_train_distance
+from var_train.reports.image_quality import psnr, squared_errors
 
 
 def tokenizer_figures(
     ids: list[np.ndarray], reconstructions: np.ndarray, images: ImageSource, vocab_size: int
 ) -> dict[str, object]:
-    """Codebook usage (total and of each scale) and PSNR in dB on held-out images."""
-    originals, _ = images.batch(np.arange(len(images)))
-    error = ((reconstructions - originals) / 2) ** 2
+    """Codebook usage (total and of each scale) and PSNR in dB on held-out images.
+
+    ids: K arrays (N, s_y * s_x). reconstructions: (N, 3, Y, X) in [-1, 1].
+    """
+    pixels_nyxc, _ = images.batch(np.arange(len(images)))
+    psnr_n = psnr(squared_errors(reconstructions, to_model_range(pixels_nyxc)))
     return {
         "codebook_usage": len(np.unique(np.concatenate([i.ravel() for i in ids]))) / vocab_size,
         "scale_codes_used": [len(np.unique(i)) for i in ids],
-        "reconstruction_psnr": float((-10 * np.log10(error.mean((1, 2, 3)) + 1e-12)).mean()),
+        "reconstruction_psnr": float(psnr_n.mean()),
     }
 
 

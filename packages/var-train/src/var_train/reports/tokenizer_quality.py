@@ -8,10 +8,11 @@ import numpy as np
 from mindspore import Tensor
 from skimage.metrics import structural_similarity
 from var_tokenizer import Tokenizer
+from var_tokenizer.common import to_floats, to_model_range
 
 from var_train.data.image_sources import ImageSource
 from var_train.losses.perceptual_loss import FeatureNetwork
-from var_train.reports.image_quality import check_fid_count, fid, psnr
+from var_train.reports.image_quality import check_fid_count, fid, psnr, squared_errors
 from var_train.training.codebook import count_hits, perplexities
 
 
@@ -69,12 +70,13 @@ def measure_tokenizer(
     for begin in range(0, count, batch):
         wanted = len(chosen[begin : begin + batch])
         # batches of one size compile once; what fills the last one up is cut off again
-        originals = images.batch(np.resize(chosen[begin : begin + batch], batch))[0]
+        pixels_byxc, _ = images.batch(np.resize(chosen[begin : begin + batch], batch))
+        originals = np.ascontiguousarray(to_model_range(pixels_byxc))
         ids = [np.asarray(i) for i in tokenizer.encode(originals)]
         decoded = [np.asarray(d)[:wanted] for d in tokenizer.decode_progressive(ids)]
         originals = originals[:wanted]
         hits_sv += count_hits([i[:wanted] for i in ids], tokenizer.vocab_size)
-        errors.append([((d - originals) ** 2).mean((1, 2, 3)) for d in decoded])
+        errors.append([squared_errors(d, originals) for d in decoded])
         for original, output in zip(originals, decoded[-1], strict=True):
             similarities.append(
                 structural_similarity(
@@ -82,7 +84,8 @@ def measure_tokenizer(
                 )
             )
         if network is not None:
-            features.append((_pooled(network, originals), _pooled(network, decoded[-1])))
+            both = to_floats(pixels_byxc[:wanted]), decoded[-1].transpose(0, 2, 3, 1)
+            features.append([_pooled(network, images_byxc) for images_byxc in both])
         measured(wanted)
     scale_psnr = [
         float(psnr(np.concatenate(of_scale)).mean()) for of_scale in zip(*errors, strict=True)
@@ -104,7 +107,7 @@ def measure_tokenizer(
     )
 
 
-def _pooled(network: FeatureNetwork, images_bcyx: np.ndarray) -> np.ndarray:
+def _pooled(network: FeatureNetwork, images_byxc: np.ndarray) -> np.ndarray:
     """(B, F) float64: means over the pixels of the network's last map."""
-    images_byxc = Tensor(np.ascontiguousarray(images_bcyx.transpose(0, 2, 3, 1)))
-    return network(images_byxc)[-1].asnumpy().mean((1, 2), dtype=np.float64)
+    maps = network(Tensor(np.ascontiguousarray(images_byxc)))
+    return maps[-1].asnumpy().mean((1, 2), dtype=np.float64)

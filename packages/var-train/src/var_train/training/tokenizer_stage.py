@@ -7,7 +7,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, ops
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import check_integer, check_number
+from var_tokenizer.common import check_integer, check_number, to_floats, to_model_range
 
 from var_train.data.augmentation import augment, draw_augmentation
 from var_train.data.batches import step_indices, steps_of
@@ -93,10 +93,11 @@ class TokenizerTraining:
         """
         config = self._config
         rng = np.random.default_rng((self._seed, 1, step))
-        images_bcyx = self._images(step, rng)
+        images_byxc = to_floats(self._pixels(step, rng))
         if step == 0:
+            images_bcyx = images_byxc.transpose(0, 3, 1, 2)
             self._keeper.start(images_bcyx, np.random.default_rng((self._seed, 2)))
-        images = Tensor(np.ascontiguousarray(images_bcyx.transpose(0, 2, 3, 1)))
+        images = Tensor(images_byxc)
         kept_kb = self._draw_kept(rng)[:, self._own]
         scalars = self._optimizer.scalars(step, self.steps)
         judged = config.adversary.weight > 0 and step >= self._judged_from
@@ -140,8 +141,8 @@ class TokenizerTraining:
                 self._ema.update(number)
         return metrics
 
-    def _images(self, step: int, rng: np.random.Generator) -> np.ndarray:
-        """This worker's images of a step, (B, 3, H, W)."""
+    def _pixels(self, step: int, rng: np.random.Generator) -> np.ndarray:
+        """This worker's images of a step, uint8 (B, Y, X, 3)."""
         indices = step_indices(len(self._train), self._config.batch, self._seed, step)
         flip = rng.random(len(indices)) < 0.5
         flip = flip[self._own] if self._config.flip else None
@@ -369,8 +370,8 @@ def reconstruct(
     ids, outputs = [], []
     with step_bar("decoding   ", len(images), unit="images") as bar:
         for number, indices in enumerate(padded_batches(len(images), batch)):
-            images_bcyx, _ = images.batch(indices)
-            ids.append([np.asarray(i) for i in tokenizer.encode(images_bcyx)])
+            pixels_byxc, _ = images.batch(indices)
+            ids.append([np.asarray(i) for i in tokenizer.encode(to_model_range(pixels_byxc))])
             outputs.append(np.asarray(tokenizer.decode(ids[-1])))
             bar.advance(batch, steps=min(batch, len(images) - number * batch))
     n = len(images)

@@ -245,15 +245,16 @@ class TransformerTraining:
         """What the compiled step reads, of the first ``scales`` scales."""
         schedule = self._model.config.schedule
         length = schedule.offsets[scales]
-        ids, labels_b = self._train.batch(part.indices_b, part.flip_b)
+        ids_bl, labels_b = self._train.batch(part.indices_b, part.flip_b)
         labels_b = np.where(part.unlabelled_b, self._model.config.num_classes, labels_b)
-        ids_bl = np.concatenate(ids[:scales], 1).astype(np.int32)
-        inputs_blz = self._tokenizer.teacher_inputs(ids)[:, : length - schedule.tokens[0]]
+        inputs_blz = self._tokenizer.training_inputs(Tensor(ids_bl))
+        inputs_blz = inputs_blz[:, : length - schedule.tokens[0]]
         weights = self._config.scale_weights or (1.0,) * len(schedule)
         weights_l = np.repeat(weights, schedule.tokens)[:length].astype(np.float32)
         weights_l /= weights_l.mean()
         labels_b = Tensor(labels_b.astype(np.int32))
-        return labels_b, inputs_blz, Tensor(ids_bl), Tensor(part.keep_d2b11), Tensor(weights_l)
+        ids_bl = Tensor(np.ascontiguousarray(ids_bl[:, :length]))
+        return labels_b, inputs_blz, ids_bl, Tensor(part.keep_d2b11), Tensor(weights_l)
 
     # ------------------------------------------------------------ compilation
     def _compile(self) -> None:
@@ -343,12 +344,11 @@ class TransformerTraining:
         sums_2l = np.zeros((2, schedule.length))
         batches = padded_batches(count, share)
         for number in range(workers.rank(), len(batches), workers.size()):
-            ids, labels_b = self._val.batch(chosen[batches[number]])
+            ids_bl, labels_b = self._val.batch(chosen[batches[number]])
             wanted = min(share, count - number * share)  # what fills the last batch is cut off
+            ids_bl = Tensor(ids_bl)
             loss_bl, hit_bl = self._measure(
-                Tensor(labels_b.astype(np.int32)),
-                self._tokenizer.teacher_inputs(ids),
-                Tensor(np.concatenate(ids, 1).astype(np.int32)),
+                Tensor(labels_b), self._tokenizer.training_inputs(ids_bl), ids_bl
             )
             sums_2l[0] += loss_bl.asnumpy()[:wanted].sum(0, dtype=np.float64)
             sums_2l[1] += hit_bl.asnumpy()[:wanted].sum(0)

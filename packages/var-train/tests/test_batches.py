@@ -1,0 +1,52 @@
+"""The order of images in training: of an epoch, and of both stages."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from var_tokenizer import Tokenizer, TokenizerConfig
+from var_train.data.batches import epoch_order
+from var_train.data.image_sources import ImageSet
+from var_train.data.token_sources import EncodedImages
+from var_train.training.tokenizer_stage import TokenizerStageConfig, TokenizerTraining
+from var_train.training.transformer_stage import TransformerStageConfig, TransformerTraining
+from var_transformer import Transformer, TransformerConfig
+
+
+@given(st.integers(0, 300), st.integers(0, 2**40), st.integers(0, 10**6))
+def test_an_epochs_order_holds_every_image_once_and_depends_on_seed_and_epoch_alone(n, seed, epoch):
+    order = epoch_order(n, seed, epoch)
+    assert sorted(order.tolist()) == list(range(n))
+    np.testing.assert_array_equal(order, epoch_order(n, seed, epoch))
+
+
+def test_epochs_and_seeds_differ_in_their_order():
+    orders = {tuple(epoch_order(50, seed, epoch)) for seed in range(3) for epoch in range(3)}
+    assert len(orders) == 9
+
+
+def test_the_order_of_an_epoch_is_the_one_that_earlier_versions_gave():
+    assert epoch_order(8, seed=3, epoch=5).tolist() == [4, 0, 2, 6, 5, 1, 3, 7]
+
+
+def test_both_stages_take_the_images_of_an_epoch_alike():
+    taken: list[int] = []
+
+    class Recorded(ImageSet):
+        def batch(self, indices, flip=None):
+            taken.extend(indices)
+            return super().batch(indices, flip)
+
+    images = Recorded(np.zeros((10, 4, 4, 3), np.uint8), np.zeros(10, np.int32), ("a",))
+    size = {"vocab_size": 8, "latent_channels": 4, "scales": (1, 4)}
+    tokenizer = Tokenizer(TokenizerConfig(channels=32, channel_multipliers=(1,), **size), 0)
+    first = TokenizerTraining(tokenizer, images, images, TokenizerStageConfig(epochs=2, batch=4), 7)
+    model = Transformer(TransformerConfig(depth=1, width=32, heads=2, num_classes=1, **size))
+    settings = TransformerStageConfig(epochs=2, batch=4)
+    tokens = EncodedImages(tokenizer, images)
+    second = TransformerTraining(model, tokenizer, tokens, tokens, settings, 7)
+    assert first.steps == second.steps == 5
+    for step in range(5):
+        first._pixels(step, np.random.default_rng(0))
+    assert sorted(taken[:10]) == sorted(taken[10:]) == list(range(10))
+    drawn = [i for step in range(5) for part in second._draw(step) for i in part.indices_b]
+    assert drawn == taken
