@@ -49,9 +49,9 @@ def test_edit_logs_that_it_loads_and_draws(model, tokenizer, tmp_path, monkeypat
     model.save(tmp_path / "m.safetensors")
     tokenizer.save(tmp_path / "t.safetensors")
     Image.new("RGB", (6, 6)).save(tmp_path / "image.png")
-    names = ("t.safetensors", "m.safetensors", "image.png")
-    files = (tmp_path / name for name in names)
-    edit(EditConfig(*files, label="1", out=tmp_path / "out", box=(0, 0, 3, 6)))
+    names = {"tokenizer": "t.safetensors", "model": "m.safetensors", "image": "image.png"}
+    files = {option: tmp_path / name for option, name in names.items()}
+    edit(EditConfig(**files, label="1", out=tmp_path / "out", box=(0, 0, 3, 6)))
     for what in ("loading the models", "drawing"):
         assert re.search(f"^{what}: 0:00 so far$", "\n".join(caplog.messages), re.MULTILINE)
 

@@ -129,10 +129,10 @@ def test_a_finished_run_only_joins_its_files_again_and_other_settings_are_an_err
 
     monkeypatch.setattr("var_transformer.sample.generate", unexpected)
     same = SampleConfig(
-        pair / "t.safetensors",
-        pair / "m.safetensors",
-        "1,3",
-        sampled,
+        tokenizer=pair / "t.safetensors",
+        model=pair / "m.safetensors",
+        classes="1,3",
+        out=sampled,
         per_class=2,
         sampler=Sampler(cfg=2.0, top_k=(5, 4, 3)),
         refiner=pair / "small.safetensors",
@@ -155,12 +155,19 @@ def test_a_finished_run_only_joins_its_files_again_and_other_settings_are_an_err
 
 def test_the_evaluators_array_is_in_an_order_of_the_seed_alone(tmp_path):
     """In the order of classes, the Inception Score of consecutive parts would fall."""
-    pair, count = (None, None), 60
+    count = 60
 
     def written(name, seed=3, batch=0, begin=0):
         """The array's bytes, in which image n is all n, and the numbers and labels in it."""
         config = SampleConfig(
-            *pair, "1", tmp_path / name, seed=seed, batch=batch, npz=True, per_class=20
+            tokenizer=None,
+            model=None,
+            classes="1",
+            out=tmp_path / name,
+            seed=seed,
+            batch=batch,
+            npz=True,
+            per_class=20,
         )
         labels_n = np.repeat([7, 8, 9], 20)
         targets = [tmp_path / name / f"{n:06d}_{labels_n[n]}.png" for n in range(count)]
@@ -184,7 +191,11 @@ def test_an_image_of_another_size_in_the_folder_ends_with_2_and_its_name(
     pair, tmp_path, caplog, no_model_runs, columns
 ):
     same = SampleConfig(
-        pair / "t.safetensors", pair / "m.safetensors", "1,2", tmp_path, columns=columns
+        tokenizer=pair / "t.safetensors",
+        model=pair / "m.safetensors",
+        classes="1,2",
+        out=tmp_path,
+        columns=columns,
     )
     with pytest.raises(AssertionError, match="a model ran"):
         run(same)
@@ -273,7 +284,9 @@ def test_settings_that_are_none_end_with_2_and_one_line(pair, tmp_path, caplog, 
 
 
 def test_a_batch_of_0_in_the_settings_is_not_taken(pair, tmp_path, caplog, no_model_runs):
-    same = SampleConfig(pair / "t.safetensors", pair / "m.safetensors", "1", tmp_path)
+    same = SampleConfig(
+        tokenizer=pair / "t.safetensors", model=pair / "m.safetensors", classes="1", out=tmp_path
+    )
     with pytest.raises(AssertionError, match="a model ran"):
         run(same)
     settings = (tmp_path / "settings.json").read_text()

@@ -10,9 +10,8 @@ from var_tokenizer.common import InputError, check_integer, check_number
 from var_tokenizer.common.command import run_command
 from var_tokenizer.common.progress import working
 
-from var_transformer.commands.class_names import names_of
 from var_transformer.commands.graph_cache import graph_cache
-from var_transformer.commands.options import load_pair
+from var_transformer.commands.options import PairConfig
 from var_transformer.generation.generate import generate
 from var_transformer.web.files import private_folder
 from var_transformer.web.sessions import Visits
@@ -24,8 +23,8 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SHORTEST = 8  # characters of a password
 
 
-@dataclass(frozen=True)
-class ServeConfig:
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(PairConfig):
     """Serve a web page: generate pictures, watch them sharpen, edit them with a brush.
 
     Needs the extra [web]. One pair of models is held in memory, and one visitor's pictures are
@@ -33,13 +32,6 @@ class ServeConfig:
     against, and has its API.
     """
 
-    tokenizer: Path
-    """The tokenizer, a .safetensors file."""
-    model: Path
-    """The transformer, a .safetensors file."""
-    class_names: Path | None = None
-    """A text file whose n-th line, from 0, names class n; commas part synonyms. By default the
-    names in the transformer's file, if it has any."""
     host: str = "127.0.0.1"
     """The address to listen on. 0.0.0.0 lets other machines in: see --auth and --allowed-host."""
     port: int = 7860
@@ -55,7 +47,7 @@ class ServeConfig:
     max_seconds: float = 120.0
     """Seconds that a generation may take; it is stopped before the next scale."""
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         """Raises InputError for a field out of range."""
         check_integer("port", self.port, 1, 65535)
         check_integer("max_images", self.max_images, 1, 64)
@@ -89,7 +81,6 @@ class ServeConfig:
 
 def run(config: ServeConfig) -> None:
     """Serves the page until it is interrupted; raises InputError for unusable settings."""
-    config.check()
     login = config.login()
     with private_folder() as folder:
         try:
@@ -100,8 +91,7 @@ def run(config: ServeConfig) -> None:
             raise InputError(
                 f"{error}; expected the extra: pip install 'var-transformer[web]'"
             ) from error
-        model, tokenizer = load_pair(config.tokenizer, config.model)
-        names = names_of(model, config.class_names)
+        model, tokenizer, names = config.load()
         streamer, visits = Streamer(len(tokenizer.schedule), config.max_seconds), Visits()
         page = make_page(model, tokenizer, names, config.max_images, streamer, visits, folder)
         server = Server(

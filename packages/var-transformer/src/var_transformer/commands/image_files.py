@@ -13,10 +13,15 @@ from var_tokenizer.common import InputError, quoted, read_picture, replacing
 
 AnimationFormat = Literal["gif", "apng"]
 
-_SUFFIX = {"gif": ".gif", "apng": ".png"}
+_SUFFIX = {"gif": ".gif", "apng": ".anim.png"}
 _FRAME_MS = 300
 _LAST_FRAME_MS = 2000
 _GUTTER = 2  # pixels between the cells of a grid
+
+
+def image_name(number: int, label: int) -> str:
+    """The file name of image ``number``, which is of class ``label``."""
+    return f"{number:06d}_{label}.png"
 
 
 def save_png(pixels_yxc: np.ndarray, path: str | os.PathLike[str]) -> None:
@@ -26,7 +31,7 @@ def save_png(pixels_yxc: np.ndarray, path: str | os.PathLike[str]) -> None:
 
 
 def read_equal(paths: Iterable[Path]) -> Iterator[np.ndarray]:
-    """Image files one after the other, uint8 (H, W, 3); raises InputError unless of one size."""
+    """Yields image files as uint8 (H, W, 3); raises InputError unless they have one size."""
     first = None
     for path in paths:
         pixels_yxc = np.asarray(read_picture(path))
@@ -34,13 +39,13 @@ def read_equal(paths: Iterable[Path]) -> Iterator[np.ndarray]:
         if pixels_yxc.shape != first:
             raise InputError(
                 f"{quoted(path)}: (rows, columns) is {pixels_yxc.shape[:2]}; "
-                f"expected {first[:2]}, as of the run's first image"
+                f"expected {first[:2]}, the size of the run's first image"
             )
         yield pixels_yxc
 
 
 def grid(pixels_nyxc: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Equal images, uint8 (H, W, 3), in rows of ``columns`` on white: one such array."""
+    """One array of images of one size, uint8 (H, W, 3), in rows of ``columns`` on white."""
     height, width, _ = pixels_nyxc[0].shape
     rows = math.ceil(len(pixels_nyxc) / columns)
     step_y, step_x = height + _GUTTER, width + _GUTTER
@@ -52,8 +57,8 @@ def grid(pixels_nyxc: Sequence[np.ndarray], columns: int) -> np.ndarray:
 
 
 def animation_path(png: Path, kind: AnimationFormat) -> Path:
-    """Where the animation of an image goes: NAME.gif, or NAME.anim.png beside NAME.png."""
-    return png.with_suffix(".gif" if kind == "gif" else f".anim{_SUFFIX[kind]}")
+    """The animation's path beside that of the image, NAME.png: NAME.gif or NAME.anim.png."""
+    return png.with_suffix(_SUFFIX[kind])
 
 
 def save_animation(
@@ -61,7 +66,7 @@ def save_animation(
 ) -> None:
     """Writes K frames, uint8 (H, W, 3), as an endless GIF or APNG, whole or not at all.
 
-    Each is shown for 0.3 s, the last for 2 s. GIF has 256 colours a frame; APNG keeps all.
+    Each frame lasts 0.3 s, the last one 2 s. GIF has 256 colours a frame; APNG keeps all.
     """
     frames = [Image.fromarray(pixels_yxc) for pixels_yxc in frames_kyxc]
     durations = [_FRAME_MS] * (len(frames) - 1) + [_LAST_FRAME_MS]
@@ -80,7 +85,7 @@ def save_npz(paths: Sequence[Path], labels_n: np.ndarray, path: str | os.PathLik
     """Writes N PNG files as ``arr_0``, uint8 (N, H, W, 3), whole or not at all.
 
     labels_n: (N,) ints, written as ``arr_1``, int64. The layout of OpenAI's guided-diffusion
-    evaluator. Only one image is held in memory; the bytes depend on the images and labels alone.
+    evaluator. Memory holds one image at a time; the bytes depend on the images and labels alone.
     """
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         with _member(archive, "arr_0.npy") as file:

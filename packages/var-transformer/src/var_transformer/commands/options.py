@@ -1,17 +1,90 @@
-"""Loading a transformer and the tokenizer that it belongs to."""
+"""The options that commands share: the pair of models, class names, sampler and output files."""
 
+import logging
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
+import numpy as np
+import tyro
 from var_tokenizer import Tokenizer
+from var_tokenizer.common import check_integer
 from var_tokenizer.common.progress import working
 
+from var_transformer.commands.class_names import names_of, other_numbers
+from var_transformer.commands.image_files import (
+    AnimationFormat,
+    animation_path,
+    image_name,
+    save_animation,
+    save_png,
+)
+from var_transformer.generation.sampler import Sampler
 from var_transformer.model.checks import check_pair
 from var_transformer.model.transformer import Transformer
 
+log = logging.getLogger("var_transformer")
 
-def load_pair(tokenizer: Path, model: Path) -> tuple[Transformer, Tokenizer]:
-    """Both models of a pair; raises InputError unless the files are whole and belong together."""
-    with working("loading the models"):
-        pair = Transformer.load(model), Tokenizer.load(tokenizer)
-    check_pair(*pair)
-    return pair
+Names = tuple[str, ...] | None
+"""The names of a model's classes, if they are known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairConfig:
+    """A transformer and the tokenizer that it was trained with."""
+
+    tokenizer: Path
+    """The tokenizer, a .safetensors file."""
+    model: Path
+    """The transformer, a .safetensors file."""
+    class_names: Path | None = None
+    """A text file whose n-th line, from 0, names class n; commas separate synonyms. By default
+    the names in the transformer's file, if it has any."""
+
+    def load(self) -> tuple[Transformer, Tokenizer, Names]:
+        """Both models and the names of the classes.
+
+        Raises InputError unless the files are whole and belong together.
+        """
+        with working("loading the models"):
+            model, tokenizer = Transformer.load(self.model), Tokenizer.load(self.tokenizer)
+        check_pair(model, tokenizer)
+        return model, tokenizer, names_of(model, self.class_names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawConfig(PairConfig):
+    """How images are drawn, and the files that they become."""
+
+    out: Path
+    """The folder for everything that the command writes."""
+    sampler: Annotated[Sampler, tyro.conf.arg(name="")] = field(default_factory=Sampler)
+    seed: int = 0
+    """Image n draws from the random stream (seed, n)."""
+    animate: AnimationFormat | None = None
+    """Also write each image growing scale by scale: NUMBER_CLASS.gif or NUMBER_CLASS.anim.png."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a negative seed."""
+        check_integer("seed", self.seed, 0)
+
+    def path(self, number: int, label: int) -> Path:
+        """Where the image of this number and class goes."""
+        return self.out / image_name(number, label)
+
+    def save(self, pixels_yxc: np.ndarray, frames_kyxc: list[np.ndarray], path: Path) -> None:
+        """Writes an image, uint8 (H, W, 3), and its animation, if one is wanted, before it."""
+        if self.animate is not None:
+            save_animation(frames_kyxc, animation_path(path, self.animate), self.animate)
+        save_png(pixels_yxc, path)
+
+    def is_saved(self, path: Path) -> bool:
+        """Whether an image has all of its files."""
+        kind = self.animate
+        return path.exists() and (kind is None or animation_path(path, kind).exists())
+
+
+def log_other_numbers(classes: list[int], names: Names) -> None:
+    """Tells the user of classes whose names are numbers, but not their own."""
+    if others := other_numbers(classes, names):
+        log.info("classes are given by name, and files named by number: class %s", others)
