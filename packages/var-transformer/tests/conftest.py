@@ -62,3 +62,17 @@ def no_model_runs(monkeypatch):
         monkeypatch.setattr(Transformer, name, unexpected)
     for name in ("add_scale", "decode", "decode_latent"):
         monkeypatch.setattr(Tokenizer, name, unexpected)
+
+
+@pytest.fixture(scope="session")
+def pair(model, tokenizer, make_model, tmp_path_factory):
+    """A folder with the files of both models, a smaller transformer, and one with class names."""
+    folder = tmp_path_factory.mktemp("pair")
+    model.save(folder / "m.safetensors")
+    tokenizer.save(folder / "t.safetensors")
+    make_model(depth=1, width=16).save(folder / "small.safetensors")
+    named = Transformer.load(folder / "m.safetensors")
+    named.class_names = ("cat", "dog", "0", "fox", "10")
+    named.save(folder / "named.safetensors")
+    (folder / "names.txt").write_text("cat\ndog, hound\neel\nfox\ngnu\n")
+    return folder

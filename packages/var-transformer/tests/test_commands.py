@@ -1,38 +1,32 @@
 """What holds for all commands of the package, as a user meets them."""
 
 import logging
-import os
 import re
 import runpy
 import signal
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 import tyro
+from command_line import call, start, words
 from PIL import Image
 from var_transformer.ascend_c.__main__ import BuildConfig
 from var_transformer.cost.__main__ import CostConfig
-from var_transformer.edit.__main__ import EditConfig
-from var_transformer.edit.__main__ import run as edit
+from var_transformer.edit import __main__ as edit_command
+from var_transformer.generation.generate import Generation
 from var_transformer.sample import SampleConfig
 from var_transformer.serve import ServeConfig
 
 
 @pytest.mark.slow
-def test_ctrl_c_while_a_command_compiles_is_one_line(model, tokenizer, tmp_path):
-    model.save(tmp_path / "m.safetensors")
-    tokenizer.save(tmp_path / "t.safetensors")
-    words = (
-        "--tokenizer t.safetensors --model m.safetensors --classes 0-4 --per-class 500 --out out"
-    )
+def test_ctrl_c_while_a_command_compiles_is_one_line(pair, tmp_path):
+    options = {"classes": "0-4", "per-class": 500, "batch": 8}
+    command = words(pair, tmp_path / "out", **options)
     with (tmp_path / "stderr.txt").open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "var_transformer.sample", *words.split(), "--batch", "8"],
-            stderr=file,
-            cwd=tmp_path,
-            env=os.environ | {"GLOG_v": "3", "XDG_CACHE_HOME": str(tmp_path / "cache")},
-        )
+        process = start("sample", *command, stderr=file, cwd=tmp_path, cache=tmp_path / "cache")
     while not (tmp_path / "out" / "settings.json").exists():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
@@ -43,15 +37,17 @@ def test_ctrl_c_while_a_command_compiles_is_one_line(model, tokenizer, tmp_path)
     assert not (tmp_path / "rank_0").exists()
 
 
-def test_edit_logs_that_it_loads_and_draws(model, tokenizer, tmp_path, monkeypatch, caplog):
+def test_edit_logs_that_it_loads_and_draws(pair, tmp_path, monkeypatch, caplog):
+    def drawn(*_arguments, **_more):
+        time.sleep(0.05)
+        return Generation(np.zeros((1, 3, 6, 6)), [])
+
     monkeypatch.setattr("var_tokenizer.common.progress.next_line", lambda elapsed: 0.0001)
+    monkeypatch.setattr(edit_command, "edit", drawn)
     caplog.set_level(logging.INFO)
-    model.save(tmp_path / "m.safetensors")
-    tokenizer.save(tmp_path / "t.safetensors")
     Image.new("RGB", (6, 6)).save(tmp_path / "image.png")
-    names = {"tokenizer": "t.safetensors", "model": "m.safetensors", "image": "image.png"}
-    files = {option: tmp_path / name for option, name in names.items()}
-    edit(EditConfig(**files, label="1", out=tmp_path / "out", box=(0, 0, 3, 6)))
+    options = words(pair, tmp_path / "out", image=tmp_path / "image.png", **{"class": 1})
+    assert call("edit", *options, "--box", 0, 0, 3, 6) == 0
     for what in ("loading the models", "drawing"):
         assert re.search(f"^{what}: 0:00 so far$", "\n".join(caplog.messages), re.MULTILINE)
 
@@ -63,7 +59,9 @@ def test_a_package_lists_its_commands(capsys):
     assert listed == {"sample", "edit", "serve", "cost", "ascend_c"}
 
 
-@pytest.mark.parametrize("kind", [SampleConfig, EditConfig, ServeConfig, CostConfig, BuildConfig])
+@pytest.mark.parametrize(
+    "kind", [SampleConfig, edit_command.EditConfig, ServeConfig, CostConfig, BuildConfig]
+)
 def test_no_help_talks_of_exceptions(capsys, kind):
     with pytest.raises(SystemExit) as end:
         tyro.cli(kind, args=["--help"])

@@ -1,10 +1,13 @@
-"""Whose folder compiled graphs are taken from."""
+"""Which compiled graphs a command takes from its user's folder, and which ones are evicted."""
 
 import os
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
+from command_line import start, words
+from PIL import Image
 from var_tokenizer.common import InputError
 from var_transformer.ascend_c import building
 from var_transformer.commands import graph_cache
@@ -96,7 +99,61 @@ def test_a_user_without_a_home_has_no_cache(as_command, cached, monkeypatch):
     assert not cached()
 
 
+def test_the_graphs_unused_for_longest_are_evicted(as_command, cached):
+    day = 24 * 60 * 60
+    ages = {f"model {n}": n * day for n in range(20)} | {".killed": 2 * day, ".compiling": 60}
+    for name, age in ages.items():
+        private(as_command / name)
+        os.utime(as_command / name, (time.time() - age,) * 2)
+    as_command.chmod(0o700)
+    assert cached()
+    left = {path.name for path in as_command.iterdir()}
+    assert left == {f"model {n}" for n in range(15)} | {".compiling"}  # 16 with the new one
+
+
 def test_operators_that_others_could_have_written_are_not_loaded(tmp_path, monkeypatch):
     (private(tmp_path / "built")).chmod(0o777)
     with pytest.raises(InputError, match="others can write to it"):
         building.load(tmp_path / "built")
+
+
+def graphs(cache):
+    return {path: path.stat().st_mtime_ns for path in cache.rglob("*.mindir")}
+
+
+@pytest.mark.slow
+def test_the_next_process_takes_the_graphs_of_its_model_and_draws_the_same_images(pair, tmp_path):
+    cache = tmp_path / "cache"
+
+    def drawn(name, model, batch):
+        files = words(pair, tmp_path / name, model=pair / f"{model}.safetensors", batch=batch)
+        assert start("sample", *files, "--classes", "1,2", cache=cache).wait() == 0
+        return [path.read_bytes() for path in sorted((tmp_path / name).glob("0*.png"))]
+
+    first = drawn("first", "m", 2)
+    compiled = graphs(cache)
+    assert compiled and drawn("second", "m", 2) == first
+    assert graphs(cache) == compiled  # none was compiled again
+    small, pairwise = drawn("small", "small", 2), drawn("one by one", "m", 1)
+    assert len({path.parents[2] for path in graphs(cache)}) == 3
+    assert small != first and pairwise == first
+    assert drawn("small again", "small", 2) == small
+
+
+@pytest.mark.slow
+def test_an_edit_takes_the_graphs_of_an_earlier_one_with_another_box(pair, tmp_path):
+    cache = tmp_path / "cache"
+    Image.new("RGB", (6, 6), "orange").save(tmp_path / "image.png")
+
+    def edited(name, box):
+        options = {"image": tmp_path / "image.png", "class": 2}
+        out = tmp_path / name
+        process = start("edit", *words(pair, out, **options), "--box", *box, cache=cache)
+        assert process.wait() == 0
+        return (out / "000000_2.png").read_bytes()
+
+    left = edited("left", (0, 0, 6, 3))
+    compiled = graphs(cache)
+    assert compiled and edited("right", (0, 3, 6, 6)) != left
+    assert edited("left again", (0, 0, 6, 3)) == left
+    assert graphs(cache) == compiled
