@@ -81,7 +81,7 @@ def grid(model, tokenizer, sampling: SamplingConfig) -> np.ndarray:
 def test_the_grid_of_a_validation_is_drawn_with_the_settings_of_the_final_images(model, tokenizer):
     sampling = SamplingConfig(cfg=0.0, top_k=9, batch=4)
     alone = [drawn_alone(model, tokenizer, n // 2, n, sampling, 7) for n in range(6)]
-    expected = np.asarray(sample_grid(np.stack(alone), ["0", "1", "2"], 2)).astype(int)
+    expected = sample_grid(np.stack(alone), ["0", "1", "2"], 2).astype(int)
     found = grid(model, tokenizer, sampling)
     assert np.abs(found - expected).max() <= 1  # of 255: rounding
     other = grid(model, tokenizer, dataclasses.replace(sampling, cfg=1.5))

@@ -1,14 +1,13 @@
 import numpy as np
 import pytest
 from PIL import Image
-from var_tokenizer.common import InputError
+from var_tokenizer.common import InputError, save_png
 from var_train.reports.image_sheets import (
     CELL,
     GUTTER,
     MARGIN,
     reconstruction_sheet,
     sample_grid,
-    save_png,
 )
 
 
@@ -19,7 +18,7 @@ def flat_images(values, size=(8, 8)):
 
 def cells(sheet, rows, columns, cell=(CELL, CELL)):
     """Cell images (rows, columns, cell_y, cell_x, 3), found from the lower right corner."""
-    pixels = np.asarray(sheet)[: sheet.height - MARGIN, : sheet.width - MARGIN]
+    pixels = sheet[:-MARGIN, :-MARGIN]
     step_y, step_x = cell[0] + GUTTER, cell[1] + GUTTER
     pixels = pixels[-(rows * step_y - GUTTER) :, -(columns * step_x - GUTTER) :]
     return np.array(
@@ -53,7 +52,7 @@ def test_large_images_keep_their_size():
 
 
 def test_every_row_has_its_label_to_the_left():
-    sheet = np.asarray(sample_grid(flat_images([0.0, 0.0]), ["cat", "a longer name"], columns=1))
+    sheet = sample_grid(flat_images([0.0, 0.0]), ["cat", "a longer name"], columns=1)
     labels = sheet[:, : -(CELL + MARGIN)]
     first, second = labels[MARGIN : MARGIN + CELL], labels[MARGIN + CELL + GUTTER : -MARGIN]
     inked = [int((part.min(axis=(0, 2)) < 128).sum()) for part in (first, second)]
@@ -89,11 +88,11 @@ def test_a_saved_sheet_reads_back_and_leaves_nothing_beside_it(tmp_path):
     save_png(sheet, path)
     with Image.open(path) as read:
         assert read.format == "PNG"
-        np.testing.assert_array_equal(np.asarray(read), np.asarray(sheet))
+        np.testing.assert_array_equal(np.asarray(read), sheet)
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_class_whose_name_is_not_utf_8_has_a_caption():
     images = np.zeros((1, 3, 8, 8), np.float32)
-    escaped = np.asarray(sample_grid(images, ["d\\xf6g"], 1))
-    np.testing.assert_array_equal(np.asarray(sample_grid(images, ["d\udcf6g"], 1)), escaped)
+    escaped = sample_grid(images, ["d\\xf6g"], 1)
+    np.testing.assert_array_equal(sample_grid(images, ["d\udcf6g"], 1), escaped)

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from command_line import call, start, words
 from PIL import Image
-from var_tokenizer.common import InputError, read_picture, to_pixels
+from var_tokenizer.common import InputError, read_picture, save_png, to_pixels
 from var_transformer import Refiner, Transformer, generate
-from var_transformer.commands.image_files import save_png
 from var_transformer.generation.generate import Generation
 from var_transformer.generation.sampler import Sampler
 from var_transformer.sample import SampleConfig, run, save_shuffled

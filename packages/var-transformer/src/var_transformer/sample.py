@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import InputError, check_integer, quoted, to_pixels
+from var_tokenizer.common import InputError, check_integer, quoted, save_png, to_pixels
 from var_tokenizer.common.command import run_command
 from var_tokenizer.common.progress import progress_bar
 
 from var_transformer.commands.batch_size import fitting_batch
 from var_transformer.commands.class_names import class_numbers, number_ranges
 from var_transformer.commands.graph_cache import graph_cache
-from var_transformer.commands.image_files import grid, read_equal, save_npz, save_png
+from var_transformer.commands.image_files import grid, read_equal, save_npz
 from var_transformer.commands.options import DrawConfig, log_other_numbers
 from var_transformer.commands.resume import begin_or_resume, file_digest
 from var_transformer.generation.generate import generate

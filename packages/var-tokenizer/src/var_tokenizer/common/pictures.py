@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from var_tokenizer.common.errors import InputError, quoted
-from var_tokenizer.common.files import open_regular
+from var_tokenizer.common.files import open_regular, replacing
 from var_tokenizer.common.picture_metadata import (
     gif_without_metadata,
     jpeg_without_metadata,
@@ -90,6 +90,12 @@ def to_pictures(images_ncyx: np.ndarray) -> list[Image.Image]:
     """The way back: (N, 3, Y, X) in [-1, 1], as ``Tokenizer.decode`` gives, as N PIL images."""
     pixels_nyxc = to_pixels(to_unit_range(np.asarray(images_ncyx)))
     return [Image.fromarray(pixels_yxc) for pixels_yxc in pixels_nyxc]
+
+
+def save_png(pixels_yxc: np.ndarray, path: str | os.PathLike[str]) -> None:
+    """Writes uint8 (Y, X, 3) as PNG, whole or not at all."""
+    with replacing(path) as temporary:
+        Image.fromarray(pixels_yxc).save(temporary, "PNG")
 
 
 # ---------------------------------------------------------------- reading

@@ -1,7 +1,6 @@
 """Sheets of labelled images, for looking at samples and reconstructions."""
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from var_tokenizer import Tokenizer
 from var_tokenizer.common import (
     InputError,
     quoted,
-    replacing,
+    save_png,
     to_model_range,
     to_pixels,
     to_unit_range,
@@ -25,8 +24,8 @@ MARGIN = 12
 INK = (40, 40, 40)
 
 
-def sample_grid(images_ncyx: np.ndarray, row_labels: Sequence[str], columns: int) -> Image.Image:
-    """A grid with one labelled row a class.
+def sample_grid(images_ncyx: np.ndarray, row_labels: Sequence[str], columns: int) -> np.ndarray:
+    """uint8 (Y, X, 3): a grid with one labelled row a class.
 
     images_ncyx: (N, 3, Y, X) in [0, 1], row after row; N = rows * ``columns``. row_labels: one
     text a row. Raises InputError where the numbers do not agree.
@@ -42,8 +41,8 @@ def sample_grid(images_ncyx: np.ndarray, row_labels: Sequence[str], columns: int
 
 def reconstruction_sheet(
     originals_ncyx: np.ndarray, progressive: Sequence[np.ndarray], captions: Sequence[str]
-) -> Image.Image:
-    """Originals, under each its reconstruction, then the image after every scale, coarse to fine.
+) -> np.ndarray:
+    """uint8 (Y, X, 3): originals, their reconstructions, and the image after every scale.
 
     originals_ncyx: (N, 3, Y, X) in [0, 1], one column each. progressive: K arrays like it, after
     1, 2, ... K scales; the last is the reconstruction. captions: K + 2 texts, one a row, such as
@@ -84,13 +83,7 @@ def save_samples(
     save_png(sample_grid(by_class.reshape(-1, *images_ncyx.shape[1:]), classes, shown), path)
 
 
-def save_png(image: Image.Image, path: str | os.PathLike[str]) -> None:
-    """Writes ``image`` to ``path`` as PNG, whole or not at all."""
-    with replacing(path) as temporary:
-        image.save(temporary, "PNG")
-
-
-def _sheet(images_rncyx: np.ndarray, captions: Sequence[str]) -> Image.Image:
+def _sheet(images_rncyx: np.ndarray, captions: Sequence[str]) -> np.ndarray:
     """R rows of N images in [0, 1] on white, a caption left of each row."""
     rows, columns, _, height, width = images_rncyx.shape
     zoom = math.ceil(CELL / min(height, width))  # whole, so that every pixel stays a square
@@ -115,4 +108,4 @@ def _sheet(images_rncyx: np.ndarray, captions: Sequence[str]) -> Image.Image:
         for column in range(columns):
             cell = Image.fromarray(pixels_nyxc[row * columns + column])
             sheet.paste(cell, (left + column * step_x, y))
-    return sheet
+    return np.asarray(sheet)

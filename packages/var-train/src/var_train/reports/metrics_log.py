@@ -6,9 +6,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tensorboardX import SummaryWriter
-from var_tokenizer.common import InputError, quoted, replacing
+from var_tokenizer.common import InputError, quoted, replacing, save_png
 
 from var_train.parallel import workers
 
@@ -92,8 +91,7 @@ class MetricsLog:
             for name, value in values.items():
                 if isinstance(value, np.ndarray):
                     path = self.folder / "pictures" / f"{stage}-{name}-{step + 1:08d}.png"
-                    with replacing(path) as temporary:
-                        Image.fromarray(value).save(temporary, "PNG")
+                    save_png(value, path)
                     board.add_image(prefix + name, value, step, dataformats="HWC")
                 elif isinstance(value, list):
                     for k, item in enumerate(value):

@@ -370,7 +370,7 @@ class TransformerTraining:
         labels_n = np.repeat(rows, columns)
         batches = draw_images(self._model, self._tokenizer, labels_n, self._sampling, self._seed)
         images_ncyx = np.concatenate(list(batches))
-        return np.asarray(sample_grid(images_ncyx, [str(label) for label in rows], columns))
+        return sample_grid(images_ncyx, [str(label) for label in rows], columns)
 
     def finish(self) -> None:
         """Leaves the model with the weights that are to be saved."""

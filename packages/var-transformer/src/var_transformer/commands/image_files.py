@@ -24,12 +24,6 @@ def image_name(number: int, label: int) -> str:
     return f"{number:06d}_{label}.png"
 
 
-def save_png(pixels_yxc: np.ndarray, path: str | os.PathLike[str]) -> None:
-    """Writes uint8 (H, W, 3) as PNG, whole or not at all."""
-    with replacing(path) as temporary:
-        Image.fromarray(pixels_yxc).save(temporary, "PNG")
-
-
 def read_equal(paths: Iterable[Path]) -> Iterator[np.ndarray]:
     """Yields image files as uint8 (H, W, 3); raises InputError unless they have one size."""
     first = None

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import check_integer
+from var_tokenizer.common import check_integer, save_png
 from var_tokenizer.common.progress import working
 
 from var_transformer.commands.class_names import names_of, other_numbers
@@ -17,7 +17,6 @@ from var_transformer.commands.image_files import (
     animation_path,
     image_name,
     save_animation,
-    save_png,
 )
 from var_transformer.generation.sampler import Sampler
 from var_transformer.model.checks import check_pair

@@ -15,10 +15,9 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import InputError, check_integer, quoted, to_pixels
+from var_tokenizer.common import InputError, check_integer, quoted, save_png, to_pixels
 
 from var_transformer.commands.class_names import NONE, class_number
-from var_transformer.commands.image_files import save_png
 from var_transformer.edit import edit
 from var_transformer.generation.generate import Generation, OnScale, generate
 from var_transformer.generation.sampler import Sampler
