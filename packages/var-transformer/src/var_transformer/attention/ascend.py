@@ -13,6 +13,8 @@ transposed, copied or masked. Where the fused operators of ``ascend_c`` are buil
 splits the projection's result, normalizes it and writes the cache.
 """
 
+from typing import Any
+
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
@@ -69,12 +71,12 @@ class AscendAttention(NextScaleAttention):
         self.head_width = head_width
         self.dtype = dtype
         self.write = auto_generate.ReshapeAndCache()
+        self.fused_heads: ascend_c.UnitHeads | None = None
+        self.fused_write: Any = None  # an operator of ``ascend_c``
         fused = ascend_c.operators()
         if fused is not None and unit_length and ascend_c.takes_heads(heads, head_width):
             self.fused_heads = ascend_c.UnitHeads(fused, dtype)
             self.fused_write = fused.var_cached_heads
-        else:
-            self.fused_heads = self.fused_write = None
 
     def empty_cache(self, batch: int) -> KeysValues:
         shape = (batch, self.offsets[-1], self.heads, self.head_width)
@@ -86,7 +88,7 @@ class AscendAttention(NextScaleAttention):
         q_blhd, k_blhd, v_blhd = self._apart(q_blc), self._apart(k_blc), self._apart(v_blc)
         if self.unit_length is not None:
             # lengths are summed in float32; the learned scale is folded into the queries
-            scale_11h1 = score_scale.reshape(1, 1, -1, 1)
+            scale_11h1 = ops.reshape(score_scale, (1, 1, -1, 1))
             q_blhd = self.unit_length(q_blhd.astype(ms.float32)) * scale_11h1
             k_blhd = self.unit_length(k_blhd.astype(ms.float32))
         else:
@@ -130,7 +132,7 @@ class AscendAttention(NextScaleAttention):
             q_blc, k_blc, v_blc = ops.split(qkv_bl3c, qkv_bl3c.shape[-1] // 3, 2)
             return self.construct(q_blc, k_blc, v_blc, score_scale, k, past)
         b, length, _ = qkv_bl3c.shape
-        taken_bl3c, scale_h = qkv_bl3c, score_scale.reshape(-1).astype(ms.float32)
+        taken_bl3c, scale_h = qkv_bl3c, ops.reshape(score_scale, (-1,)).astype(ms.float32)
         if qkv_bl3c.dtype != self.dtype:  # the other half type is not among the operator's
             taken_bl3c = qkv_bl3c.astype(ms.float32)
         if k is None:

@@ -90,7 +90,8 @@ class NextScaleAttention(nn.Cell):
             # concatenated: the gradient of a slice would be padded to the whole length
             prefix_keys = ops.concat(ks[: i + 1], self.axis)
             prefix_values = ops.concat(vs[: i + 1], self.axis)
-            mixed = (*mixed, self.attend(qs[i], prefix_keys, prefix_values, plan[i]))
+            one = self.attend(qs[i], prefix_keys, prefix_values, plan[i])
+            mixed = (*mixed, one)  # type: ignore[assignment]  # graphs take no annotation
         return ops.concat((*mixed, self.attend(qs[-1], keys, values, plan[-1])), self.axis)
 
     def graph_input(self, k: int) -> int | Tensor:
@@ -133,7 +134,7 @@ class NextScaleAttention(nn.Cell):
 
 
 def _plain(plan: Plan) -> tuple[tuple[int, int, bool, int], ...]:
-    return tuple(tuple(segment) for segment in plan)
+    return tuple((s.begin, s.end, s.masked, s.reach) for s in plan)
 
 
 # These are evaluated while a graph is compiled.

@@ -155,7 +155,7 @@ def _table(
     table.add_section()
     # a part waits for the one before: the sum of the rooflines, not the roofline of the sum
     times = [sum(part.seconds(on) for part in variant) for variant in parts]
-    cells = _cells(*sums, on)[:-1]
+    cells = _cells(sums[0], sums[1], on)[:-1]
     table.add_row("total", *cells, _both(*(f"{1e3 * t:,.1f}" for t in times)))
     launching = [s.launches * on.launch for s in sums]
     least = [max(pair) / images for pair in zip(times, launching, strict=True)]

@@ -30,8 +30,13 @@ class Part:
     memory: float = 0
 
     def times(self, count: int) -> "Part":
-        values = (self.madds, self.bytes, self.launches, self.memory)
-        return Part(self.name, *(count * value for value in values))
+        return Part(
+            self.name,
+            count * self.madds,
+            count * self.bytes,
+            count * self.launches,
+            count * self.memory,
+        )
 
     def plus(self, other: "Part") -> "Part":
         return Part(
@@ -76,7 +81,13 @@ class AttentionWork(NamedTuple):
     copies: int
 
     def plus(self, other: "AttentionWork") -> "AttentionWork":
-        return AttentionWork(*(a + b for a, b in zip(self, other, strict=True)))
+        return AttentionWork(
+            self.scores + other.scores,
+            self.called + other.called,
+            self.copied + other.copied,
+            self.calls + other.calls,
+            self.copies + other.copies,
+        )
 
 
 def forward_work(plan: Plan) -> AttentionWork:

@@ -99,14 +99,14 @@ def draw_scales(
     scales = len(tokenizer.schedule)
     refined = 0 if refiner is None else refiner.scales
     plan = sampler.plan(scales, refined)
-    passes = GuidedPasses(model, labels_b)
+    passes = GuidedPasses(model, labels_b, plan[0].unconditional)
     inputs: list[np.ndarray | None] = [None]  # what each scale reads: nothing at the first
-    latent, ids, images = None, [], None
+    latent, ids = None, []
     for k, settings in enumerate(plan):
         guided = settings.strength, settings.unconditional
         if refiner is not None and k == scales - refined:
             passes.release()
-            passes = GuidedPasses(refiner.model, labels_b)
+            passes = GuidedPasses(refiner.model, labels_b, settings.unconditional)
             for drafted in range(k):  # for the keys and values of the draft
                 passes.logits(drafted, inputs[drafted], *guided)
         logits_blv = passes.logits(k, inputs[k], *guided)
@@ -133,6 +133,6 @@ def draw_scales(
             inputs.append(tokenizer.scale_input(latent, k + 1).asnumpy())
         if on_scale is not None or k + 1 == scales:
             images = to_unit_range(tokenizer.decode_latent(latent).asnumpy())
-        if on_scale is not None:
-            on_scale(k, images)
+            if on_scale is not None:
+                on_scale(k, images)
     return Generation(images, ids)

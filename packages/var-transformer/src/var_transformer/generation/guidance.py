@@ -29,14 +29,16 @@ class GuidedPasses:
     no later scale is guided.
     """
 
-    def __init__(self, model: Transformer, labels_b: Tensor) -> None:
+    def __init__(self, model: Transformer, labels_b: Tensor, unconditional: bool) -> None:
+        """unconditional: whether any scale is guided."""
         self._model = model
-        self._labels_b = labels_b
         self._count = labels_b.shape[0]
-        self._unconditional = False  # whether that half runs
-        self._class_bc: Tensor | None = None
-        self._modulations: tuple[Tensor, ...] = ()
+        self._unconditional = unconditional  # whether that half still runs
         self._cache: Cache | None = None
+        if unconditional:
+            no_class = np.full(self._count, model.config.num_classes, np.int32)
+            labels_b = Tensor(np.concatenate((labels_b.asnumpy(), no_class)))
+        self._class_bc, self._modulations = model.condition(labels_b)
 
     def logits(
         self, k: int, inputs_blz: np.ndarray | None, strength: float, unconditional: bool
@@ -45,9 +47,7 @@ class GuidedPasses:
 
         unconditional: whether this scale or a later one is guided.
         """
-        if self._class_bc is None:
-            self._begin(unconditional)
-        elif self._unconditional and not unconditional:
+        if self._unconditional and not unconditional:
             self._drop_unconditional()
         if inputs_blz is not None and self._unconditional:
             inputs_blz = np.concatenate((inputs_blz, inputs_blz))
@@ -66,18 +66,11 @@ class GuidedPasses:
         if self._cache is not None:
             self._cache.release()
 
-    def _begin(self, unconditional: bool) -> None:
-        labels_b = self._labels_b
-        if unconditional:
-            no_class = np.full(self._count, self._model.config.num_classes, np.int32)
-            labels_b = Tensor(np.concatenate((labels_b.asnumpy(), no_class)))
-        self._unconditional = unconditional
-        self._class_bc, self._modulations = self._model.condition(labels_b)
-
     def _drop_unconditional(self) -> None:
         n = self._count
         self._unconditional = False
         with one_at_a_time:
             self._class_bc = self._class_bc[:n]
             self._modulations = tuple(m[:n] for m in self._modulations)
-        self._cache = self._cache.first(n)
+        if self._cache is not None:
+            self._cache = self._cache.first(n)

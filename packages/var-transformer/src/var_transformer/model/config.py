@@ -1,11 +1,12 @@
 """What a transformer is made of, and the published sizes."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from var_tokenizer import SCALES_256, SCALES_512, Scale, ScaleSchedule
 from var_tokenizer.common import InputError, check_choice, check_flag, check_integer
 
-_PRESETS = {
+_PRESETS: dict[str, dict[str, Any]] = {
     "d16": {"depth": 16},
     "d20": {"depth": 20},
     "d24": {"depth": 24},
