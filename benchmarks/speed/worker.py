@@ -147,13 +147,14 @@ def _our_step(model: "Transformer") -> Job:
     """Forward, backward and AdamW, compiled as the trainer compiles them."""
     import mindspore as ms
     from mindspore import Tensor
+    from var_train.losses.token_loss import token_losses
     from var_train.optimization.adamw import AdamW, AdamWConfig, release_gradients
-    from var_train.training.transformer_stage import decays, token_losses
+    from var_train.training.transformer_stage import is_decayed
 
     config = model.config
     parameters = model.trainable_params()
     recipe = AdamWConfig(LEARNING_RATE, BETAS, WEIGHT_DECAY, clip=CLIP, warmup=0)
-    optimizer = AdamW(parameters, recipe, decays)
+    optimizer = AdamW(parameters, recipe, is_decayed)
 
     def loss_of(labels_b: Tensor, inputs_blz: Tensor, ids_bl: Tensor) -> Tensor:
         return token_losses(model(labels_b, inputs_blz), ids_bl, 0.0).mean()
@@ -269,12 +270,12 @@ def reference(part: str, weights: Path) -> dict[str, Job]:
 
 def _reference_step(model: "TorchTransformer") -> Job:
     import torch
-    from var_train.training.transformer_stage import decays
+    from var_train.training.transformer_stage import is_decayed
 
     labels, inputs, ids = (torch.tensor(a) for a in _training_batch(model.config))
     groups: dict[bool, list[torch.Tensor]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
-        groups[decays(_Named(name, parameter.ndim))].append(parameter)
+        groups[is_decayed(_Named(name, parameter.ndim))].append(parameter)
     optimizer = torch.optim.AdamW(
         [
             {"params": groups[True], "weight_decay": WEIGHT_DECAY},

@@ -12,7 +12,11 @@ from var_tokenizer import Tokenizer, TokenizerConfig
 from var_train.data.batches import step_indices
 from var_train.data.token_sources import TokenSet
 from var_train.optimization.adamw import AdamWConfig
-from var_train.training.transformer_stage import TransformerStageConfig, TransformerTraining, decays
+from var_train.training.transformer_stage import (
+    TransformerStageConfig,
+    TransformerTraining,
+    is_decayed,
+)
 from var_transformer import Transformer, TransformerConfig
 
 torch = pytest.importorskip("torch")
@@ -180,7 +184,7 @@ def test_ten_steps_of_adamw_are_those_of_pytorch(ten_steps, other):
     named, logits_of = other(ten_steps.config, ten_steps.start)
     groups = {True: [], False: []}
     for name, parameter in Transformer(ten_steps.config, 0).parameters_and_names():
-        groups[decays(parameter)].append(named[name])
+        groups[is_decayed(parameter)].append(named[name])
     start = {name: p.detach().numpy().copy() for name, p in named.items()}
     optimizer = torch.optim.AdamW(
         [

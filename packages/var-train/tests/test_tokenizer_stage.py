@@ -123,13 +123,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 def test_the_discriminator_sees_changed_images_only_where_augment_says_so(changes):
     adversary = AdversaryConfig(weight=1.0, start=0.0, channels=32, augment=changes)
     stage = training(TokenizerStageConfig(batch=8, adversary=adversary))
-    seen, judge_step = [], stage._judge_step
+    seen, discriminator_step = [], stage._discriminator_step
 
     def recorded(images, output, features, scalars, *drawn):
         seen.extend((images, output, drawn))
-        return judge_step(images, output, features, scalars, *drawn)
+        return discriminator_step(images, output, features, scalars, *drawn)
 
-    stage._judge_step = recorded
+    stage._discriminator_step = recorded
     found = stage.train_step(0)["discriminator"]
     images, output, drawn = seen
     if changes:

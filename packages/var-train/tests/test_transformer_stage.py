@@ -12,12 +12,12 @@ from var_tokenizer import Tokenizer, TokenizerConfig
 from var_tokenizer.common import InputError
 from var_train.data.batches import step_indices
 from var_train.data.token_sources import TokenSet
+from var_train.losses.token_loss import token_losses
 from var_train.optimization.adamw import AdamWConfig
 from var_train.optimization.loss_scale import DTYPES, LossScale, PrecisionConfig
 from var_train.training.transformer_stage import (
     TransformerStageConfig,
     TransformerTraining,
-    token_losses,
 )
 from var_transformer import BackendConfig, Transformer, TransformerConfig
 

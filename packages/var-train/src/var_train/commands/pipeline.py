@@ -18,9 +18,14 @@ from var_train.data.token_sources import fingerprint, tokens_of
 from var_train.parallel import workers
 from var_train.reports.generated_images import sample_classes
 from var_train.reports.image_sheets import save_reconstructions, save_samples
-from var_train.reports.report_json import digit_figures, tokenizer_figures, write_report
+from var_train.reports.report_json import (
+    digit_figures,
+    reconstruct,
+    tokenizer_figures,
+    write_report,
+)
 from var_train.training.loop import train as train_stage
-from var_train.training.tokenizer_stage import TokenizerTraining, reconstruct
+from var_train.training.tokenizer_stage import TokenizerTraining
 from var_train.training.transformer_stage import TransformerTraining
 
 log = logging.getLogger(__name__)

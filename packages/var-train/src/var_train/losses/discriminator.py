@@ -9,6 +9,8 @@ from var_tokenizer.common import InputError, check_integer, check_number
 
 from var_train.optimization.adamw import AdamWConfig
 
+_MOST_ADAPTIVE = 1e4  # the published bound of the adaptive weight
+
 
 @dataclass(frozen=True)
 class AdversaryConfig:
@@ -70,6 +72,20 @@ class PatchDiscriminator(nn.Cell):
 def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
     """The discriminator's loss: logits of real patches above 1, of reconstructed below -1."""
     return 0.5 * (ops.relu(1 - real).mean() + ops.relu(1 + fake).mean())
+
+
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor) -> Tensor:
+    """The weight of the adversarial loss that VQGAN gives it (arXiv:2012.09841, equation 7).
+
+    Both are a loss's gradient at the decoder's last layer; the weight, at most 1e4, makes them
+    equally long.
+    """
+    ratio = _norm(reconstruction) / (_norm(adversarial) + 1e-4)
+    return ops.minimum(ratio, _MOST_ADAPTIVE)
+
+
+def _norm(gradient: Tensor) -> Tensor:
+    return ops.sqrt((gradient * gradient).sum())
 
 
 def _leaky(x: Tensor) -> Tensor:

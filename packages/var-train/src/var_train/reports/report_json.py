@@ -4,11 +4,29 @@ import json
 from pathlib import Path
 
 import numpy as np
+from var_tokenizer import Tokenizer
 from var_tokenizer.common import replacing, to_model_range, to_unit_range
 
+from var_train.data.batches import padded_batches
 from var_train.data.image_sources import ImageSet, ImageSource
 from var_train.reports.digit_metrics import DigitJudge, distinct, nearest_train_distance
 from var_train.reports.image_quality import psnr, squared_errors
+from var_train.reports.progress_bars import step_bar
+
+
+def reconstruct(
+    tokenizer: Tokenizer, images: ImageSource, batch: int
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Ids of every scale, K arrays (N, s_y * s_x), and reconstructions (N, 3, Y, X) in [-1, 1]."""
+    ids, outputs = [], []
+    with step_bar("decoding   ", len(images), unit="images") as bar:
+        for number, indices in enumerate(padded_batches(len(images), batch)):
+            pixels_byxc, _ = images.batch(indices)
+            ids.append([np.asarray(i) for i in tokenizer.encode(to_model_range(pixels_byxc))])
+            outputs.append(np.asarray(tokenizer.decode(ids[-1])))
+            bar.advance(batch, steps=min(batch, len(images) - number * batch))
+    n = len(images)
+    return [np.concatenate(k)[:n] for k in zip(*ids, strict=True)], np.concatenate(outputs)[:n]
 
 
 def tokenizer_figures(

@@ -7,24 +7,29 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, ops
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import check_integer, check_number, to_floats, to_model_range
+from var_tokenizer.common import check_integer, check_number, to_floats
 
 from var_train.data.augmentation import augment, draw_augmentation
 from var_train.data.batches import step_indices, steps_of
 from var_train.data.image_sources import ImageSource
-from var_train.losses.discriminator import AdversaryConfig, PatchDiscriminator, hinge_loss
+from var_train.losses.discriminator import (
+    AdversaryConfig,
+    PatchDiscriminator,
+    adaptive_weight,
+    hinge_loss,
+)
 from var_train.losses.reconstruction_loss import ReconstructionLoss, ReconstructionLossConfig
 from var_train.optimization.adamw import AdamW, AdamWConfig
 from var_train.optimization.averages import Ema, averaged
 from var_train.parallel import workers
 from var_train.parallel.gradients import AllReduceMean
-from var_train.reports.progress_bars import step_bar
 from var_train.reports.tokenizer_quality import measure_tokenizer
 from var_train.training.checkpoints import parameter_arrays, restore_parameters
 from var_train.training.codebook import CodebookConfig, CodebookKeeper
 from var_train.training.loop import check_finite
 
-_MOST_ADAPTIVE = 1e4  # the published bound of the adaptive weight
+# Random streams under the seed. The transformer's stage has number 4.
+_STEPS, _CODES, _DISCRIMINATOR = 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,8 @@ class TokenizerTraining:
         share = workers.share(config.batch)
         self._own = slice(share * workers.rank(), share * (workers.rank() + 1))
         self._keeper = CodebookKeeper(tokenizer, config.codebook, config.batch)
-        self._judged_from = round(config.adversary.start * self.steps)
-        self._balance = np.float32(0)  # no weight is known before the first judged step
+        self._adversarial_from = round(config.adversary.start * self.steps)
+        self._adaptive_weight = np.float32(0)  # none is known before the first adversarial step
         workers.synchronize(list(tokenizer.get_parameters()))
         self._compile()
 
@@ -92,20 +97,20 @@ class TokenizerTraining:
         It is drawn for the whole batch, of which each worker takes its share.
         """
         config = self._config
-        rng = np.random.default_rng((self._seed, 1, step))
+        rng = np.random.default_rng((self._seed, _STEPS, step))
         images_byxc = to_floats(self._pixels(step, rng))
         if step == 0:
             images_bcyx = images_byxc.transpose(0, 3, 1, 2)
-            self._keeper.start(images_bcyx, np.random.default_rng((self._seed, 2)))
+            self._keeper.start(images_bcyx, np.random.default_rng((self._seed, _CODES)))
         images = Tensor(images_byxc)
         kept_kb = self._draw_kept(rng)[:, self._own]
         scalars = self._optimizer.scalars(step, self.steps)
-        judged = config.adversary.weight > 0 and step >= self._judged_from
-        if judged:
+        adversarial = config.adversary.weight > 0 and step >= self._adversarial_from
+        if adversarial:
             size = self._tokenizer.config.image_size
             changes = draw_augmentation(rng, config.batch, size, self._own)
-            balance = Tensor(self._balance)
-            values = self._judged_step(images, Tensor(kept_kb), scalars, balance, *changes)
+            weight = Tensor(self._adaptive_weight)
+            values = self._adversarial_step(images, Tensor(kept_kb), scalars, weight, *changes)
         else:
             values = self._plain_step(images, Tensor(kept_kb), scalars)
         loss, reconstruction, ids_bl, vectors_blz, output, features, norm = values
@@ -119,18 +124,18 @@ class TokenizerTraining:
         }
         if finite:
             metrics["gradient_norm"] = float(norm)
-        if judged:
-            scalars = self._judge_optimizer.scalars(
-                step - self._judged_from, self.steps - self._judged_from
+        if adversarial:
+            scalars = self._discriminator_optimizer.scalars(
+                step - self._adversarial_from, self.steps - self._adversarial_from
             )
-            judge_loss, balance, norm = self._judge_step(
+            discriminator_loss, weight, norm = self._discriminator_step(
                 images, output, features, scalars, *changes
             )
-            self._judge_optimizer.count(float(norm))
-            self._balance = np.float32(balance.asnumpy())  # the same on all workers
+            self._discriminator_optimizer.count(float(norm))
+            self._adaptive_weight = np.float32(weight.asnumpy())  # the same on all workers
             metrics |= {
-                "discriminator": check_finite(*_means(judge_loss), "discriminator", step),
-                "adaptive_weight": check_finite(float(self._balance), "adversarial", step),
+                "discriminator": check_finite(*_means(discriminator_loss), "discriminator", step),
+                "adaptive_weight": check_finite(float(self._adaptive_weight), "adversarial", step),
             }
         if finite:  # else the weights stayed as they were, and so do codes and averages
             number = step - self._optimizer.skipped
@@ -160,7 +165,7 @@ class TokenizerTraining:
         """Builds the steps as closures, which MindSpore compiles when they are first called."""
         tokenizer, config = self._tokenizer, self._config
         self._change = augment if config.adversary.augment else _unchanged
-        rng = np.random.default_rng((self._seed, 3))
+        rng = np.random.default_rng((self._seed, _DISCRIMINATOR))
         self._discriminator = PatchDiscriminator(config.adversary, rng)
         workers.synchronize(list(self._discriminator.get_parameters()))
         loss_of = ReconstructionLoss(config.losses, tokenizer.config.image_size)
@@ -170,122 +175,81 @@ class TokenizerTraining:
             parameters = [p for p in parameters if p is not codebook]
         self._optimizer = AdamW(parameters, config.optimizer, _is_matrix)
         self._ema = Ema(tokenizer.trainable_params(), config.ema) if config.ema else None
-        self._plain_step = self._compile_plain_step(loss_of)
-        self._judged_step = self._compile_judged_step(loss_of)
-        self._judge_step = self._compile_judge_step(loss_of)
+        self._plain_step = self._compile_step(loss_of, adversarial=False)
+        self._adversarial_step = self._compile_step(loss_of, adversarial=True)
+        self._discriminator_step = self._compile_discriminator_step(loss_of)
 
-    def _compile_plain_step(self, loss_of: ReconstructionLoss) -> Callable:
-        tokenizer, optimizer = self._tokenizer, self._optimizer
-        commitment = self._config.codebook.commitment
-        average = AllReduceMean(optimizer.parameters)
+    def _compile_step(self, loss_of: ReconstructionLoss, adversarial: bool) -> Callable:
+        """The tokenizer's step: ``step(images, kept_kb, scalars_3)``.
 
-        def losses(images: Tensor, kept_kb: Tensor) -> tuple:
-            features, quantization, ids, vectors = tokenizer(images, commitment, kept_kb)
-            output = tokenizer.reconstruction(features)
-            reconstruction = loss_of(output, images)
-            tokens = ops.concat(ids, 1), ops.concat(vectors, 1)
-            return reconstruction + quantization, reconstruction, *tokens, output, features
-
-        gradients_of = ms.value_and_grad(losses, None, optimizer.parameters, has_aux=True)
-
-        @ms.jit
-        def step(images: Tensor, kept_kb: Tensor, scalars_3: Tensor) -> tuple:
-            values, gradients = gradients_of(images, kept_kb)
-            return (*values, optimizer(average(gradients), scalars_3))
-
-        return step
-
-    def _compile_judged_step(self, loss_of: ReconstructionLoss) -> Callable:
-        """The plain step with the discriminator's verdict in its loss."""
+        adversarial: the discriminator's verdict is a part of the loss, and the step also takes the
+        adaptive weight and the three tensors of ``draw_augmentation``.
+        """
         tokenizer, optimizer = self._tokenizer, self._optimizer
         discriminator, change = self._discriminator, self._change
         commitment = self._config.codebook.commitment
         average = AllReduceMean(optimizer.parameters)
 
-        def losses(
-            images: Tensor,
-            kept_kb: Tensor,
-            balance: Tensor,
-            colours: Tensor,
-            pixels: Tensor,
-            uncut: Tensor,
-        ) -> tuple:
+        def losses(images: Tensor, kept_kb: Tensor, *adversary: Tensor) -> tuple:
             features, quantization, ids, vectors = tokenizer(images, commitment, kept_kb)
             output = tokenizer.reconstruction(features)
             reconstruction = loss_of(output, images)
-            verdict = discriminator(change(output, colours, pixels, uncut)).mean()
-            loss = reconstruction + quantization - balance * verdict
+            loss = reconstruction + quantization
+            if adversarial:
+                verdict = discriminator(change(output, *adversary[1:])).mean()
+                loss = loss - adversary[0] * verdict
             tokens = ops.concat(ids, 1), ops.concat(vectors, 1)
             return loss, reconstruction, *tokens, output, features
 
         gradients_of = ms.value_and_grad(losses, None, optimizer.parameters, has_aux=True)
 
         @ms.jit
-        def step(
-            images: Tensor,
-            kept_kb: Tensor,
-            scalars_3: Tensor,
-            balance: Tensor,
-            colours: Tensor,
-            pixels: Tensor,
-            uncut: Tensor,
-        ) -> tuple:
-            values, gradients = gradients_of(images, kept_kb, balance, colours, pixels, uncut)
+        def step(images: Tensor, kept_kb: Tensor, scalars_3: Tensor, *adversary: Tensor) -> tuple:
+            values, gradients = gradients_of(images, kept_kb, *adversary)
             return (*values, optimizer(average(gradients), scalars_3))
 
         return step
 
-    def _compile_judge_step(self, loss_of: ReconstructionLoss) -> Callable:
+    def _compile_discriminator_step(self, loss_of: ReconstructionLoss) -> Callable:
         """The discriminator's step, and the adaptive weight for the tokenizer's next one.
 
         VQGAN (arXiv:2012.09841, equation 7) weighs the adversarial loss so that both losses
-        have equal gradients at the decoder's last layer. Taken of the step at hand that needs a
-        second pass through the decoder; taken of the step before it does not. The gradients are
-        those of the whole batch: their lengths are taken of the means over the workers.
+        have equal gradients at the decoder's last layer. That weight of this step would need a
+        second pass through the decoder; the weight of the step before does not. The gradients
+        are averaged over the workers before their norms are taken, so they are the whole batch's.
         """
         tokenizer, discriminator = self._tokenizer, self._discriminator
         config, change, last = self._config.adversary, self._change, tokenizer.last_layer
         optimizer = AdamW(discriminator.trainable_params(), config.optimizer, _is_matrix)
-        self._judge_optimizer = optimizer
+        self._discriminator_optimizer = optimizer
         average = AllReduceMean([last, last, *optimizer.parameters])
         weight = config.weight
 
-        def judgement(
-            images: Tensor, output: Tensor, colours: Tensor, pixels: Tensor, uncut: Tensor
-        ) -> Tensor:
-            real = discriminator(change(images, colours, pixels, uncut))
-            return hinge_loss(real, discriminator(change(output, colours, pixels, uncut)))
+        def discriminator_loss(images: Tensor, output: Tensor, *changes: Tensor) -> Tensor:
+            real = discriminator(change(images, *changes))
+            return hinge_loss(real, discriminator(change(output, *changes)))
 
         def reconstruction_loss(images: Tensor, features: Tensor) -> Tensor:
             return loss_of(tokenizer.reconstruction(features), images)
 
-        def adversarial_loss(
-            features: Tensor, colours: Tensor, pixels: Tensor, uncut: Tensor
-        ) -> Tensor:
+        def adversarial_loss(features: Tensor, *changes: Tensor) -> Tensor:
             output = tokenizer.reconstruction(features)
-            return -discriminator(change(output, colours, pixels, uncut)).mean()
+            return -discriminator(change(output, *changes)).mean()
 
-        gradients_of = ms.value_and_grad(judgement, None, optimizer.parameters)
+        gradients_of = ms.value_and_grad(discriminator_loss, None, optimizer.parameters)
         pull_of = ms.value_and_grad(reconstruction_loss, None, [last])
         push_of = ms.value_and_grad(adversarial_loss, None, [last])
 
         @ms.jit
         def step(
-            images: Tensor,
-            output: Tensor,
-            features: Tensor,
-            scalars_3: Tensor,
-            colours: Tensor,
-            pixels: Tensor,
-            uncut: Tensor,
+            images: Tensor, output: Tensor, features: Tensor, scalars_3: Tensor, *changes: Tensor
         ) -> tuple[Tensor, Tensor, Tensor]:
             _, pull = pull_of(images, features)
-            _, push = push_of(features, colours, pixels, uncut)
-            loss, gradients = gradients_of(images, output, colours, pixels, uncut)
+            _, push = push_of(features, *changes)
+            loss, gradients = gradients_of(images, output, *changes)
             means = average((pull[0], push[0], *gradients))
-            ratio = _length(means[0]) / (_length(means[1]) + 1e-4)
             norm = optimizer(means[2:], scalars_3)
-            return loss, weight * ops.minimum(ratio, _MOST_ADAPTIVE), norm
+            return loss, weight * adaptive_weight(means[0], means[1]), norm
 
         return step
 
@@ -319,7 +283,7 @@ class TokenizerTraining:
         arrays = parameter_arrays("tokenizer", self._tokenizer.get_parameters())
         arrays |= parameter_arrays("discriminator", self._discriminator.get_parameters())
         arrays |= {f"codebook/{name}": array for name, array in self._keeper.arrays().items()}
-        state: dict[str, object] = {"balance": float(self._balance)}
+        state: dict[str, object] = {"balance": float(self._adaptive_weight)}
         for name, optimizer in self._optimizers().items():
             moments, state[name] = optimizer.snapshot(name)
             arrays |= moments
@@ -332,7 +296,7 @@ class TokenizerTraining:
         restore_parameters("tokenizer", list(self._tokenizer.get_parameters()), arrays)
         restore_parameters("discriminator", list(self._discriminator.get_parameters()), arrays)
         self._keeper.restore({n: arrays[f"codebook/{n}"] for n in self._keeper.arrays()})
-        self._balance = np.float32(state["balance"])
+        self._adaptive_weight = np.float32(state["balance"])
         for name, optimizer in self._optimizers().items():
             optimizer.restore(name, arrays, state[name])
         if self._ema is not None:
@@ -341,7 +305,7 @@ class TokenizerTraining:
         workers.check_equal(weights)
 
     def _optimizers(self) -> dict[str, AdamW]:
-        return {"optimizer": self._optimizer, "judge_optimizer": self._judge_optimizer}
+        return {"optimizer": self._optimizer, "judge_optimizer": self._discriminator_optimizer}
 
 
 def _is_matrix(parameter: Parameter) -> bool:
@@ -357,30 +321,3 @@ def _means(*values: Tensor) -> tuple[float, ...]:
     """Scalars, each averaged over the workers."""
     own = np.array([float(value) for value in values])
     return tuple(float(mean) for mean in workers.gather(own).mean(0))
-
-
-def _length(gradient: Tensor) -> Tensor:
-    return ops.sqrt((gradient * gradient).sum())
-
-
-def reconstruct(
-    tokenizer: Tokenizer, images: ImageSource, batch: int
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """Ids of every scale, K arrays (N, s_y * s_x), and reconstructions (N, 3, Y, X) in [-1, 1]."""
-    ids, outputs = [], []
-    with step_bar("decoding   ", len(images), unit="images") as bar:
-        for number, indices in enumerate(padded_batches(len(images), batch)):
-            pixels_byxc, _ = images.batch(indices)
-            ids.append([np.asarray(i) for i in tokenizer.encode(to_model_range(pixels_byxc))])
-            outputs.append(np.asarray(tokenizer.decode(ids[-1])))
-            bar.advance(batch, steps=min(batch, len(images) - number * batch))
-    n = len(images)
-    return [np.concatenate(k)[:n] for k in zip(*ids, strict=True)], np.concatenate(outputs)[:n]
-
-
-def padded_batches(n: int, batch: int) -> np.ndarray:
-    """(batches, batch) indices of 0..n-1; the last batch is filled up with repeats.
-
-    Batches of one size compile once.
-    """
-    return np.resize(np.arange(n), (-(-n // batch), batch))

@@ -13,6 +13,7 @@ from var_transformer import Transformer, TransformerConfig, check_pair
 
 from var_train.data.batches import padded_batches, step_indices, steps_of
 from var_train.data.token_sources import TokenSource
+from var_train.losses.token_loss import token_losses
 from var_train.optimization.adamw import AdamW, AdamWConfig, release_gradients
 from var_train.optimization.averages import Ema, averaged
 from var_train.optimization.loss_scale import LossScale, PrecisionConfig
@@ -23,9 +24,11 @@ from var_train.reports.generated_images import SamplingConfig, draw_images
 from var_train.reports.image_sheets import sample_grid
 from var_train.reports.metrics_log import Value
 from var_train.training.checkpoints import parameter_arrays, restore_parameters
+from var_train.training.drop_path import draw_drop_path, drop_path_rates
 from var_train.training.loop import Stopwatch
+from var_train.training.progressive import scales_in_training
 
-_STAGE = 4  # of the random numbers; the tokenizer's stage has 1 to 3
+_STEPS = 4  # random stream under the seed; the tokenizer's stage has 1 to 3
 _SAMPLE_ROWS = 8  # classes in a grid of samples, at most
 
 
@@ -165,7 +168,7 @@ class TransformerTraining:
         self.steps = steps_of(config.epochs, len(train), config.batch)
         self._share = workers.share(config.batch, config.accumulation)
         rate = model.config.drop_path if config.drop_path is None else config.drop_path
-        self._drop_rates_d = np.linspace(0, rate, model.config.depth)
+        self._drop_rates_d = drop_path_rates(rate, model.config.depth)
         self._loss_scale = LossScale(config.precision)
         self._watch = Stopwatch()
         workers.synchronize(list(model.get_parameters()))
@@ -186,7 +189,7 @@ class TransformerTraining:
             parts = self._draw(step)
         for part in parts:
             with self._watch("data"):
-                inputs = self._inputs(part, self.scales_at(step))
+                inputs = self._inputs(part, self._scales_at(step))
             with self._watch("forward_backward"):
                 loss, found = self._gradients(*inputs, Tensor(np.float32(scale)))
                 found = ms.mutable(found)  # plain tuples would be compiled in as constants
@@ -212,26 +215,22 @@ class TransformerTraining:
         if config.precision.dtype == "float16":
             metrics["loss_scale"] = scale
         if config.progressive:
-            metrics["scales"] = self.scales_at(step)
+            metrics["scales"] = self._scales_at(step)
         return metrics | self._watch.lap()
 
-    def scales_at(self, step: int) -> int:
+    def _scales_at(self, step: int) -> int:
         """How many scales, coarse to fine, a step trains."""
-        every, start = len(self._model.config.schedule), self._config.progressive_start
-        joining = self._config.progressive * self.steps
-        if step >= joining:
-            return every
-        return start + int((every - start) * step / joining)
+        scales, config = len(self._model.config.schedule), self._config
+        share, start = config.progressive, config.progressive_start
+        return scales_in_training(step, self.steps, scales, share, start)
 
     def _draw(self, step: int) -> list["_Part"]:
         """This worker's share of the step's batch, in as many parts as are accumulated."""
         config, batch = self._config, self._config.batch
-        rng = np.random.default_rng((self._seed, _STAGE, step))
+        rng = np.random.default_rng((self._seed, _STEPS, step))
         indices_b = step_indices(len(self._train), batch, self._seed, step)
         unlabelled_b = rng.random(batch) < config.condition_drop
-        rates = self._drop_rates_d.reshape(-1, 1, 1, 1, 1)
-        kept_d2b11 = rng.random((len(rates), 2, batch, 1, 1)) >= rates
-        keep_d2b11 = (kept_d2b11 / (1 - rates)).astype(np.float32)
+        keep_d2b11 = draw_drop_path(rng, self._drop_rates_d, batch)
         flip_b = rng.random(batch) < 0.5 if config.flip else None
         parts = []
         for begin in range(0, batch, batch // config.accumulation):
@@ -266,7 +265,7 @@ class TransformerTraining:
         parameters = model.trainable_params()
         sharded = config.shard_optimizer and workers.size() > 1
         sharding = Sharding(parameters) if sharded else None
-        self._optimizer = optimizer = AdamW(parameters, config.adamw, decays, sharding)
+        self._optimizer = optimizer = AdamW(parameters, config.adamw, is_decayed, sharding)
         self._ema = Ema(parameters, config.ema) if config.ema else None
         average = AllReduceMean(parameters)
         once = config.accumulation == 1  # averaged while the backward pass goes on, or at the end
@@ -399,26 +398,16 @@ class TransformerTraining:
 
 @dataclass(frozen=True)
 class _Part:
-    """What is drawn for the images that a worker computes at once."""
+    """What is drawn for the images that a worker computes at once: a part of its share."""
 
     indices_b: np.ndarray
     flip_b: np.ndarray | None
     unlabelled_b: np.ndarray
     keep_d2b11: np.ndarray
-    """For each block, branch and image 0 (skipped) or 1 / (1 - rate): drop path
-    (arXiv:1603.09382), with a rate that grows linearly from 0 at the first block."""
+    """Of ``draw_drop_path``."""
 
 
-def token_losses(logits_blv: Tensor, ids_bl: Tensor, label_smoothing: float) -> Tensor:
-    """(B, L) float32: cross entropy of each token in nats."""
-    logits_nv = logits_blv.reshape(-1, logits_blv.shape[2]).astype(ms.float32)
-    loss_n = ops.cross_entropy(
-        logits_nv, ids_bl.reshape(-1), reduction="none", label_smoothing=label_smoothing
-    )
-    return loss_n.reshape(ids_bl.shape)
-
-
-def decays(parameter: Parameter) -> bool:
-    """Weight decay as published: of matrices, not of embeddings, biases, gains and scales."""
+def is_decayed(parameter: Parameter) -> bool:
+    """Whether weight decay applies: as published, to matrices but not to embeddings and scales."""
     exempt = ("class_emb", "lvl_embed", "pos_start", "pos_1LC", "scale_mul", "ada_gss")
     return parameter.ndim > 1 and not any(name in parameter.name for name in exempt)
