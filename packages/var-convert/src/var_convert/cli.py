@@ -127,7 +127,10 @@ def main(args: Sequence[str] | None = None) -> int:
 def _run(config: ReadConfig) -> int:
     if isinstance(config, ConvertConfig):
         return _convert(config)
-    return _inspect(config) if isinstance(config, InspectConfig) else _verify(config)
+    if isinstance(config, InspectConfig):
+        return _inspect(config)
+    assert isinstance(config, VerifyConfig)
+    return _verify(config)
 
 
 def _convert(command: ConvertConfig) -> int:
