@@ -1,6 +1,7 @@
 """Small models with random weights, as files of every format."""
 
 import importlib.util
+import logging
 import math
 import os
 import sys
@@ -9,9 +10,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import tiny
 
 os.environ.setdefault("GLOG_v", "3")
 
+from var_convert import convert
+from var_convert.cli import main
 from var_tokenizer import TokenizerConfig
 
 
@@ -70,6 +74,34 @@ def save_pth(tmp_path) -> Callable:
         return tmp_path / name, state
 
     return save
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory, random_model) -> dict[str, Path]:
+    """The tiny transformer in each format, by suffix."""
+    torch = pytest.importorskip("torch")
+    folder = tmp_path_factory.mktemp("files")
+    found = {suffix: folder / f"model{suffix}" for suffix in (".pth", ".ckpt", ".safetensors")}
+    torch.save(dict(random_model(tiny.transformer()).state_dict()), found[".pth"])
+    for suffix in (".ckpt", ".safetensors"):
+        convert(found[".pth"], found[suffix])
+    return found
+
+
+@pytest.fixture
+def refused(caplog, tmp_path) -> Callable:
+    """Runs a command that must be refused without a trace in ``tmp_path``; returns its one line."""
+
+    def run(*args) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        caplog.clear()
+        assert main([str(arg) for arg in args]) == 2
+        errors = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
+        assert len(errors) == 1 and "\n" not in errors[0]
+        assert sorted(tmp_path.rglob("*")) == before
+        return errors[0]
+
+    return run
 
 
 @pytest.fixture(scope="session")
