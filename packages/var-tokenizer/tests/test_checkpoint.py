@@ -18,10 +18,7 @@ from var_tokenizer import Tokenizer, TokenizerConfig, tokenizer_shapes
 from var_tokenizer.common import (
     InputError,
     open_checkpoint,
-    quoted,
-    read_checkpoint,
     read_header,
-    replacing,
 )
 
 TINY = TokenizerConfig(  # of the fixture ``tiny``
@@ -94,7 +91,7 @@ def test_a_truncated_file_is_an_error_wherever_it_is_cut(saved, tmp_path, cut):
     path = tmp_path / "cut.safetensors"
     path.write_bytes(data[: int(cut * len(data))])
     with pytest.raises(InputError, match=r"cut\.safetensors"):
-        read_checkpoint(path, "tokenizer", TokenizerConfig)
+        open_checkpoint(path, "tokenizer", TokenizerConfig).read()
 
 
 def test_bfloat16_tensors_are_read_exactly(saved, tmp_path):
@@ -106,82 +103,8 @@ def test_bfloat16_tensors_are_read_exactly(saved, tmp_path):
     values = np.array([1.5, -3.0], np.float32).view(np.uint32) >> 16
     path = tmp_path / "half.safetensors"
     path.write_bytes(len(text).to_bytes(8, "little") + text + values.astype(np.uint16).tobytes())
-    _, tensors = read_checkpoint(path, "tokenizer", TokenizerConfig)
+    tensors = open_checkpoint(path, "tokenizer", TokenizerConfig).read()
     np.testing.assert_array_equal(tensors["x"], [1.5, -3.0])
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "model.safetensors"
-    path.write_text("old")
-    with pytest.raises(RuntimeError), replacing(path) as temporary:
-        temporary.write_text("half of the new")
-        raise RuntimeError
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
-def test_a_file_has_the_permissions_that_the_umask_leaves(tmp_path, umask):
-    before = os.umask(umask)
-    try:
-        with replacing(tmp_path / "a.txt") as temporary:
-            assert temporary.stat().st_mode & 0o777 == 0o666 & ~umask
-            temporary.write_text("new")
-            temporary.chmod(0o400)  # as MindSpore's save_checkpoint does
-    finally:
-        os.umask(before)
-    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o666 & ~umask
-
-
-def test_no_thread_sees_another_umask_while_a_file_is_written(tmp_path, monkeypatch):
-    def unexpected(_mask):
-        raise AssertionError("the umask of all threads was set")
-
-    monkeypatch.setattr(os, "umask", unexpected)
-    with replacing(tmp_path / "a.txt") as temporary:
-        temporary.write_text("new")
-    assert (tmp_path / "a.txt").read_text() == "new"
-
-
-def test_a_link_is_replaced_not_followed(tmp_path):
-    (tmp_path / "precious").write_text("precious")
-    (tmp_path / "link").symlink_to(tmp_path / "precious")
-    with replacing(tmp_path / "link") as temporary:
-        temporary.write_text("new")
-    assert not (tmp_path / "link").is_symlink()
-    assert (tmp_path / "precious").read_text() == "precious"
-
-
-def test_a_folder_in_the_place_of_a_file_is_an_error_that_names_it(tiny, tmp_path):
-    (tmp_path / "model.safetensors").mkdir()
-    with pytest.raises(InputError, match=r"model\.safetensors: is a folder"):
-        tiny.save(tmp_path / "model.safetensors")
-    assert list(tmp_path.iterdir()) == [tmp_path / "model.safetensors"]
-
-
-def test_a_folder_that_is_a_file_is_an_error_that_names_it(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot write here"), replacing(tmp_path / "file" / "x"):
-        pass
-
-
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("encoder.conv_in.weight", "encoder.conv_in.weight"),
-        ("Häuser/猫 [red].png", "Häuser/猫 [red].png"),
-        ("\x1b[2J\a\b", r"\x1b[2J\x07\x08"),
-        ("a\nERROR: b\r", r"a\nERROR: b\r"),
-        ("\x9b31m\x7f", r"\x9b31m\x7f"),
-        ("\u202egnp.exe\u2066\u200f", r"\u202egnp.exe\u2066\u200f"),
-        ("line\u2028separator", r"line\u2028separator"),
-        (b"caf\xe9.png", r"caf\xe9.png"),
-        (Path("b\ud800"), r"b\ud800"),
-        ("x" * 2000, "x" * 1000 + "..."),
-    ],
-)
-def test_names_of_files_are_shown_in_one_line_without_control_characters(name, shown):
-    assert quoted(name) == shown
 
 
 def test_the_checksum_is_that_of_the_weights_whatever_wrapped_them(tiny, saved, tmp_path):
@@ -202,18 +125,6 @@ def test_the_checksum_sees_every_way_to_change_a_weight(saved):
     ms.load_param_into_net(tokenizer, {bias.name: ms.Parameter(bias + 1, name=bias.name)})
     seen.append(tokenizer.checksum())
     assert len(set(seen)) == 4
-
-
-def test_ctrl_c_right_after_the_temporary_file_appeared_leaves_nothing(tmp_path, monkeypatch):
-    def interrupted(*arguments: object) -> int:
-        os.close(opened(*arguments))
-        raise KeyboardInterrupt
-
-    opened = os.open
-    monkeypatch.setattr("var_tokenizer.common.files.os.open", interrupted)
-    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "file.png"):
-        pytest.fail("the block ran")
-    assert not list(tmp_path.iterdir())
 
 
 def claiming(**fields) -> str:

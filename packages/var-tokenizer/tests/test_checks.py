@@ -1,11 +1,12 @@
-"""The shared checks of single values: what they take, and what they say of the rest."""
+"""The shared checks of single values, and how a message shows a name."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from var_tokenizer import InputError, TokenizerConfig
-from var_tokenizer.common import check_choice, check_flag, check_integer, check_number
+from var_tokenizer.common import check_choice, check_flag, check_integer, check_number, quoted
 
 
 @pytest.mark.parametrize("value", [1, 8, np.int64(3), np.uint8(8)])
@@ -55,3 +56,22 @@ def test_a_configuration_holds_pythons_numbers_only():
     config = TokenizerConfig(channels=np.int64(32), channel_multipliers=np.array([1, 2]))
     assert config == TokenizerConfig(channels=32, channel_multipliers=(1, 2))
     assert all(type(n) is int for n in (config.channels, *config.channel_multipliers))
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("encoder.conv_in.weight", "encoder.conv_in.weight"),
+        ("Häuser/猫 [red].png", "Häuser/猫 [red].png"),
+        ("\x1b[2J\a\b", r"\x1b[2J\x07\x08"),
+        ("a\nERROR: b\r", r"a\nERROR: b\r"),
+        ("\x9b31m\x7f", r"\x9b31m\x7f"),
+        ("\u202egnp.exe\u2066\u200f", r"\u202egnp.exe\u2066\u200f"),
+        ("line\u2028separator", r"line\u2028separator"),
+        (b"caf\xe9.png", r"caf\xe9.png"),
+        (Path("b\ud800"), r"b\ud800"),
+        ("x" * 2000, "x" * 1000 + "..."),
+    ],
+)
+def test_names_of_files_are_shown_in_one_line_without_control_characters(name, shown):
+    assert quoted(name) == shown

@@ -89,16 +89,35 @@ def test_non_square_images_go_there_and_back():
 
 def test_the_training_pass_reconstructs_what_encode_and_decode_do(tiny, images_bcyx):
     images_byxc = np.ascontiguousarray(np.asarray(images_bcyx).transpose(0, 2, 3, 1))
-    features, loss, ids, vectors = tiny.construct(Tensor(images_byxc))
+    features, loss, ids_bl, vectors_blz = tiny.construct(Tensor(images_byxc))
     output = tiny.reconstruction(features).transpose(0, 3, 1, 2)
-    for a, b in zip(vectors, tiny.residual_vectors(images_bcyx), strict=True):
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-5)
-    expected_ids = tiny.encode(images_bcyx)
-    for a, b in zip(ids, expected_ids, strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-    expected = np.asarray(tiny.decode(expected_ids))
+    expected_vectors = np.concatenate(tiny.residual_vectors(images_bcyx), 1)
+    np.testing.assert_allclose(vectors_blz.asnumpy(), expected_vectors, atol=1e-5)
+    expected_ids_bl = tiny.encode_sequence(images_bcyx)
+    np.testing.assert_array_equal(ids_bl.asnumpy(), expected_ids_bl)
+    expected = np.asarray(tiny.decode(expected_ids_bl))
     np.testing.assert_allclose(np.clip(np.asarray(output), -1, 1), expected, atol=1e-4)
     assert float(loss) > 0
+
+
+def test_a_sequence_of_ids_means_the_same_as_its_scales(tiny, images_bcyx):
+    ids, ids_bl = tiny.encode(images_bcyx), tiny.encode_sequence(images_bcyx)
+    np.testing.assert_array_equal(np.concatenate(ids, 1), ids_bl)
+    for method in (tiny.decode, tiny.teacher_inputs):
+        np.testing.assert_array_equal(method(ids).asnumpy(), method(ids_bl).asnumpy())
+    for a, b in zip(tiny.decode_progressive(ids), tiny.decode_progressive(ids_bl), strict=True):
+        np.testing.assert_array_equal(a.asnumpy(), b.asnumpy())
+    with pytest.raises(InputError, match="ids have shape"):
+        tiny.decode(ids_bl[:, 1:])
+
+
+def test_images_mean_the_same_whatever_the_order_of_their_memory(tiny, images_bcyx):
+    channels_last = np.ascontiguousarray(np.asarray(images_bcyx).transpose(0, 2, 3, 1))
+    view_bcyx = channels_last.transpose(0, 3, 1, 2)
+    assert view_bcyx.strides != np.ascontiguousarray(images_bcyx).strides
+    np.testing.assert_array_equal(
+        tiny.encode_sequence(view_bcyx), tiny.encode_sequence(images_bcyx)
+    )
 
 
 def test_a_dropped_scale_leaves_the_reconstruction_of_the_scales_before(tiny, images_bcyx):

@@ -39,7 +39,7 @@ class Conv2dPlus(Conv2d):
         super().__init__(rng, channels_in, channels_out, kernel)
         self.conv2d = conv2d_plus(kernel)
 
-    def construct(self, x_byxc: Tensor, plus_byxc: Tensor) -> Tensor:
+    def construct(self, x_byxc: Tensor, plus_byxc: Tensor) -> Tensor:  # type: ignore[override]
         return self.conv2d(x_byxc, self.weight, self.bias, plus_byxc)
 
 

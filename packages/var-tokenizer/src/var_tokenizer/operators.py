@@ -145,12 +145,12 @@ class _KernelConv2d(nn.Cell):
 class _KernelConv2dPlus(_KernelConv2d):
     """Convolution, and the addition after it, in one kernel."""
 
-    def construct(
+    def construct(  # type: ignore[override]
         self, x_byxc: Tensor, weight_ohwi: Tensor, bias_o: Tensor, plus_byxo: Tensor
     ) -> Tensor:
         return self.forward_plus(x_byxc, weight_ohwi, bias_o, plus_byxo, self.geometry)
 
-    def bprop(
+    def bprop(  # type: ignore[override]
         self,
         x_byxc: Tensor,
         weight_ohwi: Tensor,

@@ -57,7 +57,7 @@ class Refinements(nn.Cell):
 
 
 class MultiScaleQuantizer(nn.Cell):
-    """Latent maps (B, Y, X, z) <-> token ids of K scales, each (B, s_y * s_x)."""
+    """Latent maps (B, Y, X, z) <-> token ids of K scales, one after another in (B, L)."""
 
     def __init__(self, config: TokenizerConfig, rng: Rng) -> None:
         super().__init__()
@@ -98,19 +98,20 @@ class MultiScaleQuantizer(nn.Cell):
             return latent_bnz
         return self._resize(latent_bnz, self.down_kts[k])
 
-    def encode(self, latent_byxz: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def encode(self, latent_byxz: Tensor) -> tuple[Tensor, Tensor]:
         """Algorithm 1: what the coarser scales left over is quantized, scale by scale.
 
-        Returns K id arrays, each (B, s_y * s_x) int32, and the K arrays of the vectors that
-        were looked up, each (B, s_y * s_x, z).
+        Returns the ids (B, L) int32 and the vectors (B, L, z) that were looked up.
         """
-        rest, ids, vectors = latent_byxz, (), ()
+        rest = latent_byxz
+        ids: tuple[Tensor, ...] = ()
+        vectors: tuple[Tensor, ...] = ()
         for k in range(len(self.sizes)):
             vectors_blz = self.downsample(rest, k)
             ids_bl = self.nearest(vectors_blz)
             rest = rest - self.contribution(ids_bl, k)
             ids, vectors = (*ids, ids_bl), (*vectors, vectors_blz)
-        return ids, vectors
+        return ops.concat(ids, 1), ops.concat(vectors, 1)
 
     def nearest(self, vectors_blz: Tensor) -> Tensor:
         """The ids (B, l) int32 of the codes nearest to vectors (B, l, z)."""
@@ -119,17 +120,19 @@ class MultiScaleQuantizer(nn.Cell):
 
     def construct(
         self, latent_byxz: Tensor, beta: float, kept_kb: Tensor | None
-    ) -> tuple[Tensor, Tensor, tuple, tuple]:
-        """The training pass: straight-through latent map, loss, ids and vectors of every scale.
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The training pass: straight-through latent map, loss, ids (B, L), vectors (B, L, z).
 
         After every scale the running sum and the latent map are drawn to each other: the
         codes and refinements to the map with weight 1, the map to them (the commitment) with
         weight ``beta``; the mean over the K scales is the loss (VQ-VAE, arXiv:1711.00937).
         kept_kb: see ``Tokenizer.construct``; a scale that an image is reconstructed without adds
-        nothing to its loss. The vectors (B, s_y * s_x, z) were looked up.
+        nothing to its loss. The vectors were looked up, the ids are what was found.
         """
         target = ops.stop_gradient(latent_byxz)
-        total, loss, ids, vectors = ops.zeros_like(latent_byxz), 0.0, (), ()
+        total, loss = ops.zeros_like(latent_byxz), 0.0
+        ids: tuple[Tensor, ...] = ()
+        vectors: tuple[Tensor, ...] = ()
         for k in range(len(self.sizes)):
             vectors_blz = self.downsample(target - ops.stop_gradient(total), k)
             ids_bl = ops.stop_gradient(self.nearest(vectors_blz))
@@ -142,7 +145,8 @@ class MultiScaleQuantizer(nn.Cell):
             loss = loss + beta * (commitment_error * commitment_error).mean()
             ids, vectors = (*ids, ids_bl), (*vectors, vectors_blz)
         straight_through = latent_byxz + ops.stop_gradient(total - latent_byxz)
-        return straight_through, loss / len(self.sizes), ids, vectors
+        loss = loss / len(self.sizes)
+        return straight_through, loss, ops.concat(ids, 1), ops.concat(vectors, 1)
 
     def _resize(self, x_bnz: Tensor, matrix: Tensor) -> Tensor:
         b, n, z = x_bnz.shape

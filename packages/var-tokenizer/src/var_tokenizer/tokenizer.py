@@ -75,7 +75,7 @@ class _Pass(nn.Cell):
 
 class _Encode(_Pass):
     @ms.jit
-    def construct(self, images_byxc: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def construct(self, images_byxc: Tensor) -> tuple[Tensor, Tensor]:
         return self.quantize.encode(self.quant_conv(self.encoder(images_byxc)))
 
 
@@ -112,7 +112,8 @@ class _PassOverScales(_Pass):
 class _SumScales(_PassOverScales):
     @ms.jit
     def construct(self, ids_bl: Tensor) -> tuple[Tensor, ...]:
-        total, sums = 0.0, ()
+        total = 0.0
+        sums: tuple[Tensor, ...] = ()
         for k in range(len(self.offsets) - 1):
             total = total + self.contribution(ids_bl, k)
             sums = (*sums, total)
@@ -122,7 +123,8 @@ class _SumScales(_PassOverScales):
 class _TeacherInputs(_PassOverScales):
     @ms.jit
     def construct(self, ids_bl: Tensor) -> Tensor:
-        total, parts = 0.0, ()
+        total = 0.0
+        parts: tuple[Tensor, ...] = ()
         for k in range(len(self.offsets) - 2):
             total = total + self.contribution(ids_bl, k)
             parts = (*parts, self.quantize.downsample(total, k + 1))
@@ -217,9 +219,11 @@ class Tokenizer(nn.Cell):
         They are summed up once, and again where they lie elsewhere, as after loading others. What
         is assigned in place, as in training, goes unnoticed until ``checksum`` is called.
         """
-        if self._summed is None or self._summed[0] != self._places():
-            self.checksum()
-        return checksum == self._summed[1] or (checksum, self._summed[1]) == self._rounded
+        if self._summed is not None and self._summed[0] == self._places():
+            own = self._summed[1]
+        else:
+            own = self.checksum()
+        return checksum == own or (checksum, own) == self._rounded
 
     def _places(self) -> tuple[int, ...]:
         return (self._compiled.moves, *(p.data_ptr() for p in self.get_parameters()))
@@ -232,27 +236,40 @@ class Tokenizer(nn.Cell):
         [0, 1]: ``2 * images - 1``. Raises InputError for another shape, for other numbers than
         floats, and for values beyond [-1, 1] or NaN.
         """
-        with self._compiled.turn():
-            return list(self._compiled.encode(self._check_images(images))[0])
+        return [
+            Tensor(np.ascontiguousarray(i))
+            for i in self.schedule.split(self.encode_sequence(images))
+        ]
 
-    def residual_vectors(self, images: Array) -> list[Tensor]:
+    def encode_sequence(self, images: Array) -> np.ndarray:
+        """As ``encode``, the ids of all scales one after another: int32 (B, L).
+
+        ``schedule.split`` gives those of each scale, without a copy.
+        """
+        with self._compiled.turn():
+            return self._compiled.encode(self._check_images(images))[0].asnumpy()
+
+    def residual_vectors(self, images: Array) -> list[np.ndarray]:
         """What each scale had to describe, (B, s_y * s_x, z): the vectors looked up by encode.
 
         Codes that are drawn from them lie where the data is. Raises InputError as ``encode`` does.
         """
         with self._compiled.turn():
-            return list(self._compiled.encode(self._check_images(images))[1])
+            return self.schedule.split(
+                self._compiled.encode(self._check_images(images))[1].asnumpy()
+            )
 
-    def decode(self, ids: Sequence[Array]) -> Tensor:
+    def decode(self, ids: Sequence[Array] | Array) -> Tensor:
         """Ids of all K scales to images (B, 3, H, W) in [-1, 1].
 
-        ``to_pictures`` makes PIL images of them. Raises InputError for ids that are not K integer
-        arrays (B, s_y * s_x) of one batch, each in [0, vocab_size).
+        ids: K arrays (B, s_y * s_x) as ``encode`` gives, or one (B, L) as ``encode_sequence`` does.
+        ``to_pictures`` makes PIL images of what comes out. Raises InputError for other shapes,
+        and for ids that are not integers in [0, vocab_size).
         """
         with self._compiled.turn():
             return self._compiled.decode(self._compiled.sum_scales(self._check_ids(ids))[-1])
 
-    def decode_progressive(self, ids: Sequence[Array]) -> list[Tensor]:
+    def decode_progressive(self, ids: Sequence[Array] | Array) -> list[Tensor]:
         """K batches of images (B, 3, H, W) in [-1, 1]: after 1, 2, ... K scales.
 
         Raises InputError as ``decode`` does.
@@ -261,7 +278,7 @@ class Tokenizer(nn.Cell):
             latents = self._compiled.sum_scales(self._check_ids(ids))
             return [self._compiled.decode(latent) for latent in latents]
 
-    def teacher_inputs(self, ids: Sequence[Array]) -> Tensor:
+    def teacher_inputs(self, ids: Sequence[Array] | Array) -> Tensor:
         """What the transformer reads in training: (B, L - tokens of scale 0, z) float32.
 
         For every scale but the first, the sum of all coarser scales at that scale's size.
@@ -333,17 +350,17 @@ class Tokenizer(nn.Cell):
     # ------------------------------------------------------------ training
     def construct(
         self, images_byxc: Tensor, beta: float = 0.25, kept_kb: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, tuple, tuple]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The training pass on channels-last images (B, H, W, 3).
 
         Returns the features (B, H, W, channels) that ``reconstruction`` reads, the quantization
-        loss with the commitment weighted by ``beta``, the ids (B, s_y * s_x) of every scale, and
-        the vectors (B, s_y * s_x, z) that were looked up for them.
+        loss with the commitment weighted by ``beta``, the ids (B, L) of all scales, and the
+        vectors (B, L, z) that were looked up for them.
         kept_kb: (K, B), 0 for the scales that an image is reconstructed without, else 1.
         """
         latent = self.quant_conv(self.encoder(images_byxc))
-        quantized, loss, ids, vectors = self.quantize(latent, beta, kept_kb)
-        return self.decoder.features(self.post_quant_conv(quantized)), loss, ids, vectors
+        quantized, loss, ids_bl, vectors_blz = self.quantize(latent, beta, kept_kb)
+        return self.decoder.features(self.post_quant_conv(quantized)), loss, ids_bl, vectors_blz
 
     def reconstruction(self, features_byxc: Tensor) -> Tensor:
         """The decoder's last convolution, for training: images (B, H, W, 3), unclipped."""
@@ -361,16 +378,18 @@ class Tokenizer(nn.Cell):
         images_bcyx = checked_images("images", images)
         return Tensor(np.ascontiguousarray(images_bcyx.transpose(0, 2, 3, 1)))
 
-    def _check_ids(self, ids: Sequence[Array]) -> Tensor:
+    def _check_ids(self, ids: Sequence[Array] | Array) -> Tensor:
         """Ids of K scales, one after another: (B, L)."""
         tokens = self.schedule.tokens
+        if isinstance(ids, np.ndarray | Tensor) and ids.ndim == 2:
+            check_shape("ids", np.shape(ids), ("B", self.schedule.length))
+            return Tensor(checked_integers("ids", ids, self.vocab_size))
         if len(ids) != len(tokens):
             raise InputError(f"ids has {len(ids)} scales; expected {len(tokens)}")
         check_shape("ids of scale 0", np.shape(ids[0]), ("B", tokens[0]))
         batch = len(ids[0])
-        return Tensor(
-            np.concatenate([self._check_tokens(i, k, batch) for k, i in enumerate(ids)], 1)
-        )
+        parts = [self._check_tokens(ids[k], k, batch) for k in range(len(tokens))]
+        return Tensor(np.concatenate(parts, 1))
 
     def _check_tokens(self, ids: Array, scale: int, batch: int | str) -> np.ndarray:
         field = f"ids of scale {scale}"

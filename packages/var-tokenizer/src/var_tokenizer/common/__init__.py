@@ -5,7 +5,6 @@ from var_tokenizer.common.checkpoint import (
     noted_checksum,
     open_checkpoint,
     parse_config,
-    read_checkpoint,
     weights_checksum,
     write_checkpoint,
 )
@@ -19,7 +18,6 @@ from var_tokenizer.common.checks import (
     checked_floats,
     checked_images,
     is_integer,
-    is_number,
 )
 from var_tokenizer.common.compiled import (
     CompiledPasses,
@@ -35,7 +33,6 @@ from var_tokenizer.common.files import (
     replacing,
 )
 from var_tokenizer.common.foreign import (
-    conversion,
     format_of,
 )
 from var_tokenizer.common.kernels import (
@@ -43,20 +40,16 @@ from var_tokenizer.common.kernels import (
 )
 from var_tokenizer.common.pictures import (
     MAX_PIXELS,
-    PICTURE_FORMATS,
     PICTURE_SUFFIXES,
     fit_picture,
     is_picture_name,
     read_alpha,
-    read_images,
     read_picture,
     save_png,
     to_floats,
     to_model_range,
-    to_pictures,
     to_pixels,
     to_unit_range,
-    upright_rgb,
 )
 from var_tokenizer.common.safetensors import (
     TensorHeader,
@@ -66,7 +59,6 @@ from var_tokenizer.common.safetensors import (
 
 __all__ = [
     "MAX_PIXELS",
-    "PICTURE_FORMATS",
     "PICTURE_SUFFIXES",
     "Array",
     "CompiledPasses",
@@ -82,11 +74,9 @@ __all__ = [
     "check_tensors",
     "checked_floats",
     "checked_images",
-    "conversion",
     "fit_picture",
     "format_of",
     "is_integer",
-    "is_number",
     "is_picture_name",
     "noted_checksum",
     "one_at_a_time",
@@ -95,19 +85,15 @@ __all__ = [
     "parse_config",
     "quoted",
     "read_alpha",
-    "read_checkpoint",
     "read_header",
-    "read_images",
     "read_picture",
     "read_tensors",
     "replacing",
     "save_png",
     "to_floats",
     "to_model_range",
-    "to_pictures",
     "to_pixels",
     "to_unit_range",
-    "upright_rgb",
     "weights_checksum",
     "write_checkpoint",
 ]

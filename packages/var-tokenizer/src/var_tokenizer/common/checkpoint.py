@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -26,6 +26,9 @@ from var_tokenizer.common.safetensors import (
     unique_fields,
 )
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Config = TypeVar("Config")
 
 
@@ -37,7 +40,7 @@ class _Shaped(Protocol):
 def write_checkpoint(
     path: str | os.PathLike[str],
     kind: str,
-    config: object,
+    config: "DataclassInstance",
     tensors: Mapping[str, np.ndarray],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
@@ -53,18 +56,6 @@ def write_checkpoint(
     }
     with replacing(path) as temporary:
         save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, temporary, metadata)
-
-
-def read_checkpoint(
-    path: str | os.PathLike[str], kind: str, config_type: type[Config]
-) -> tuple[Config, dict[str, np.ndarray]]:
-    """Configuration and tensors of a native file of ``kind``; floating tensors as float32.
-
-    Raises InputError for a file that is missing, not safetensors, of another kind, or with a
-    configuration that ``config_type`` does not accept.
-    """
-    checkpoint = open_checkpoint(path, kind, config_type)
-    return checkpoint.config, checkpoint.read()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,5 +201,5 @@ def weights_checksum(
     for name, shape, pieces in sorted(tensors, key=lambda tensor: tensor[0]):
         digest.update(f"{name} F32 {tuple(shape)}\n".encode())
         for piece in pieces:
-            digest.update(np.ascontiguousarray(piece, np.float32).reshape(-1).view(np.uint8))
+            digest.update(np.ascontiguousarray(piece, np.float32).reshape(-1).view(np.uint8).data)
     return f"sha256:{digest.hexdigest()}"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import numpy as np
 from mindspore import Tensor
@@ -14,13 +14,13 @@ _LOWEST = np.finfo(np.float32).min
 _ROUNDING = 1e-3  # beyond [-1, 1]; an eighth of a step of 8-bit pixels
 
 
-def is_integer(value: object) -> bool:
-    """Whether it is an integer of Python or NumPy; True and False are none."""
+def is_integer(value: object) -> TypeGuard[int | np.integer]:
+    """Whether it is an integer, of Python or NumPy. True and False are not."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def is_number(value: object) -> bool:
-    """Whether it is an integer or a floating-point number, possibly infinite or NaN."""
+def is_number(value: object) -> TypeGuard[float | np.integer | np.floating]:
+    """Whether it is an integer or a floating-point number. Infinity and NaN are."""
     return is_integer(value) or isinstance(value, float | np.floating)
 
 
@@ -29,8 +29,7 @@ def check_integer(field: str, value: object, least: int, most: int | None = None
 
     Raises InputError unless it is an integer, of Python or NumPy, from ``least`` to ``most``.
     """
-    fits = is_integer(value) and least <= value and (most is None or value <= most)
-    if not fits:
+    if not is_integer(value) or value < least or (most is not None and value > most):
         bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise InputError(f"{field} is {value!r}; expected an integer {bounds}")
     return int(value)

@@ -127,7 +127,7 @@ def read_settings(kind: type[Config] | Mapping[str, type[Config]], **options: An
     and wrap to the terminal's width: no log could be searched for them.
     """
 
-    def parse(**more: bool) -> Config:
+    def parse(**more: Any) -> Config:  # noqa: ANN401
         if isinstance(kind, Mapping):
             return tyro.extras.subcommand_cli_from_dict(dict(kind), **options, **more)
         return tyro.cli(kind, **options, **more)

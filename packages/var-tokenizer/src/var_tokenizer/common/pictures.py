@@ -15,7 +15,7 @@ from io import BytesIO
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from var_tokenizer.common.errors import InputError, quoted
 from var_tokenizer.common.files import open_regular, replacing
@@ -76,10 +76,14 @@ def read_images(
     image_size: (rows, columns), ``tokenizer.config.image_size``; ``fit_picture`` says how a
     picture of another size is made to fit. Raises InputError as ``read_picture`` does.
     """
-    several = isinstance(pictures, Sequence) and not isinstance(pictures, str | bytes)
+    sources: Sequence[PictureFile | Image.Image]
+    if isinstance(pictures, Sequence) and not isinstance(pictures, str | bytes):
+        sources = pictures
+    else:
+        sources = [pictures]
     fitted = [
         fit_picture(upright_rgb(p) if isinstance(p, Image.Image) else read_picture(p), image_size)
-        for p in (pictures if several else [pictures])
+        for p in sources
     ]
     if not fitted:
         raise InputError("pictures is empty; expected at least one image")
@@ -188,8 +192,8 @@ def _decoded(source: PictureFile, max_pixels: int) -> Iterator[tuple[Image.Image
             formats = ", ".join(PICTURE_FORMATS[:-1]) + " or " + PICTURE_FORMATS[-1]
             raise InputError(f"{name}: not a readable image; expected {formats} data") from error
         except Image.DecompressionBombError as error:
-            size = str(error).partition(" exceeds")[0]
-            raise InputError(f"{name}: {size}; expected at most {max_pixels} pixels") from error
+            claimed = str(error).partition(" exceeds")[0]
+            raise InputError(f"{name}: {claimed}; expected at most {max_pixels} pixels") from error
         with image:
             _check_size(name, image.size, max_pixels)
             _scale_transparent_colour(image)
@@ -262,19 +266,19 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_TRANSPOSITIONS[orientation]) if orientation != 1 else image
 
 
-def _scale_transparent_colour(image: Image.Image) -> None:
+def _scale_transparent_colour(image: ImageFile.ImageFile) -> None:
     """Makes the transparent colour of a PNG one of 8 bits, where its pixels become such.
 
     Pillow hands it on in the file's own depth. That of 16-bit grey stays: those pixels do, too.
     """
     colour = image.info.get("transparency")
-    if image.format != "PNG" or not isinstance(colour, int | tuple) or not image.tile:
+    if image.format != "PNG" or colour is None or not image.tile:
         return
     packing = image.tile[0][3]
-    packing = packing if isinstance(packing, str) else packing[0]
-    if packing in ("L;2", "L;4"):
+    packing = packing[0] if isinstance(packing, tuple) else packing
+    if isinstance(colour, int) and packing in ("L;2", "L;4"):
         image.info["transparency"] = colour * (255 // (2 ** int(packing[2]) - 1))
-    elif packing == "RGB;16B":
+    elif isinstance(colour, tuple) and packing == "RGB;16B":
         image.info["transparency"] = tuple(value >> 8 for value in colour)
 
 

@@ -83,8 +83,7 @@ class EncodedImages:
     ) -> tuple[np.ndarray, np.ndarray]:
         """See ``TokenSource.batch``."""
         pixels_byxc, labels_b = self._images.batch(indices, flip)
-        ids = self._tokenizer.encode(to_model_range(pixels_byxc))
-        return np.concatenate([np.asarray(i) for i in ids], 1), labels_b
+        return self._tokenizer.encode_sequence(to_model_range(pixels_byxc)), labels_b
 
 
 def tokens_of(

@@ -22,11 +22,11 @@ def reconstruct(
     with step_bar("decoding   ", len(images), unit="images") as bar:
         for number, indices in enumerate(padded_batches(len(images), batch)):
             pixels_byxc, _ = images.batch(indices)
-            ids.append([np.asarray(i) for i in tokenizer.encode(to_model_range(pixels_byxc))])
+            ids.append(tokenizer.encode_sequence(to_model_range(pixels_byxc)))
             outputs.append(np.asarray(tokenizer.decode(ids[-1])))
             bar.advance(batch, steps=min(batch, len(images) - number * batch))
     n = len(images)
-    return [np.concatenate(k)[:n] for k in zip(*ids, strict=True)], np.concatenate(outputs)[:n]
+    return tokenizer.schedule.split(np.concatenate(ids)[:n]), np.concatenate(outputs)[:n]
 
 
 def tokenizer_figures(

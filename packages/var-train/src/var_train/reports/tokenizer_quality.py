@@ -72,10 +72,10 @@ def measure_tokenizer(
         # batches of one size compile once; what fills the last one up is cut off again
         pixels_byxc, _ = images.batch(np.resize(chosen[begin : begin + batch], batch))
         originals = np.ascontiguousarray(to_model_range(pixels_byxc))
-        ids = [np.asarray(i) for i in tokenizer.encode(originals)]
-        decoded = [np.asarray(d)[:wanted] for d in tokenizer.decode_progressive(ids)]
+        ids_bl = tokenizer.encode_sequence(originals)
+        decoded = [np.asarray(d)[:wanted] for d in tokenizer.decode_progressive(ids_bl)]
         originals = originals[:wanted]
-        hits_sv += count_hits([i[:wanted] for i in ids], tokenizer.vocab_size)
+        hits_sv += count_hits(tokenizer.schedule.split(ids_bl[:wanted]), tokenizer.vocab_size)
         errors.append([squared_errors(d, originals) for d in decoded])
         for original, output in zip(originals, decoded[-1], strict=True):
             similarities.append(

@@ -108,7 +108,7 @@ class CodebookKeeper:
 
     def _residuals(self, images_bcyx: np.ndarray) -> list[np.ndarray]:
         z = self._tokenizer.latent_channels
-        return [np.asarray(v).reshape(-1, z) for v in self._tokenizer.residual_vectors(images_bcyx)]
+        return [v.reshape(-1, z) for v in self._tokenizer.residual_vectors(images_bcyx)]
 
     # ------------------------------------------------------------ every step
     def follow(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, ops
+from mindspore import Parameter, Tensor
 from var_tokenizer import Tokenizer
 from var_tokenizer.common import check_integer, check_number, to_floats
 
@@ -191,15 +191,14 @@ class TokenizerTraining:
         average = AllReduceMean(optimizer.parameters)
 
         def losses(images: Tensor, kept_kb: Tensor, *adversary: Tensor) -> tuple:
-            features, quantization, ids, vectors = tokenizer(images, commitment, kept_kb)
+            features, quantization, ids_bl, vectors_blz = tokenizer(images, commitment, kept_kb)
             output = tokenizer.reconstruction(features)
             reconstruction = loss_of(output, images)
             loss = reconstruction + quantization
             if adversarial:
                 verdict = discriminator(change(output, *adversary[1:])).mean()
                 loss = loss - adversary[0] * verdict
-            tokens = ops.concat(ids, 1), ops.concat(vectors, 1)
-            return loss, reconstruction, *tokens, output, features
+            return loss, reconstruction, ids_bl, vectors_blz, output, features
 
         gradients_of = ms.value_and_grad(losses, None, optimizer.parameters, has_aux=True)
 
