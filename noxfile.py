@@ -1,5 +1,7 @@
 """The project's chores; `nox --list` names them. Each installs what it needs."""
 
+import re
+import tomllib
 from pathlib import Path
 
 import nox
@@ -17,6 +19,20 @@ PYTHON = "3.11"
 def install(session: nox.Session, *packages: str, extras: tuple[str, ...] = ()) -> None:
     """Installs packages of this repository, with `extras` from the registry."""
     session.install(*(str(ROOT / "packages" / name) for name in packages), *extras)
+
+
+def install_for_tests(session: nox.Session, *pins: str) -> None:
+    """All packages with what their tests need, held to `pins`."""
+    web = str(ROOT / "packages" / "var-transformer") + "[web]"
+    browser = ("selenium", "axe-selenium-python")
+    notebooks = ("ipykernel==7.4.0", "nbclient==0.11.0")
+    tools = ("pytest", "hypothesis", "ninja", *browser, *notebooks)
+    install(session, *PACKAGES, extras=(web, TORCH, *tools, *pins))
+
+
+def fast_tests(session: nox.Session) -> None:
+    tests = ["tests", *(f"packages/{name}/tests" for name in PACKAGES)]
+    pytest(session, "python", *tests, "-m", "not slow", *session.posargs)
 
 
 def pytest(session: nox.Session, python: str, *arguments: str) -> None:
@@ -47,17 +63,27 @@ def types(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 def test(session: nox.Session) -> None:
     """The fast tests of all packages."""
-    web = str(ROOT / "packages" / "var-transformer") + "[web]"
-    browser = ("selenium", "axe-selenium-python")
-    tools = ("pytest", "hypothesis", "ninja", *browser)
-    install(session, *PACKAGES, extras=(web, TORCH, *tools))
-    tests = ["tests", *(f"packages/{name}/tests" for name in PACKAGES)]
-    pytest(session, "python", *tests, "-m", "not slow", *session.posargs)
+    install_for_tests(session)
+    fast_tests(session)
+
+
+@nox.session(python=PYTHON)
+def lowest(session: nox.Session) -> None:
+    """The fast tests with the oldest libraries that the packages declare."""
+    pins = set()
+    for name in PACKAGES:
+        text = (ROOT / "packages" / name / "pyproject.toml").read_text()
+        project = tomllib.loads(text)["project"]
+        web = project.get("optional-dependencies", {}).get("web", ())
+        for wanted in (*project["dependencies"], *web):
+            pins |= set(re.findall(r"^[\w-]+>=[\d.]+", wanted))
+    install_for_tests(session, *sorted(pin.replace(">=", "==") for pin in pins))
+    fast_tests(session)
 
 
 @nox.session(venv_backend="none", requires=["test"])
 def slow(session: nox.Session) -> None:
-    """Full published sizes, long runs and the web page, in the environment of `test`.
+    """Full published sizes, long runs, the web page and the notebooks, in `test`'s environment.
 
     The web page's tests need Chromium, are skipped without it, and fail without it where
     REQUIRE_CHROMIUM is set.
@@ -77,6 +103,19 @@ def sanitizers(session: nox.Session) -> None:
     """
     python = str(ROOT / ".nox" / "test" / "bin" / "python")
     session.run(python, "tests/native/sanitizers.py", *session.posargs, external=True)
+
+
+@nox.session(python=PYTHON)
+def docs(session: nox.Session) -> None:
+    """The documentation as a site, in .nox/site; any warning is an error.
+
+    The API pages are read from the sources: MindSpore is not installed.
+    """
+    site = ("mkdocs==1.6.1", "mkdocs-material==9.8.2", "pymdown-extensions==13.1.2")
+    api = ("mkdocstrings==1.0.8", "mkdocstrings-python==2.0.11", "griffelib==2.4.1")
+    session.install(*site, *api)
+    # Material for MkDocs ends in May 2027; Zensical, its successor, builds mkdocs.yml as it is
+    session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
 
 
 @nox.session(python=PYTHON)
