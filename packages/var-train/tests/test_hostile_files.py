@@ -16,11 +16,10 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from var_tokenizer import Tokenizer, TokenizerConfig
-from var_tokenizer.common import InputError
+from var_tokenizer.common import InputError, arrays_checksum
 from var_train.data.token_cache import CacheIndex
 from var_train.reports.metrics_log import MetricsLog
 from var_train.reports.settings_record import record_settings
-from var_train.training import checkpoints
 from var_train.training.checkpoints import CheckpointFolder, Snapshot
 from var_transformer import Transformer, TransformerConfig
 
@@ -220,7 +219,7 @@ def test_deep_json_in_what_a_run_reads_again_is_damage_like_any_other(tmp_path, 
     with safe_open(path, framework="numpy") as file:
         metadata = file.metadata() | {"state": DEEP, "best": DEEP}
     arrays = {"a": np.zeros(1, np.float32)}
-    metadata["sha256"] = checkpoints._checksum(2, DEEP, arrays)
+    metadata["sha256"] = arrays_checksum(arrays, f"2 {DEEP}")
     save_file(arrays, path.with_name("step-000000002.safetensors"), metadata | {"step": "2"})
     assert folder.newest().step == 1 and folder.peek()[0] == 1 and folder.best() is None
     assert "step-000000002.safetensors: damaged" in caplog.text

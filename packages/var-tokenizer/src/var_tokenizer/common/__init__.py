@@ -53,6 +53,7 @@ from var_tokenizer.common.pictures import (
 )
 from var_tokenizer.common.safetensors import (
     TensorHeader,
+    arrays_checksum,
     read_header,
     read_tensors,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "InputError",
     "KernelLibrary",
     "TensorHeader",
+    "arrays_checksum",
     "check_choice",
     "check_flag",
     "check_integer",

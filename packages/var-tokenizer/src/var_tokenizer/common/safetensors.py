@@ -1,6 +1,7 @@
 """The one reader of .safetensors headers, for files that anyone may have written."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -83,6 +84,15 @@ def read_tensors(path: Path, tensors: Mapping[str, TensorHeader]) -> dict[str, n
                 array = array.astype(np.float32, copy=False)
             arrays[name] = array.reshape(tensor.shape)
     return arrays
+
+
+def arrays_checksum(arrays: Mapping[str, np.ndarray], head: str = "") -> str:
+    """SHA-256 of ``head`` and of names, types, shapes and elements: 64 hexadecimal digits."""
+    digest = hashlib.sha256(head.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def unique_fields(pairs: list[tuple[str, object]]) -> dict[str, object]:

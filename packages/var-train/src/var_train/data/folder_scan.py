@@ -1,9 +1,9 @@
-"""Which images a folder holds: the one scan of training, tokenizing and evaluation.
+"""Which images a folder holds, for training, tokenizing and evaluation alike.
 
-Files count as images by their names (``is_picture_name``) and are read by their content. Looked
-at are regular files and links to them, at any depth; links to folders are followed, each folder
-once. Not looked at are hidden names, such as ``._0.png`` and ``.ipynb_checkpoints``, and what
-operating systems leave behind (``IGNORED``).
+A file counts as an image by its name (``is_picture_name``), whatever its content. The scan takes
+regular files and links to them at any depth, and follows links to folders, each folder once. It
+skips hidden names, such as ``._0.png`` and ``.ipynb_checkpoints``, and what operating systems
+leave behind (``IGNORED``).
 """
 
 import logging
@@ -43,20 +43,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """N image files, class after class, those of a class in the order of their names."""
+    """N image files, class after class, sorted by name within a class."""
 
     folder: Path
     names: tuple[str, ...]
-    """Paths below ``folder``; bytes that are not UTF-8 are surrogates, as ``os`` has them."""
+    """Paths below ``folder``; bytes that are not UTF-8 become surrogates, as in ``os``."""
     labels_n: np.ndarray
     """(N,) int32, indices into ``classes``."""
     classes: tuple[str, ...]
     sizes_n: np.ndarray
     """(N,) int64, bytes."""
     times_n: np.ndarray
-    """(N,) int64, when each was last written, in nanoseconds."""
+    """(N,) int64, when each was last written, in nanoseconds since 1970."""
     hashes_n: np.ndarray | None = None
-    """(N,) uint64, of their contents (``content_hash``); None where they were not read."""
+    """(N,) uint64, of the contents (``content_hash``); None if they were not read."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -65,7 +65,7 @@ class ImageFiles:
         return self.folder / self.names[index]
 
     def is_as_listed(self, index: int) -> bool:
-        """Whether a file still has the size and time that the folder's listing found."""
+        """Whether a file still has the size and time that the scan found."""
         try:
             status = self.path(index).stat()
         except OSError:
@@ -74,7 +74,7 @@ class ImageFiles:
         return found == (self.sizes_n[index], self.times_n[index])
 
     def take(self, indices: np.ndarray) -> "ImageFiles":
-        """Those at ``indices``, ascending."""
+        """The files at ``indices``, which ascend."""
         return replace(
             self,
             names=tuple(self.names[i] for i in indices.tolist()),
@@ -87,13 +87,12 @@ class ImageFiles:
 def scan_tree(root: Path, val_fraction: float | None = None) -> tuple[ImageFiles, ImageFiles]:
     """The training and validation images of ``root``.
 
-    Without ``val_fraction`` those of ROOT/train/CLASS and ROOT/val/CLASS. With it, which is
-    between 0 and 1, about this share of each class is held out to validate on, of the images of
+    Without ``val_fraction``, those of ROOT/train/CLASS and ROOT/val/CLASS. With it, a number
+    between 0 and 1, ``hold_out`` takes about this share of each class to validate on: of
     ROOT/train/CLASS if ROOT has nothing beside train but other splits, else of ROOT/CLASS.
-    ``hold_out`` says which images these are.
 
-    Raises InputError for a folder that is missing, empty, without classes or not to be listed,
-    a class without images, and train and val that differ in their classes.
+    Raises InputError for a folder that is missing, empty, without classes or cannot be listed,
+    for a class without images, and where the classes of train and val differ.
     """
     if not root.is_dir():
         raise InputError(f"{quoted(root)}: no such folder; expected {LAYOUT}")
@@ -125,9 +124,9 @@ def scan_tree(root: Path, val_fraction: float | None = None) -> tuple[ImageFiles
 
 
 def class_names(split: Path) -> tuple[str, ...]:
-    """The folders of ``split`` in the order of their labels: as text, but numbers by value.
+    """The folders of ``split`` in the order of their labels: by name, or all numbers by value.
 
-    Raises InputError where there is none.
+    Raises InputError if there is none.
     """
     if not split.is_dir():
         raise InputError(f"{quoted(split)}: no such folder; expected {LAYOUT}")
@@ -146,10 +145,10 @@ def class_names(split: Path) -> tuple[str, ...]:
 
 
 def scan_classes(folder: Path, classes: tuple[str, ...]) -> ImageFiles:
-    """All images of FOLDER/CLASS, at any depth, of each of ``classes``.
+    """All images of FOLDER/CLASS, at any depth, for each of ``classes``.
 
-    One line of the log says how many files of which kinds were left out. Raises InputError for
-    a class without any image and for a folder that cannot be listed.
+    Logs in one line how many files of which kinds it left out. Raises InputError for a class
+    without an image and for a folder that cannot be listed.
     """
     left_out: Counter[str] = Counter()
     found: list[tuple[str, int, int]] = []
@@ -183,11 +182,11 @@ def scan_folder(folder: Path) -> ImageFiles:
 def hold_out(files: ImageFiles, fraction: float) -> tuple[ImageFiles, ImageFiles]:
     """Splits ``files`` into training and validation images, about ``fraction`` of each class.
 
-    Whether an image is held out follows from its class and name alone, so it stays where it is
-    whatever is added, removed or listed first. Only where this would leave a class without
-    images on one side, the one that comes closest changes sides.
+    Whether an image is held out depends on its class and name alone, so it stays where it is
+    whatever else is added, removed or listed first. Only if this left a class without images on
+    one side, the image that comes closest changes sides.
 
-    Raises InputError for a class of a single image.
+    Raises InputError for a class of one image.
     """
     places_n = np.array([_place(name) for name in files.names])
     held_n = places_n < fraction
@@ -206,9 +205,10 @@ def hold_out(files: ImageFiles, fraction: float) -> tuple[ImageFiles, ImageFiles
 
 
 def content_hash(path: Path) -> int:
-    """64 bits of BLAKE2 of what a file holds, up to more bytes than an image may have.
+    """64 bits of BLAKE2b of a file's content.
 
-    Raises InputError where it cannot be read.
+    Reads no more than the largest image can take, in case the file has no end. Raises InputError
+    if it cannot be read.
     """
     digest = blake2b(digest_size=8)
     try:
@@ -224,12 +224,12 @@ def content_hash(path: Path) -> int:
 
 
 def first_of(names: list[str], count: int = 3) -> str:
-    """The first few of ``names`` as a message shows them."""
+    """The first few of ``names``, as a message lists them."""
     return ", ".join(quoted(name) for name in names[:count]) + (", ..." if names[count:] else "")
 
 
 def _walk(folder: Path, below: str, left_out: Counter[str]) -> list[tuple[str, int, int]]:
-    """Name below ``folder``, size and time of all images of FOLDER/BELOW, in order of names."""
+    """Name below ``folder``, size and time of all images of FOLDER/BELOW, sorted by name."""
     found: list[tuple[str, int, int]] = []
     waiting, seen = [below], set()
     while waiting:
@@ -265,12 +265,12 @@ def _walk(folder: Path, below: str, left_out: Counter[str]) -> list[tuple[str, i
 
 
 def is_ignored(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or an operating system's own."""
+    """Whether a file or folder of this name is hidden or left by an operating system."""
     return name.startswith(".") or name in IGNORED
 
 
 def _visible(folder: Path) -> list[str]:
-    """Names of a folder's entries, sorted."""
+    """The names in a folder that are not ignored, sorted."""
     try:
         return sorted(path.name for path in folder.iterdir() if not is_ignored(path.name))
     except OSError as error:
@@ -318,6 +318,6 @@ def _image_files(
 
 
 def _place(name: str) -> float:
-    """A number in [0, 1) that a name always has."""
+    """A number in [0, 1) that follows from a name."""
     digest = blake2b(os.fsencode(name), digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64

@@ -38,7 +38,7 @@ class ImageSource(Protocol):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Pixels uint8 (B, Y, X, 3) and labels int32 (B,) at ``indices`` (B,).
 
-        flip: (B,) bool, True where an image is to be mirrored left to right.
+        flip: (B,) bool, True for an image to mirror left to right.
         """
 
 
@@ -47,7 +47,7 @@ class ImageSet:
     """Images in memory: an ``ImageSource``.
 
     images_nyxc: (N, Y, X, 3) uint8. labels_n: (N,) int32. classes: names by label. files: where
-    the images are from; None for those that are not from files.
+    the images come from; None if not from files.
 
     Raises InputError for arrays of another shape or dtype and for a label out of range.
     """
@@ -87,18 +87,17 @@ class ImageSet:
 class ImageFolder:
     """Images that are decoded when a batch asks for them: an ``ImageSource``.
 
-    ``UnreadableImages`` says what stands in for an unreadable one. Any number of threads may call
-    ``batch``.
+    ``UnreadableImages`` says what stands in for an unreadable one. Threads may share it.
     """
 
     def __init__(self, files: ImageFiles, image_size: tuple[int, int]) -> None:
-        """image_size: (rows, columns). Raises InputError where a class has no readable image."""
+        """image_size: (rows, columns). Raises InputError if a class has no readable image."""
         self.files = files
         self.labels_n, self.classes = files.labels_n, files.classes
         self.image_size = image_size
         self._unreadable = UnreadableImages(files)
         self._pool = ThreadPoolExecutor(thread_name_prefix="decode")
-        # Better to learn now than hours into a run that a class cannot be read at all.
+        # a class that cannot be read at all is better found now than hours into a run
         firsts = np.searchsorted(files.labels_n, np.arange(len(files.classes), dtype=np.int32))
         work = self._pool.map(self._read, firsts.tolist())
         _finish(work, len(firsts), f"checking {files.folder}")
@@ -111,16 +110,16 @@ class ImageFolder:
     ) -> tuple[np.ndarray, np.ndarray]:
         """See ``ImageSource.batch``.
 
-        Raises InputError once more images proved unreadable than ``load_image_tree`` tolerates.
+        Raises InputError once too many images have proved unreadable (``load_image_tree``).
         """
         indices = np.asarray(indices, np.int64)
         pixels_byxc = np.stack(list(self._pool.map(self._read, indices.tolist())))
         return mirror(pixels_byxc, flip), self.labels_n[indices]
 
     def sources(self, index: int) -> list[int]:
-        """The files that decide on the image at ``index``, which was read before.
+        """The files that the image at ``index``, which was read before, depends on.
 
-        Its own, and where that is unreadable those after it, up to the one that stands in.
+        Its own and, if that is unreadable, those after it up to the one that stands in.
         """
         sources = []
         for candidate in self._unreadable.candidates(index):
@@ -147,16 +146,16 @@ def load_image_tree(
     *,
     val_fraction: float | None = None,
     memory_limit: int = 2**30,
-) -> tuple["ImageSet | ImageFolder", "ImageSet | ImageFolder"]:
+) -> tuple[ImageSet | ImageFolder, ImageSet | ImageFolder]:
     """The training and validation images of a folder; ``scan_tree`` says which these are.
 
-    ``read_image`` says how an image becomes ``image_size`` (rows, columns). A split that takes at
-    most ``memory_limit`` bytes is decoded now, once; a larger one batch by batch. Either way an
-    unreadable image is replaced by the next readable one of its class, with a warning, so that
-    an epoch has as many images, and the same ones, whatever fits into memory.
+    ``read_image`` fits an image to ``image_size`` (rows, columns). A split that takes at most
+    ``memory_limit`` bytes is decoded now, once; a larger one batch by batch. Either way the next
+    readable image of the class stands in for an unreadable one, with a warning, so an epoch has
+    the same images whether they fit into memory or not.
 
-    Raises InputError as ``scan_tree`` does, where a class has no readable image, and where the
-    unreadable ones are more than 10 and more than 1 % of a split.
+    Raises InputError as ``scan_tree`` does, if a class has no readable image, and if more than 10
+    and more than 1 % of a split are unreadable.
     """
     train, val = scan_tree(Path(root), val_fraction)
     return (
@@ -165,11 +164,10 @@ def load_image_tree(
     )
 
 
-def load_folder(folder: str | Path, image_size: tuple[int, int]) -> "ImageFolder":
-    """All images below ``folder``, at any depth, as images of one class.
+def load_folder(folder: str | Path, image_size: tuple[int, int]) -> ImageFolder:
+    """All images below ``folder``, at any depth, as one class.
 
-    They are decoded when a batch asks for them. Raises InputError where there is none, and where
-    too many are unreadable (see ``load_image_tree``).
+    Raises InputError if there is none, and if too many are unreadable (``load_image_tree``).
     """
     return ImageFolder(scan_folder(Path(folder)), image_size)
 
@@ -177,14 +175,14 @@ def load_folder(folder: str | Path, image_size: tuple[int, int]) -> "ImageFolder
 def read_image(path: Path, image_size: tuple[int, int]) -> np.ndarray:
     """An image file as uint8 (rows, columns, 3) of ``image_size`` (rows, columns).
 
-    It is read and fitted as ``read_picture`` and ``fit_picture`` say, and raises as those do.
+    ``read_picture`` reads it, ``fit_picture`` fits it. Raises InputError as these do.
     """
     return np.asarray(fit_picture(read_picture(path), image_size))
 
 
 def _load_split(
     files: ImageFiles, image_size: tuple[int, int], memory_limit: int
-) -> "ImageSet | ImageFolder":
+) -> ImageSet | ImageFolder:
     if len(files) * image_size[0] * image_size[1] * 3 > memory_limit:
         return ImageFolder(files, image_size)
     return _decode_all(files, image_size)
@@ -212,7 +210,7 @@ def _decode_all(files: ImageFiles, image_size: tuple[int, int]) -> ImageSet:
 
 
 def _finish(work: Iterator[object], total: int, description: str) -> None:
-    """Runs ``work`` on ``total`` images to its end, and shows how far it is."""
+    """Runs ``work`` on ``total`` images to its end and shows how far it is."""
     with counted(total, description, "images") as advance:
         for _ in work:
             advance()

@@ -1,12 +1,12 @@
-"""What the images of a run are, so that a later command can tell whether they still are.
+"""Whether a run that goes on still has the images that it was trained on.
 
 The settings of a checkpoint hold ``DataRecord.settings``: the names of the classes and a digest of
-the files. That of images that fit into memory, which are read at every start anyway, is of their
-names and contents; that of larger data is of names and sizes. No path is in it, so a folder that
-was moved or copied goes on. ``checkpoints/STAGE/data.safetensors`` holds the files one by one, to
-say which of them changed. It has their times, too: where images were not read, one file that was
-written anew among others that were not is taken for another image, even of the same size; where
-the times of all files differ, they are a copy.
+the files. Images that fit into memory are read at every start anyway, so their digest is of names
+and contents; that of larger data is of names and sizes. It holds no path, so a run goes on after
+its folder was moved or copied. ``checkpoints/STAGE/data.safetensors`` lists the files one by one,
+to say which of them changed, with their times: where images are not read, a file that was written
+anew while others were not counts as another image, even if its size is the same; where the times
+of all files differ, they are a copy.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -48,21 +49,21 @@ class DataRecord:
     @classmethod
     def of(cls, train: ImageFiles, val: ImageFiles) -> "DataRecord":
         splits = (("train", train), ("val", val))
-        hashes = [files.hashes_n for _, files in splits]
+        hashes = [files.hashes_n for _, files in splits if files.hashes_n is not None]
         return cls(
             classes=train.classes,
             counts=(len(train), len(val)),
             names=tuple(f"{split}/{name}" for split, files in splits for name in files.names),
             sizes_n=np.concatenate([files.sizes_n for _, files in splits]),
             times_n=np.concatenate([files.times_n for _, files in splits]),
-            hashes_n=None if any(h is None for h in hashes) else np.concatenate(hashes),
+            hashes_n=np.concatenate(hashes) if len(hashes) == len(splits) else None,
         )
 
     @property
     def settings(self) -> dict[str, object]:
-        """What must be the same for a run to go on, as JSON has it."""
+        """What must stay the same for a run to go on, in JSON's types."""
         digest = hashlib.sha256("\0".join(self.names).encode("utf-8", "surrogateescape"))
-        digest.update(self.sizes_n if self.hashes_n is None else self.hashes_n)
+        digest.update((self.sizes_n if self.hashes_n is None else self.hashes_n).tobytes())
         return {
             "classes": list(self.classes),
             "images": list(self.counts),
@@ -90,7 +91,7 @@ class DataRecord:
 
     @classmethod
     def read(cls, folder: Path) -> "DataRecord | None":
-        """What ``save`` wrote; None where there is nothing that can be read."""
+        """What ``save`` wrote; None if it is missing or damaged."""
         try:
             with safe_open(folder / FILE, framework="numpy") as file:
                 texts, keys = file.metadata(), set(file.keys())
@@ -115,9 +116,9 @@ def check_data(
 ) -> None:
     """Raises InputError, naming what differs, unless a checkpoint was trained on this data.
 
-    folder: the checkpoints of a stage. saved, settings: those of the checkpoint and of this run,
-    whose "data" and "tokens" say what it is trained on. now: the image files, None where there
-    are none.
+    folder: the checkpoints of a stage. saved, settings: those of the checkpoint and of this run;
+    their "data" and "tokens" say what it is trained on. now: the image files; None for the digits
+    and for tokens.
     """
     problem = _other_data(saved, settings)
     before = DataRecord.read(folder)
@@ -134,13 +135,11 @@ def check_data(
 
 
 def _other_data(saved: Mapping[str, object], settings: Mapping[str, object]) -> str | None:
-    """How the kind of data, or its classes, differ; None where both are the same."""
+    """How the kind of data or the classes differ; None if they do not."""
     kinds = [_kind(saved), _kind(settings)]
     if kinds[0] != kinds[1]:
         return f"{kinds[0]} then, {kinds[1]} now"
-    before, after = (
-        (s["data"] or s["tokens"] or {"classes": []})["classes"] for s in (saved, settings)
-    )
+    before, after = (_classes(s) for s in (saved, settings))
     gone, new = (sorted(set(a) - set(b)) for a, b in ((before, after), (after, before)))
     parts = [
         f"class {first_of(names)} {is_}"
@@ -152,6 +151,11 @@ def _other_data(saved: Mapping[str, object], settings: Mapping[str, object]) -> 
     return " and ".join(parts) or None
 
 
+def _classes(settings: Mapping[str, Any]) -> list[str]:
+    found = settings["data"] or settings["tokens"]
+    return found["classes"] if found else []
+
+
 def _kind(settings: Mapping[str, object]) -> str:
     data, tokens = settings.get("data"), settings.get("tokens")
     if isinstance(data, str) or isinstance(tokens, str):
@@ -160,6 +164,7 @@ def _kind(settings: Mapping[str, object]) -> str:
 
 
 def _other_files(before: DataRecord, now: DataRecord) -> str | None:
+    """Which files were added, removed or changed; None if none was."""
     gone, new = (
         sorted(set(a) - set(b)) for a, b in ((before.names, now.names), (now.names, before.names))
     )
@@ -172,14 +177,16 @@ def _other_files(before: DataRecord, now: DataRecord) -> str | None:
         return " and ".join(parts)
     if before.names != now.names:
         return "they are in another order"
-    read = before.hashes_n is not None and now.hashes_n is not None
-    changed_n = before.hashes_n != now.hashes_n if read else before.sizes_n != now.sizes_n
+    if before.hashes_n is not None and now.hashes_n is not None:
+        changed_n = before.hashes_n != now.hashes_n
+    else:
+        changed_n = before.sizes_n != now.sizes_n
     changed = [now.names[i] for i in np.flatnonzero(changed_n)]
     return f"{len(changed)} image(s) changed: {first_of(changed)}" if changed else None
 
 
 def _rewritten(before: DataRecord, now: DataRecord) -> str | None:
-    """Which files of unknown content were written anew, unless all were; or None."""
+    """Which files of unknown content were written anew; None if none was, or all were."""
     if now.hashes_n is not None:
         return None
     newer_n = before.times_n != now.times_n

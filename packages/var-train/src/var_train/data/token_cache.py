@@ -1,13 +1,13 @@
-"""Token maps of an image tree on disk, in shards with checksums, mirrored images included.
+"""Tokens of an image tree on disk, in shards with checksums, mirrored images included.
 
     CACHE/index.json                 tokenizer, classes, images and size of the shards
     CACHE/train/00000.safetensors    ids and flipped (n, L), labels (n,); its SHA-256 as metadata
     CACHE/val/...
 
-A row of ``ids`` is the K token maps of an image one after another. A shard also has the place in
-its split, size, time and hash of every image file that it was made of. So a repeated command
-knows the shards of which an image was replaced, and writes those anew: where a file's time is
-another one but not its size, its content is read and compared.
+A row of ``ids`` holds the K token maps of an image one after another. A shard also notes the
+index, size, time and content hash of every image file that it was made of, so that a repeated
+command finds the shards of which an image was replaced and writes only those anew. Where a file's
+time changed but not its size, its content decides.
 """
 
 import hashlib
@@ -19,8 +19,15 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from var_tokenizer import ScaleSchedule, Tokenizer
-from var_tokenizer.common import InputError, quoted, read_header, replacing
+from var_tokenizer import Scale, ScaleSchedule, Tokenizer
+from var_tokenizer.common import (
+    InputError,
+    TensorHeader,
+    arrays_checksum,
+    quoted,
+    read_header,
+    replacing,
+)
 
 from var_train.data.batches import padded_batches
 from var_train.data.folder_scan import ImageFiles, content_hash, first_of
@@ -49,7 +56,7 @@ class CacheIndex:
     tokenizer: str
     """Its fingerprint."""
     vocab_size: int
-    scales: tuple
+    scales: tuple[Scale, ...]
     classes: tuple[str, ...]
     shard: int
     """Images a shard; the last one of a split has what is left."""
@@ -85,10 +92,35 @@ class CacheIndex:
             )
         return index
 
-    def shards(self, folder: Path, split: str) -> list[Path]:
-        """The files of a split, in order."""
-        count = -(-self.images[split] // self.shard)
-        return [folder / split / f"{number:05d}.safetensors" for number in range(count)]
+    def shards(self, folder: Path, split: str) -> list[tuple[Path, range]]:
+        """The files of a split, in order, and the images that each holds."""
+        count = self.images[split]
+        return [
+            (
+                folder / split / f"{number:05d}.safetensors",
+                range(begin, min(begin + self.shard, count)),
+            )
+            for number, begin in enumerate(range(0, count, self.shard))
+        ]
+
+    def has_whole(self, path: Path, images: int) -> bool:
+        """Whether a shard of ``images`` is there, with its checksum and tokens in range."""
+        try:
+            with safe_open(path, framework="numpy") as file:
+                arrays = {name: file.get_tensor(name) for name in _TOKENS}
+                noted = file.metadata()["sha256"]
+        except (OSError, SafetensorError, KeyError, TypeError):
+            return False
+        length = ScaleSchedule(self.scales).length
+        expected = {
+            "ids": ((images, length), self.vocab_size),
+            "flipped": ((images, length), self.vocab_size),
+            "labels": ((images,), len(self.classes)),
+        }
+        return noted == arrays_checksum(arrays) and all(
+            array.shape == shape and array.min() >= 0 and array.max() < end
+            for array, (shape, end) in ((arrays[n], expected[n]) for n in _TOKENS)
+        )
 
 
 class TokenCache:
@@ -97,9 +129,9 @@ class TokenCache:
     mirrors = True
 
     def __init__(self, folder: Path, split: str, tokenizer: Tokenizer) -> None:
-        """Raises InputError unless the cache is whole and of this tokenizer.
+        """Checks all shards, of several workers each its part: no step has to check tokens.
 
-        Of several workers each checks its part of the shards.
+        Raises InputError unless the cache is whole and of this tokenizer.
         """
         index = CacheIndex.read(Path(folder))
         if index.tokenizer != fingerprint(tokenizer):
@@ -108,26 +140,28 @@ class TokenCache:
                 "that this run uses"
             )
         self.classes = index.classes
-        self._size, self._schedule = index.images[split], tokenizer.schedule
+        self._size, self._length = index.images[split], tokenizer.schedule.length
         self._shard = index.shard
-        paths = index.shards(Path(folder), split)
-        own = range(workers.rank(), len(paths), workers.size())
-        damaged = next((number for number in own if not is_whole(paths[number])), len(paths))
-        first = int(workers.gather(np.array(damaged, np.int32)).min())
-        if first < len(paths):
+        shards = index.shards(Path(folder), split)
+        own = range(workers.rank(), len(shards), workers.size())
+        damaged = (n for n in own if not index.has_whole(shards[n][0], len(shards[n][1])))
+        first = int(workers.gather(np.array(next(damaged, len(shards)), np.int32)).min())
+        if first < len(shards):
             raise InputError(
-                f"{quoted(paths[first])}: missing or damaged; expected a whole shard "
+                f"{quoted(shards[first][0])}: missing or damaged; expected a whole shard "
                 "(the same var_train.tokenize command writes it again)"
             )
-        self._ids = [_mapped(path, "ids") for path in paths]
-        self._flipped = [_mapped(path, "flipped") for path in paths]
-        self.labels_n = np.concatenate([_mapped(path, "labels") for path in paths])
         digest = hashlib.sha256()
-        for path in paths:
-            with safe_open(path, framework="numpy") as file:
-                digest.update(file.metadata()["sha256"].encode())
+        mapped: dict[str, list[np.ndarray]] = {name: [] for name in _TOKENS}
+        for path, _ in shards:
+            metadata, tensors = read_header(path)
+            digest.update(metadata["sha256"].encode())
+            for name in _TOKENS:
+                mapped[name].append(_mapped(path, tensors[name]))
         self.digest = digest.hexdigest()
         """SHA-256 of all tokens and labels."""
+        self._ids, self._flipped = mapped["ids"], mapped["flipped"]
+        self.labels_n = np.concatenate(mapped["labels"])
 
     def __len__(self) -> int:
         return self._size
@@ -137,7 +171,7 @@ class TokenCache:
     ) -> tuple[np.ndarray, np.ndarray]:
         """See ``TokenSource.batch``."""
         flip = np.zeros(len(indices), bool) if flip is None else flip
-        ids_bl = np.empty((len(indices), self._schedule.length), np.int32)
+        ids_bl = np.empty((len(indices), self._length), np.int32)
         for row, (index, mirrored) in enumerate(zip(indices, flip, strict=True)):
             shards = self._flipped if mirrored else self._ids
             ids_bl[row] = shards[index // self._shard][index % self._shard]
@@ -151,11 +185,11 @@ def write_cache(
     shard: int,
     batch: int,
 ) -> None:
-    """Encodes images, as they are and mirrored, into ``folder``.
+    """Encodes images, as they are and mirrored, into ``folder``; workers share the work.
 
-    Shards stay that are whole and made of the same image files. splits: "train" and "val". shard,
-    batch: images a file and at once. Workers share the work. Raises InputError where the folder
-    holds other tokens.
+    Shards that are whole and made of the same image files stay. splits: the images of "train" and
+    "val". shard, batch: images a file and at once. Raises InputError where the folder holds other
+    tokens.
     """
     names = [f"{name}/{file}" for name in SPLITS for file in splits[name].files.names]
     index = CacheIndex(
@@ -168,13 +202,14 @@ def write_cache(
         files=hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest(),
     )
     _claim(folder, index)
-    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
-    work = [(n, i, p) for n in SPLITS for i, p in enumerate(index.shards(folder, n))]
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32)
+    work = [(name, *shard) for name in SPLITS for shard in index.shards(folder, name)]
     work = work[workers.rank() :: workers.size()]
     replaced: list[str] = []
     done = []
-    for name, _, path in work:
-        others = _replaced(path, splits[name].files) if is_whole(path) else None
+    for name, path, rows in work:
+        whole = index.has_whole(path, len(rows))
+        others = _replaced(path, splits[name].files) if whole else None
         replaced += others or []
         done.append(others == [])
     log.info("%d of %d shards are there", sum(done), len(done))
@@ -184,26 +219,15 @@ def write_cache(
             *(len(replaced), first_of(replaced)),
         )
     with step_bar("tokens", sum(index.images.values()), unit="images") as bar:
-        for (name, number, path), whole in zip(work, done, strict=True):
-            rows = np.arange(number * shard, min((number + 1) * shard, index.images[name]))
-            if not whole:
-                _write_shard(path, tokenizer, splits[name], rows, batch, dtype)
+        for (name, path, rows), is_done in zip(work, done, strict=True):
+            if not is_done:
+                _write_shard(path, tokenizer, splits[name], np.array(rows), batch, dtype)
             bar.advance(len(rows), steps=len(rows))
     workers.wait_for_all()
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a shard is there and has its checksum."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in _TOKENS}
-            return file.metadata()["sha256"] == _checksum(arrays)
-    except (OSError, SafetensorError, KeyError, TypeError):
-        return False
-
-
 def _replaced(path: Path, files: ImageFiles) -> list[str] | None:
-    """The images of a whole shard that are others now; None where what it says is damaged."""
+    """The images of a whole shard that were replaced since; None where its notes are damaged."""
     try:
         with safe_open(path, framework="numpy") as file:
             made_of = {name: file.get_tensor(name) for name in ("index", "size", "time", "hash")}
@@ -219,11 +243,11 @@ def _replaced(path: Path, files: ImageFiles) -> list[str] | None:
 
 
 def _made_of(source: ImageFolder, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """What a shard says of the files that its ``rows``, read before, are made of."""
+    """What a shard notes of the files that its ``rows``, read before, are made of."""
     files = source.files
     index_n = np.unique([i for row in rows.tolist() for i in source.sources(row)])
     hashes_n = np.array([_hash_of(files, index) for index in index_n], np.uint64)
-    # What was replaced since the folder was listed may not be what was encoded.
+    # a file that was replaced after the folder was listed may not be what was encoded
     same_n = np.array([files.is_as_listed(index) for index in index_n])
     return {
         "index": index_n,
@@ -242,7 +266,7 @@ def _hash_of(files: ImageFiles, index: int) -> int:
 
 
 def _claim(folder: Path, index: CacheIndex) -> None:
-    """Writes the index, or makes sure that it is the one that is there."""
+    """Writes the index. Raises InputError where another one is there."""
     path = folder / "index.json"
     if path.exists():
         before = CacheIndex.read(folder)
@@ -261,10 +285,10 @@ def _claim(folder: Path, index: CacheIndex) -> None:
 
 
 def _difference(before: object, now: object) -> str:
-    """What the message of a refusal says of a field's two values."""
+    """How an error message shows what differs between two values of a field."""
     if isinstance(before, dict):
         return f" ({before} then, {now} now)"
-    if not isinstance(before, tuple | list):
+    if not isinstance(before, tuple | list) or not isinstance(now, tuple | list):
         return ""
     gone, new = ([str(v) for v in a if v not in set(b)] for a, b in ((before, now), (now, before)))
     if not gone and not new:
@@ -278,7 +302,7 @@ def _write_shard(
     images: ImageFolder,
     rows: np.ndarray,
     batch: int,
-    dtype: type,
+    dtype: np.dtype,
 ) -> None:
     source = EncodedImages(tokenizer, images)
     arrays = {"labels": np.empty(len(rows), np.int32)}
@@ -291,21 +315,12 @@ def _write_shard(
     try:
         with replacing(path) as temporary:
             made_of = _made_of(images, rows)
-            save_file(arrays | made_of, temporary, {"sha256": _checksum(arrays)})
+            save_file(arrays | made_of, temporary, {"sha256": arrays_checksum(arrays)})
     except (OSError, SafetensorError) as error:
         raise InputError(f"{quoted(path)}: cannot write this shard: {error}") from error
 
 
-def _checksum(arrays: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-    return digest.hexdigest()
-
-
-def _mapped(path: Path, name: str) -> np.ndarray:
-    """A tensor of a safetensors file, left on the disk until its rows are read."""
-    tensor = read_header(path)[1][name]
+def _mapped(path: Path, tensor: TensorHeader) -> np.ndarray:
+    """A tensor of a shard, left on the disk until its rows are read."""
     dtype = {"U16": np.uint16, "I32": np.int32}[tensor.dtype]
     return np.memmap(path, dtype, "r", tensor.begin, tensor.shape)

@@ -35,7 +35,7 @@ class TokenSource(Protocol):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ids int32 (B, L) and labels int32 (B,) at ``indices`` (B,).
 
-        flip: (B,) bool, True where an image is to be mirrored left to right.
+        flip: (B,) bool, True for an image to mirror left to right.
         """
 
 
@@ -87,9 +87,15 @@ class EncodedImages:
 
 
 def tokens_of(
-    tokenizer: Tokenizer, source: ImageSource | TokenSource, batch: int, flip: bool = False
+    tokenizer: Tokenizer,
+    source: ImageSet | ImageFolder | TokenSource,
+    batch: int,
+    flip: bool = False,
 ) -> TokenSource:
-    """Images that lie in memory are encoded now, once; others whenever a batch asks for them."""
+    """``source`` as tokens: images in memory are encoded now, others batch by batch.
+
+    batch, flip: see ``encode_all``.
+    """
     if isinstance(source, ImageSet):
         return encode_all(tokenizer, source, batch, flip)
     if isinstance(source, ImageFolder):
@@ -98,13 +104,13 @@ def tokens_of(
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """SHA-256 of the tokenizer's configuration and weights, which token ids depend on."""
+    """SHA-256 of a tokenizer's configuration and weights, which its tokens depend on."""
     known = json.dumps(asdict(tokenizer.config)) + tokenizer.checksum()
     return hashlib.sha256(known.encode()).hexdigest()
 
 
 def encode_all(tokenizer: Tokenizer, images: ImageSource, batch: int, flip: bool) -> TokenSet:
-    """Encodes all images once, each worker its part; all workers have all tokens.
+    """Encodes all images once. Workers share the work, and each has all tokens in the end.
 
     batch: images at once. flip: encode the mirrored images, too.
     """

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class UnreadableImages:
-    """Those of one split that have been found so far; threads may share it."""
+    """The unreadable images of one split that were found so far. Threads may share it."""
 
     def __init__(self, files: ImageFiles) -> None:
         self._files = files

@@ -1,1 +1,1 @@
-"""What the tokenizer is trained against."""
+"""The losses of the tokenizer: reconstruction, perceptual and adversarial."""

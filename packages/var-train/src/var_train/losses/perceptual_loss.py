@@ -1,4 +1,4 @@
-"""A feature network that the user supplies: for the perceptual loss and for FID."""
+"""The perceptual loss, by features of a network that the user supplies; FID reads these, too."""
 
 import re
 import shlex
@@ -15,14 +15,13 @@ _LAYER = re.compile(r"(?:features\.)?([0-9]{1,4})\.(weight|bias)")
 
 
 class FeatureNetwork(nn.Cell):
-    """A plain VGG-like stack of 3x3 convolutions, ReLU and 2x2 maximum pooling.
+    """A VGG-like stack of 3x3 convolutions, ReLU and 2x2 maximum pooling.
 
     Its file is .safetensors with torchvision's names, ``features.N.weight`` (O, I, 3, 3) and
-    ``features.N.bias`` (O,); a convolution whose number is 3 above the one before follows a
-    pooling (convolution, ReLU, pooling), one 2 above follows a ReLU alone. So
-    ``torchvision.models.vgg16(...).state_dict()``, saved as it is, is such a file; other names
-    are left out. Images are (B, Y, X, 3) in [-1, 1]; the network sees them normalized by
-    ImageNet's mean and deviation.
+    ``features.N.bias`` (O,). Layers are numbered as torchvision does: a convolution 2 above the
+    one before it follows a ReLU, one 3 above follows a ReLU and a pooling. Other names are
+    ignored, so ``torchvision.models.vgg16(...).state_dict()``, saved as it is, will do. Images are
+    (B, Y, X, 3) in [-1, 1]; the network normalizes them by ImageNet's mean and deviation.
     """
 
     def __init__(self, layers: list[tuple[bool, np.ndarray, np.ndarray]]) -> None:
@@ -40,7 +39,7 @@ class FeatureNetwork(nn.Cell):
 
     @classmethod
     def load(cls, path: Path) -> "FeatureNetwork":
-        """Raises InputError for a file that is missing or holds no such network."""
+        """Raises InputError if the file is missing or holds no such network."""
         path, shown = Path(path), quoted(path)
         if path.is_file() and format_of(path) == "PyTorch":
             script = (
@@ -54,13 +53,15 @@ class FeatureNetwork(nn.Cell):
                 f"python -c {shlex.quote(script)}"
             )
         _, header = read_header(path)
-        layers = {name: h for name, h in header.items() if _LAYER.fullmatch(name)}
-        found = {}
-        for name, array in read_tensors(path, layers).items():
-            match = _LAYER.fullmatch(name)
-            found[int(match[1]), match[2]] = array.astype(np.float32)
+        matches = {name: match for name in header if (match := _LAYER.fullmatch(name))}
+        arrays = read_tensors(path, {name: header[name] for name in matches})
+        found = {
+            (int(match[1]), match[2]): arrays[name].astype(np.float32)
+            for name, match in matches.items()
+        }
         numbers = sorted(number for number, kind in found if kind == "weight")
-        channels, layers = 3, []
+        channels = 3
+        layers: list[tuple[bool, np.ndarray, np.ndarray]] = []
         for before, number in zip([None, *numbers], numbers, strict=False):
             weight, bias = found[number, "weight"], found.get((number, "bias"))
             where = f"{shown}: features.{number}"
@@ -80,8 +81,9 @@ class FeatureNetwork(nn.Cell):
         return cls(layers)
 
     def construct(self, images_byxc: Tensor) -> tuple[Tensor, ...]:
-        """The maps (B, y, x, C) before each pooling, and the last, fine to coarse."""
-        x_byxc, maps = images_byxc * self.gain + self.offset, ()
+        """The maps (B, y, x, C) before each pooling, and the last one: fine to coarse."""
+        x_byxc = images_byxc * self.gain + self.offset
+        maps: tuple[Tensor, ...] = ()
         for i in range(len(self.convs)):
             if self.pools_first[i]:
                 maps = (*maps, x_byxc)
@@ -90,7 +92,7 @@ class FeatureNetwork(nn.Cell):
         return (*maps, x_byxc)
 
     def distance(self, output_byxc: Tensor, images_byxc: Tensor) -> Tensor:
-        """Mean squared distance of the features of unit length (LPIPS, arXiv:1801.03924)."""
+        """The perceptual loss: mean squared distance of unit features (LPIPS, arXiv:1801.03924)."""
         total = 0.0
         ours, theirs = self.construct(output_byxc), self.construct(images_byxc)
         for i in range(len(ours)):

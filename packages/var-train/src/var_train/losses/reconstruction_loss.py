@@ -1,6 +1,6 @@
-"""What a reconstruction is measured by: pixels, structure, and features of a given network.
+"""The reconstruction loss: pixels, structure, and features of a network that the user supplies.
 
-All losses take channels-last images, (B, Y, X, 3) in [-1, 1].
+Images are (B, Y, X, 3) in [-1, 1].
 """
 
 import math
@@ -23,12 +23,12 @@ class ReconstructionLossConfig:
     l2: float = 1.0
     """Of the mean squared error."""
     structure: float = 0.0
-    """Of the gradient and frequency loss (``StructureLoss``), which needs no network."""
+    """Of the gradient and frequency loss (``StructureLoss``); it needs no network."""
     perceptual: float = 1.0
     """Of the distance between features of ``feature_network``."""
     feature_network: Path | None = None
-    """A .safetensors file with a VGG-like network, as ``FeatureNetwork`` describes it. Without
-    one there is no perceptual loss."""
+    """A .safetensors file of a VGG-like network (``FeatureNetwork``). Without one there is no
+    perceptual loss."""
 
     def __post_init__(self) -> None:
         """Raises InputError for a weight below 0."""
@@ -39,11 +39,11 @@ class ReconstructionLossConfig:
 
 
 class StructureLoss(nn.Cell):
-    """How far edges and textures differ, without a network.
+    """How far edges and textures differ; needs no network.
 
-    The mean absolute error of horizontal and vertical differences, of the image and of its
-    halvings down to 8 pixels, and of the orthonormal cosine transform of the whole image. Each
-    is linear in the image, so it is taken of the error image, as matrix products.
+    The mean absolute error of horizontal and vertical differences (of the image and of its
+    halvings down to 8 pixels) and of the orthonormal cosine transform of the whole image. All of
+    these are linear in the image, so they are computed from the error image, as matrix products.
     """
 
     def __init__(self, image_size: tuple[int, int]) -> None:
@@ -70,7 +70,7 @@ class StructureLoss(nn.Cell):
 
 
 class ReconstructionLoss(nn.Cell):
-    """The weighted sum of the parts that ``ReconstructionLossConfig`` switches on."""
+    """The weighted sum of the parts whose weight in ``ReconstructionLossConfig`` is above 0."""
 
     def __init__(self, weights: ReconstructionLossConfig, image_size: tuple[int, int]) -> None:
         super().__init__()
@@ -99,5 +99,5 @@ def _cosines(n: int) -> np.ndarray:
 
 
 def _pooling(n: int, cells: int) -> np.ndarray:
-    """(cells, n): the means of ``cells`` equal parts of n pixels; what is left over is cut."""
+    """(cells, n): averages n pixels over ``cells`` equal parts; drops pixels that are left over."""
     return np.kron(np.eye(cells), np.full(n // cells, cells / n))[:, :n].astype(np.float32)

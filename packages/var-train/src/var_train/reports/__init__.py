@@ -1,1 +1,1 @@
-"""What a run has to show: figures, pictures and its log."""
+"""What a run shows: its progress and log, the figures it reports, and the images it draws."""

@@ -1,12 +1,12 @@
-"""What the report of the digits run says about images, with real digits as the measure.
+"""How real digits look that a run made: a judge, how distinct they are, and nearest neighbours.
 
-Images are (N, 3, Y, X), float in [0, 1] or uint8 in 0..255; distances are Euclidean over all
-3 * Y * X values in [0, 1].
+Images are (N, 3, Y, X), float in [0, 1] or uint8; distances are Euclidean over all 3 * Y * X
+values in [0, 1].
 """
 
 import numpy as np
-from sklearn.metrics import pairwise_distances, pairwise_distances_argmin_min  # type: ignore[import-untyped]
-from sklearn.svm import SVC  # type: ignore[import-untyped]
+from sklearn.metrics import pairwise_distances, pairwise_distances_argmin_min
+from sklearn.svm import SVC
 from var_tokenizer.common import InputError
 
 from var_train.data.image_sources import ImageSet
@@ -15,9 +15,9 @@ JUDGED_SIZE = 8  # the size at which the digits were recorded; finer pixels judg
 
 
 class DigitJudge:
-    """A classifier of digits that has seen nothing but real training images.
+    """A classifier of digits trained on real training images alone.
 
-    A support vector machine (RBF kernel, C = 10) on grey 8x8 pixels.
+    It is a support vector machine (RBF kernel, C = 10) on grey 8x8 pixels.
     """
 
     def __init__(self, train: ImageSet) -> None:
@@ -25,20 +25,21 @@ class DigitJudge:
         self._svm.fit(_judged(_real_values(train)), train.labels_n)
 
     def accuracy(self, images_ncyx: np.ndarray, labels_n: np.ndarray) -> float:
-        """Share of ``images_ncyx`` that it takes for their labels, 0 to 1.
+        """Share of ``images_ncyx`` that it gives their label, 0 to 1.
 
-        Raises InputError for images that are empty, out of range or whose sides 8 does not divide.
+        Raises InputError for no images, for values out of range, and for sides that are not
+        multiples of 8.
         """
         predicted_n = self._svm.predict(_judged(_values(images_ncyx)))
         return float(np.mean(predicted_n == labels_n))
 
 
 def distinct(images_ncyx: np.ndarray, labels_n: np.ndarray, real: ImageSet) -> float:
-    """How much the images of a class differ from each other, compared with real ones.
+    """How much the images of a class differ from each other, relative to real ones.
 
-    The mean pairwise distance within a class over that of ``real`` images of the class, averaged
-    over the classes in ``labels_n``: 0 where every class is one image again and again, about 1
-    for images as varied as real ones. Raises InputError for a class with fewer than two images.
+    The mean pairwise distance within a class, divided by that of ``real`` images of the class and
+    averaged over the classes in ``labels_n``: 0 if every class repeats one image, about 1 for
+    images as varied as real ones. Raises InputError for a class with fewer than two images.
     """
     values_ncyx, real_ncyx = _values(images_ncyx), _real_values(real)
     ratios = []
@@ -57,10 +58,10 @@ def distinct(images_ncyx: np.ndarray, labels_n: np.ndarray, real: ImageSet) -> f
 def nearest_train_distance(
     images_ncyx: np.ndarray, train: ImageSet, test: ImageSet
 ) -> dict[str, float]:
-    """How far images lie from the training image nearest to each: copies would lie at 0.
+    """How far each image is from its nearest training image; a copy has distance 0.
 
-    Returns ``mean``, ``median`` and ``min`` over the images and, as the scale to read them by,
-    ``real_mean``, ``real_median`` and ``real_min`` over the real images of ``test``.
+    Returns "mean", "median" and "min" over the images and, for comparison, "real_mean",
+    "real_median" and "real_min" over the real images of ``test``.
     """
     train_nv = _real_values(train).reshape(len(train), -1)
     result = {}
@@ -102,7 +103,7 @@ def _judged(values_ncyx: np.ndarray) -> np.ndarray:
 
 
 def _mean_pairwise_distance(values_ncyx: np.ndarray) -> float:
-    """Mean over all pairs of two different images."""
+    """Mean over all pairs of images."""
     n = len(values_ncyx)
     distance_nn = pairwise_distances(values_ncyx.reshape(n, -1))
     return float(distance_nn.sum() / (n * (n - 1)))

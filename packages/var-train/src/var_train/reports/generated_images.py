@@ -13,10 +13,10 @@ from var_train.reports.progress_bars import step_bar
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How a run draws images, at validations and when it has trained."""
+    """How a run draws images, at validations and after training."""
 
     per_class: int = 50
-    """Images a class, when it has trained."""
+    """Images of each class, after training."""
     cfg: float = 0.0
     """Strength of classifier-free guidance at the last scale; it makes samples more typical of
     their class and less varied. 0 for none."""

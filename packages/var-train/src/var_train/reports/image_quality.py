@@ -1,4 +1,4 @@
-"""PSNR of images and FID of sets of images; ``tokenizer_quality`` measures with them, and SSIM."""
+"""PSNR of images, and FID of sets of images; ``tokenizer_quality`` adds SSIM."""
 
 import math
 
@@ -13,17 +13,17 @@ def squared_errors(output_ncyx: np.ndarray, images_ncyx: np.ndarray) -> np.ndarr
 
 
 def psnr(squared_error_n: np.ndarray) -> np.ndarray:
-    """dB, of mean squared errors of images in [-1, 1]."""
+    """PSNR in dB from mean squared errors of images in [-1, 1], whose range is 2."""
     return 10 * np.log10(4 / np.maximum(squared_error_n, 1e-12))
 
 
 def fid(real_nf: np.ndarray, other_nf: np.ndarray) -> float:
-    """The Frechet distance of two sets of features (N, F), each taken as a normal distribution.
+    """The Frechet distance of two sets of features (N, F), as normal distributions.
 
-    Exact for any number of images, but an estimate of few is too high: published figures are of
-    10,000 and more. The sets may differ in N.
+    Source: arXiv:1706.08500. The sets may differ in N. It is computed exactly for any N, but
+    few images overestimate it: published figures are of 10,000 images and more.
 
-    Raises InputError for a set of one image or none, which has no covariance, and for features
+    Raises InputError for a set of fewer than two images, which has no covariance, and for features
     that differ in number or are not finite.
     """
     for name, features_nf in (("real", real_nf), ("other", other_nf)):
@@ -37,16 +37,16 @@ def fid(real_nf: np.ndarray, other_nf: np.ndarray) -> float:
         )
     mean_f = real_nf.mean(0, dtype=np.float64) - other_nf.mean(0, dtype=np.float64)
     real_mf, other_mf = _covariance_root(real_nf), _covariance_root(other_nf)
-    # The trace of the root of the product of the covariances A'A and B'B is the sum of the
-    # singular values of AB', which exist and are real whatever the covariances' rank. A matrix
-    # root of the product (sqrtm) is complex or NaN where it has fewer images than features.
+    # For covariances A'A and B'B, the trace of the root of their product is the sum of the singular
+    # values of AB', which are real whatever the rank. The matrix root itself (sqrtm) turns complex
+    # or NaN for fewer images than features.
     overlap = np.linalg.svd(real_mf @ other_mf.T, compute_uv=False).sum()
     distance = mean_f @ mean_f + (real_mf**2).sum() + (other_mf**2).sum() - 2 * overlap
     return max(0.0, float(distance))  # rounding alone can take it below 0
 
 
 def check_fid_count(count: int, name: str) -> None:
-    """Raises InputError for a set of ``count`` images, the ``name`` ones, that has no FID."""
+    """Raises InputError if ``count`` images are too few for an FID; ``name`` says which set."""
     if count < 2:
         raise InputError(f"{count} {name} image(s); expected at least 2 for the FID")
 

@@ -1,4 +1,4 @@
-"""Sheets of labelled images, for looking at samples and reconstructions."""
+"""Sheets of labelled images: samples and reconstructions to look at."""
 
 import math
 from collections.abc import Sequence
@@ -59,9 +59,9 @@ def reconstruction_sheet(
 def save_reconstructions(
     tokenizer: Tokenizer, images: ImageSource, path: Path, batch: int, columns: int = 8
 ) -> None:
-    """A sheet of held-out images, their reconstructions, and the image after each scale.
+    """Writes a sheet of held-out images, their reconstructions, and the image after each scale.
 
-    batch: images at once, as elsewhere in the run, so that nothing compiles for the sheet.
+    batch: images at once; that of the rest of the run saves a compilation.
     """
     indices = np.linspace(0, len(images) - 1, min(columns, batch)).astype(int)
     originals = to_model_range(images.batch(np.resize(indices, batch))[0])
@@ -77,7 +77,7 @@ def save_reconstructions(
 def save_samples(
     images_ncyx: np.ndarray, per_class: int, classes: tuple[str, ...], path: Path, columns: int = 10
 ) -> None:
-    """A labelled grid, one row a class."""
+    """Writes a labelled grid with one row a class; images_ncyx: (N, 3, Y, X) in [0, 1]."""
     shown = min(columns, per_class)
     by_class = images_ncyx.reshape(len(classes), per_class, *images_ncyx.shape[1:])[:, :shown]
     save_png(sample_grid(by_class.reshape(-1, *images_ncyx.shape[1:]), classes, shown), path)

@@ -1,9 +1,9 @@
-"""What a run shows and records: a bar, its settings, ``metrics.jsonl``, TensorBoard, pictures."""
+"""The log of a run's numbers and pictures: ``metrics.jsonl`` and TensorBoard."""
 
 import json
-import logging
 import time
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from tensorboardX import SummaryWriter
@@ -11,30 +11,27 @@ from var_tokenizer.common import InputError, quoted, replacing, save_png
 
 from var_train.parallel import workers
 
-log = logging.getLogger(__name__)
-
 Value = float | list[float] | np.ndarray
 
 
 class MetricsLog:
     """Records the values of steps in ``FOLDER/metrics.jsonl`` and for TensorBoard.
 
-    A line of ``metrics.jsonl`` is a JSON object ``{"stage", "step", "seconds", ...}``, where
-    ``seconds`` counts the time of all processes that wrote to the file. Validations have the
-    stage "validation" and name the stage that they measure as "of". Pictures, uint8 (Y, X, 3),
-    become files in ``FOLDER/pictures``. TensorBoard reads ``FOLDER/tensorboard``.
+    A line of ``metrics.jsonl`` is a JSON object ``{"stage", "step", "seconds", ...}``; "seconds"
+    adds up the time of all processes that wrote to the file. A validation has the stage
+    "validation" and names the stage that it measures as "of". Pictures, uint8 (Y, X, 3), become
+    files in ``FOLDER/pictures``. TensorBoard reads ``FOLDER/tensorboard``.
 
-    Worker 0 alone writes. Raises InputError where the folder cannot be written.
+    Only worker 0 writes. Raises InputError if the folder cannot be written.
     """
 
     def __init__(self, folder: Path, resume: bool = False) -> None:
         """resume: keep what an earlier process recorded."""
         self.folder = Path(folder)
         self._path = self.folder / "metrics.jsonl"
-        self._writes = workers.rank() == 0
         self._boards: dict[str, SummaryWriter] = {}
-        self._file = None
-        if not self._writes:
+        self._file: TextIO | None = None  # of worker 0
+        if workers.rank() > 0:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -56,17 +53,17 @@ class MetricsLog:
         self._record("validation", stage, step, values)
 
     def rewind(self, stage: str, step: int) -> None:
-        """Forgets what is on record of ``stage`` from ``step`` on: these steps come again."""
-        if not self._writes:
+        """Removes the lines of ``stage`` from ``step`` on: these steps will be repeated."""
+        if self._file is None:
             return
-        kept = [
+        earlier = [
             line
             for line in self._lines()
             if line.get("of", line["stage"]) != stage or line["step"] < step
         ]
         self._file.close()
         with replacing(self._path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in earlier))
         self._file = self._path.open("a", buffering=1)
         self._board(stage, step)
 
@@ -77,7 +74,7 @@ class MetricsLog:
             board.close()
 
     def _record(self, kind: str, stage: str, step: int, values: dict[str, Value]) -> None:
-        if not self._writes:
+        if self._file is None:
             return
         numbers = {k: v for k, v in values.items() if not isinstance(v, np.ndarray)}
         seconds = round(time.monotonic() - self._started, 2)
@@ -108,7 +105,7 @@ class MetricsLog:
         return self._boards[stage]
 
     def _lines(self) -> list[dict]:
-        """What the file holds; a line that a killed process left unfinished does not count."""
+        """The lines of the file, without one that a killed process left unfinished."""
         lines = []
         for text in self._path.read_text().splitlines():
             try:

@@ -1,4 +1,4 @@
-"""How far training and reading are: bars on a terminal, lines in a log, of worker 0 alone."""
+"""Progress bars of worker 0: on a terminal a bar, elsewhere lines in the log."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -42,7 +42,7 @@ class StepBar:
 
 @contextmanager
 def step_bar(title: str, steps: int, done: int = 0, unit: str = "steps") -> Iterator[StepBar]:
-    """Shows a ``StepBar`` on stderr while the block runs, or logs lines, on worker 0."""
+    """Shows a ``StepBar`` while the block runs. done: steps of an earlier process."""
     columns = TextColumn("{task.fields[loss]}  {task.fields[speed]}")
     with progress_bar(columns, silent=workers.rank() > 0) as progress:
         yield StepBar(progress, title, steps, done, unit)
@@ -50,7 +50,7 @@ def step_bar(title: str, steps: int, done: int = 0, unit: str = "steps") -> Iter
 
 @contextmanager
 def counted(total: int, description: str, unit: str) -> Iterator[Callable[[], None]]:
-    """Shows how far the block is, which calls what this yields ``total`` times."""
+    """Shows a bar while the block runs; the block calls what this yields ``total`` times."""
     with progress_bar(silent=workers.rank() > 0, transient=True) as bar:
         task = bar.add_task(quoted(description), total=total, unit=unit)
         yield lambda: bar.advance(task)

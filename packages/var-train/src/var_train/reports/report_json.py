@@ -1,4 +1,4 @@
-"""What a run has to show for itself: pictures and the figures of ``report.json``."""
+"""The figures of ``report.json``, which a run writes at its end."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,10 @@ def digit_figures(
     train: ImageSet,
     val: ImageSet,
 ) -> dict[str, object]:
-    """How real the digits are to a judge that saw nothing but real training digits."""
+    """How real the digits look, held against real ones (``digit_metrics``).
+
+    generated, reconstructions: (N, 3, Y, X) in [0, 1] and [-1, 1]. labels_n: of ``generated``.
+    """
     judge = DigitJudge(train)
     real_val = val.images_nyxc.transpose(0, 3, 1, 2)
     return {

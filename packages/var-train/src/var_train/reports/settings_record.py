@@ -1,4 +1,4 @@
-"""``settings.json``: what a run was told, and what a later command in its folder changed."""
+"""``settings.json``: all settings of a run; a later command in its folder logs what it changes."""
 
 import json
 import logging
@@ -11,9 +11,9 @@ log = logging.getLogger(__name__)
 
 
 def record_settings(folder: Path, settings: Mapping[str, object]) -> None:
-    """Writes ``FOLDER/settings.json``, and logs what an earlier command there had otherwise.
+    """Writes ``FOLDER/settings.json`` and logs which settings an earlier command there had.
 
-    settings: of the whole run; what JSON does not know is written as text.
+    settings: of the whole run; values of types that JSON lacks are written as text.
     """
     path = folder / "settings.json"
     settings = json.loads(json.dumps(settings, default=str))

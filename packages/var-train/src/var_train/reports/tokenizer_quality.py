@@ -1,4 +1,4 @@
-"""What a tokenizer is worth, measured on images that it was not trained on."""
+"""How good a tokenizer is on images that it was not trained on: PSNR, SSIM, FID, codes, bits."""
 
 import math
 from collections.abc import Callable
@@ -18,28 +18,28 @@ from var_train.training.codebook import count_hits, perplexities
 
 @dataclass(frozen=True)
 class TokenizerFigures:
-    """Figures of a tokenizer of K scales over a set of images; means are over the images."""
+    """Figures of a tokenizer of K scales, as means over a set of images."""
 
     images: int
     scale_sizes: tuple[tuple[int, int], ...]
     """K pairs (rows, columns)."""
     psnr: float
-    """Of the reconstruction, in dB; the range of images in [-1, 1] is 2."""
+    """Of the reconstruction, in dB."""
     scale_psnr: list[float]
     """K numbers: PSNR of the image after 1, 2, ... K scales."""
     ssim: float
-    """Structural similarity (Wang et al. 2004, 7x7 windows) of the reconstruction, at most 1; in
-    the largest odd windows that fit where a side is below 7."""
+    """Structural similarity (Wang et al. 2004) of the reconstruction, at most 1, in windows of 7x7,
+    or the largest odd ones that fit into a smaller image."""
     codebook_usage: float
     """Share of the codes that any scale used, in [0, 1]."""
     scale_codes_used: list[int]
-    """K numbers: different codes that each scale used."""
+    """K numbers: how many different codes each scale used."""
     scale_perplexity: list[float]
-    """K numbers: exp of the entropy of the codes of each scale, at most the vocabulary."""
+    """K numbers: exp of the entropy of each scale's codes, at most the vocabulary."""
     bits: float
-    """An image's tokens, at log2(vocabulary) each."""
+    """Of an image: log2(vocabulary) for each token."""
     entropy_bits: float
-    """The same, each token at the entropy of its scale: what an ideal coder would need."""
+    """Of an image coded ideally: for each token, the entropy of its scale."""
     fid: float | None
     """Frechet distance between features of the images and of their reconstructions
     (arXiv:1706.08500); None without a feature network."""
@@ -53,11 +53,12 @@ def measure_tokenizer(
     network: FeatureNetwork | None = None,
     measured: Callable[[int], None] = lambda images: None,
 ) -> TokenizerFigures:
-    """Encodes and decodes ``images``, evenly chosen where they are more than ``limit``.
+    """Encodes and decodes ``images``; of more than ``limit`` it takes evenly spaced ones.
 
-    measured: called after each batch with its number of images.
+    batch: images at once. network: whose features give the FID. measured: called after each batch
+    with its number of images.
 
-    Raises InputError for a single image where ``network`` is given, for the FID.
+    Raises InputError for a single image with a ``network``.
     """
     count = len(images) if limit is None else min(limit, len(images))
     if network is not None:
@@ -69,7 +70,7 @@ def measure_tokenizer(
     hits_sv = np.zeros((len(tokenizer.schedule), tokenizer.vocab_size), np.float32)
     for begin in range(0, count, batch):
         wanted = len(chosen[begin : begin + batch])
-        # batches of one size compile once; what fills the last one up is cut off again
+        # MindSpore compiles once for batches of one size: repeats fill up the last, and are cut off
         pixels_byxc, _ = images.batch(np.resize(chosen[begin : begin + batch], batch))
         originals = np.ascontiguousarray(to_model_range(pixels_byxc))
         ids_bl = tokenizer.encode_sequence(originals)

@@ -5,7 +5,6 @@ the step, the rest of the state as JSON and a SHA-256 over all of it.
 """
 
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -17,7 +16,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, ops
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from var_tokenizer.common import InputError, check_tensors, quoted, replacing
+from var_tokenizer.common import InputError, arrays_checksum, check_tensors, quoted, replacing
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ class CheckpointFolder:
             "step": str(snapshot.step),
             "state": state,
             "best": json.dumps(best),
-            "sha256": _checksum(snapshot.step, state, arrays),
+            "sha256": arrays_checksum(arrays, f"{snapshot.step} {state}"),
         }
         try:
             with replacing(path) as temporary:
@@ -155,7 +154,7 @@ def _read(path: Path) -> Snapshot:
         metadata = file.metadata()
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     step = int(metadata["step"])
-    if _checksum(step, metadata["state"], arrays) != metadata["sha256"]:
+    if arrays_checksum(arrays, f"{step} {metadata['state']}") != metadata["sha256"]:
         raise OSError(errno.EIO, "the checksum differs")
     return Snapshot(step, arrays, _parse_state(metadata["state"]))
 
@@ -177,15 +176,6 @@ def _is_best(path: Path) -> bool:
             return json.loads(file.metadata()["best"])
     except _DAMAGED:
         return False
-
-
-def _checksum(step: int, state: str, arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(f"{step} {state}".encode())
-    for name in sorted(arrays):
-        array = arrays[name]
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:
