@@ -42,10 +42,14 @@ def pytest(session: nox.Session, python: str, *arguments: str) -> None:
 
 @nox.session(python=PYTHON)
 def lint(session: nox.Session) -> None:
-    """Formatting and lint."""
-    session.install("ruff==0.17.6")
+    """Formatting and lint, of Python and C++."""
+    session.install("ruff==0.17.6", "clang-format==23.1.5")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
+    folders = (ROOT / "tests", *ROOT.glob("packages/*/src"), *ROOT.glob("packages/*/tests"))
+    files = (str(p) for folder in folders for p in folder.rglob("*.*"))
+    cpp = sorted(path for path in files if path.endswith((".c", ".cc", ".cpp", ".h")))
+    session.run("clang-format", "--dry-run", "-Werror", *cpp)
 
 
 @nox.session(python=PYTHON)

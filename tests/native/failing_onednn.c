@@ -26,11 +26,11 @@ static void* real(const char* name) {
 typedef size_t Any(size_t, size_t, size_t, size_t, size_t, size_t, size_t, size_t, size_t, size_t,
                    size_t, size_t, size_t, size_t);
 
-#define HAND_ON(name, failure)                                                                    \
-    size_t dnnl_##name(size_t a, size_t b, size_t c, size_t d, size_t e, size_t f, size_t g,      \
-                       size_t h, size_t i, size_t j, size_t k, size_t l, size_t m, size_t n) {    \
-        if (failure >= 0 && left >= 0 && left-- == 0) return failed = 1, (size_t)failure;         \
-        return ((Any*)real("dnnl_" #name))(a, b, c, d, e, f, g, h, i, j, k, l, m, n);             \
+#define HAND_ON(name, failure)                                                                 \
+    size_t dnnl_##name(size_t a, size_t b, size_t c, size_t d, size_t e, size_t f, size_t g,   \
+                       size_t h, size_t i, size_t j, size_t k, size_t l, size_t m, size_t n) { \
+        if (failure >= 0 && left >= 0 && left-- == 0) return failed = 1, (size_t)failure;      \
+        return ((Any*)real("dnnl_" #name))(a, b, c, d, e, f, g, h, i, j, k, l, m, n);          \
     }
 
 enum { status = 1, null = 0, never = -1 };  // what a call that fails returns

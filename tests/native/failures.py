@@ -1,6 +1,6 @@
-"""Lets every call of oneDNN fail in its turn, in a process of its own; test_failures.py runs it.
+"""Lets each call of oneDNN fail in turn, in a process of its own; test_failures.py runs it.
 
-failures.py TOKENIZER_LIBRARY TRANSFORMER_LIBRARY FAILING_ONEDNN
+failures.py TOKENIZER_LIBRARY TRANSFORMER_LIBRARY TRAIN_LIBRARY FAILING_ONEDNN
 """
 
 import ctypes
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.append(str(Path(__file__).parent))
-from conftest import run
+sys.path.append(str(Path(__file__).parents[1]))
+from native.conftest import call_kernel
 
 
 def floats(*shape: int) -> np.ndarray:
@@ -19,10 +19,10 @@ def floats(*shape: int) -> np.ndarray:
 
 
 def check(fail_at: Callable[[int], int], library: ctypes.CDLL, name: str, *arrays) -> int:
-    """How many calls of oneDNN the kernel makes: each fails once, and once none."""
+    """Lets each call of oneDNN that a kernel makes fail once; returns how many there are."""
     for calls in range(1000):
         fail_at(calls)
-        got = run(library, name, *arrays)
+        got = call_kernel(library, name, *arrays)
         if not fail_at(-1):
             assert got == 0, f"{name} returned {got}, and no call of oneDNN failed"
             return calls
@@ -30,19 +30,19 @@ def check(fail_at: Callable[[int], int], library: ctypes.CDLL, name: str, *array
     raise AssertionError(f"{name} goes on calling oneDNN")
 
 
-def main(tokenizer: str, transformer: str, onednn: str) -> None:
+def main(tokenizer: str, transformer: str, train: str, onednn: str) -> None:
     fail_at = ctypes.CDLL(onednn).fail_at
     fail_at.argtypes = [ctypes.c_long]
     ours, theirs = ctypes.CDLL(tokenizer), ctypes.CDLL(transformer)
     ours.start_threads(2)
-    for library in (ours, theirs):
+    for library in (ours, theirs, ctypes.CDLL(train)):
         for calls in range(2):
             fail_at(calls)
             assert library.open_kernels(onednn.encode(), ours.thread_count, ours.run_jobs) != 0
         assert fail_at(-1), "opening does not call oneDNN"
         assert library.open_kernels(onednn.encode(), ours.thread_count, ours.run_jobs) == 0
 
-    # oneDNN keeps the weights of 64 channels in an order of its own
+    # oneDNN reorders the weights of 64 channels
     x, weight, bias, y = floats(1, 8, 8, 64), floats(64, 1, 1, 64), floats(64), floats(1, 8, 8, 64)
     geometry = np.array([1, 0, 0], np.int32)
     matrices, y_linear = (floats(64, 32), floats(16, 32)), floats(64, 16)

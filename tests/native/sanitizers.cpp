@@ -1,20 +1,16 @@
-// Calls every pair of the kernels of kernels.txt from two threads, in both native libraries, and
-// holds what they give against what they give alone. sanitizers.py builds all of it with a
-// sanitizer, which then watches the libraries without Python and MindSpore around them.
+// Calls every pair of kernels from two threads, and compares their results with what each gives
+// alone. sanitizers.py builds this and the libraries with a sanitizer, which then watches them
+// without Python and MindSpore around them.
 //
-//     sanitizers TOKENIZER_LIBRARY TRANSFORMER_LIBRARY ONEDNN_LIBRARY KERNELS_TXT
+//     sanitizers TOKENIZER_LIBRARY TRANSFORMER_LIBRARY TRAIN_LIBRARY ONEDNN_LIBRARY CALLS
 
 #include <dlfcn.h>
 
-#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <fstream>
 #include <map>
-#include <memory>
-#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -22,8 +18,8 @@
 namespace {
 
 using Kernel = int (*)(int, void**, int*, int64_t**, const char**, void*, void*);
-constexpr int threads = 3;  // more than the two that call, so that they share
-constexpr int times = 3;    // a thread calls its kernel this often, so that the two overlap
+constexpr int threads = 3;  // one more than those that call
+constexpr int times = 3;    // so often does a thread call its kernel, so that the two overlap
 
 [[noreturn]] void fail(const std::string& message) {
     std::fprintf(stderr, "sanitizers: %s\n", message.c_str());
@@ -42,40 +38,15 @@ struct Array {
     std::vector<char> bytes;  // on the heap: a sanitizer sees the byte after the last
 };
 
-// A word of kernels.txt, as it says at its top
-Array parsed(const std::string& word, bool output, uint32_t& random) {
-    const char kind = word[0];
-    const size_t size = kind == 'b' ? 1 : 4;
-    Array array;
-    const auto put = [&](double value) {
-        const float f = float(value);
-        const int32_t i = int32_t(value);
-        const bool b = value != 0;
-        const void* from = kind == 'b' ? static_cast<const void*>(&b)
-                           : kind == 'i' ? static_cast<const void*>(&i)
-                                         : static_cast<const void*>(&f);
-        array.bytes.insert(array.bytes.end(), static_cast<const char*>(from),
-                           static_cast<const char*>(from) + size);
-    };
-    const size_t equals = word.find('=');
-    std::string number;
-    if (equals != std::string::npos) {
-        std::istringstream values(word.substr(equals + 1));
-        while (std::getline(values, number, ',')) put(std::stod(number));
-        if (word[1] != '.') array.shape = {int64_t(array.bytes.size() / size)};
-        return array;
-    }
-    std::istringstream sizes(word.substr(2));
-    int64_t count = 1;
-    while (std::getline(sizes, number, 'x')) {
-        array.shape.push_back(std::stoll(number));
-        count *= array.shape.back();
-    }
-    for (int64_t i = 0; i < count; ++i) {
-        random = random * 1664525u + 1013904223u;
-        const double unit = double(random >> 8) / (1 << 24);
-        put(output ? -1 : kind == 'p' ? unit : 2 * unit - 1);
-    }
+// An array as calls.py writes it
+Array read_array(std::istream& file) {
+    size_t bytes, axes;
+    file >> bytes >> axes;
+    Array array{std::vector<int64_t>(axes), std::vector<char>(bytes)};
+    for (int64_t& size : array.shape) file >> size;
+    file.ignore(2, '\n');
+    file.read(array.bytes.data(), std::streamsize(bytes));
+    if (!file) fail("the file of calls ends early");
     return array;
 }
 
@@ -116,10 +87,10 @@ void in_two_threads(Work work) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    if (argc != 5) fail("four paths are wanted");
+    if (argc != 6) fail("expected five paths");
     std::map<std::string, void*> libraries;
-    const char* const names[] = {"tokenizer", "transformer"};
-    for (int i = 0; i < 2; ++i) {
+    const char* const names[] = {"tokenizer", "transformer", "train"};
+    for (int i = 0; i < 3; ++i) {
         libraries[names[i]] = dlopen(argv[1 + i], RTLD_NOW | RTLD_LOCAL);
         if (!libraries[names[i]]) fail(dlerror());
     }
@@ -129,29 +100,22 @@ int main(int argc, char** argv) {
         for (const auto& [name, library] : libraries) {
             const auto open_kernels =
                 symbol<int (*)(const char*, const void*, const void*)>(library, "open_kernels");
-            const int status = open_kernels(argv[3], dlsym(shared, "thread_count"),
-                                            dlsym(shared, "run_jobs"));
+            const int status =
+                open_kernels(argv[4], dlsym(shared, "thread_count"), dlsym(shared, "run_jobs"));
             if (status) fail("open_kernels of " + name + " returned " + std::to_string(status));
         }
     };
     in_two_threads(open);
 
     std::vector<Call> calls;
-    std::ifstream table(argv[4]);
-    uint32_t random = 1;
-    for (std::string line; std::getline(table, line);) {
-        if (line.empty() || line[0] == '#') continue;
-        std::istringstream words(line);
-        std::string library, name, word;
-        words >> library >> name;
+    std::ifstream file(argv[5], std::ios::binary);
+    std::string library, name;
+    for (int count; file >> library >> name >> count;) {
         Call call{name, symbol<Kernel>(libraries.at(library), name), {}};
-        for (bool output = false; words >> word;) {
-            if (word == ">") output = true;
-            else call.arrays.push_back(parsed(word, output, random));
-        }
+        for (int i = 0; i < count; ++i) call.arrays.push_back(read_array(file));
         calls.push_back(std::move(call));
     }
-    if (calls.empty()) fail(std::string("no kernels in ") + argv[4]);
+    if (calls.empty()) fail(std::string("no calls in ") + argv[5]);
 
     std::vector<std::vector<std::vector<char>>> alone;
     for (const Call& call : calls) alone.push_back(call.results());

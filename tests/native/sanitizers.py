@@ -1,7 +1,6 @@
-"""Builds both native libraries and sanitizers.cpp with each sanitizer, and runs the program.
+"""Builds the native libraries and sanitizers.cpp with each sanitizer, and runs the program.
 
-Needs g++, which brings the sanitizers, and MindSpore, which brings oneDNN; imports neither it nor
-the packages.
+Needs g++, which has the sanitizers, and the oneDNN of MindSpore; imports no package that it builds.
 """
 
 import importlib.util
@@ -14,6 +13,8 @@ import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from calls import LIBRARIES, every_call, write
 
 HERE = Path(__file__).parent
 PACKAGES = HERE.parents[1] / "packages"
@@ -33,7 +34,7 @@ def flags(kinds: list[str]) -> list[str]:
 def compile_commands(kinds: list[str], target: Path) -> list[tuple[list[str], list[list[str]]]]:
     """For each library and the program: how it is linked, and how its sources are compiled."""
     commands = []
-    for name in ("tokenizer", "transformer"):
+    for name in LIBRARIES:
         package = PACKAGES / f"var-{name}"
         project = tomllib.loads((package / "pyproject.toml").read_text())
         (module,) = project["tool"]["setuptools"]["ext-modules"]
@@ -52,7 +53,7 @@ def compile_commands(kinds: list[str], target: Path) -> list[tuple[list[str], li
 
 
 def fixed_addresses() -> list[str]:
-    """What goes before a command: g++ 12's sanitizers fail where addresses are very random."""
+    """A prefix of a command: g++ 12's sanitizers fail where addresses are too random."""
     command = ["setarch", "--addr-no-randomize"]
     try:
         allowed = subprocess.run([*command, "true"], capture_output=True).returncode == 0
@@ -72,8 +73,11 @@ def run(name: str, target: Path, onednn: Path) -> None:
         list(pool.map(call, [command for _, compiles in commands for command in compiles]))
         list(pool.map(call, [link for link, _ in commands]))
     built = time.monotonic()
-    libraries = [str(target / f"{library}.so") for library in ("tokenizer", "transformer")]
-    program = [str(target / "program"), *libraries, str(onednn), str(HERE / "kernels.txt")]
+    libraries = [str(target / f"{library}.so") for library in LIBRARIES]
+    calls = target / "calls"
+    with calls.open("wb") as file:
+        write(every_call(), file)
+    program = [str(target / "program"), *libraries, str(onednn), str(calls)]
     subprocess.run([*fixed_addresses(), *program], check=True, env={**os.environ, **OPTIONS})
     end = time.monotonic()
     log.info("%s: %.0f s to build, %.0f s to run", name, built - begin, end - built)

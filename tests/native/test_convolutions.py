@@ -65,11 +65,13 @@ CHANNELS = [(1, 1), (3, 8), (4, 32), (5, 16)]
 
 
 @pytest.mark.parametrize(("kernel", "stride"), KERNELS)
-def test_every_kernel_stride_padding_and_size_follows_the_definition(tokenizer_run, kernel, stride):
+def test_convolutions_follow_the_definition_for_every_kernel_stride_padding_and_size(
+    run, kernel, stride
+):
     pads = product((0, 1, kernel), (0, 1))
     for (before, after), (y, x), (c, o) in product(pads, SIDES, CHANNELS):
         if min(y, x) + before + after >= kernel:
-            check(tokenizer_run, kernel, stride, (before, after), (2, y, x, c), o)
+            check(run, kernel, stride, (before, after), (2, y, x, c), o)
 
 
 @settings(derandomize=True, deadline=None, max_examples=120)
@@ -81,11 +83,11 @@ def test_every_kernel_stride_padding_and_size_follows_the_definition(tokenizer_r
     outputs=st.integers(1, 70),
     seed=st.integers(0, 999),
 )
-def test_any_convolution_follows_the_definition(
-    tokenizer_run, kernel, stride, pads, x_byxc, outputs, seed
+def test_convolutions_of_any_size_follow_the_definition(
+    run, kernel, stride, pads, x_byxc, outputs, seed
 ):
     if min(x_byxc[1:3]) + sum(pads) >= kernel:
-        check(tokenizer_run, kernel, stride, pads, x_byxc, outputs, seed=seed)
+        check(run, kernel, stride, pads, x_byxc, outputs, seed=seed)
 
 
 @settings(derandomize=True, deadline=None, max_examples=50)
@@ -95,15 +97,15 @@ def test_any_convolution_follows_the_definition(
     outputs=st.sampled_from((16, 32, 64, 33)),
     seed=st.integers(0, 999),
 )
-def test_any_3x3_convolution_of_whole_vectors_follows_the_definition(
-    tokenizer_run, upsampled, x_byxc, outputs, seed
+def test_3x3_convolutions_of_whole_vectors_follow_the_definition(
+    run, upsampled, x_byxc, outputs, seed
 ):
-    check(tokenizer_run, 3, 1, (1, 1), x_byxc, outputs, upsampled, seed)
+    check(run, 3, 1, (1, 1), x_byxc, outputs, upsampled, seed)
 
 
-def test_convolutions_follow_the_definition_on_a_processor_of_avx2(libraries):
-    # oneDNN chooses other code there; up to its version 3.10 with wrong gradients of the weights
-    # where pixels at the end of an axis are read by no output
+def test_convolutions_follow_the_definition_where_onednn_uses_avx2(libraries):
+    # oneDNN's code for AVX2, up to 3.10, gives wrong gradients of the weights where no output
+    # reads the last pixels of an axis
     tests = ["-m", "pytest", __file__, "-q", "-k", "every_kernel", "-p", "no:cacheprovider"]
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
     done = subprocess.run([sys.executable, *tests], env=environment, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""What fails in a kernel is an error in Python, not a result that was not written."""
+"""A kernel that fails is an error in Python, not a result that nothing was written to."""
 
 import os
 import shutil
@@ -10,18 +10,19 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
+from native.calls import LIBRARIES
 from var_tokenizer.common import KernelLibrary
 
 HERE = Path(__file__).parent
 
 
-def test_every_call_of_onednn_may_fail_and_the_kernel_says_so(libraries, tmp_path):
+def test_kernels_report_each_call_of_onednn_that_fails(libraries, tmp_path):
     compiler = shutil.which("gcc")
     assert compiler, "the kernels were built, so there is a compiler"
     failing = tmp_path / "libfailing.so"
     source = str(HERE / "failing_onednn.c")
     subprocess.run([compiler, "-shared", "-fPIC", source, "-o", str(failing), "-ldl"], check=True)
-    paths = [KernelLibrary(f"var_{name}._kernels").path for name in ("tokenizer", "transformer")]
+    paths = [KernelLibrary(f"var_{name}._kernels").path for name in LIBRARIES]
     environment = {**os.environ, "REAL_ONEDNN": str(Path(ms.__file__).parent / "lib/libdnnl.so.3")}
     done = subprocess.run(
         [sys.executable, str(HERE / "failures.py"), *paths, str(failing)],
@@ -32,7 +33,7 @@ def test_every_call_of_onednn_may_fail_and_the_kernel_says_so(libraries, tmp_pat
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_mindspore_raises_what_a_kernel_refuses(libraries):
+def test_mindspore_raises_an_error_where_a_kernel_refuses(libraries):
     linear = KernelLibrary("var_transformer._kernels").operator(
         "linear", lambda x, weight, bias: (x[0], weight[0])
     )

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mindspore import Parameter, Tensor, nn
-from var_tokenizer import cpu_kernels
-from var_tokenizer.common import InputError
+from var_tokenizer.common import InputError, KernelLibrary
+from var_train.optimization import adamw
 from var_train.optimization.adamw import AdamW, AdamWConfig
 from var_train.parallel.sharding import deal
 
@@ -69,6 +69,14 @@ def test_ten_updates_are_those_of_the_definition(clip):
         np.testing.assert_allclose(parameter.asnumpy(), wanted, rtol=1e-3, atol=1e-5)
 
 
+def use_kernels(monkeypatch, kernels):
+    """Lets optimizers use the C++ kernels, and skips a test where there are none, or not."""
+    if not kernels:
+        monkeypatch.setattr(adamw, "_kernels", KernelLibrary("var_train._absent"))
+    elif adamw._kernels.path is None:
+        pytest.skip("the kernels were not built when the package was installed")
+
+
 def compiled(optimizer):
     @ms.jit
     def update(gradients, scalars_3):
@@ -80,10 +88,7 @@ def compiled(optimizer):
 @pytest.mark.parametrize("kernels", [True, False])
 def test_a_model_may_have_as_many_parameters_as_the_deepest_preset_and_more(monkeypatch, kernels):
     """MindSpore compiles a loop into calls inside calls, of which it allows 1,000."""
-    if kernels and cpu_kernels() is None:
-        pytest.skip("needs the C++ kernels")
-    if not kernels:
-        monkeypatch.setattr("var_train.optimization.adamw.cpu_kernels", lambda: None)
+    use_kernels(monkeypatch, kernels)
     parameters = [Parameter(Tensor(np.ones(2, np.float32)), name=f"p{n}") for n in range(600)]
     optimizer = AdamW(parameters, AdamWConfig(learning_rate=0.1, clip=1e9), lambda _: False)
     gradients = ms.mutable(tuple(Tensor(np.full(2, n + 1, np.float32)) for n in range(600)))
@@ -103,14 +108,12 @@ def test_moments_are_dealt_to_the_workers_in_order_and_evenly(sizes, workers):
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
 def test_the_kernel_and_the_composed_update_agree_and_skip_what_is_not_finite(monkeypatch, broken):
-    if cpu_kernels() is None:
-        pytest.skip("the kernels were not built when the package was installed")
     rng = np.random.default_rng(0)
     steps = [[rng.standard_normal(s).astype(np.float32) for s in ((70, 333), (5,))] for _ in "1234"]
     steps[0][1][2] = steps[2][0][1, 1] = broken  # the first step, too: moments are 0 then
     ends = []
-    for library in (cpu_kernels(), None):
-        monkeypatch.setattr("var_train.optimization.adamw.cpu_kernels", lambda found=library: found)
+    for kernels in (True, False):
+        use_kernels(monkeypatch, kernels)
         parameters = [Parameter(Tensor(g * 2), name=f"p{i}") for i, g in enumerate(steps[1])]
         optimizer = AdamW(parameters, AdamWConfig(weight_decay=0.3), lambda p: p.ndim > 1)
         update = compiled(optimizer)

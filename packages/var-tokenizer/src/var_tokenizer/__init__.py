@@ -13,7 +13,6 @@ from var_tokenizer.autoencoder import Conv2d, GroupNorm
 from var_tokenizer.common.errors import InputError
 from var_tokenizer.common.pictures import read_images, to_pictures
 from var_tokenizer.config import TokenizerConfig
-from var_tokenizer.operators import cpu_kernels
 from var_tokenizer.schedule import SCALES_256, SCALES_512, Scale, ScaleSchedule
 from var_tokenizer.shapes import tokenizer_shapes
 from var_tokenizer.tokenizer import LatentCodec, Tokenizer
@@ -29,7 +28,6 @@ __all__ = [
     "ScaleSchedule",
     "Tokenizer",
     "TokenizerConfig",
-    "cpu_kernels",
     "read_images",
     "to_pictures",
     "tokenizer_shapes",

@@ -17,7 +17,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
 
-from var_tokenizer.common.kernels import KernelLibrary, Shape
+from var_tokenizer.common.kernels import KernelLibrary, Shape, on_cpu
 
 _kernels = KernelLibrary("var_tokenizer._kernels")
 _MAX_COLUMNS = 16 * 2**20  # floats of unfolded pixels held at once: 64 MiB
@@ -32,21 +32,11 @@ _zeros_like = ops.ZerosLike()
 _sum = ops.ReduceSum()
 
 
-def on_cpu() -> bool:
-    """Whether cells built now run on the CPU."""
-    return ms.get_context("device_target") == "CPU"
-
-
-def cpu_kernels() -> KernelLibrary | None:
-    """The C++ kernels, for float32 arrays; None where cells built now cannot use them."""
-    return _kernels if on_cpu() and _kernels.path is not None else None
-
-
 def _form(kernel: Callable, composed: Callable, native: Callable) -> Callable:
     """Which of the three forms of an operator suits the device and the installation."""
     if not on_cpu():
         return native
-    return composed if cpu_kernels() is None else kernel
+    return composed if _kernels.if_usable() is None else kernel
 
 
 # ---------------------------------------------------------------- convolution

@@ -38,8 +38,7 @@ struct DataCopyParams {  // `count` pieces of `length` blocks, so many blocks ap
 };
 
 template <typename T>
-void DataCopy(const LocalTensor<T>& to, const GlobalTensor<T>& from,
-              const DataCopyParams& pieces) {
+void DataCopy(const LocalTensor<T>& to, const GlobalTensor<T>& from, const DataCopyParams& pieces) {
   Require(pieces.count >= 1 && pieces.count <= 4095 && pieces.length >= 1,
           "a copy has 1 to 4095 pieces of at least a block");
   const uint32_t numbers = 32 / sizeof(T);
@@ -77,13 +76,13 @@ inline AscendC::TPipe* GetTPipePtr() {
   return &pipe;
 }
 
-#define ICPU_RUN_KF(kernel, count, ...)              \
-  do {                                               \
-    AscendC::Core& core = AscendC::TheCore();        \
-    core.blocks = count;                             \
-    for (uint32_t b = 0; b < core.blocks; ++b) {     \
-      core.Reset();                                  \
-      core.block = b;                                \
-      kernel(__VA_ARGS__);                           \
-    }                                                \
+#define ICPU_RUN_KF(kernel, count, ...)          \
+  do {                                           \
+    AscendC::Core& core = AscendC::TheCore();    \
+    core.blocks = count;                         \
+    for (uint32_t b = 0; b < core.blocks; ++b) { \
+      core.Reset();                              \
+      core.block = b;                            \
+      kernel(__VA_ARGS__);                       \
+    }                                            \
   } while (false)

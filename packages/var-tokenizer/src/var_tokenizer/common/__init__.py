@@ -37,6 +37,8 @@ from var_tokenizer.common.foreign import (
 )
 from var_tokenizer.common.kernels import (
     KernelLibrary,
+    kernels_in_use,
+    on_cpu,
 )
 from var_tokenizer.common.pictures import (
     MAX_PIXELS,
@@ -80,7 +82,9 @@ __all__ = [
     "format_of",
     "is_integer",
     "is_picture_name",
+    "kernels_in_use",
     "noted_checksum",
+    "on_cpu",
     "one_at_a_time",
     "open_checkpoint",
     "open_regular",

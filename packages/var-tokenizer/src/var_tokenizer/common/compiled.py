@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from mindspore import Parameter, Tensor, nn
 
 from var_tokenizer.common.errors import InputError
-from var_tokenizer.operators import on_cpu
+from var_tokenizer.common.kernels import on_cpu
 
 one_at_a_time = threading.RLock()
 """Held while MindSpore compiles, runs a graph or calls an operator: where two threads of Python

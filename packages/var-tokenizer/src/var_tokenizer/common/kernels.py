@@ -1,10 +1,10 @@
-"""C++ functions, compiled when a package is installed, as operators of MindSpore's graphs."""
+"""C++ kernels, compiled when a package is installed, as operators of MindSpore's graphs."""
 
 import ctypes
 import importlib.util
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -15,12 +15,18 @@ from mindspore.ops import CustomRegOp, DataType
 log = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
-_THREADS = "var_tokenizer._kernels"  # the library whose threads all share
+_POOL = "var_tokenizer._kernels"  # has the threads that all libraries share
+_REFUSALS = {1: "the processor lacks instructions that it was built for", 2: "oneDNN does not load"}
 
 
-def _file_of(module: str) -> str | None:
-    spec = importlib.util.find_spec(module)
-    return None if spec is None else spec.origin
+def on_cpu() -> bool:
+    """Whether cells built now run on the CPU."""
+    return ms.get_context("device_target") == "CPU"
+
+
+def kernels_in_use(packages: Sequence[str]) -> list[str]:
+    """Those of ``packages``, e.g. "var_tokenizer", whose kernels cells built now call."""
+    return [name for name in packages if on_cpu() and not _opened(f"{name}._kernels")[1]]
 
 
 def _thread_count() -> int:
@@ -28,19 +34,37 @@ def _thread_count() -> int:
 
     As Python found the variable when it started: importing MindSpore sets it to 1.
     """
-    number = os.environ.get("OMP_NUM_THREADS", "")
-    return int(number) if number.isdecimal() and int(number) else len(os.sched_getaffinity(0))
+    count = os.environ.get("OMP_NUM_THREADS", "")
+    return int(count) if count.isdecimal() and int(count) else len(os.sched_getaffinity(0))
+
+
+def _opened(module: str) -> tuple[str, str]:
+    """The path of a library that is ready, and why it is not; either is empty."""
+    specs = importlib.util.find_spec(module), importlib.util.find_spec(_POOL)
+    path, pool_path = (spec and spec.origin for spec in specs)
+    if not path or not pool_path:
+        return "", "it was not built when the package was installed"
+    onednn = Path(ms.__file__).parent / "lib" / "libdnnl.so.3"
+    try:
+        pool = ctypes.CDLL(pool_path)
+        pool.start_threads(_thread_count())
+        status = ctypes.CDLL(path).open_kernels(
+            str(onednn).encode(), pool.thread_count, pool.run_jobs
+        )
+    except OSError as error:
+        return "", str(error)
+    return ("", _REFUSALS.get(status, f"error {status}")) if status else (path, "")
 
 
 class KernelLibrary:
-    """The shared library ``module``, an extension module's name, e.g. ``var_tokenizer._kernels``.
+    """The kernels of ``module``, an extension module's name, e.g. ``var_tokenizer._kernels``.
 
-    It is missing where the package was installed without a compiler; the operators are then
-    composed of MindSpore's own.
+    They are missing where the package was installed without a compiler. Operators are then composed
+    of MindSpore's own.
 
-    The library has a function ``open_kernels(onednn, thread_count, run_jobs)`` that readies it and
-    returns 0: the path of MindSpore's oneDNN, and the two functions of ``cpp/threads.h``, because
-    all libraries of a process share the threads of the tokenizer's.
+    ``cpp/common`` has the C++ that all libraries share: ``open_kernels``, which readies a library,
+    and the macros that define a kernel and the shape of its result. ``cpp/thread_pool.cpp`` of the
+    tokenizer has the threads.
     """
 
     def __init__(self, module: str) -> None:
@@ -48,25 +72,16 @@ class KernelLibrary:
 
     @cached_property
     def path(self) -> str | None:
-        """Where the library stands; None where it cannot be used, which is logged once."""
-        path, threads = _file_of(self.module), _file_of(_THREADS)
-        if path is None or threads is None:
-            reason = "it was not built when the package was installed"
-        else:
-            onednn = Path(ms.__file__).parent / "lib" / "libdnnl.so.3"
-            try:
-                shared = ctypes.CDLL(threads)
-                shared.start_threads(_thread_count())
-                status = ctypes.CDLL(path).open_kernels(
-                    str(onednn).encode(), shared.thread_count, shared.run_jobs
-                )
-                reason = f"open_kernels returned {status}" if status else ""
-            except OSError as error:
-                reason = str(error)
-            if not reason:
-                return path
+        """Where the library is; None where it cannot be used, which is logged once."""
+        path, reason = _opened(self.module)
+        if not reason:
+            return path
         log.info("%s is not used (%s): operators are composed, and slower", self.module, reason)
         return None
+
+    def if_usable(self) -> "KernelLibrary | None":
+        """The library, for float32 arrays; None where cells built now cannot use it."""
+        return self if on_cpu() and self.path is not None else None
 
     def operator(
         self,
@@ -76,24 +91,24 @@ class KernelLibrary:
         dtype: ms.dtype = ms.float32,
         setting: object = None,
     ) -> ops.Custom:
-        """The function ``name`` of the library as an operator.
+        """Kernel ``name`` as an operator.
 
-        shapes: from the shapes of the inputs to that of the output, or to those of several. Or the
-        number of inputs, where the function ``{name}InferShape`` of the library says the same of
-        one output: such operators run in graphs that are compiled for sizes not yet known, too.
-        setting: what ``shapes`` depends on besides; MindSpore remembers the shapes that it has
-        inferred, and would give those of another setting.
+        shapes: from the shapes of the inputs to the shape of the output, or to those of several. Or
+        the number of inputs, where the library says the shape of the one output (RESULT_SHAPE):
+        such an operator also runs in graphs that are compiled for sizes not yet known.
+        setting: what else ``shapes`` depends on. MindSpore remembers the shapes that it inferred,
+        and would use those of another setting.
         """
         dtypes = dtype if outputs == 1 else (dtype,) * outputs
-        registered = None
+        path, registered, infer = f"{self.path}:{name}", None, None
         if isinstance(shapes, int):
             registered = CustomRegOp(name).output(0, "output", "required").target("CPU")
             for i in range(shapes):
                 registered = registered.input(i, f"input{i}", "required")
             types = [DataType.None_None] * (shapes + 1)
-            registered, shapes = registered.dtype_format(*types).get_op_info(), None
-        operator = ops.Custom(
-            f"{self.path}:{name}", shapes, lambda *_: dtypes, func_type="aot", reg_info=registered
-        )
+            registered = registered.dtype_format(*types).get_op_info()
+        else:
+            infer = shapes
+        operator = ops.Custom(path, infer, lambda *_: dtypes, func_type="aot", reg_info=registered)
         operator.add_prim_attr("setting", str(setting))
         return operator

@@ -1,48 +1,62 @@
-// Convolutions of channels-last maps, forward and backward: by Winograd's way or direct.
+// Convolutions of channels-last maps, forward and backward: Winograd's or direct.
 
 #include <algorithm>
 #include <mutex>
 #include <vector>
 
-#include "buffer.h"
+#include "common/buffer.h"
+#include "common/kernel.h"
+#include "common/threads.h"
 #include "direct.h"
-#include "kernel.h"
-#include "pixels.h"
+#include "upsampling.h"
 #include "winograd.h"
 
 namespace {
 
-// x (B, Y, X, C), weight (O, k, k, C), out (B, Y', X', O); geometry: stride, zeros before the
-// pixels of both axes, and 1 where each pixel of x stands for 2x2, else 0
+// x (B, Y, X, C), weight (O, k, k, C), out (B, Y', X', O); geometry (3) int32: stride, zeros before
+// the pixels of both axes, and 1 where each pixel of x stands for 2x2, else 0
 struct Geometry {
     direct::Shape full;  // with the size of x after the repetition of its pixels
     bool upsampled;
 
-    Geometry(const int64_t* x, const int64_t* weight, const int64_t* out, const void* geometry) {
-        const int32_t* g = static_cast<const int32_t*>(geometry);
-        expect(g[0] > 0 && g[1] >= 0 && weight[1] > 0 && weight[1] == weight[2]);
-        expect(x[0] == out[0] && x[3] == weight[3] && weight[0] == out[3]);
+    // Of these arrays
+    Geometry(const Arrays& arrays, int x, int weight, int out, int geometry) {
+        const auto x_size = arrays.sizes<4>(x), k = arrays.sizes<4>(weight);
+        const auto out_size = arrays.sizes<4>(out);
+        const int32_t* g = arrays.get<int32_t>(geometry, {3});
+        expect(g[0] > 0 && g[1] >= 0 && (g[2] == 0 || g[2] == 1) && k[1] > 0 && k[1] == k[2]);
+        expect(x_size[0] == out_size[0] && x_size[3] == k[3] && k[0] == out_size[3]);
         upsampled = g[2];
         const int64_t times = upsampled ? 2 : 1;
-        full = {x[0],      x[1] * times, x[2] * times, x[3],   weight[0],
-                weight[1], g[0],         g[1],         out[1], out[2]};
+        full = {x_size[0], x_size[1] * times, x_size[2] * times, x_size[3], k[0], k[1], g[0],
+                g[1],      out_size[1],       out_size[2]};
     }
+
+    Arrays::Shape x() const {
+        const int64_t times = upsampled ? 2 : 1;
+        return {full.b, full.y / times, full.x / times, full.c};
+    }
+    Arrays::Shape weight() const { return {full.o, full.kernel, full.kernel, full.c}; }
+    Arrays::Shape bias() const { return {full.o}; }
+    Arrays::Shape out() const { return {full.b, full.out_y, full.out_x, full.o}; }
+    Map stored() const { return {full.b, full.y / 2, full.x / 2, full.c}; }  // where upsampled
 
     int64_t pixels() const { return full.b * full.y * full.x; }
     int64_t x_size() const { return pixels() / (upsampled ? 4 : 1) * full.c; }
     int64_t out_size() const { return full.b * full.out_y * full.out_x * full.o; }
 
-    // Whether no pixel of x counts: there is none, or all outputs lie in the zeros around.
+    // Whether no output reads a pixel: there is none, or all outputs lie in the zeros around x.
     bool empty() const {
         return x_size() == 0 || out_size() == 0 || full.read_y() <= 0 || full.read_x() <= 0;
     }
 
-    // For fewer tiles the transforms of the weights cost more than the multiplications they save.
+    // Whether Winograd's way is possible and pays: for fewer tiles the transforms of the weights
+    // cost more than the multiplications they save.
     bool winograd() const {
         constexpr int64_t least_tiles = 16;
-        const bool halves = full.kernel == 3 && full.stride == 1 && full.before == 1 &&
-                            full.out_y == full.y && full.out_x == full.x;
-        return halves && winograd_shape().tiles() >= least_tiles;
+        const bool same_size = full.kernel == 3 && full.stride == 1 && full.before == 1 &&
+                               full.out_y == full.y && full.out_x == full.x;
+        return same_size && winograd_shape().tiles() >= least_tiles;
     }
 
     winograd::Shape winograd_shape() const {
@@ -50,12 +64,12 @@ struct Geometry {
     }
 };
 
-// Held by every convolution, of every kernel: they share the buffers here, in direct.cpp and in
-// winograd.cpp, and the primitives of oneDNN.
+// Every convolution holds it: all share the buffers here, in direct.cpp and in winograd.cpp, and
+// oneDNN's primitives.
 std::mutex one_at_a_time;
 
-// x, or its gradient, at the full size; never destroyed: a thread may be at work when the process
-// ends
+// x, or its gradient, at the full size. Never destroyed: a thread may be at work when the process
+// ends.
 Buffer& repeated = *new Buffer;
 
 void convolve(const Geometry& g, float* x, float* weight, float* bias, const float* plus,
@@ -70,7 +84,7 @@ void convolve(const Geometry& g, float* x, float* weight, float* bias, const flo
     }
     if (g.upsampled) {
         float* full_x = repeated.floats(g.pixels() * s.c);
-        upsample({s.b, s.y / 2, s.x / 2, s.c}, x, full_x);
+        upsample(g.stored(), x, full_x);
         x = full_x;
     }
     direct::convolve(direct::forward, s, x, weight, bias, out);
@@ -100,28 +114,30 @@ void sum_rows(int64_t rows, int64_t c, const float* x, float* sums) {
 
 }  // namespace
 
-// x, weight, bias (O), geometry (3) int32 -> convolution of x
+// x, weight, bias (O), geometry -> convolution of x
 KERNEL(conv2d) {
     std::lock_guard<std::mutex> lock(one_at_a_time);
-    const Geometry geometry(shapes[0], shapes[1], shapes[4], params[3]);
-    convolve(geometry, floats(params, 0), floats(params, 1), floats(params, 2), nullptr,
-             floats(params, 4));
+    const Geometry g(arrays, 0, 1, 4, 3);
+    convolve(g, arrays.get(0, g.x()), arrays.get(1, g.weight()), arrays.get(2, g.bias()), nullptr,
+             arrays.get(4, g.out()));
 }
 
 // x, weight, bias, plus (B, Y', X', O), geometry -> convolution of x, plus `plus`
 KERNEL(conv2d_plus) {
     std::lock_guard<std::mutex> lock(one_at_a_time);
-    const Geometry geometry(shapes[0], shapes[1], shapes[5], params[4]);
-    convolve(geometry, floats(params, 0), floats(params, 1), floats(params, 2), floats(params, 3),
-             floats(params, 5));
+    const Geometry g(arrays, 0, 1, 5, 4);
+    convolve(g, arrays.get(0, g.x()), arrays.get(1, g.weight()), arrays.get(2, g.bias()),
+             arrays.get(3, g.out()), arrays.get(5, g.out()));
 }
 
 // gradient of the result, weight, x, geometry -> gradient of x
 KERNEL(conv2d_grad_x) {
     std::lock_guard<std::mutex> lock(one_at_a_time);
-    const Geometry g(shapes[2], shapes[1], shapes[0], params[3]);
+    const Geometry g(arrays, 2, 1, 0, 3);
     const direct::Shape& s = g.full;
-    float *grad = floats(params, 0), *weight = floats(params, 1), *out = floats(params, 4);
+    float *grad = arrays.get(0, g.out()), *weight = arrays.get(1, g.weight());
+    float* out = arrays.get(4, g.x());
+    arrays.get(2, g.x());  // only its shape counts
     if (g.empty()) {
         std::fill_n(out, g.x_size(), 0.0f);
         return;
@@ -132,16 +148,17 @@ KERNEL(conv2d_grad_x) {
     } else {
         direct::convolve(direct::backward_data, s, full_out, weight, nullptr, grad);
     }
-    if (g.upsampled) upsample_grad({s.b, s.y / 2, s.x / 2, s.c}, full_out, out);
+    if (g.upsampled) upsample_grad(g.stored(), full_out, out);
 }
 
 // gradient of the result, x, weight, geometry -> gradients of the weight and of the bias
 KERNEL(conv2d_grad_weight) {
     std::lock_guard<std::mutex> lock(one_at_a_time);
-    const Geometry g(shapes[1], shapes[2], shapes[0], params[3]);
+    const Geometry g(arrays, 1, 2, 0, 3);
     const direct::Shape& s = g.full;
-    float *grad = floats(params, 0), *x = floats(params, 1);
-    float *grad_weight = floats(params, 4), *grad_bias = floats(params, 5);
+    float *grad = arrays.get(0, g.out()), *x = arrays.get(1, g.x());
+    float *grad_weight = arrays.get(4, g.weight()), *grad_bias = arrays.get(5, g.bias());
+    arrays.get(2, g.weight());  // only its shape counts
     if (g.empty()) {
         std::fill_n(grad_weight, s.o * s.kernel * s.kernel * s.c, 0.0f);
         return sum_rows(s.b * s.out_y * s.out_x, s.o, grad, grad_bias);
@@ -152,7 +169,7 @@ KERNEL(conv2d_grad_weight) {
     }
     if (g.upsampled) {
         float* full_x = repeated.floats(g.pixels() * s.c);
-        upsample({s.b, s.y / 2, s.x / 2, s.c}, x, full_x);
+        upsample(g.stored(), x, full_x);
         x = full_x;
     }
     direct::convolve(direct::backward_weights, s, x, grad_weight, grad_bias, grad);

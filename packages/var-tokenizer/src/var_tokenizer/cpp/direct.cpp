@@ -3,11 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <map>
-#include <memory>
 
-#include "buffer.h"
-#include "onednn.h"
-#include "threads.h"
+#include "common/buffer.h"
+#include "common/onednn.h"
+#include "common/threads.h"
 
 namespace direct {
 
@@ -15,41 +14,10 @@ namespace {
 
 using namespace onednn;
 
-template <typename T, int (*&destroy)(T*)>
-struct Destroy {
-    void operator()(T* object) const { destroy(object); }
-};
-using Desc = std::unique_ptr<dnnl_memory_desc, Destroy<dnnl_memory_desc, memory_desc_destroy>>;
-using Memory = std::unique_ptr<dnnl_memory, Destroy<dnnl_memory, memory_destroy>>;
-using Attr =
-    std::unique_ptr<dnnl_primitive_attr, Destroy<dnnl_primitive_attr, primitive_attr_destroy>>;
-using PrimitiveDesc =
-    std::unique_ptr<dnnl_primitive_desc, Destroy<dnnl_primitive_desc, primitive_desc_destroy>>;
-using Primitive = std::unique_ptr<dnnl_primitive, Destroy<dnnl_primitive, primitive_destroy>>;
-
-Desc strided(std::initializer_list<int64_t> dims, std::initializer_list<int64_t> strides) {
-    dnnl_memory_desc* desc;
-    check(memory_desc_create_with_strides(&desc, int(dims.size()), dims.begin(), f32,
-                                          strides.begin()));
-    return Desc(desc);
-}
-
 Desc preferred(std::initializer_list<int64_t> dims) {
     dnnl_memory_desc* desc;
     check(memory_desc_create_with_tag(&desc, int(dims.size()), dims.begin(), f32, any));
     return Desc(desc);
-}
-
-Memory memory_of(const dnnl_memory_desc* desc) {
-    dnnl_memory* memory;
-    check(memory_create(&memory, desc, engine, nullptr));
-    return Memory(memory);
-}
-
-Primitive primitive_of(const dnnl_primitive_desc* desc) {
-    dnnl_primitive* primitive;
-    check(primitive_create(&primitive, desc));
-    return Primitive(primitive);
 }
 
 // Never destroyed: a thread may be at work when the process ends.
@@ -68,28 +36,32 @@ class Convolution {
         check(memory_set_data_handle(plain_.get(), weights));
         check(memory_set_data_handle(bias_.get(), bias));
         check(memory_set_data_handle(dst_.get(), dst));
-        check(memory_set_data_handle(scratchpad_.get(), scratchpad.floats(floats(scratchpad_size_))));
+        check(
+            memory_set_data_handle(scratchpad_.get(), scratchpad.floats(floats(scratchpad_size_))));
         void* blocked = reorder_ ? reordered.floats(floats(weights_size_)) : weights;
         check(memory_set_data_handle(weights_.get(), blocked));
-        if (reorder_ && pass_ != backward_weights) reorder(plain_.get(), weights_.get());
+        if (reorder_ && pass_ != backward_weights)
+            execute(reorder_, {{arg_src, plain_.get()}, {arg_dst, weights_.get()}});
         if (pass_ == forward) {
-            execute({{arg_src, src_.get()},
-                     {arg_weights, weights_.get()},
-                     {arg_bias, bias_.get()},
-                     {arg_dst, dst_.get()},
-                     {arg_scratchpad, scratchpad_.get()}});
+            execute(primitive_, {{arg_src, src_.get()},
+                                 {arg_weights, weights_.get()},
+                                 {arg_bias, bias_.get()},
+                                 {arg_dst, dst_.get()},
+                                 {arg_scratchpad, scratchpad_.get()}});
         } else if (pass_ == backward_data) {
-            execute({{arg_diff_src, src_.get()},
-                     {arg_weights, weights_.get()},
-                     {arg_diff_dst, dst_.get()},
-                     {arg_scratchpad, scratchpad_.get()}});
+            execute(primitive_, {{arg_diff_src, src_.get()},
+                                 {arg_weights, weights_.get()},
+                                 {arg_diff_dst, dst_.get()},
+                                 {arg_scratchpad, scratchpad_.get()}});
         } else {
-            execute({{arg_src, src_.get()},
-                     {arg_diff_weights, weights_.get()},
-                     {arg_diff_bias, bias_.get()},
-                     {arg_diff_dst, dst_.get()},
-                     {arg_scratchpad, scratchpad_.get()}});
-            if (reorder_) reorder(weights_.get(), plain_.get());
+            execute(primitive_, {{arg_src, src_.get()},
+                                 {arg_diff_weights, weights_.get()},
+                                 {arg_diff_bias, bias_.get()},
+                                 {arg_diff_dst, dst_.get()},
+                                 {arg_scratchpad, scratchpad_.get()}});
+            if (reorder_) {
+                execute(reorder_, {{arg_src, weights_.get()}, {arg_dst, plain_.get()}});
+            }
         }
     }
 
@@ -99,8 +71,8 @@ class Convolution {
     void create(const Shape& s) {
         const int64_t k = s.kernel;
         Desc src = strided({s.b, s.c, s.y, s.x}, {s.y * s.x * s.c, 1, s.x * s.c, s.c});
-        Desc dst = strided({s.b, s.o, s.out_y, s.out_x},
-                           {s.out_y * s.out_x * s.o, 1, s.out_x * s.o, s.o});
+        Desc dst =
+            strided({s.b, s.o, s.out_y, s.out_x}, {s.out_y * s.out_x * s.o, 1, s.out_x * s.o, s.o});
         Desc plain = strided({s.o, s.c, k, k}, {k * k * s.c, 1, k * s.c, s.c});
         Desc bias = strided({s.o}, {1});
         Desc weights = preferred({s.o, s.c, k, k});
@@ -108,25 +80,22 @@ class Convolution {
         const int64_t before[] = {s.before, s.before};
         const int64_t after[] = {(s.out_y - 1) * s.stride + k - s.before - s.y,
                                  (s.out_x - 1) * s.stride + k - s.before - s.x};
-        dnnl_primitive_attr* raw;
-        check(primitive_attr_create(&raw));
-        Attr attr(raw);
-        check(primitive_attr_set_scratchpad_mode(raw, user_scratchpad));
+        const Attr attr = with_scratchpad();
 
         dnnl_primitive_desc* created;
         check(convolution_forward_primitive_desc_create(
-            &created, engine, forward_training, convolution_direct, src.get(), weights.get(), bias.get(),
-            dst.get(), stride, dilation, before, after, raw));
+            &created, engine, forward_training, convolution_direct, src.get(), weights.get(),
+            bias.get(), dst.get(), stride, dilation, before, after, attr.get()));
         PrimitiveDesc desc(created);
         if (pass_ == backward_data) {
             check(convolution_backward_data_primitive_desc_create(
-                &created, engine, convolution_direct, src.get(), weights.get(), dst.get(), stride, dilation,
-                before, after, desc.get(), raw));
+                &created, engine, convolution_direct, src.get(), weights.get(), dst.get(), stride,
+                dilation, before, after, desc.get(), attr.get()));
             desc.reset(created);
         } else if (pass_ == backward_weights) {
             check(convolution_backward_weights_primitive_desc_create(
-                &created, engine, convolution_direct, src.get(), weights.get(), bias.get(), dst.get(), stride,
-                dilation, before, after, desc.get(), raw));
+                &created, engine, convolution_direct, src.get(), weights.get(), bias.get(),
+                dst.get(), stride, dilation, before, after, desc.get(), attr.get()));
             desc.reset(created);
         }
         primitive_ = primitive_of(desc.get());
@@ -150,16 +119,6 @@ class Convolution {
             check(reorder_primitive_desc_create(&created, from, engine, to, engine, nullptr));
             reorder_ = primitive_of(PrimitiveDesc(created).get());
         }
-    }
-
-    void reorder(dnnl_memory* from, dnnl_memory* to) {
-        const Argument arguments[] = {{arg_src, from}, {arg_dst, to}};
-        check(primitive_execute(reorder_.get(), stream, 2, arguments));
-    }
-
-    void execute(std::initializer_list<Argument> arguments) {
-        check(primitive_execute(primitive_.get(), stream, int(arguments.size()),
-                                arguments.begin()));
     }
 
     Pass pass_;

@@ -2,64 +2,49 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <type_traits>
 #include <vector>
 
-#include "kernel.h"
+#include "common/exponential.h"
+#include "common/kernel.h"
+#include "common/threads.h"
 
 namespace {
 
-constexpr int64_t chunk = 256;  // pixels whose sums one thread takes, whatever their number
-
-// e^x to 2e-7 of itself; x is clipped to where that is a finite, normal number. Vectorizes.
-inline float exponential(float x) {
-    x = std::min(std::max(x, -87.0f), 88.0f);
-    const float shifted = x * 1.44269504f + 12582912.0f;  // its low bits are round(x / ln 2)
-    const float n = shifted - 12582912.0f;
-    const float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    uint32_t bits;
-    std::memcpy(&bits, &shifted, 4);
-    bits = (bits + 127) << 23;
-    float power;
-    std::memcpy(&power, &bits, 4);
-    return p * power;
-}
+constexpr int64_t chunk = 256;  // pixels: sums do not depend on the number of threads
 
 inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
-struct Shape {
+// x (B, Y, X, C), gain (C), bias (C), groups (1) int32, epsilon (1)
+struct Inputs {
     int64_t images, pixels, channels, groups;
+    const float *x, *gain, *bias;
+    float epsilon;
+
+    // Of the arrays from `first` on
+    Inputs(const Arrays& arrays, int first) {
+        const auto size = arrays.sizes<4>(first);
+        images = size[0], pixels = size[1] * size[2], channels = size[3];
+        groups = arrays.element<int32_t>(first + 3), epsilon = arrays.element(first + 4);
+        x = arrays.get(first, arrays.shape(first));
+        gain = arrays.get(first + 1, {channels}), bias = arrays.get(first + 2, {channels});
+        expect(groups > 0 && channels % groups == 0);
+    }
+
     int64_t chunks() const { return (pixels + chunk - 1) / chunk; }
     int64_t begin(int64_t i) const { return i * chunk; }
     int64_t end(int64_t i) const { return std::min(pixels, (i + 1) * chunk); }
 };
 
-// of x (B, Y, X, C), gain (C), bias (C)
-Shape shape_of(int64_t** shapes, void* groups) {
-    const int64_t* x = shapes[0];
-    const Shape s{x[0], x[1] * x[2], x[3], *static_cast<int32_t*>(groups)};
-    expect(s.groups > 0 && s.channels % s.groups == 0);
-    expect(shapes[1][0] == s.channels && shapes[2][0] == s.channels);
-    return s;
-}
-
 // work(image, chunk) for every chunk of an image
 template <typename Work>
-void over_chunks(const Shape& s, int64_t image, Work work) {
+void over_chunks(const Inputs& s, int64_t image, Work work) {
     parallel_for(s.chunks(), [&](int64_t i) { work(image, i); });
 }
 
-// work(image) for every image: each on one thread where there are enough of them, else all on one
+// work(image) for every image: each on one thread where there are enough of them, else in turn
 template <typename Work>
-void over_images(const Shape& s, Work work) {
+void over_images(const Inputs& s, Work work) {
     if (s.pixels * s.channels == 0) return;  // nothing has a mean
     if (s.images >= thread_count()) return parallel_for(s.images, work);
     for (int64_t b = 0; b < s.images; ++b) work(b);
@@ -69,10 +54,9 @@ void over_images(const Shape& s, Work work) {
 struct Statistics {
     std::vector<float> mean, inverse_std;
 
-    Statistics(const Shape& s, const float* x, int64_t image, float epsilon)
-        : mean(s.channels), inverse_std(s.channels) {
+    Statistics(const Inputs& s, int64_t image) : mean(s.channels), inverse_std(s.channels) {
         const int64_t c = s.channels, width = c / s.groups;
-        const float* first = x + image * s.pixels * c;  // sums of x - first lose no digits
+        const float* first = s.x + image * s.pixels * c;  // sums of x - first lose no digits
         std::vector<float> sums(2 * s.chunks() * c, 0.0f);
         over_chunks(s, image, [&](int64_t, int64_t i) {
             float *sum = &sums[2 * i * c], *square = sum + c;
@@ -106,21 +90,23 @@ struct Statistics {
             }
             for (int64_t j = g * width; j < (g + 1) * width; ++j) {
                 mean[j] = float(means[0]);
-                inverse_std[j] = float(1 / std::sqrt(std::max(means[1], 0.0) + epsilon));
+                inverse_std[j] = float(1 / std::sqrt(std::max(means[1], 0.0) + s.epsilon));
             }
         }
     }
 };
 
 template <bool silu>
-void normalize(const Shape& s, const float* x, const float* gain, const float* bias, float epsilon,
-               float* y) {
+void normalize(const Arrays& arrays) {
+    const Inputs s(arrays, 0);
     const int64_t c = s.channels;
+    const float *x = s.x, *gain = s.gain, *bias = s.bias;
+    float* y = arrays.get(5, arrays.shape(0));
     over_images(s, [&](int64_t image) {
-        const Statistics statistics(s, x, image, epsilon);
+        const Statistics statistics(s, image);
         const float* mean = statistics.mean.data();
         std::vector<float> factor(c), offset(c);
-        bool far = false;  // from zero, for its spread: x - mean, first, loses no digits
+        bool far = false;  // from zero, for its spread: only x - mean loses no digits
         for (int64_t j = 0; j < c; ++j) {
             far = far || std::abs(mean[j] * statistics.inverse_std[j]) > 16;
             factor[j] = gain[j] * statistics.inverse_std[j];
@@ -149,15 +135,17 @@ void normalize(const Shape& s, const float* x, const float* gain, const float* b
 }
 
 template <bool silu>
-void gradients(const Shape& s, const float* grad, const float* x, const float* gain,
-               const float* bias, float epsilon, float* grad_x, float* grad_gain,
-               float* grad_bias) {
+void gradients(const Arrays& arrays) {
+    const Inputs s(arrays, 1);
     const int64_t c = s.channels, width = c / s.groups;
+    const float *grad = arrays.get(0, arrays.shape(1)), *x = s.x, *gain = s.gain, *bias = s.bias;
+    float *grad_x = arrays.get(6, arrays.shape(1)), *grad_gain = arrays.get(7, {c});
+    float* grad_bias = arrays.get(8, {c});
     std::vector<float> gains(s.images * c), biases(s.images * c);  // the gradients of each image
     over_images(s, [&](int64_t image) {
-        const Statistics statistics(s, x, image, epsilon);
+        const Statistics statistics(s, image);
         const float *mean = statistics.mean.data(), *inverse_std = statistics.inverse_std.data();
-        // the gradient before the SiLU stands in grad_x until the sums over the groups are known
+        // grad_x holds the gradient before the SiLU until the sums over the groups are known
         std::vector<float> sums(2 * s.chunks() * c, 0.0f);
         over_chunks(s, image, [&](int64_t b, int64_t i) {
             float *sum_hat = &sums[2 * i * c], *sum = sum_hat + c;
@@ -180,7 +168,7 @@ void gradients(const Shape& s, const float* grad, const float* x, const float* g
             }
         });
         float *to_gain = &gains[image * c], *to_bias = &biases[image * c];
-        std::vector<float> along(c), constant(c);  // what the groups' statistics take away
+        std::vector<float> along(c), constant(c);  // through the groups' statistics
         for (int64_t g = 0; g < s.groups; ++g) {
             double mean_hat = 0, mean_grad = 0;
             for (int64_t j = g * width; j < (g + 1) * width; ++j) {
@@ -218,25 +206,12 @@ void gradients(const Shape& s, const float* grad, const float* x, const float* g
     }
 }
 
-template <bool silu>
-void forward(void** params, int64_t** shapes) {
-    normalize<silu>(shape_of(shapes, params[3]), floats(params, 0), floats(params, 1),
-                    floats(params, 2), *floats(params, 4), floats(params, 5));
-}
-
-template <bool silu>
-void backward(void** params, int64_t** shapes) {
-    gradients<silu>(shape_of(shapes + 1, params[4]), floats(params, 0), floats(params, 1),
-                    floats(params, 2), floats(params, 3), *floats(params, 5), floats(params, 6),
-                    floats(params, 7), floats(params, 8));
-}
-
 }  // namespace
 
 // x (B, Y, X, C), gain (C), bias (C), groups (1) int32, epsilon (1) -> normalized x
-KERNEL(group_norm) { forward<false>(params, shapes); }
-KERNEL(group_norm_silu) { forward<true>(params, shapes); }
+KERNEL(group_norm) { normalize<false>(arrays); }
+KERNEL(group_norm_silu) { normalize<true>(arrays); }
 
 // gradient of the result, x, gain, bias, groups, epsilon -> gradients of x, gain and bias
-KERNEL(group_norm_grad) { backward<false>(params, shapes); }
-KERNEL(group_norm_silu_grad) { backward<true>(params, shapes); }
+KERNEL(group_norm_grad) { gradients<false>(arrays); }
+KERNEL(group_norm_silu_grad) { gradients<true>(arrays); }

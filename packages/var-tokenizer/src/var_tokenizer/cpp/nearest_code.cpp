@@ -1,21 +1,22 @@
-// The search for the nearest code.
+// The nearest code of a codebook.
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <vector>
 
-#include "kernel.h"
+#include "common/kernel.h"
+#include "common/threads.h"
+#include "common/vector.h"
 
 // vectors (N, z), codes (V, z) -> (N) int32: the first code at the smallest distance
 KERNEL(nearest_code) {
-    constexpr int64_t lanes = 16, block = 4;  // codes and vectors that are compared at once
-    const int64_t n = shapes[0][0], z = shapes[0][1], v = shapes[1][0];
-    const float *vectors = floats(params, 0), *codes = floats(params, 1);
-    int32_t* ids = static_cast<int32_t*>(params[2]);
-    expect(v > 0 && shapes[1][1] == z);
+    constexpr int64_t block = 4;  // vectors that are compared with 16 codes at once
+    const int64_t n = arrays.sizes<2>(0)[0], z = arrays.sizes<2>(0)[1], v = arrays.sizes<2>(1)[0];
+    const float *vectors = arrays.get(0, {n, z}), *codes = arrays.get(1, {v, z});
+    int32_t* ids = arrays.get<int32_t>(2, {n});
+    expect(v > 0);
     const int64_t tiles = (v + lanes - 1) / lanes;
-    // 16 codes side by side; those after the last are infinitely far
+    // 16 codes side by side; any after the last are infinitely far
     std::vector<float> columns(tiles * z * lanes, 0.0f);
     std::vector<float> lengths(tiles * lanes, std::numeric_limits<float>::infinity());
     for (int64_t k = 0; k < v; ++k) {

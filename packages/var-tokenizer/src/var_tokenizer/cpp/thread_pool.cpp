@@ -1,10 +1,8 @@
-// Threads that take jobs one at a time and sleep when there are none.
+// The threads of the process: they take jobs one at a time, and sleep when there are none.
 //
-// OpenMP's loops give each thread its share beforehand and spin until the last has arrived: beside
+// OpenMP deals the jobs out beforehand, and its threads spin until the last has arrived: beside
 // another busy process, all of them wait for whole slices of the scheduler's time. Here a thread
 // that does not run has taken no job, and the others do its part.
-
-#include "threads.h"
 
 #include <immintrin.h>
 
@@ -15,9 +13,11 @@
 #include <system_error>
 #include <thread>
 
+#include "common/kernel.h"
+
 namespace {
 
-// Kernels follow each other within microseconds: worth a look before sleeping, which costs more.
+// Kernels follow each other within microseconds. To look for the next one costs less than to sleep.
 constexpr int looks = 1000;
 
 template <typename Condition>
@@ -33,7 +33,7 @@ class Threads {
         try {
             for (; count_ < count; ++count_) std::thread([this] { serve(); }).detach();
         } catch (const std::system_error&) {
-            // the system gives no more threads: those that there are do the work
+            // the threads that there are do the work
         }
     }
 
@@ -56,7 +56,7 @@ class Threads {
         take_jobs();
         look_for([this] { return helpers_ == 0; });
         std::unique_lock<std::mutex> lock(mutex_);
-        open_ = false;  // a thread that wakes up now has come too late
+        open_ = false;  // for threads that wake up only now
         done_.wait(lock, [this] { return helpers_ == 0; });
     }
 
@@ -82,12 +82,12 @@ class Threads {
         }
     }
 
-    int count_ = 1;     // with the caller's; fixed once they are started
+    int count_ = 1;     // with the caller's; does not change once they are started
     std::mutex turn_;   // held by the call that has the threads
     std::mutex mutex_;  // guards what follows
     std::condition_variable wake_, done_;
     std::atomic<uint64_t> calls_{0};
-    std::atomic<int> helpers_{0};  // threads besides the caller's that are at its jobs
+    std::atomic<int> helpers_{0};  // threads at work, without the caller's
     std::atomic<int64_t> next_{0};
     bool open_ = false;
     void (*work_)(void*, int64_t) = nullptr;
@@ -98,16 +98,23 @@ class Threads {
 std::atomic<int> wanted{1};
 
 Threads& threads() {
-    static Threads* const instance = new Threads(wanted);  // never destroyed: its threads outlive main
+    static Threads* const instance =
+        new Threads(wanted);  // never destroyed: its threads outlive main
     return *instance;
 }
 
 }  // namespace
 
-void start_threads(int count) { wanted = count, threads(); }
+// Says how many threads shall work; without effect after the first call. One works where nobody
+// calls, and fewer where the system gives no more.
+EXPORT void start_threads(int count) { wanted = count, threads(); }
 
-int thread_count() { return threads().count(); }
+// How many threads work.
+EXPORT int thread_count() { return threads().count(); }
 
-void run_jobs(int64_t jobs, void (*work)(void*, int64_t), void* context) {
+// work(context, i) for every i of 0 .. jobs - 1, on whichever thread is free; returns when all are
+// done. Within a job, and while another call has the threads, the caller does all jobs alone. Any
+// thread may call at any time. `work` must not throw.
+EXPORT void run_jobs(int64_t jobs, void (*work)(void* context, int64_t job), void* context) {
     threads().run(jobs, work, context);
 }

@@ -1,8 +1,8 @@
-#include "pixels.h"
+#include "upsampling.h"
 
 #include <algorithm>
 
-#include "threads.h"
+#include "common/threads.h"
 
 void upsample(const Map& map, const float* x, float* out) {
     const int64_t width = map.x, c = map.c;

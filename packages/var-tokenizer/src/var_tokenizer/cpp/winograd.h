@@ -1,4 +1,5 @@
-// 3x3 convolutions of stride 1 with a quarter of the multiplications.
+// 3x3 convolutions of stride 1 with a quarter of the multiplications. Channels are those that
+// `takes` takes; one call at a time.
 #pragma once
 
 #include <cstdint>
@@ -13,10 +14,10 @@ struct Shape {
     int64_t tiles() const { return b * ((y + 3) / 4) * ((x + 3) / 4); }
 };
 
-// Whether `convolve` takes these channels.
+// Whether these channels are whole vectors of x, and whole blocks of results.
 inline bool takes(int64_t c, int64_t o) { return c % 16 == 0 && o % 32 == 0; }
 
-// weight (o, 3, 3, c); one call at a time; plus, of the result's shape, is added where it is given.
+// weight (o, 3, 3, c); bias (o) and plus, of the result's shape, are added where they are given.
 void convolve(const Shape& shape, const float* x, const float* weight, const float* bias,
               const float* plus, float* out);
 

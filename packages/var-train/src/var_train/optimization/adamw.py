@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
-from var_tokenizer import cpu_kernels
 from var_tokenizer.common import InputError, KernelLibrary, check_number
 
 from var_train.optimization.learning_rate import RATE_SCHEDULES, is_rate_schedule, learning_rate
 from var_train.parallel import workers
 from var_train.parallel.sharding import Sharding
 from var_train.training.checkpoints import parameter_arrays, restore_parameters
+
+_kernels = KernelLibrary("var_train._kernels")
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,8 @@ class AdamW(nn.Cell):
         self.first = self.parameters.clone("first_moment", init="zeros")
         self.second = self.parameters.clone("second_moment", init="zeros")
         self.decays = tuple(bool(decays(p)) for p in parameters)
-        library = cpu_kernels() if all(p.dtype == ms.float32 for p in parameters) else None
+        float32 = all(p.dtype == ms.float32 for p in parameters)
+        library = _kernels.if_usable() if float32 else None
         self.update = (
             _Update(config.betas) if library is None else _KernelUpdate(library, config.betas)
         )

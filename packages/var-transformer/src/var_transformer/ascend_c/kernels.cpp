@@ -12,27 +12,27 @@
 
 using namespace var_transformer;
 
-#define MODULATED_NORM(NAME, T)                                                              \
-  extern "C" __global__ __aicore__ void NAME(GM_ADDR x, GM_ADDR scale, GM_ADDR shift,         \
-                                             GM_ADDR y, ModulatedNormTiling tiling) {         \
-    AscendC::TPipe pipe;                                                                     \
-    ModulatedNorm<T> norm;                                                                   \
-    norm.Init(x, scale, shift, y, tiling, &pipe);                                            \
-    norm.Process();                                                                          \
+#define MODULATED_NORM(NAME, T)                                                                  \
+  extern "C" __global__ __aicore__ void NAME(GM_ADDR x, GM_ADDR scale, GM_ADDR shift, GM_ADDR y, \
+                                             ModulatedNormTiling tiling) {                       \
+    AscendC::TPipe pipe;                                                                         \
+    ModulatedNorm<T> norm;                                                                       \
+    norm.Init(x, scale, shift, y, tiling, &pipe);                                                \
+    norm.Process();                                                                              \
   }
 
 MODULATED_NORM(var_modulated_norm_float32, float)
 MODULATED_NORM(var_modulated_norm_float16, half)
 MODULATED_NORM(var_modulated_norm_bfloat16, bfloat16_t)
 
-#define UNIT_HEADS(NAME, From, To)                                                            \
-  extern "C" __global__ __aicore__ void NAME(GM_ADDR qkv, GM_ADDR scale, GM_ADDR q_out,       \
-                                             GM_ADDR k_out, GM_ADDR v_out,                    \
-                                             UnitHeadsTiling tiling) {                        \
-    AscendC::TPipe pipe;                                                                     \
-    UnitHeads<From, To> heads;                                                               \
-    heads.Init(qkv, scale, q_out, k_out, v_out, tiling, &pipe);                              \
-    heads.Process();                                                                         \
+#define UNIT_HEADS(NAME, From, To)                                                      \
+  extern "C" __global__ __aicore__ void NAME(GM_ADDR qkv, GM_ADDR scale, GM_ADDR q_out, \
+                                             GM_ADDR k_out, GM_ADDR v_out,              \
+                                             UnitHeadsTiling tiling) {                  \
+    AscendC::TPipe pipe;                                                                \
+    UnitHeads<From, To> heads;                                                          \
+    heads.Init(qkv, scale, q_out, k_out, v_out, tiling, &pipe);                         \
+    heads.Process();                                                                    \
   }
 
 UNIT_HEADS(var_unit_heads_float32_float16, float, half)
@@ -46,7 +46,7 @@ static uint8_t* Address(void* pointer) { return static_cast<uint8_t*>(pointer); 
 
 void LaunchModulatedNorm(Number number, void* stream, void* x, void* scale, void* shift, void* y,
                          const ModulatedNormTiling& tiling) {
-#define START(kernel)                                                                    \
+#define START(kernel)                                                                          \
   LAUNCH(kernel, tiling.cores, stream, Address(x), Address(scale), Address(shift), Address(y), \
          tiling)
   switch (number) {
@@ -65,8 +65,8 @@ void LaunchModulatedNorm(Number number, void* stream, void* x, void* scale, void
 
 void LaunchUnitHeads(Number from, Number to, void* stream, void* qkv, void* scale, void* q_out,
                      void* k_out, void* v_out, const UnitHeadsTiling& tiling) {
-#define START(kernel)                                                                     \
-  LAUNCH(kernel, tiling.cores, stream, Address(qkv), Address(scale), Address(q_out),      \
+#define START(kernel)                                                                \
+  LAUNCH(kernel, tiling.cores, stream, Address(qkv), Address(scale), Address(q_out), \
          Address(k_out), Address(v_out), tiling)
   if (from == Number::kFloat32 && to == Number::kFloat16) {
     START(var_unit_heads_float32_float16);

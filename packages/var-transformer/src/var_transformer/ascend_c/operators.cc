@@ -24,7 +24,7 @@ using mindspore::TypeId;
 using mindspore::kernel::KernelTensor;
 using TypeIds = std::vector<TypeId>;
 using mindspore::ops::InferInfoPtrList;
-using KernelTensors = std::vector<KernelTensor *>;
+using KernelTensors = std::vector<KernelTensor*>;
 
 constexpr float kEpsilon = 1e-6f;  // of the published layer norm
 
@@ -55,8 +55,8 @@ Number NumberOf(TypeId type) {
 }
 
 // ---------------------------------------------------------------- what fits together
-ModulatedNormTiling PlanNorm(const ShapeVector &x, const ShapeVector &scale,
-                             const ShapeVector &shift, TypeId type) {
+ModulatedNormTiling PlanNorm(const ShapeVector& x, const ShapeVector& scale,
+                             const ShapeVector& shift, TypeId type) {
   if (x.size() != 3) {
     MS_LOG(EXCEPTION) << "x has shape " << x << "; expected (B, L, C)";
   }
@@ -65,8 +65,7 @@ ModulatedNormTiling PlanNorm(const ShapeVector &x, const ShapeVector &scale,
     MS_LOG(EXCEPTION) << "scale and shift have shapes " << scale << " and " << shift
                       << "; expected " << modulation;
   }
-  const auto tiling =
-    PlanModulatedNorm(x[0], x[1], x[2], NumberOf(type), VectorCores(), kEpsilon);
+  const auto tiling = PlanModulatedNorm(x[0], x[1], x[2], NumberOf(type), VectorCores(), kEpsilon);
   if (tiling.tile_rows == 0) {
     MS_LOG(EXCEPTION) << "width is " << x[2] << "; expected a multiple of 64 up to 4096";
   }
@@ -74,7 +73,7 @@ ModulatedNormTiling PlanNorm(const ShapeVector &x, const ShapeVector &scale,
 }
 
 // Of one of q, k and v: (B, L, H, d).
-ShapeVector HeadShape(const ShapeVector &qkv, const ShapeVector &scale) {
+ShapeVector HeadShape(const ShapeVector& qkv, const ShapeVector& scale) {
   if (qkv.size() != 3 || scale.size() != 1 || scale[0] <= 0 || qkv[2] % (3 * scale[0]) != 0) {
     MS_LOG(EXCEPTION) << "qkv and scale have shapes " << qkv << " and " << scale
                       << "; expected (B, L, 3 * H * d) and (H)";
@@ -82,8 +81,8 @@ ShapeVector HeadShape(const ShapeVector &qkv, const ShapeVector &scale) {
   return {qkv[0], qkv[1], scale[0], qkv[2] / (3 * scale[0])};
 }
 
-UnitHeadsTiling PlanHeads(const ShapeVector &q, const ShapeVector &k_cache,
-                          const ShapeVector &v_cache, int64_t first, TypeId from, TypeId to) {
+UnitHeadsTiling PlanHeads(const ShapeVector& q, const ShapeVector& k_cache,
+                          const ShapeVector& v_cache, int64_t first, TypeId from, TypeId to) {
   if (k_cache != v_cache || k_cache.size() != 4 || k_cache[0] != q[0] || k_cache[2] != q[2] ||
       k_cache[3] != q[3]) {
     MS_LOG(EXCEPTION) << "caches have shapes " << k_cache << " and " << v_cache
@@ -99,8 +98,7 @@ UnitHeadsTiling PlanHeads(const ShapeVector &q, const ShapeVector &k_cache,
                       << mindspore::TypeIdToString(to)
                       << "; expected Float32 or a half type, to that half type";
   }
-  const auto tiling =
-    PlanUnitHeads(q[0], q[1], q[2], q[3], k_cache[1], first, a, b, VectorCores());
+  const auto tiling = PlanUnitHeads(q[0], q[1], q[2], q[3], k_cache[1], first, a, b, VectorCores());
   if (tiling.tile_rows == 0) {
     MS_LOG(EXCEPTION) << "heads are " << q[2] << " of width " << q[3]
                       << "; expected at most 248, of a multiple of 16 up to 64, that fit the "
@@ -116,14 +114,13 @@ TypeId HalfType(bool bfloat16) {
 // ---------------------------------------------------------------- in graphs
 class ModulatedNormInfer : public mindspore::ops::OpFuncImpl {
  public:
-  mindspore::ShapeArray InferShape(const mindspore::PrimitivePtr &,
-                                   const InferInfoPtrList &inputs) const override {
+  mindspore::ShapeArray InferShape(const mindspore::PrimitivePtr&,
+                                   const InferInfoPtrList& inputs) const override {
     PlanNorm(inputs[0]->GetShape(), inputs[1]->GetShape(), inputs[2]->GetShape(),
              inputs[0]->GetType());
     return {inputs[0]->GetShape()};
   }
-  TypeIds InferType(const mindspore::PrimitivePtr &,
-                    const InferInfoPtrList &inputs) const override {
+  TypeIds InferType(const mindspore::PrimitivePtr&, const InferInfoPtrList& inputs) const override {
     for (const size_t i : {1, 2}) {
       if (inputs[i]->GetType() != inputs[0]->GetType()) {
         MS_LOG(EXCEPTION) << "dtype of the modulation is "
@@ -138,36 +135,34 @@ class ModulatedNormInfer : public mindspore::ops::OpFuncImpl {
 
 class UnitHeadsInfer : public mindspore::ops::OpFuncImpl {
  public:
-  mindspore::ShapeArray InferShape(const mindspore::PrimitivePtr &,
-                                   const InferInfoPtrList &inputs) const override {
+  mindspore::ShapeArray InferShape(const mindspore::PrimitivePtr&,
+                                   const InferInfoPtrList& inputs) const override {
     const auto heads = HeadShape(inputs[0]->GetShape(), inputs[1]->GetShape());
     PlanHeads(heads, heads, heads, 0, inputs[0]->GetType(), Half(inputs));
     return {heads, heads, heads};
   }
-  TypeIds InferType(const mindspore::PrimitivePtr &,
-                    const InferInfoPtrList &inputs) const override {
+  TypeIds InferType(const mindspore::PrimitivePtr&, const InferInfoPtrList& inputs) const override {
     return {Half(inputs), Half(inputs), Half(inputs)};
   }
   bool GeneralInferRegistered() const override { return true; }
 
  private:
-  static TypeId Half(const InferInfoPtrList &inputs) {
+  static TypeId Half(const InferInfoPtrList& inputs) {
     return HalfType(inputs[2]->GetScalarValueWithCheck<bool>());
   }
 };
 
 class CachedHeadsInfer : public mindspore::ops::OpFuncImpl {
  public:
-  mindspore::ShapeArray InferShape(const mindspore::PrimitivePtr &,
-                                   const InferInfoPtrList &inputs) const override {
+  mindspore::ShapeArray InferShape(const mindspore::PrimitivePtr&,
+                                   const InferInfoPtrList& inputs) const override {
     const auto heads = HeadShape(inputs[0]->GetShape(), inputs[1]->GetShape());
     PlanHeads(heads, inputs[2]->GetShape(), inputs[3]->GetShape(),
               inputs[4]->GetScalarValueWithCheck<int64_t>(), inputs[0]->GetType(),
               inputs[2]->GetType());
     return {heads};
   }
-  TypeIds InferType(const mindspore::PrimitivePtr &,
-                    const InferInfoPtrList &inputs) const override {
+  TypeIds InferType(const mindspore::PrimitivePtr&, const InferInfoPtrList& inputs) const override {
     return {inputs[2]->GetType()};
   }
   bool GeneralInferRegistered() const override { return true; }
@@ -175,8 +170,8 @@ class CachedHeadsInfer : public mindspore::ops::OpFuncImpl {
 
 class Kernel : public mindspore::kernel::KernelMod {
  public:
-  bool Init(const KernelTensors &, const KernelTensors &) override { return true; }
-  int Resize(const KernelTensors &inputs, const KernelTensors &outputs) override {
+  bool Init(const KernelTensors&, const KernelTensors&) override { return true; }
+  int Resize(const KernelTensors& inputs, const KernelTensors& outputs) override {
     const int status = KernelMod::Resize(inputs, outputs);
     if (status == mindspore::kernel::KRET_OK) Plan(inputs, outputs);
     return status;
@@ -184,21 +179,21 @@ class Kernel : public mindspore::kernel::KernelMod {
   std::vector<mindspore::kernel::KernelAttr> GetOpSupport() override { return {}; }
 
  protected:
-  virtual void Plan(const KernelTensors &inputs, const KernelTensors &outputs) = 0;
+  virtual void Plan(const KernelTensors& inputs, const KernelTensors& outputs) = 0;
 };
 
 class ModulatedNormKernel : public Kernel {
  public:
-  bool Launch(const KernelTensors &inputs, const KernelTensors &, const KernelTensors &outputs,
-              void *stream) override {
+  bool Launch(const KernelTensors& inputs, const KernelTensors&, const KernelTensors& outputs,
+              void* stream) override {
     LaunchModulatedNorm(NumberOf(inputs[0]->dtype_id()), stream, inputs[0]->device_ptr(),
-                        inputs[1]->device_ptr(), inputs[2]->device_ptr(),
-                        outputs[0]->device_ptr(), tiling_);
+                        inputs[1]->device_ptr(), inputs[2]->device_ptr(), outputs[0]->device_ptr(),
+                        tiling_);
     return true;
   }
 
  protected:
-  void Plan(const KernelTensors &inputs, const KernelTensors &) override {
+  void Plan(const KernelTensors& inputs, const KernelTensors&) override {
     tiling_ = PlanNorm(inputs[0]->GetShapeVector(), inputs[1]->GetShapeVector(),
                        inputs[2]->GetShapeVector(), inputs[0]->dtype_id());
   }
@@ -209,8 +204,8 @@ class ModulatedNormKernel : public Kernel {
 
 class UnitHeadsKernel : public Kernel {
  public:
-  bool Launch(const KernelTensors &inputs, const KernelTensors &, const KernelTensors &outputs,
-              void *stream) override {
+  bool Launch(const KernelTensors& inputs, const KernelTensors&, const KernelTensors& outputs,
+              void* stream) override {
     LaunchUnitHeads(NumberOf(inputs[0]->dtype_id()), NumberOf(outputs[0]->dtype_id()), stream,
                     inputs[0]->device_ptr(), inputs[1]->device_ptr(), outputs[0]->device_ptr(),
                     outputs[1]->device_ptr(), outputs[2]->device_ptr(), tiling_);
@@ -218,10 +213,9 @@ class UnitHeadsKernel : public Kernel {
   }
 
  protected:
-  void Plan(const KernelTensors &inputs, const KernelTensors &outputs) override {
+  void Plan(const KernelTensors& inputs, const KernelTensors& outputs) override {
     const auto heads = HeadShape(inputs[0]->GetShapeVector(), inputs[1]->GetShapeVector());
-    tiling_ =
-      PlanHeads(heads, heads, heads, 0, inputs[0]->dtype_id(), outputs[0]->dtype_id());
+    tiling_ = PlanHeads(heads, heads, heads, 0, inputs[0]->dtype_id(), outputs[0]->dtype_id());
   }
 
  private:
@@ -230,8 +224,8 @@ class UnitHeadsKernel : public Kernel {
 
 class CachedHeadsKernel : public Kernel {
  public:
-  bool Launch(const KernelTensors &inputs, const KernelTensors &, const KernelTensors &outputs,
-              void *stream) override {
+  bool Launch(const KernelTensors& inputs, const KernelTensors&, const KernelTensors& outputs,
+              void* stream) override {
     LaunchUnitHeads(NumberOf(inputs[0]->dtype_id()), NumberOf(outputs[0]->dtype_id()), stream,
                     inputs[0]->device_ptr(), inputs[1]->device_ptr(), outputs[0]->device_ptr(),
                     inputs[2]->device_ptr(), inputs[3]->device_ptr(), tiling_);
@@ -239,7 +233,7 @@ class CachedHeadsKernel : public Kernel {
   }
 
  protected:
-  void Plan(const KernelTensors &inputs, const KernelTensors &outputs) override {
+  void Plan(const KernelTensors& inputs, const KernelTensors& outputs) override {
     const auto heads = HeadShape(inputs[0]->GetShapeVector(), inputs[1]->GetShapeVector());
     tiling_ = PlanHeads(heads, inputs[2]->GetShapeVector(), inputs[3]->GetShapeVector(),
                         inputs[4]->GetValueWithCheck<int64_t>(), inputs[0]->dtype_id(),
@@ -254,7 +248,7 @@ class CachedHeadsKernel : public Kernel {
 template <typename F>
 class Runner : public ms::pynative::PyboostRunner {
  public:
-  Runner(const std::string &name, F launch) : PyboostRunner(name), launch_(launch) {}
+  Runner(const std::string& name, F launch) : PyboostRunner(name), launch_(launch) {}
   void LaunchKernel() override { launch_(inputs(), outputs(), stream()); }
 
  private:
@@ -262,33 +256,33 @@ class Runner : public ms::pynative::PyboostRunner {
 };
 
 template <typename F>
-void Run(const std::string &name, const std::vector<ms::Tensor> &inputs,
-         const std::vector<ms::Tensor> &outputs, F launch) {
+void Run(const std::string& name, const std::vector<ms::Tensor>& inputs,
+         const std::vector<ms::Tensor>& outputs, F launch) {
   std::make_shared<Runner<F>>(name, launch)->Run(inputs, outputs);
 }
 
 using Tensors = std::vector<ms::Tensor>;
 
-ms::Tensor ModulatedNormEager(const ms::Tensor &x, const ms::Tensor &scale,
-                              const ms::Tensor &shift) {
+ms::Tensor ModulatedNormEager(const ms::Tensor& x, const ms::Tensor& scale,
+                              const ms::Tensor& shift) {
   const auto tiling = PlanNorm(x.shape(), scale.shape(), shift.shape(), x.data_type());
   ms::Tensor y(x.data_type(), x.shape());
   Run("VarModulatedNorm", {x, scale, shift}, {y},
-      [tiling](const Tensors &in, const Tensors &out, void *stream) {
+      [tiling](const Tensors& in, const Tensors& out, void* stream) {
         LaunchModulatedNorm(NumberOf(in[0].data_type()), stream, in[0].GetDataPtr(),
                             in[1].GetDataPtr(), in[2].GetDataPtr(), out[0].GetDataPtr(), tiling);
       });
   return y;
 }
 
-Tensors UnitHeadsEager(const ms::Tensor &qkv, const ms::Tensor &scale, bool bfloat16) {
+Tensors UnitHeadsEager(const ms::Tensor& qkv, const ms::Tensor& scale, bool bfloat16) {
   const TypeId half = HalfType(bfloat16);
   const auto heads = HeadShape(qkv.shape(), scale.shape());
   const auto tiling = PlanHeads(heads, heads, heads, 0, qkv.data_type(), half);
   const Tensors results = {ms::Tensor(half, heads), ms::Tensor(half, heads),
                            ms::Tensor(half, heads)};
   Run("VarUnitHeads", {qkv, scale}, results,
-      [tiling](const Tensors &in, const Tensors &out, void *stream) {
+      [tiling](const Tensors& in, const Tensors& out, void* stream) {
         LaunchUnitHeads(NumberOf(in[0].data_type()), NumberOf(out[0].data_type()), stream,
                         in[0].GetDataPtr(), in[1].GetDataPtr(), out[0].GetDataPtr(),
                         out[1].GetDataPtr(), out[2].GetDataPtr(), tiling);
@@ -296,14 +290,14 @@ Tensors UnitHeadsEager(const ms::Tensor &qkv, const ms::Tensor &scale, bool bflo
   return results;
 }
 
-ms::Tensor CachedHeadsEager(const ms::Tensor &qkv, const ms::Tensor &scale,
-                            const ms::Tensor &k_cache, const ms::Tensor &v_cache, int64_t first) {
+ms::Tensor CachedHeadsEager(const ms::Tensor& qkv, const ms::Tensor& scale,
+                            const ms::Tensor& k_cache, const ms::Tensor& v_cache, int64_t first) {
   const auto heads = HeadShape(qkv.shape(), scale.shape());
   const auto tiling = PlanHeads(heads, k_cache.shape(), v_cache.shape(), first, qkv.data_type(),
                                 k_cache.data_type());
   ms::Tensor q(k_cache.data_type(), heads);
   Run("VarCachedHeads", {qkv, scale, k_cache, v_cache}, {q},
-      [tiling](const Tensors &in, const Tensors &out, void *stream) {
+      [tiling](const Tensors& in, const Tensors& out, void* stream) {
         LaunchUnitHeads(NumberOf(in[0].data_type()), NumberOf(out[0].data_type()), stream,
                         in[0].GetDataPtr(), in[1].GetDataPtr(), out[0].GetDataPtr(),
                         in[2].GetDataPtr(), in[3].GetDataPtr(), tiling);
@@ -316,8 +310,8 @@ ms::Tensor CachedHeadsEager(const ms::Tensor &qkv, const ms::Tensor &scale,
 #ifdef CUSTOM_ASCEND_OP
 #define REGISTER MS_CUSTOM_OPS_REGISTER
 #else  // shapes and types alone: only Ascend's backend looks for such kernels
-#define REGISTER(name, infer, kernel) \
-  namespace mindspore::ops {          \
+#define REGISTER(name, infer, kernel)  \
+  namespace mindspore::ops {           \
   DECLARE_CUSTOM_OP_IMPL(name, infer); \
   }
 #endif

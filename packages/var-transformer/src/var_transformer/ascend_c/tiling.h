@@ -11,11 +11,11 @@
 
 namespace var_transformer {
 
-constexpr uint32_t kBlock = 32;                   // bytes; local addresses and copies are multiples
-constexpr uint32_t kUnifiedBuffer = 192 * 1024;   // bytes of a vector core of Ascend 910B
-constexpr uint32_t kLanes = 64;                   // float32 numbers of one repeat of an instruction
-constexpr uint32_t kRepeats = 248;                // of one instruction: at most 255, in eights
-constexpr uint32_t kFloat = 4;                    // bytes
+constexpr uint32_t kBlock = 32;                  // bytes; local addresses and copies are multiples
+constexpr uint32_t kUnifiedBuffer = 192 * 1024;  // bytes of a vector core of Ascend 910B
+constexpr uint32_t kLanes = 64;                  // float32 numbers of one repeat of an instruction
+constexpr uint32_t kRepeats = 248;               // of one instruction: at most 255, in eights
+constexpr uint32_t kFloat = 4;                   // bytes
 
 enum class Number : uint32_t { kFloat32, kFloat16, kBfloat16 };
 
@@ -62,8 +62,8 @@ struct ModulatedNormBuffers {
 
 __aicore__ inline ModulatedNormBuffers BuffersOf(uint32_t rows, uint32_t width, uint32_t bytes) {
   const uint32_t many = RoundUp(rows, 8);  // Brcb spreads eight numbers at a time
-  return {rows * width * bytes, rows * width * kFloat, rows * width * kFloat, width * kFloat,
-          2 * width * bytes,    rows * kLanes * kFloat, many * kBlock,        many * kFloat};
+  return {rows * width * bytes, rows * width * kFloat,  rows * width * kFloat, width * kFloat,
+          2 * width * bytes,    rows * kLanes * kFloat, many * kBlock,         many * kFloat};
 }
 
 // tile_rows is 0 where the width is no multiple of 64 or above 4096: sums of a row are taken over
@@ -112,8 +112,8 @@ inline UnitHeadsTiling PlanUnitHeads(uint32_t images, uint32_t length, uint32_t 
                                      uint32_t head_width, uint32_t capacity, uint32_t first,
                                      Number from, Number to, uint32_t cores) {
   const uint32_t rows = images * length;
-  UnitHeadsTiling tiling = {images,   length, heads,              head_width,
-                            capacity, first,  Least(cores, rows), 0};
+  UnitHeadsTiling tiling = {images, length, heads, head_width, capacity, first, Least(cores, rows),
+                            0};
   if (rows == 0 || heads == 0 || heads > kRepeats || first + length > capacity) return tiling;
   if (head_width == 0 || head_width % 16 != 0 || head_width > kLanes) return tiling;
   const uint32_t share = (rows + tiling.cores - 1) / tiling.cores;

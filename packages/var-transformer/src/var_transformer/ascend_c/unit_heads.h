@@ -17,8 +17,7 @@ template <typename From, typename To>
 class UnitHeads {
  public:
   __aicore__ inline void Init(GM_ADDR qkv, GM_ADDR scale, GM_ADDR q_out, GM_ADDR k_out,
-                              GM_ADDR v_out, const UnitHeadsTiling& tiling,
-                              AscendC::TPipe* pipe) {
+                              GM_ADDR v_out, const UnitHeadsTiling& tiling, AscendC::TPipe* pipe) {
     tiling_ = tiling;
     width_ = tiling.heads * tiling.head_width;
     share_ = ShareOf(tiling.images * tiling.length, tiling.cores, AscendC::GetBlockIdx());
@@ -27,8 +26,8 @@ class UnitHeads {
     k_out_.SetGlobalBuffer(reinterpret_cast<__gm__ To*>(k_out));
     v_out_.SetGlobalBuffer(reinterpret_cast<__gm__ To*>(v_out));
 
-    const UnitHeadsBuffers bytes = BuffersOf(tiling.tile_rows, tiling.heads, tiling.head_width,
-                                             sizeof(From), sizeof(To));
+    const UnitHeadsBuffers bytes =
+        BuffersOf(tiling.tile_rows, tiling.heads, tiling.head_width, sizeof(From), sizeof(To));
     pipe->InitBuffer(read_, 2, bytes.read);
     pipe->InitBuffer(written_, 2, bytes.written);
     pipe->InitBuffer(wide_buffer_, bytes.wide);
@@ -72,8 +71,7 @@ class UnitHeads {
     for (uint32_t i = 0; i < tiling_.tile_rows * tiling_.heads; ++i) {
       scales_.SetValue(i, scale_h.GetValue(i % tiling_.heads));
     }
-    const auto event =
-        static_cast<event_t>(GetTPipePtr()->FetchEventID(AscendC::HardEvent::S_V));
+    const auto event = static_cast<event_t>(GetTPipePtr()->FetchEventID(AscendC::HardEvent::S_V));
     AscendC::SetFlag<AscendC::HardEvent::S_V>(event);
     AscendC::WaitFlag<AscendC::HardEvent::S_V>(event);
   }

@@ -24,7 +24,8 @@ __aicore__ inline void Widen<float>(const LocalTensor<float>& to, const LocalTen
 }
 
 template <typename T>
-__aicore__ inline void Narrow(const LocalTensor<T>& to, const LocalTensor<float>& from, uint32_t n) {
+__aicore__ inline void Narrow(const LocalTensor<T>& to, const LocalTensor<float>& from,
+                              uint32_t n) {
   AscendC::Cast(to, from, AscendC::RoundMode::CAST_RINT, n);
 }
 

@@ -21,10 +21,7 @@ from shutil import rmtree
 
 import mindspore as ms
 from mindspore.graph import api
-from var_tokenizer import cpu_kernels
-from var_tokenizer.common import InputError, check_private
-
-from var_transformer.model.operators import kernels
+from var_tokenizer.common import InputError, check_private, kernels_in_use
 
 log = logging.getLogger("var_transformer")
 
@@ -111,7 +108,7 @@ def _is_command() -> bool:
 def _name(settings: dict[str, object]) -> str:
     """Of the settings, the device, MindSpore, and both packages' files and usable kernels."""
     known = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    known.update(f"{kernels() is None} {cpu_kernels() is None} ".encode())
+    known.update(f"{kernels_in_use(_PACKAGES)} ".encode())
     known.update(f"{version('mindspore')} {ms.get_context('device_target')}".encode())
     for package in _PACKAGES:
         folder = Path(find_spec(package).origin).parent

@@ -6,10 +6,10 @@
 #include <cmath>
 #include <vector>
 
-#include "exponential.h"
-#include "kernel.h"
-#include "shapes.h"
-#include "tile.h"
+#include "common/exponential.h"
+#include "common/kernel.h"
+#include "common/threads.h"
+#include "products.h"
 
 namespace {
 
@@ -17,7 +17,7 @@ constexpr int64_t group = 24;  // queries whose scores exist at once
 
 int64_t whole_vectors(int64_t n) { return (n + lanes - 1) / lanes * lanes; }
 
-// Memory of one thread that lasts between jobs: getting it anew would cost page faults.
+// Memory that a thread keeps between jobs: new memory would cost page faults.
 float* scratch(int64_t size) {
     thread_local std::vector<float> memory;
     if (int64_t(memory.size()) < size) memory.resize(size);
@@ -28,20 +28,23 @@ struct Shape {
     int64_t images, tokens, heads, d;
     bool unit_length;
 
-    Shape(const int64_t* qkv, const int64_t* scale, bool unit)
-        : images(qkv[0]),
-          tokens(qkv[1]),
-          heads(scale[0]),
-          d(scale[0] ? qkv[2] / (3 * scale[0]) : 0),
-          unit_length(unit) {
-        // heads in whole vectors: the products write no fewer
-        expect(d > 0 && d % lanes == 0 && qkv[2] == 3 * heads * d);
+    // Of arrays qkv (B, L, 3 C), scale (H) and unit length (1)
+    Shape(const Arrays& arrays, int qkv, int scale, int unit) {
+        const auto qkv_blc = arrays.sizes<3>(qkv);
+        images = qkv_blc[0], tokens = qkv_blc[1], heads = arrays.sizes<1>(scale)[0];
+        d = heads ? qkv_blc[2] / (3 * heads) : 0;
+        unit_length = arrays.element<int32_t>(unit);
+        // products write whole vectors
+        expect(d > 0 && d % lanes == 0 && qkv_blc[2] == 3 * width());
     }
 
     int64_t width() const { return heads * d; }
+    Arrays::Shape qkv() const { return {images, tokens, 3 * width()}; }
+    Arrays::Shape mixed() const { return {images, tokens, width()}; }
+    Arrays::Shape log_sums() const { return {images, heads, tokens}; }
 };
 
-constexpr float shortest = 1e-12f;  // as which shorter vectors count
+constexpr float shortest = 1e-12f;  // length of a vector, at least
 
 // One over the length of a vector.
 float inverse_length(const float* x, int64_t d) {
@@ -51,7 +54,7 @@ float inverse_length(const float* x, int64_t d) {
     return 1 / std::max(std::sqrt(square), shortest);
 }
 
-// The rows of one head of one image within (B, L, parts * C), and copies of them.
+// The rows of one head of one image within (B, L, 3 C) and (B, L, C), and copies of them.
 struct Head {
     const Shape& s;
     int64_t image, head;
@@ -89,7 +92,8 @@ struct Head {
     float key_factor(const float* x) const { return factor(x, 1); }
 };
 
-// Softmax of the first `keys` of a row in place, not divided by its sum; returns sum and logarithm.
+// The first `keys` of a row to exponentials, in place: a softmax that is not yet divided by its
+// sum. Returns the sum, and the logarithm of the sum of exponentials.
 struct Sum {
     float total, log;
 };
@@ -121,14 +125,18 @@ void attend(const Head& h, int64_t begin, int64_t end, int64_t keys, const float
         }
         float* to = mixed_blc + h.merged(first);
         multiply(rows, d, keys, {scores, scores_row, 1}, values_ld, d, to, h.s.width());
-        for (int64_t i = 0; i < rows; ++i) h.copy(to + i * h.s.width(), 1 / totals[i], to + i * h.s.width());
+        for (int64_t i = 0; i < rows; ++i)
+            h.copy(to + i * h.s.width(), 1 / totals[i], to + i * h.s.width());
     }
 }
 
-// Whether the tokens are the first scales of those that begin at the offsets.
-bool whole_scales(const int32_t* offsets, const int64_t* count, int64_t tokens) {
-    return *count > 0 && *offsets == 0 && std::is_sorted(offsets, offsets + *count) &&
-           std::find(offsets, offsets + *count, tokens) != offsets + *count;
+// Array i: where the scales begin, and the last ends. The tokens are the first scales.
+const int32_t* offsets_of(const Arrays& arrays, int i, int64_t tokens) {
+    const int64_t count = arrays.sizes<1>(i)[0];
+    const int32_t *begin = arrays.get<int32_t>(i, {count}), *end = begin + count;
+    expect(count > 0 && *begin == 0 && std::is_sorted(begin, end));
+    expect(std::find(begin, end, tokens) != end);
+    return begin;
 }
 
 // work(first token, token after the last) for every scale
@@ -142,16 +150,16 @@ void over_scales(const int32_t* offsets, int64_t tokens, Work work) {
 // qkv (B, L, 3 C), scale (H), offsets (K + 1) int32, unit length (1) int32
 // -> mixed (B, L, C), logarithms of the sums of the exponentials (B, H, L)
 KERNEL(next_scale_attention) {
-    const Shape s(shapes[0], shapes[1], *ints(params, 3));
-    const float *qkv = floats(params, 0), *scales = floats(params, 1);
-    const int32_t* offsets = ints(params, 2);
-    float *mixed = floats(params, 4), *log_sums = floats(params, 5);
-    expect(whole_scales(offsets, shapes[2], s.tokens));
+    const Shape s(arrays, 0, 1, 3);
+    const float *qkv = arrays.get(0, s.qkv()), *scales = arrays.get(1, {s.heads});
+    const int32_t* offsets = offsets_of(arrays, 2, s.tokens);
+    float *mixed = arrays.get(4, s.mixed()), *log_sums = arrays.get(5, s.log_sums());
     parallel_for(s.images * s.heads, [&](int64_t job) {
         const Head h{s, job / s.heads, job % s.heads};
         const int64_t l = s.tokens, d = s.d, padded = whole_vectors(l);
         float* memory = scratch(2 * l * d + d * padded + group * padded);
-        float *q_ld = memory, *v_ld = q_ld + l * d, *k_dl = v_ld + l * d, *scores = k_dl + d * padded;
+        float *q_ld = memory, *v_ld = q_ld + l * d, *k_dl = v_ld + l * d,
+              *scores = k_dl + d * padded;
         h.queries(qkv, scales[h.head], q_ld);
         for (int64_t t = 0; t < l; ++t) {
             const float* k = h.row(qkv, 1, t);
@@ -167,18 +175,19 @@ KERNEL(next_scale_attention) {
 // gradient of mixed (B, L, C), qkv, scale, offsets, unit length, mixed, logarithms
 // -> gradients of qkv and of scale
 KERNEL(next_scale_attention_grad) {
-    const Shape s(shapes[1], shapes[2], *ints(params, 4));
-    const float *grad = floats(params, 0), *qkv = floats(params, 1), *scales = floats(params, 2);
-    const float *mixed = floats(params, 5), *log_sums = floats(params, 6);
-    const int32_t* offsets = ints(params, 3);
-    float *grad_qkv = floats(params, 7), *grad_scale = floats(params, 8);
-    expect(whole_scales(offsets, shapes[3], s.tokens));
+    const Shape s(arrays, 1, 2, 4);
+    const float *grad = arrays.get(0, s.mixed()), *qkv = arrays.get(1, s.qkv());
+    const float* scales = arrays.get(2, {s.heads});
+    const int32_t* offsets = offsets_of(arrays, 3, s.tokens);
+    const float *mixed = arrays.get(5, s.mixed()), *log_sums = arrays.get(6, s.log_sums());
+    float *grad_qkv = arrays.get(7, s.qkv()), *grad_scale = arrays.get(8, {s.heads});
     std::vector<float> scale_sums(s.images * s.heads);
     parallel_for(s.images * s.heads, [&](int64_t job) {
         const Head h{s, job / s.heads, job % s.heads};
         const int64_t l = s.tokens, d = s.d, padded = whole_vectors(l);
         float* memory = scratch(6 * l * d + 2 * d * padded + 2 * group * padded + l);
-        float *q_ld = memory, *k_ld = q_ld + l * d, *out_ld = k_ld + l * d;  // out: gradient of mixed
+        float *q_ld = memory, *k_ld = q_ld + l * d,
+              *out_ld = k_ld + l * d;  // out: gradient of mixed
         float *dq_ld = out_ld + l * d, *dk_ld = dq_ld + l * d, *dv_ld = dk_ld + l * d;
         float *k_dl = dv_ld + l * d, *v_dl = k_dl + d * padded, *scores = v_dl + d * padded;
         float *dscores = scores + group * padded, *along_l = dscores + group * padded;
@@ -221,8 +230,8 @@ KERNEL(next_scale_attention_grad) {
             h.copy(dv_ld + t * d, 1, h.row(grad_qkv, 2, t));
             const float* grads[] = {dq_ld, dk_ld};
             for (int part = 0; part < 2; ++part) {
-                // y = scale u, where u is x or x / max(|x|, 1e-12), whose gradient has no share along
-                // x where |x| counts
+                // y = scale u, where u is x or x / max(|x|, 1e-12). The gradient of the latter has
+                // no part along x, unless |x| is below 1e-12.
                 const float *x = h.row(qkv, part, t), *dy = grads[part] + t * d;
                 const float scale = part ? 1 : scales[h.head], factor = h.factor(x, 1);
                 float dot = 0;
@@ -245,7 +254,7 @@ KERNEL(next_scale_attention_grad) {
 }
 
 RESULT_SHAPE(cached_attention) {
-    auto shape = shape_of(ndims, shapes, 0);
+    auto shape = arrays.shape(0);
     shape.back() /= 3;
     return shape;
 }
@@ -254,18 +263,18 @@ RESULT_SHAPE(cached_attention) {
 // keys (B, H, d, L') and values (B, H, L, d): token `begin` and later ones are written there
 // -> mixed (B, l, C)
 KERNEL(cached_attention) {
-    const Shape s(shapes[0], shapes[1], *ints(params, 3));
-    const float *qkv = floats(params, 0), *scales = floats(params, 1);
-    const int64_t begin = *ints(params, 2), keys_row = shapes[4][3], length = shapes[5][2];
-    float* mixed = floats(params, 6);
+    const Shape s(arrays, 0, 1, 3);
+    const float *qkv = arrays.get(0, s.qkv()), *scales = arrays.get(1, {s.heads});
+    const int64_t begin = arrays.element<int32_t>(2);
+    const int64_t keys_row = arrays.sizes<4>(4)[3], length = arrays.sizes<4>(5)[2];
+    float* keys = arrays.get(4, {s.images, s.heads, s.d, keys_row});
+    float* values = arrays.get(5, {s.images, s.heads, length, s.d});
+    float* mixed = arrays.get(6, s.mixed());
     expect(begin >= 0 && begin + s.tokens <= std::min(length, keys_row) && keys_row % lanes == 0);
-    expect(shapes[4][0] == s.images && shapes[4][1] == s.heads && shapes[4][2] == s.d);
-    expect(shapes[5][0] == s.images && shapes[5][1] == s.heads && shapes[5][3] == s.d);
     parallel_for(s.images * s.heads, [&](int64_t job) {
         const Head h{s, job / s.heads, job % s.heads};
         const int64_t d = s.d, end = begin + s.tokens;
-        float *k_dl = floats(params, 4) + job * d * keys_row;
-        float *v_ld = floats(params, 5) + job * length * d;
+        float *k_dl = keys + job * d * keys_row, *v_ld = values + job * length * d;
         float* q_ld = scratch(s.tokens * d + group * whole_vectors(end));
         h.queries(qkv, scales[h.head], q_ld);
         for (int64_t t = 0; t < s.tokens; ++t) {
@@ -273,6 +282,7 @@ KERNEL(cached_attention) {
             h.copy_across(k, h.key_factor(k), k_dl + begin + t, keys_row);
             h.copy(h.row(qkv, 2, t), 1, v_ld + (begin + t) * d);
         }
-        attend(h, 0, s.tokens, end, q_ld, k_dl, keys_row, v_ld, q_ld + s.tokens * d, mixed, nullptr);
+        attend(h, 0, s.tokens, end, q_ld, k_dl, keys_row, v_ld, q_ld + s.tokens * d, mixed,
+               nullptr);
     });
 }

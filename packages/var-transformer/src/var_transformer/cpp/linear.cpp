@@ -1,19 +1,21 @@
 // Affine maps of the last axis, y = x weight^T + bias, and their gradients.
 //
-// oneDNN first copies the weight into its own order, which a few rows of x are not worth: for them
-// both matrices are read as they lie, and every weight once.
+// oneDNN first copies the weight into an order of its own, which does not pay for a few rows of x.
+// For them both matrices are read as they lie, and each weight once.
 
 #include <algorithm>
 
-#include "kernel.h"
-#include "onednn.h"
-#include "shapes.h"
-#include "tile.h"
+#include "common/kernel.h"
+#include "common/threads.h"
+#include "products.h"
 
 namespace {
 
-constexpr int64_t few = 40;  // rows that are multiplied here; measured against oneDNN's
-constexpr int64_t depth_part = 1024, outputs_part = 32;
+constexpr int64_t few = 40;  // rows up to which this is faster than oneDNN, as measured
+constexpr int64_t depth_part = 1024, outputs_part = 32;  // of the weight, 128 KiB, at once
+
+// The largest tile of results: 6 x 4 sums, 4 vectors of b and one of a take 29 of 32 registers.
+constexpr int64_t dots_rows = 6, dots_columns = 4;
 
 // y (R x N) = a (R x depth) b^T (b: N x depth), added to what y holds
 template <int R, int N>
@@ -24,10 +26,10 @@ void dots(int64_t depth, const float* a, int64_t a_row, const float* b, int64_t 
     for (; k + lanes <= depth; k += lanes) {
         Vector right[N];
 #pragma GCC unroll 8
-        for (int j = 0; j < N; ++j) right[j] = *reinterpret_cast<const Vector*>(b + j * b_row + k);
+        for (int j = 0; j < N; ++j) right[j] = load(b + j * b_row + k);
 #pragma GCC unroll 8
         for (int i = 0; i < R; ++i) {
-            const Vector left = *reinterpret_cast<const Vector*>(a + i * a_row + k);
+            const Vector left = load(a + i * a_row + k);
 #pragma GCC unroll 8
             for (int j = 0; j < N; ++j) sums[i][j] += left * right[j];
         }
@@ -46,9 +48,9 @@ void dots(int64_t depth, const float* a, int64_t a_row, const float* b, int64_t 
 using Dots = void (*)(int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t);
 
 template <int R>
-constexpr Dots dots_of[4] = {dots<R, 1>, dots<R, 2>, dots<R, 3>, dots<R, 4>};
-constexpr const Dots* dots_table[6] = {dots_of<1>, dots_of<2>, dots_of<3>,
-                                       dots_of<4>, dots_of<5>, dots_of<6>};
+constexpr Dots dots_of[dots_columns] = {dots<R, 1>, dots<R, 2>, dots<R, 3>, dots<R, 4>};
+constexpr const Dots* dots_table[dots_rows] = {dots_of<1>, dots_of<2>, dots_of<3>,
+                                               dots_of<4>, dots_of<5>, dots_of<6>};
 
 // y (rows x outputs) += x (rows x depth) weight^T
 void multiply_few(int64_t rows, int64_t outputs, int64_t depth, const float* x, const float* weight,
@@ -57,10 +59,10 @@ void multiply_few(int64_t rows, int64_t outputs, int64_t depth, const float* x, 
         const int64_t first = job * outputs_part, last = std::min(outputs, first + outputs_part);
         for (int64_t k = 0; k < depth; k += depth_part) {
             const int64_t deep = std::min(depth_part, depth - k);
-            for (int64_t j = first; j < last; j += 4) {
-                for (int64_t i = 0; i < rows; i += 6) {
-                    const int64_t high = std::min<int64_t>(6, rows - i);
-                    const int64_t wide = std::min<int64_t>(4, last - j);
+            for (int64_t j = first; j < last; j += dots_columns) {
+                for (int64_t i = 0; i < rows; i += dots_rows) {
+                    const int64_t high = std::min(dots_rows, rows - i);
+                    const int64_t wide = std::min(dots_columns, last - j);
                     dots_table[high - 1][wide - 1](deep, x + i * depth + k, depth,
                                                    weight + j * depth + k, depth,
                                                    y + i * outputs + j, outputs);
@@ -70,26 +72,36 @@ void multiply_few(int64_t rows, int64_t outputs, int64_t depth, const float* x, 
     });
 }
 
-int64_t rows_of(const int64_t* shape, int dimensions) {
-    int64_t rows = 1;
-    for (int i = 0; i + 1 < dimensions; ++i) rows *= shape[i];
-    return rows;
-}
+// The shapes of x (..., K) and y (..., N), and the number of their rows
+struct Maps {
+    Arrays::Shape x, y;
+    int64_t rows = 1, depth, outputs;
+
+    // Of arrays x and weight (N, K)
+    Maps(const Arrays& arrays, int at_x, int at_weight) : x(arrays.shape(at_x)), y(x) {
+        const auto weight = arrays.sizes<2>(at_weight);
+        outputs = weight[0], depth = weight[1];
+        expect(!x.empty() && x.back() == depth);
+        y.back() = outputs;
+        for (size_t i = 0; i + 1 < x.size(); ++i) rows *= x[i];
+    }
+};
 
 }  // namespace
 
 RESULT_SHAPE(linear) {
-    auto shape = shape_of(ndims, shapes, 0);
-    shape.back() = shapes[1][0];
-    return shape;
+    auto y = arrays.shape(0);
+    y.back() = arrays.shape(1)[0];
+    return y;
 }
 
 // x (..., K), weight (N, K), bias (N) -> (..., N)
 KERNEL(linear) {
-    const int64_t rows = rows_of(shapes[0], ndims[0]), outputs = shapes[1][0], depth = shapes[1][1];
-    const float *x = floats(params, 0), *weight = floats(params, 1), *bias = floats(params, 2);
-    float* y = floats(params, 3);
-    expect(shapes[0][ndims[0] - 1] == depth && shapes[2][0] == outputs);
+    const Maps maps(arrays, 0, 1);
+    const int64_t rows = maps.rows, outputs = maps.outputs, depth = maps.depth;
+    const float *x = arrays.get(0, maps.x), *weight = arrays.get(1, {outputs, depth});
+    const float* bias = arrays.get(2, {outputs});
+    float* y = arrays.get(3, maps.y);
     if (rows > few) {
         return matrix_product(rows, outputs, depth, {x, depth, 1}, {weight, 1, depth}, bias, y);
     }
@@ -99,15 +111,14 @@ KERNEL(linear) {
 
 // gradient of the result (..., N), x (..., K), weight (N, K) -> gradients of x, weight and bias
 KERNEL(linear_grad) {
-    const int64_t rows = rows_of(shapes[1], ndims[1]), outputs = shapes[2][0], depth = shapes[2][1];
-    const float *grad = floats(params, 0), *x = floats(params, 1), *weight = floats(params, 2);
-    float* grad_bias = floats(params, 5);
-    expect(shapes[1][ndims[1] - 1] == depth && rows_of(shapes[0], ndims[0]) == rows &&
-           shapes[0][ndims[0] - 1] == outputs);
-    matrix_product(rows, depth, outputs, {grad, outputs, 1}, {weight, depth, 1}, nullptr,
-                   floats(params, 3));
-    matrix_product(outputs, depth, rows, {grad, 1, outputs}, {x, depth, 1}, nullptr,
-                   floats(params, 4));
+    const Maps maps(arrays, 1, 2);
+    const int64_t rows = maps.rows, outputs = maps.outputs, depth = maps.depth;
+    const float *grad = arrays.get(0, maps.y), *x = arrays.get(1, maps.x);
+    const float* weight = arrays.get(2, {outputs, depth});
+    float *grad_x = arrays.get(3, maps.x), *grad_weight = arrays.get(4, {outputs, depth});
+    float* grad_bias = arrays.get(5, {outputs});
+    matrix_product(rows, depth, outputs, {grad, outputs, 1}, {weight, depth, 1}, nullptr, grad_x);
+    matrix_product(outputs, depth, rows, {grad, 1, outputs}, {x, depth, 1}, nullptr, grad_weight);
     constexpr int64_t part = 128;
     parallel_for((outputs + part - 1) / part, [&](int64_t job) {
         const int64_t first = job * part, wide = std::min(part, outputs - first);

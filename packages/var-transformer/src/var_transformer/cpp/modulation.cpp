@@ -3,7 +3,6 @@
 #include <cmath>
 
 #include "rows.h"
-#include "shapes.h"
 
 namespace {
 
@@ -29,14 +28,15 @@ struct Statistics {
 
 }  // namespace
 
-RESULT_SHAPE(modulated_norm) { return shape_of(ndims, shapes, 0); }
+RESULT_SHAPE(modulated_norm) { return arrays.shape(0); }
 
 // x (B, L, C), scale (B, 1, C), shift (B, 1, C) -> norm(x) * (1 + scale) + shift
 KERNEL(modulated_norm) {
-    const Rows rows(shapes[0]);
+    const Rows rows(arrays, 0);
     const int64_t c = rows.channels;
-    const float *x = floats(params, 0), *scales = floats(params, 1), *shifts = floats(params, 2);
-    float* y = floats(params, 3);
+    const float *x = arrays.get(0, rows.shape()), *scales = arrays.get(1, rows.one_token());
+    const float* shifts = arrays.get(2, rows.one_token());
+    float* y = arrays.get(3, rows.shape());
     rows.over_chunks([&](int64_t image, int64_t, int64_t begin, int64_t end) {
         const float *scale = scales + image * c, *shift = shifts + image * c;
         for (int64_t r = begin; r < end; ++r) {
@@ -52,10 +52,13 @@ KERNEL(modulated_norm) {
 
 // gradient of the result, x, scale -> gradients of x, scale and shift
 KERNEL(modulated_norm_grad) {
-    const Rows rows(shapes[0]);
+    const Rows rows(arrays, 0);
     const int64_t c = rows.channels;
-    const float *grad = floats(params, 0), *x = floats(params, 1), *scales = floats(params, 2);
-    float* grad_x = floats(params, 3);
+    const float *grad = arrays.get(0, rows.shape()), *x = arrays.get(1, rows.shape());
+    const float* scales = arrays.get(2, rows.one_token());
+    float* grad_x = arrays.get(3, rows.shape());
+    float *grad_scale = arrays.get(4, rows.one_token()),
+          *grad_shift = arrays.get(5, rows.one_token());
     TokenSums of_scale(rows), of_shift(rows);
     rows.over_chunks([&](int64_t image, int64_t chunk, int64_t begin, int64_t end) {
         const float* scale = scales + image * c;
@@ -81,33 +84,36 @@ KERNEL(modulated_norm_grad) {
             }
         }
     });
-    of_scale.add_up(floats(params, 4));
-    of_shift.add_up(floats(params, 5));
+    of_scale.add_up(grad_scale);
+    of_shift.add_up(grad_shift);
 }
 
-RESULT_SHAPE(gated_sum) { return shape_of(ndims, shapes, 0); }
+RESULT_SHAPE(gated_sum) { return arrays.shape(0); }
 
 // x (B, L, C), branch (B, L, C), gate (B, 1, C) -> x + gate * branch
 KERNEL(gated_sum) {
-    const Rows rows(shapes[0]);
+    const Rows rows(arrays, 0);
     const int64_t c = rows.channels;
-    const float *x = floats(params, 0), *branch = floats(params, 1), *gates = floats(params, 2);
-    float* y = floats(params, 3);
+    const float *x = arrays.get(0, rows.shape()), *branch = arrays.get(1, rows.shape());
+    const float* gates = arrays.get(2, rows.one_token());
+    float* y = arrays.get(3, rows.shape());
     rows.over_chunks([&](int64_t image, int64_t, int64_t begin, int64_t end) {
         const float* gate = gates + image * c;
         for (int64_t r = begin; r < end; ++r) {
 #pragma omp simd
-            for (int64_t j = 0; j < c; ++j) y[r * c + j] = x[r * c + j] + gate[j] * branch[r * c + j];
+            for (int64_t j = 0; j < c; ++j)
+                y[r * c + j] = x[r * c + j] + gate[j] * branch[r * c + j];
         }
     });
 }
 
 // gradient of the result, branch, gate -> gradients of branch and gate; that of x is the result's
 KERNEL(gated_sum_grad) {
-    const Rows rows(shapes[0]);
+    const Rows rows(arrays, 0);
     const int64_t c = rows.channels;
-    const float *grad = floats(params, 0), *branch = floats(params, 1), *gates = floats(params, 2);
-    float* grad_branch = floats(params, 3);
+    const float *grad = arrays.get(0, rows.shape()), *branch = arrays.get(1, rows.shape());
+    const float* gates = arrays.get(2, rows.one_token());
+    float *grad_branch = arrays.get(3, rows.shape()), *grad_gate = arrays.get(4, rows.one_token());
     TokenSums of_gate(rows);
     rows.over_chunks([&](int64_t image, int64_t chunk, int64_t begin, int64_t end) {
         const float* gate = gates + image * c;
@@ -120,5 +126,5 @@ KERNEL(gated_sum_grad) {
             }
         }
     });
-    of_gate.add_up(floats(params, 4));
+    of_gate.add_up(grad_gate);
 }

@@ -4,13 +4,21 @@
 #include <algorithm>
 #include <vector>
 
-#include "kernel.h"
+#include "common/kernel.h"
+#include "common/threads.h"
 
 struct Rows {
-    static constexpr int64_t chunk = 16;  // tokens whose sums one thread takes, whatever their number
+    static constexpr int64_t chunk = 16;  // tokens: sums do not depend on the number of threads
     int64_t images, tokens, channels;
 
-    explicit Rows(const int64_t* x_blc) : images(x_blc[0]), tokens(x_blc[1]), channels(x_blc[2]) {}
+    // Of array x (B, L, C)
+    Rows(const Arrays& arrays, int x) {
+        const auto x_blc = arrays.sizes<3>(x);
+        images = x_blc[0], tokens = x_blc[1], channels = x_blc[2];
+    }
+
+    Arrays::Shape shape() const { return {images, tokens, channels}; }
+    Arrays::Shape one_token() const { return {images, 1, channels}; }
 
     int64_t chunks() const { return (tokens + chunk - 1) / chunk; }
 

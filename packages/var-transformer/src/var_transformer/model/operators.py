@@ -12,21 +12,16 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
-from var_tokenizer.common import KernelLibrary
+from var_tokenizer.common import KernelLibrary, on_cpu
 
 from var_transformer import ascend_c
 
 _kernels = KernelLibrary("var_transformer._kernels")
 
 
-def on_cpu() -> bool:
-    """Whether cells built now run on the CPU."""
-    return ms.get_context("device_target") == "CPU"
-
-
 def kernels() -> KernelLibrary | None:
     """The C++ kernels, for float32 arrays; None where cells built now cannot use them."""
-    return _kernels if on_cpu() and _kernels.path is not None else None
+    return _kernels.if_usable()
 
 
 class _KernelGelu(nn.Cell):

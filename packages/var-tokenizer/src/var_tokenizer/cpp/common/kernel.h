@@ -1,14 +1,90 @@
-// What every kernel of this library shares: how MindSpore calls it, and what it returns.
+// What every kernel shares: how MindSpore calls it, how it checks its arrays, what it returns.
 #pragma once
 
+#include <array>
+#include <climits>
 #include <cstdint>
+#include <cstring>
 #include <new>
 #include <stdexcept>
+#include <vector>
 
-#include "threads.h"
+// Only these names leave a library: all libraries of a process have the same others.
+#define EXPORT extern "C" __attribute__((visibility("default")))
 
 // What a kernel returns. All but `done` make MindSpore raise an error that names the kernel.
 enum Status { done = 0, failed = 1, out_of_memory = 2, unfit_arrays = 3 };
+
+// Ends a kernel whose arrays do not fit each other, before it writes anything.
+inline void expect(bool fits) {
+    if (!fits) throw std::invalid_argument("arrays do not fit each other");
+}
+
+template <typename T>
+constexpr const char* name_of = nullptr;  // as MindSpore calls the type
+template <>
+inline constexpr const char* name_of<float> = "float32";
+template <>
+inline constexpr const char* name_of<int32_t> = "int32";
+template <>
+inline constexpr const char* name_of<bool> = "bool";
+
+// The arrays of a call, all of them dense: the inputs, then the outputs. A kernel gets each by
+// saying what it must be; one that is not, or is missing, ends the kernel.
+class Arrays {
+   public:
+    using Shape = std::vector<int64_t>;
+
+    Arrays(int count, void** data, int* axes, int64_t** sizes, const char** types)
+        : count_(count), data_(data), axes_(axes), sizes_(sizes), types_(types) {}
+
+    Shape shape(int i) const {
+        expect(i < count_);
+        return Shape(sizes_[i], sizes_[i] + axes_[i]);
+    }
+
+    // The shape of array i, which has N axes.
+    template <size_t N>
+    std::array<int64_t, N> sizes(int i) const {
+        expect(i < count_ && axes_[i] == N);
+        std::array<int64_t, N> found;
+        std::memcpy(found.data(), sizes_[i], sizeof found);
+        return found;
+    }
+
+    int64_t size(int i) const {
+        int64_t size = 1;
+        for (int64_t n : shape(i)) size *= n;
+        return size;
+    }
+
+    // Array i, which has this shape.
+    template <typename T = float>
+    T* get(int i, const Shape& expected) const {
+        expect(shape(i) == expected);
+        return typed<T>(i);
+    }
+
+    // The only element of array i.
+    template <typename T = float>
+    T element(int i) const {
+        expect(size(i) == 1);
+        return *typed<T>(i);
+    }
+
+   private:
+    template <typename T>
+    T* typed(int i) const {
+        expect(!types_ || std::strcmp(types_[i], name_of<T>) == 0);
+        return static_cast<T*>(data_[i]);
+    }
+
+    int count_;
+    void** data_;
+    int* axes_;
+    int64_t** sizes_;
+    const char** types_;
+};
 
 // Runs a kernel; what it throws becomes a status, because MindSpore, in C, can catch nothing.
 template <typename Work>
@@ -25,21 +101,21 @@ int status_of(Work work) {
     }
 }
 
-// Ends a kernel whose arrays do not fit each other before it writes anything.
-inline void expect(bool fits) {
-    if (!fits) throw std::invalid_argument("arrays do not fit each other");
-}
+// Defines a function with the signature of ops.Custom(func_type="aot"). Its body sees `arrays`,
+// returns nothing, and throws where it fails.
+#define KERNEL(name)                                                                               \
+    static void name##_body(const Arrays& arrays);                                                 \
+    EXPORT int name(int count, void** data, int* axes, int64_t** sizes, const char** types, void*, \
+                    void*) {                                                                       \
+        return status_of([&] { name##_body(Arrays(count, data, axes, sizes, types)); });           \
+    }                                                                                              \
+    static void name##_body(const Arrays& arrays)
 
-// Defines a function with the signature of ops.Custom(func_type="aot"): inputs come first in
-// `params`, then outputs, all of them dense; `shapes[i]` has `ndims[i]` entries. The body returns
-// nothing and throws where it fails.
-#define KERNEL(name)                                                                           \
-    static void name##_body(void** params, int* ndims, int64_t** shapes);                      \
-    extern "C" int name(int, void** params, int* ndims, int64_t** shapes, const char**, void*, \
-                        void*) {                                                               \
-        return status_of([&] { name##_body(params, ndims, shapes); });                         \
-    }                                                                                          \
-    static void name##_body([[maybe_unused]] void** params, [[maybe_unused]] int* ndims,       \
-                            [[maybe_unused]] int64_t** shapes)
-
-inline float* floats(void** params, int i) { return static_cast<float*>(params[i]); }
+// Defines what MindSpore asks for where a graph is compiled for sizes not yet known: the shape of
+// the one result of kernel `name`, from the shapes of `arrays`, which have no data.
+#define RESULT_SHAPE(name)                                                            \
+    static std::vector<int64_t> name##_shape(const Arrays& arrays);                   \
+    EXPORT std::vector<int64_t> name##InferShape(int* axes, int64_t** sizes, void*) { \
+        return name##_shape(Arrays(INT_MAX, nullptr, axes, sizes, nullptr));          \
+    }                                                                                 \
+    static std::vector<int64_t> name##_shape(const Arrays& arrays)

@@ -3,9 +3,6 @@
 #include <dlfcn.h>
 
 #include <functional>
-#include <mutex>
-
-#include "threads.h"
 
 namespace onednn {
 
@@ -32,51 +29,49 @@ class Threads {
     virtual ~Threads() = default;
 } threads;
 
-bool processor_is_the_one_built_for() {
-    __builtin_cpu_init();
-#ifdef __AVX2__
-    if (!__builtin_cpu_supports("avx2")) return false;
-#endif
-#ifdef __FMA__
-    if (!__builtin_cpu_supports("fma")) return false;
-#endif
-#ifdef __AVX512F__
-    if (!__builtin_cpu_supports("avx512f")) return false;
-#endif
-#ifdef __AVX512VL__
-    if (!__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq") ||
-        !__builtin_cpu_supports("avx512bw"))
-        return false;
-#endif
-    return true;
-}
-
-int open(const char* path) {
-    if (!processor_is_the_one_built_for()) return 1;
-    void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    if (!library) return 2;
-#define ONEDNN_LOAD(name, result, ...)                                                \
-    name = reinterpret_cast<result (*)(__VA_ARGS__)>(dlsym(library, "dnnl_" #name)); \
-    if (!name) return 3;
-    ONEDNN_FUNCTIONS(ONEDNN_LOAD)
-#undef ONEDNN_LOAD
-    if (engine_create(&engine, cpu, 0)) return 4;
-    return threadpool_interop_stream_create(&stream, engine, &threads) ? 4 : 0;
-}
-
 }  // namespace
 
-}  // namespace onednn
-
-// Readies the kernels; `path` is oneDNN's shared library, the rest are functions of threads.h, for
-// libraries that have none of their own. 0 if the kernels can be used in this process. Any thread
-// may call at any time: once they are ready, nothing changes.
-extern "C" int open_kernels(const char* path, const void*, const void*) {
-    static std::mutex mutex;
-    static bool ready = false;
-    std::lock_guard<std::mutex> lock(mutex);
-    if (ready) return 0;
-    const int status = onednn::open(path);
-    ready = status == 0;
-    return status;
+bool open(const char* path) {
+    void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!library) return false;
+#define ONEDNN_LOOK_UP(name, result, ...)                                            \
+    name = reinterpret_cast<result (*)(__VA_ARGS__)>(dlsym(library, "dnnl_" #name)); \
+    if (!name) return false;
+    ONEDNN_FUNCTIONS(ONEDNN_LOOK_UP)
+#undef ONEDNN_LOOK_UP
+    return !engine_create(&engine, cpu, 0) &&
+           !threadpool_interop_stream_create(&stream, engine, &threads);
 }
+
+Desc strided(std::initializer_list<int64_t> sizes, std::initializer_list<int64_t> strides) {
+    dnnl_memory_desc* desc;
+    check(memory_desc_create_with_strides(&desc, int(sizes.size()), sizes.begin(), f32,
+                                          strides.begin()));
+    return Desc(desc);
+}
+
+Memory memory_of(const dnnl_memory_desc* desc) {
+    dnnl_memory* memory;
+    check(memory_create(&memory, desc, engine, nullptr));
+    return Memory(memory);
+}
+
+Primitive primitive_of(const dnnl_primitive_desc* desc) {
+    dnnl_primitive* primitive;
+    check(primitive_create(&primitive, desc));
+    return Primitive(primitive);
+}
+
+Attr with_scratchpad() {
+    dnnl_primitive_attr* raw;
+    check(primitive_attr_create(&raw));
+    Attr attr(raw);
+    check(primitive_attr_set_scratchpad_mode(raw, user_scratchpad));
+    return attr;
+}
+
+void execute(const Primitive& primitive, const std::vector<Argument>& arguments) {
+    check(primitive_execute(primitive.get(), stream, int(arguments.size()), arguments.data()));
+}
+
+}  // namespace onednn

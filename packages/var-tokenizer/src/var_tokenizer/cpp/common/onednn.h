@@ -1,12 +1,15 @@
-// The part of oneDNN's C interface that the convolutions need (https://uxlfoundation.github.io/oneDNN).
+// The part of oneDNN's C interface that the kernels need (https://uxlfoundation.github.io/oneDNN).
 //
-// MindSpore ships the library without its headers, and the functions are looked up at run time, so
-// that building needs neither. Names and values are those of oneDNN 3.
+// MindSpore ships the library without its headers. Functions are looked up at run time, so that
+// building needs neither. Names and values are those of oneDNN 3.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
+#include <memory>
 #include <stdexcept>
+#include <vector>
 
 #include "threads.h"
 
@@ -20,15 +23,20 @@ struct dnnl_primitive_attr;
 
 namespace onednn {
 
-constexpr int max_dims = 12;
-using Dims = int64_t[max_dims];
 struct Argument {
     int index;
     dnnl_memory* memory;
 };
 
-enum { cpu = 1, f32 = 3, any = 1, forward_training = 64, convolution_direct = 1, user_scratchpad = 1 };
-enum { query_src = 129, query_weights = 131, query_diff_weights = 132, query_scratchpad = 136 };
+enum {
+    cpu = 1,
+    f32 = 3,
+    any = 1,
+    forward_training = 64,
+    convolution_direct = 1,
+    user_scratchpad = 1
+};
+enum { query_weights = 131, query_diff_weights = 132, query_scratchpad = 136 };
 enum {
     arg_src = 1,
     arg_dst = 17,
@@ -71,6 +79,9 @@ enum {
       dnnl_engine*, int, const dnnl_memory_desc*, const dnnl_memory_desc*,                        \
       const dnnl_memory_desc*, const dnnl_memory_desc*, const int64_t*, const int64_t*,           \
       const int64_t*, const int64_t*, const dnnl_primitive_desc*, const dnnl_primitive_attr*)     \
+    F(matmul_primitive_desc_create, int, dnnl_primitive_desc**, dnnl_engine*,                     \
+      const dnnl_memory_desc*, const dnnl_memory_desc*, const dnnl_memory_desc*,                  \
+      const dnnl_memory_desc*, const dnnl_primitive_attr*)                                        \
     F(reorder_primitive_desc_create, int, dnnl_primitive_desc**, const dnnl_memory_desc*,         \
       dnnl_engine*, const dnnl_memory_desc*, dnnl_engine*, const dnnl_primitive_attr*)            \
     F(primitive_desc_query_md, const dnnl_memory_desc*, const dnnl_primitive_desc*, int, int)     \
@@ -86,12 +97,33 @@ ONEDNN_FUNCTIONS(ONEDNN_DECLARE)
 extern dnnl_engine* engine;
 extern dnnl_stream* stream;  // its work runs on the threads of threads.h
 
+// Looks up the functions in the shared library at `path`; false where one is missing or fails.
+bool open(const char* path);
+
 inline void check(int status) {
     if (status) throw std::runtime_error("oneDNN refused");
 }
 
-// Does `work` while oneDNN plans for all threads of threads.h in this thread. Before and after, it plans
-// for as many as MindSpore says.
+template <typename T, int (*&destroy)(T*)>
+struct Destroy {
+    void operator()(T* object) const { destroy(object); }
+};
+using Desc = std::unique_ptr<dnnl_memory_desc, Destroy<dnnl_memory_desc, memory_desc_destroy>>;
+using Memory = std::unique_ptr<dnnl_memory, Destroy<dnnl_memory, memory_destroy>>;
+using Attr =
+    std::unique_ptr<dnnl_primitive_attr, Destroy<dnnl_primitive_attr, primitive_attr_destroy>>;
+using PrimitiveDesc =
+    std::unique_ptr<dnnl_primitive_desc, Destroy<dnnl_primitive_desc, primitive_desc_destroy>>;
+using Primitive = std::unique_ptr<dnnl_primitive, Destroy<dnnl_primitive, primitive_destroy>>;
+
+Desc strided(std::initializer_list<int64_t> sizes, std::initializer_list<int64_t> strides);
+Memory memory_of(const dnnl_memory_desc* desc);
+Primitive primitive_of(const dnnl_primitive_desc* desc);
+Attr with_scratchpad();  // a primitive's attributes: the caller brings its scratchpad
+void execute(const Primitive& primitive, const std::vector<Argument>& arguments);
+
+// Does `work` while oneDNN plans for all threads of threads.h in this thread. Before and after, it
+// plans for as many as MindSpore says.
 template <typename Work>
 void on_all_threads(Work work) {
     int before;

@@ -1,14 +1,17 @@
+// Readies a library; var_tokenizer/common/kernels.py calls it.
+
 #include <mutex>
 
 #include "kernel.h"
 #include "onednn.h"
+#include "threads.h"
 
-int (*thread_count)() = nullptr;
-void (*run_jobs)(int64_t, void (*)(void*, int64_t), void*) = nullptr;
+ThreadPool thread_pool;
 
 namespace {
 
-bool processor_is_the_one_built_for() {
+// Whether the processor has what the compiler was told of the processor to build for.
+bool processor_fits() {
     __builtin_cpu_init();
 #ifdef __AVX2__
     if (!__builtin_cpu_supports("avx2")) return false;
@@ -29,17 +32,17 @@ bool processor_is_the_one_built_for() {
 
 }  // namespace
 
-// Readies the kernels (see var_tokenizer.KernelLibrary); 0 if they can be used in this process. Any
-// thread may call at any time: once they are ready, nothing changes.
-extern "C" int open_kernels(const char* onednn, const void* count, const void* run) {
+// 0 if the kernels can be used in this process: 1 if the processor, 2 if oneDNN is another than
+// they need. `path` is oneDNN's library, the rest is a ThreadPool. Any thread may call at any time:
+// once the kernels are ready, nothing changes.
+EXPORT int open_kernels(const char* path, decltype(ThreadPool::thread_count) thread_count,
+                        decltype(ThreadPool::run_jobs) run_jobs) {
     static std::mutex mutex;
     static bool ready = false;
     std::lock_guard<std::mutex> lock(mutex);
     if (ready) return 0;
-    if (!processor_is_the_one_built_for()) return 1;
-    thread_count = reinterpret_cast<int (*)()>(const_cast<void*>(count));
-    run_jobs = reinterpret_cast<void (*)(int64_t, void (*)(void*, int64_t), void*)>(
-        const_cast<void*>(run));
-    ready = open_onednn(onednn);
+    if (!processor_fits()) return 1;
+    thread_pool = {thread_count, run_jobs};
+    ready = onednn::open(path);
     return ready ? 0 : 2;
 }

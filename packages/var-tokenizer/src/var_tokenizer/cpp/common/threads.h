@@ -1,24 +1,23 @@
-// The threads that all kernels share.
+// Loops over the threads that all kernels of a process share.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <exception>
 #include <type_traits>
 
-// Says how many threads shall work; without effect after the first call. One where nobody calls,
-// and fewer where the system gives no more.
-extern "C" void start_threads(int count);
+// The functions of thread_pool.cpp, which only var_tokenizer's library has: open_kernels gets them.
+struct ThreadPool {
+    int (*thread_count)();
+    void (*run_jobs)(int64_t jobs, void (*work)(void* context, int64_t job), void* context);
+};
+extern ThreadPool thread_pool;
 
-// How many threads work.
-extern "C" int thread_count();
+inline int thread_count() { return thread_pool.thread_count(); }
 
-// work(context, i) for every i of 0 .. jobs - 1, on whichever thread is free; returns when all
-// are done. Within a job, and while another call has the threads, the caller does them alone.
-// Any thread may call at any time. `work` must not throw.
-extern "C" void run_jobs(int64_t jobs, void (*work)(void* context, int64_t job), void* context);
-
-// As run_jobs, for any function object. What a job throws, first, is thrown here after all jobs.
+// work(i) for every i of 0 .. jobs - 1, on whichever thread is free; returns when all are done.
+// Throws what a job threw first. Any thread may call at any time.
 template <typename Work>
 void parallel_for(int64_t jobs, Work&& work) {
     struct Call {
@@ -26,7 +25,7 @@ void parallel_for(int64_t jobs, Work&& work) {
         std::atomic_flag failed = ATOMIC_FLAG_INIT;
         std::exception_ptr error = nullptr;
     } call{work};
-    run_jobs(
+    thread_pool.run_jobs(
         jobs,
         [](void* context, int64_t job) {
             Call& call = *static_cast<Call*>(context);
@@ -38,4 +37,16 @@ void parallel_for(int64_t jobs, Work&& work) {
         },
         &call);
     if (call.error) std::rethrow_exception(call.error);
+}
+
+constexpr int64_t chunk_size = 1 << 14;
+
+inline int64_t chunks_of(int64_t size) { return (size + chunk_size - 1) / chunk_size; }
+
+// work(i, begin, end) for every chunk i of 0 .. size - 1. Chunks do not depend on the number of
+// threads.
+template <typename Work>
+void over_chunks(int64_t size, Work work) {
+    parallel_for(chunks_of(size),
+                 [&](int64_t i) { work(i, i * chunk_size, std::min(size, (i + 1) * chunk_size)); });
 }
