@@ -1,6 +1,5 @@
 import logging
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,80 +197,16 @@ def test_ten_unreadable_images_pass_and_eleven_stop_with_the_list(tmp_path, memo
     assert all(str(path) in str(caught.value) for path in broken)
 
 
-# Kinds of images
-
-
-def write_image(folder, image, suffix="png", **options):
-    path = Path(folder) / f"image.{suffix}"
-    image.save(path, **options)
-    return path
+# One image
 
 
 def test_an_image_is_resized_to_cover_and_cropped_to_its_centre(tmp_path):
     wide = np.zeros((20, 60, 3), np.uint8)
     wide[:, 20:40] = (0, 200, 0)
     wide[:, 40:] = 255
-    path = write_image(tmp_path, Image.fromarray(wide))
+    path = tmp_path / "image.png"
+    Image.fromarray(wide).save(path)
     whole, cropped = read_image(path, (10, 30)), read_image(path, (10, 10))
     assert cropped.shape == (10, 10, 3) and cropped.dtype == np.uint8
     np.testing.assert_array_equal(cropped, whole[:, 10:20])
     assert whole[:, [0, 15, 29]].tolist() == [[[0, 0, 0], [0, 200, 0], [255, 255, 255]]] * 10
-
-
-def test_an_image_of_one_pixel_is_enlarged(tmp_path):
-    path = write_image(tmp_path, Image.new("RGB", (1, 1), (9, 8, 7)))
-    assert (read_image(path, SIZE) == (9, 8, 7)).all()
-
-
-def test_a_16_bit_image_is_scaled_not_clipped(tmp_path):
-    grey = np.tile(np.array([0, 0x2000, 0x8000, 0xFFFF], np.uint16), (4, 1))
-    path = write_image(tmp_path, Image.fromarray(grey))
-    with Image.open(path) as image:
-        assert image.mode.startswith("I")
-    image_yxc = read_image(path, (4, 4))
-    assert image_yxc[0].tolist() == [[v] * 3 for v in (0, 0x20, 0x80, 0xFF)]
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "P"])
-def test_black_and_white_greyscale_and_palette_images_become_rgb(tmp_path, mode):
-    stripes = Image.new("RGB", (4, 4), "black")
-    stripes.paste("white", (2, 0, 4, 4))
-    image_yxc = read_image(write_image(tmp_path, stripes.convert(mode)), (4, 4))
-    assert image_yxc[0].tolist() == [[0] * 3, [0] * 3, [255] * 3, [255] * 3]
-
-
-def test_a_cmyk_photograph_keeps_its_colours(tmp_path):
-    red = Image.new("RGB", (16, 16), (220, 30, 40)).convert("CMYK")
-    image_yxc = read_image(write_image(tmp_path, red, "jpg", quality=95), (16, 16))
-    assert np.abs(image_yxc.astype(int) - (220, 30, 40)).max() <= 4
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparency_is_laid_over_white(tmp_path, mode):
-    image = Image.new("RGBA", (4, 4), (0, 0, 0, 255))
-    image.paste((0, 0, 0, 0), (2, 0, 4, 4))
-    image = image.quantize(4) if mode == "P" else image.convert(mode)
-    image_yxc = read_image(write_image(tmp_path, image), (4, 4))
-    assert image_yxc[0].tolist() == [[0] * 3, [0] * 3, [255] * 3, [255] * 3]
-
-
-def test_half_transparent_red_over_white_is_pink(tmp_path):
-    path = write_image(tmp_path, Image.new("RGBA", (4, 4), (255, 0, 0, 128)))
-    assert (read_image(path, (4, 4)) == (255, 127, 127)).all()
-
-
-def test_a_photograph_is_turned_as_its_exif_says(tmp_path):
-    lying = Image.new("RGB", (32, 16), "black")
-    lying.paste("white", (0, 0, 16, 16))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise by a quarter
-    image_yxc = read_image(write_image(tmp_path, lying, "jpg", exif=exif), (32, 16))
-    assert image_yxc[:8].min() > 240 and image_yxc[-8:].max() < 15
-
-
-@pytest.mark.parametrize("content", [b"", b"%!PS-Adobe-3.0", b"no image at all"])
-def test_a_file_that_is_no_image_is_an_error_that_names_it(tmp_path, content):
-    path = tmp_path / "fake.jpg"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=r"fake\.jpg: not a readable image; expected PNG, JPEG"):
-        read_image(path, SIZE)

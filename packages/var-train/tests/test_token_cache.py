@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 from var_tokenizer import Tokenizer, TokenizerConfig
-from var_tokenizer.common import InputError, to_model_range
+from var_tokenizer.common import InputError, arrays_checksum, to_model_range
 from var_train.data.image_sources import load_image_tree
 from var_train.data.token_cache import TokenCache
 from var_train.tokenize import TokenizeConfig, tokenize
@@ -87,6 +88,18 @@ def test_a_second_run_writes_what_is_missing_or_damaged_and_nothing_else(work, t
     assert whole.stat().st_mtime_ns == before
     for path in (missing, damaged):
         assert path.read_bytes() == (work / "cache" / "train" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(("name", "value"), [("ids", 16), ("flipped", 999), ("labels", 2)])
+def test_tokens_out_of_range_are_refused_whatever_their_checksum(work, tmp_path, name, value):
+    shutil.copytree(work / "cache", tmp_path / "cache")
+    path = tmp_path / "cache" / "val" / "00000.safetensors"
+    arrays = load_file(path)
+    arrays[name].flat[-1] = value
+    tokens = {key: arrays[key] for key in ("ids", "flipped", "labels")}
+    save_file(arrays, path, {"sha256": arrays_checksum(tokens)})
+    with pytest.raises(InputError, match=r"00000\.safetensors: missing or damaged"):
+        TokenCache(tmp_path / "cache", "val", Tokenizer.load(work / "tokenizer.safetensors"))
 
 
 def test_tokens_of_another_tokenizer_are_refused(work):

@@ -8,7 +8,8 @@ from var_tokenizer import Tokenizer
 from var_tokenizer.common import check_integer, quoted
 from var_tokenizer.common.command import exit_codes, read_settings
 
-from var_train.data.image_sources import load_image_tree
+from var_train.data.folder_scan import scan_tree
+from var_train.data.image_sources import ImageFolder
 from var_train.data.token_cache import write_cache
 from var_train.parallel import workers
 from var_train.parallel.watch import watched
@@ -20,7 +21,7 @@ log = logging.getLogger("var_train")
 class TokenizeConfig:
     """Encode an image tree into a token cache, each image as it is and mirrored.
 
-    The same command goes on where a killed one stopped. Under msrun the workers share the work.
+    If it is killed, the same command goes on where it stopped. Under msrun, workers share the work.
     """
 
     tokenizer: Path
@@ -30,13 +31,14 @@ class TokenizeConfig:
     out: Path
     """The folder of the cache."""
     val_fraction: float | None = None
-    """Share of each class that is held out to validate on, where DATA has no val."""
+    """Share of each class to hold out for validation, if DATA has no val."""
     batch: int = 32
     """Images at once."""
     shard: int = 4096
     """Images a file."""
 
     def __post_init__(self) -> None:
+        """Raises InputError for a value below 1."""
         check_integer("batch", self.batch, 1)
         check_integer("shard", self.shard, 1)
 
@@ -45,10 +47,8 @@ def tokenize(config: TokenizeConfig) -> None:
     """Carries out ``config``; raises InputError for unusable files before it encodes."""
     tokenizer = Tokenizer.load(config.tokenizer)
     size = tokenizer.config.image_size
-    train, val = load_image_tree(
-        config.data, size, val_fraction=config.val_fraction, memory_limit=0
-    )
-    splits = {"train": train, "val": val}
+    train, val = scan_tree(config.data, config.val_fraction)
+    splits = {"train": ImageFolder(train, size), "val": ImageFolder(val, size)}
     write_cache(tokenizer, splits, config.out, config.shard, config.batch)
     log.info("wrote %s", quoted(config.out.resolve()))
 

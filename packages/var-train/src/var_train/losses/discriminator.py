@@ -1,4 +1,4 @@
-"""The patch discriminator that sharpens reconstructions (PatchGAN, arXiv:1611.07004)."""
+"""The adversarial loss: a patch discriminator sharpens reconstructions (arXiv:1611.07004)."""
 
 from dataclasses import dataclass, field
 
@@ -19,11 +19,11 @@ class AdversaryConfig:
     weight: float = 0.0
     """Of the adversarial loss, before the adaptive weight; 0 trains without a discriminator."""
     start: float = 0.5
-    """Fraction of the steps that train without it, until reconstructions are worth judging."""
+    """Share of the steps before it starts, while reconstructions are not worth judging yet."""
     channels: int = 64
-    """Width of the discriminator's first layer, a multiple of 32."""
+    """Channels of the discriminator's first layer, a multiple of 32."""
     layers: int = 2
-    """Halvings of the resolution; each doubles the width, up to 8 times ``channels``."""
+    """Halvings of the resolution; each doubles the channels, up to 8 times the first layer's."""
     augment: bool = True
     """Shift, recolour and cut what the discriminator sees (``data.augmentation``)."""
     optimizer: AdamWConfig = field(
@@ -41,10 +41,9 @@ class AdversaryConfig:
 
 
 class PatchDiscriminator(nn.Cell):
-    """Images (B, Y, X, 3) to a logit for each patch, (B, y, x, 1): real is positive.
+    """Images (B, Y, X, 3) in [-1, 1] to a logit for each patch, (B, y, x, 1): real is positive.
 
-    Group norm stands where the original has batch norm, so that a judgement depends on its image
-    alone.
+    It has group norm where the original has batch norm, so a judgement depends on its image alone.
     """
 
     def __init__(self, config: AdversaryConfig, rng: np.random.Generator) -> None:
@@ -70,14 +69,14 @@ class PatchDiscriminator(nn.Cell):
 
 
 def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """The discriminator's loss: logits of real patches above 1, of reconstructed below -1."""
+    """The discriminator's loss: 0 if all real logits are above 1, all reconstructed below -1."""
     return 0.5 * (ops.relu(1 - real).mean() + ops.relu(1 + fake).mean())
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor) -> Tensor:
-    """The weight of the adversarial loss that VQGAN gives it (arXiv:2012.09841, equation 7).
+    """VQGAN's weight of the adversarial loss (arXiv:2012.09841, equation 7), at most 1e4.
 
-    Both are a loss's gradient at the decoder's last layer; the weight, at most 1e4, makes them
+    Both arguments are gradients of a loss at the decoder's last layer; the weight makes them
     equally long.
     """
     ratio = _norm(reconstruction) / (_norm(adversarial) + 1e-4)
