@@ -1,8 +1,8 @@
 """The convolutional encoder and decoder around the quantizer (arXiv:2012.09841, VQGAN).
 
-Feature maps are channels-last, (B, Y, X, C). Cells and parameters are named as in the published
-checkpoints. A cell takes a NumPy generator to draw its initial weights from, or None for weights
-that a file will supply.
+Feature maps are channels-last, (B, Y, X, C). Cells and parameters have the names of the published
+checkpoints. A cell draws its initial weights from a NumPy generator; None means that a file will
+supply them (``initialization.py``).
 """
 
 from mindspore import Tensor, nn, ops
@@ -13,7 +13,7 @@ from var_tokenizer.operators import conv2d, conv2d_plus, group_norm, upsampled_c
 
 
 class Conv2d(nn.Cell):
-    """A convolution; ``weight`` is (O, k, k, I), the layout the CPU's matrix product wants."""
+    """A convolution. ``weight`` is (O, k, k, I), the layout that the matrix product wants."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Conv2d(nn.Cell):
 
 
 class Conv2dPlus(Conv2d):
-    """A convolution of stride 1, and the addition of what it refines."""
+    """A convolution of stride 1 that adds its result to another map."""
 
     def __init__(self, rng: Rng, channels_in: int, channels_out: int, kernel: int) -> None:
         super().__init__(rng, channels_in, channels_out, kernel)
@@ -44,7 +44,7 @@ class Conv2dPlus(Conv2d):
 
 
 class UpsampledConv2d(Conv2d):
-    """A 3x3 convolution of the map with its rows and columns repeated."""
+    """A 3x3 convolution after doubling rows and columns by repetition."""
 
     def __init__(self, rng: Rng, channels: int) -> None:
         super().__init__(rng, channels, channels, 3)
@@ -52,7 +52,7 @@ class UpsampledConv2d(Conv2d):
 
 
 class GroupNorm(nn.Cell):
-    """Normalizes 32 groups of channels; learned gain ``weight`` and ``bias`` a channel."""
+    """Normalizes 32 groups of channels; each channel has a learned gain ``weight`` and ``bias``."""
 
     silu = False
 
@@ -66,7 +66,7 @@ class GroupNorm(nn.Cell):
 
 
 class NormSilu(GroupNorm):
-    """silu(norm(x)), what every convolution inside reads; silu is x * sigmoid(x)."""
+    """silu(norm(x)), which every inner convolution reads; silu(x) is x * sigmoid(x)."""
 
     silu = True
 
@@ -90,7 +90,7 @@ class ResidualBlock(nn.Cell):
 
 
 class PixelAttention(nn.Cell):
-    """Residual single-head self-attention between the pixels of a map."""
+    """Residual single-head self-attention among the pixels of a map."""
 
     def __init__(self, rng: Rng, channels: int) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class Middle(nn.Cell):
 
 
 class Downsample(nn.Cell):
-    """Halves rows and columns by a strided convolution that is padded after only."""
+    """Halves rows and columns by a strided convolution, padded at the end only."""
 
     def __init__(self, rng: Rng, channels: int) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class Upsample(nn.Cell):
 
 
 class Level(nn.Cell):
-    """The blocks of one resolution (with attention each at the coarsest), then the resize."""
+    """The blocks of one resolution, with attention after each at the coarsest, then the resize."""
 
     def __init__(
         self,
@@ -237,7 +237,7 @@ class Decoder(nn.Cell):
         self.conv_out = Conv2d(rng, widths[0], 3, 3)
 
     def features(self, latent_byxz: Tensor) -> Tensor:
-        """What the last convolution reads: (B, H, W, channels)."""
+        """The input of the last convolution: (B, H, W, channels)."""
         x_byxc = self.mid(self.conv_in(latent_byxz))
         for i in range(len(self.up) - 1, -1, -1):
             x_byxc = self.up[i](x_byxc)

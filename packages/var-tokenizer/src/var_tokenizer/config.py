@@ -11,29 +11,24 @@ GROUPS = 32  # of every group norm, as published
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Architecture of the multi-scale VQ autoencoder.
-
-    The defaults of the class are the published sizes.
-    """
+    """Architecture of the multi-scale VQ autoencoder. The defaults are the published sizes."""
 
     vocab_size: int = 4096
-    """Entries of the codebook that all scales share."""
+    """Number of codes in the codebook, which all scales share."""
     latent_channels: int = 32
     """Width z of the latent map and of a code."""
     channels: int = 160
-    """Width of the first level; ``channel_multipliers`` gives each level's multiple of it. Every
-    level is a multiple of 32."""
+    """Width that ``channel_multipliers`` multiply; that of each level is a multiple of 32."""
     channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    """One a level; each level after the first halves the resolution."""
+    """Width of each level, in ``channels``; each level after the first halves the resolution."""
     res_blocks: int = 2
-    """Residual blocks a level in the encoder; the decoder has one more."""
+    """Residual blocks in each level of the encoder; the decoder has one more."""
     phi_count: int = 4
-    """3x3 refinement convolutions shared between the K scales: 1 for all, 4 as published, or K for
-    one each."""
+    """Number of 3x3 convolutions phi, shared by the K scales: 1, 4 as published, or K, say."""
     scales: tuple[Scale, ...] = SCALES_256
-    """Sizes of the token maps, coarse to fine; the last is the latent map's own size."""
+    """Sizes of the token maps, coarse to fine; the last is that of the latent map."""
     using_znorm: bool = False
-    """The nearest code is the one at the smallest angle, not at the smallest distance."""
+    """Look up the code at the smallest angle instead of the smallest distance."""
 
     def __post_init__(self) -> None:
         """Raises InputError that names the field, its value and what is allowed."""
@@ -69,11 +64,11 @@ class TokenizerConfig:
 
     @property
     def downsampling(self) -> int:
-        """Image pixels a latent pixel, along each side."""
+        """How many image pixels a latent pixel spans, along each side."""
         return 2 ** (len(self.channel_multipliers) - 1)
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(rows, columns) of the images it reads and writes."""
+        """(rows, columns) of the images that the tokenizer reads and writes."""
         rows, columns = self.schedule.sizes[-1]
         return rows * self.downsampling, columns * self.downsampling

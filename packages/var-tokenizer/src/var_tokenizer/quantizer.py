@@ -10,23 +10,23 @@ from var_tokenizer.operators import nearest_code
 from var_tokenizer.resize import area_matrix, bicubic_matrix
 
 
-def phi_index(scale: int, scales: int, phi_count: int) -> int:
-    """Which of the shared refinement convolutions serves ``scale`` of ``scales``.
+def phi_index(k: int, scales: int, phi_count: int) -> int:
+    """Which of the shared convolutions phi refines scale k of ``scales``: the nearest one.
 
-    The convolutions stand at even distances between 0 and 1 and the scales from 0 to 1; the
-    nearest serves. The outer margin is a third of a step for the published count of 4.
+    Scales are evenly spaced from 0 to 1, convolutions between a margin and 1 - margin. The margin
+    is a third of a step for the published count of 4, half a step otherwise.
     """
     margin = 1 / (3 * phi_count) if phi_count == 4 else 1 / (2 * phi_count)
-    # from both ends inwards, as torch.linspace: half-way between two the last bit decides
+    # from both ends inwards, like torch.linspace: in a tie the last bit decides
     begin, end = margin, 1 - margin
     step = (end - begin) / max(phi_count - 1, 1)
     i = np.arange(phi_count)
     positions = np.where(i < phi_count // 2, begin + step * i, end - step * (phi_count - 1 - i))
-    return int(np.abs(positions - scale / max(scales - 1, 1)).argmin())
+    return int(np.abs(positions - k / max(scales - 1, 1)).argmin())
 
 
 class Codebook(nn.Cell):
-    """V codes of width z; ``weight`` is (V, z)."""
+    """V codes of width z: ``weight`` (V, z)."""
 
     def __init__(self, config: TokenizerConfig, rng: Rng) -> None:
         super().__init__()
@@ -39,9 +39,9 @@ class Codebook(nn.Cell):
         return ops.gather(self.weight, ids, 0)
 
     def nearest(self, vectors_nz: Tensor) -> Tensor:
-        """(N, z) -> (N) int32: the index of the code at the smallest distance or angle."""
+        """(N, z) -> (N,) int32: the index of the code at the smallest distance or angle."""
         codes_vz = self.weight
-        if self.using_znorm:  # the smallest angle is the nearest of the codes of length 1
+        if self.using_znorm:  # among codes of length 1, the nearest has the smallest angle
             length_v1 = (codes_vz * codes_vz).sum(1, keepdims=True)
             codes_vz = codes_vz * ops.rsqrt(ops.maximum(length_v1, 1e-24))
         return self.nearest_code(vectors_nz, codes_vz)
@@ -57,7 +57,7 @@ class Refinements(nn.Cell):
 
 
 class MultiScaleQuantizer(nn.Cell):
-    """Latent maps (B, Y, X, z) <-> token ids of K scales, one after another in (B, L)."""
+    """Latent maps (B, Y, X, z) <-> token ids (B, L) of K scales, one after another."""
 
     def __init__(self, config: TokenizerConfig, rng: Rng) -> None:
         super().__init__()
@@ -74,11 +74,11 @@ class MultiScaleQuantizer(nn.Cell):
         self.matmul = ops.MatMul()
 
     def contribution(self, ids_bl: Tensor, k: int) -> Tensor:
-        """What the tokens (B, l) of scale k add to the latent map: (B, Y, X, z)."""
+        """What the tokens of scale k, (B, l), add to the latent map: (B, Y, X, z)."""
         return self.refine(self.embedding(ids_bl), k)
 
     def mixture(self, weights_blv: Tensor, k: int) -> Tensor:
-        """As ``contribution``, for codes mixed by weights (B, l, V) in place of tokens."""
+        """Like ``contribution``, of codes that are mixed by weights (B, l, V)."""
         b, n, v = weights_blv.shape
         codes_nz = self.matmul(weights_blv.reshape(b * n, v), self.embedding.weight)
         return self.refine(codes_nz.reshape(b, n, -1), k)
@@ -91,7 +91,7 @@ class MultiScaleQuantizer(nn.Cell):
         return 0.5 * h_byxz + 0.5 * self.quant_resi.qresi_ls[self.phi_of_scale[k]](h_byxz)
 
     def downsample(self, latent_byxz: Tensor, k: int) -> Tensor:
-        """The latent map at the size of scale k, as rows: (B, s_y * s_x, z)."""
+        """The latent map at the size of scale k: (B, s_y * s_x, z)."""
         b, y, x, z = latent_byxz.shape
         latent_bnz = latent_byxz.reshape(b, y * x, z)
         if self.sizes[k] == self.full:
@@ -99,9 +99,9 @@ class MultiScaleQuantizer(nn.Cell):
         return self._resize(latent_bnz, self.down_kts[k])
 
     def encode(self, latent_byxz: Tensor) -> tuple[Tensor, Tensor]:
-        """Algorithm 1: what the coarser scales left over is quantized, scale by scale.
+        """Algorithm 1: each scale quantizes what the coarser ones left over.
 
-        Returns the ids (B, L) int32 and the vectors (B, L, z) that were looked up.
+        Returns the ids (B, L) int32 and the vectors (B, L, z) whose nearest codes they are.
         """
         rest = latent_byxz
         ids: tuple[Tensor, ...] = ()
@@ -114,7 +114,7 @@ class MultiScaleQuantizer(nn.Cell):
         return ops.concat(ids, 1), ops.concat(vectors, 1)
 
     def nearest(self, vectors_blz: Tensor) -> Tensor:
-        """The ids (B, l) int32 of the codes nearest to vectors (B, l, z)."""
+        """Ids (B, l) int32 of the codes nearest to the vectors (B, l, z)."""
         b, n, z = vectors_blz.shape
         return self.embedding.nearest(vectors_blz.reshape(b * n, z)).reshape(b, n)
 

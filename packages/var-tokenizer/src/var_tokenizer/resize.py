@@ -1,4 +1,4 @@
-"""Resizing as a matrix: area averaging down, bicubic up, both linear and of fixed sizes."""
+"""Resizing as a matrix product: area averaging down, bicubic up, between fixed sizes."""
 
 from functools import lru_cache
 

@@ -1,4 +1,4 @@
-"""The sequence of token-map sizes, coarse to fine, that tokenizer and transformer share."""
+"""The sizes of the token maps, coarse to fine, which tokenizer and transformer share."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from var_tokenizer.common.errors import InputError
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 
-# What is made of a schedule grows with the square of its tokens (masks, matrices that resize) and
-# the cube of its scales; these keep it below 2 GB. A latent map of 64 x 64 fits, of 128 x 128 not.
+# Memory for a schedule grows with the square of its tokens (masks, resizing matrices) and the cube
+# of its scales. These limits keep it below 2 GB: a latent map of 64 x 64 fits, 128 x 128 does not.
 MOST_SCALES, MOST_TOKENS = 64, 16_384
 
 Scale = int | tuple[int, int]
@@ -22,8 +22,8 @@ Scale = int | tuple[int, int]
 def normalize_scales(scales: Iterable[Scale]) -> tuple[Scale, ...]:
     """Scales in canonical form: an int for a square map, ``(rows, columns)`` otherwise.
 
-    Raises InputError where a scale is not a positive size, or smaller than the one before, and
-    where there are more than 64 of them or more than 16,384 tokens.
+    Raises InputError for a scale that is not a positive size or is smaller than the one before,
+    for more than 64 scales, and for more than 16,384 tokens.
     """
     canonical: list[Scale] = []
     rows_before, columns_before = 1, 1
@@ -59,8 +59,8 @@ def normalize_scales(scales: Iterable[Scale]) -> tuple[Scale, ...]:
 class ScaleSchedule:
     """K token-map sizes, coarse to fine (arXiv:2404.02905, section 3.2).
 
-    ``scales`` takes an int for a square map or ``(rows, columns)``; sizes never shrink.
-    Tokens of all scales lie one after another in a sequence of ``length`` tokens.
+    scales: an int for a square map or ``(rows, columns)``; sizes never shrink. The tokens of all
+    scales form one sequence of ``length`` tokens, scale after scale.
 
     Raises InputError for an empty schedule, sizes that are not positive and non-decreasing, more
     than 64 scales, and more than 16,384 tokens.
@@ -106,5 +106,5 @@ class ScaleSchedule:
         return self.scale_of_token[:, None] >= self.scale_of_token[None, :]
 
     def split(self, sequence: np.ndarray, axis: int = 1) -> list[np.ndarray]:
-        """A sequence over all L tokens as K arrays, one a scale, along ``axis``."""
+        """A sequence of all L tokens, split along ``axis`` into K views, one for each scale."""
         return np.split(sequence, self.offsets[1:-1], axis=axis)

@@ -1,4 +1,7 @@
-"""Which tensors a tokenizer of some configuration has, without building one."""
+"""The tensors of a tokenizer, from its configuration alone.
+
+A file may claim any configuration, so this builds nothing. A test compares it with built ones.
+"""
 
 from collections.abc import Iterator
 
@@ -8,10 +11,7 @@ Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 
 def tokenizer_shapes(config: TokenizerConfig) -> Shapes:
-    """Name and shape (convolutions OIHW) of every tensor of a native file, in order.
-
-    Nothing is built and nothing large is held, whatever the configuration claims.
-    """
+    """Name and shape (convolutions OIHW) of every tensor of a native file, in order."""
     z, widths = config.latent_channels, [config.channels * m for m in config.channel_multipliers]
     top, last = widths[-1], len(widths) - 1
     c = config.channels

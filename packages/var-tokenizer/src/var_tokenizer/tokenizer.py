@@ -1,4 +1,4 @@
-"""The tokenizer: images <-> token maps, and what the transformer asks of it."""
+"""The tokenizer, images <-> token maps, and the part of it that the transformer needs."""
 
 import os
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ from var_tokenizer.shapes import tokenizer_shapes
 
 
 class LatentCodec(Protocol):
-    """All that the transformer asks of a tokenizer: it never sees the autoencoder."""
+    """All that the transformer needs of a tokenizer. It never sees the autoencoder."""
 
     @property
     def schedule(self) -> ScaleSchedule: ...
@@ -46,14 +46,14 @@ class LatentCodec(Protocol):
     def belongs_to(self, checksum: str) -> bool:
         """Whether these are the weights that a transformer knows by their checksum."""
 
-    def add_scale(self, latent: Tensor | None, tokens: Array, scale: int) -> Tensor:
-        """The latent map with the tokens of ``scale`` added to it.
+    def add_scale(self, latent: Tensor | None, tokens: Array, k: int) -> Tensor:
+        """The latent map with the tokens of scale k added to it.
 
         tokens: ids (B, s_y * s_x), or weights (B, s_y * s_x, V) that mix the codes.
         """
 
-    def scale_input(self, latent: Tensor, scale: int) -> Tensor:
-        """What the transformer reads to predict ``scale``: (B, s_y * s_x, z)."""
+    def scale_input(self, latent: Tensor, k: int) -> Tensor:
+        """What the transformer reads to predict scale k: (B, s_y * s_x, z)."""
 
     def decode_latent(self, latent: Tensor) -> Tensor:
         """A latent map as images (B, 3, H, W) in [-1, 1]."""
@@ -88,14 +88,14 @@ class _Decode(_Pass):
 
 class _Contribution(_Pass):
     @ms.jit
-    def construct(self, ids_bl: Tensor, scale: int) -> Tensor:
-        return self.quantize.contribution(ids_bl, scale)
+    def construct(self, ids_bl: Tensor, k: int) -> Tensor:
+        return self.quantize.contribution(ids_bl, k)
 
 
 class _Mixture(_Pass):
     @ms.jit
-    def construct(self, weights_blv: Tensor, scale: int) -> Tensor:
-        return self.quantize.mixture(weights_blv, scale)
+    def construct(self, weights_blv: Tensor, k: int) -> Tensor:
+        return self.quantize.mixture(weights_blv, k)
 
 
 class _PassOverScales(_Pass):
@@ -146,13 +146,15 @@ class Tokenizer(nn.Cell):
     ids are a list of K integer arrays (B, s_y * s_x), coarse to fine. Arrays go in as NumPy
     arrays or MindSpore tensors and come out as MindSpore tensors (``np.asarray`` reads them).
 
-    Weights are drawn from ``seed``; ``Tokenizer.load`` reads them from a file, and they may be
-    changed at any time in MindSpore's ways. Threads may share a tokenizer: its methods for images,
-    ids and latent maps run one at a time (``construct`` does not wait).
+    ``seed`` draws the weights, ``Tokenizer.load`` reads them from a file, and MindSpore's functions
+    may change them at any time. Threads may share a tokenizer: its methods for images, ids and
+    latent maps take turns (``construct`` does not).
     """
 
-    _rounded: tuple[str, str] | None = None  # checksums before the file's rounding, and after it
-    _summed: tuple[tuple[int, ...], str] | None = None  # where the weights lay, and their checksum
+    _rounded: tuple[str, str] | None = (
+        None  # checksums before and after rounding, of a rounded file
+    )
+    _summed: tuple[tuple[int, ...], str] | None = None  # addresses of the weights, their checksum
 
     def __init__(self, config: TokenizerConfig, seed: int | None = 0) -> None:
         super().__init__()
@@ -186,8 +188,8 @@ class Tokenizer(nn.Cell):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes weights and configuration as a native file, atomically.
 
-        Of weights that were read from a rounded file, as ``var-convert --dtype`` writes it, and
-        are still those, it says what they were rounded from, too.
+        If the weights are still those of a rounded file, as ``var-convert --dtype`` writes it, the
+        new file notes the checksum that they were rounded from, too.
         """
         metadata = {}
         if self._rounded is not None and self.checksum() == self._rounded[1]:
@@ -203,10 +205,10 @@ class Tokenizer(nn.Cell):
         return tensors
 
     def checksum(self) -> str:
-        """``sha256:`` and 64 hexadecimal digits: of the weights as they are now, in any file.
+        """SHA-256 of the current weights, ``sha256:`` and 64 hexadecimal digits.
 
-        What ``var-convert inspect`` shows for a file of them. Takes about half a second at the
-        published size.
+        ``var-convert inspect`` shows the same for any file of them. Takes about half a second at
+        the published size.
         """
         tensors = self.published_tensors()
         checksum = weights_checksum((n, a.shape, [a]) for n, a in tensors.items())
@@ -214,10 +216,10 @@ class Tokenizer(nn.Cell):
         return checksum
 
     def belongs_to(self, checksum: str) -> bool:
-        """Whether the weights are those of ``checksum``, or were rounded from them in a file.
+        """Whether the weights have this checksum, or were rounded from weights that have it.
 
-        They are summed up once, and again where they lie elsewhere, as after loading others. What
-        is assigned in place, as in training, goes unnoticed until ``checksum`` is called.
+        Sums them up at the first call, and again when they have moved, as after loading others.
+        Changes in place, as in training, go unnoticed until ``checksum`` is called.
         """
         if self._summed is not None and self._summed[0] == self._places():
             own = self._summed[1]
@@ -230,11 +232,11 @@ class Tokenizer(nn.Cell):
 
     # ------------------------------------------------------------ images <-> tokens
     def encode(self, images: Array) -> list[Tensor]:
-        """Images (B, 3, H, W) in [-1, 1] to the ids of every scale, int32 (B, s_y * s_x).
+        """Images (B, 3, H, W) in [-1, 1] to the ids of each scale: K int32 arrays (B, s_y * s_x).
 
-        ``read_images`` makes them of image files and PIL images. What ``generate`` gives lies in
-        [0, 1]: ``2 * images - 1``. Raises InputError for another shape, for other numbers than
-        floats, and for values beyond [-1, 1] or NaN.
+        ``read_images`` reads image files and PIL images as such. Images of ``generate`` are in
+        [0, 1]: pass ``2 * images - 1``. Raises InputError for another shape, for numbers that are
+        not floats, and for values outside [-1, 1] or NaN.
         """
         return [
             Tensor(np.ascontiguousarray(i))
@@ -242,17 +244,17 @@ class Tokenizer(nn.Cell):
         ]
 
     def encode_sequence(self, images: Array) -> np.ndarray:
-        """As ``encode``, the ids of all scales one after another: int32 (B, L).
+        """Like ``encode``, but one array int32 (B, L), scale after scale.
 
-        ``schedule.split`` gives those of each scale, without a copy.
+        ``schedule.split`` gives views of each scale.
         """
         with self._compiled.turn():
             return self._compiled.encode(self._check_images(images))[0].asnumpy()
 
     def residual_vectors(self, images: Array) -> list[np.ndarray]:
-        """What each scale had to describe, (B, s_y * s_x, z): the vectors looked up by encode.
+        """The vectors whose nearest codes ``encode`` finds: K arrays (B, s_y * s_x, z).
 
-        Codes that are drawn from them lie where the data is. Raises InputError as ``encode`` does.
+        Codes placed on some of them lie where the data is. Raises InputError as ``encode`` does.
         """
         with self._compiled.turn():
             return self.schedule.split(
@@ -262,9 +264,9 @@ class Tokenizer(nn.Cell):
     def decode(self, ids: Sequence[Array] | Array) -> Tensor:
         """Ids of all K scales to images (B, 3, H, W) in [-1, 1].
 
-        ids: K arrays (B, s_y * s_x) as ``encode`` gives, or one (B, L) as ``encode_sequence`` does.
-        ``to_pictures`` makes PIL images of what comes out. Raises InputError for other shapes,
-        and for ids that are not integers in [0, vocab_size).
+        ids: K arrays (B, s_y * s_x) as ``encode`` gives them, or one (B, L) of
+        ``encode_sequence``. ``to_pictures`` turns the result into PIL images. Raises InputError
+        for other shapes, and for ids that are not integers in [0, vocab_size).
         """
         with self._compiled.turn():
             return self._compiled.decode(self._compiled.sum_scales(self._check_ids(ids))[-1])
@@ -279,10 +281,10 @@ class Tokenizer(nn.Cell):
             return [self._compiled.decode(latent) for latent in latents]
 
     def teacher_inputs(self, ids: Sequence[Array] | Array) -> Tensor:
-        """What the transformer reads in training: (B, L - tokens of scale 0, z) float32.
+        """The transformer's input in training: (B, L - tokens of scale 0, z) float32.
 
-        For every scale but the first, the sum of all coarser scales at that scale's size.
-        Raises InputError as ``decode`` does.
+        For each scale but the first, the sum of all coarser scales, resized to it. Raises
+        InputError as ``decode`` does.
         """
         with self._compiled.turn():
             return self._compiled.teacher_inputs(self._check_ids(ids))
@@ -308,41 +310,41 @@ class Tokenizer(nn.Cell):
     def latent_channels(self) -> int:
         return self.config.latent_channels
 
-    def add_scale(self, latent: Tensor | None, tokens: Array, scale: int) -> Tensor:
-        """The latent map (B, Y, X, z), None before the first scale, with a scale added.
+    def add_scale(self, latent: Tensor | None, tokens: Array, k: int) -> Tensor:
+        """The latent map (B, Y, X, z) with scale k added; None stands for the map before scale 0.
 
         tokens: ids (B, s_y * s_x), or weights (B, s_y * s_x, V) that mix the codes.
-        Raises InputError for arrays of another shape, batch or kind of number, for values out of
-        range, and for a scale that the schedule does not have.
+        Raises InputError for arrays of another shape, batch or type, for values out of range, and
+        for a scale that the schedule does not have.
         """
         with self._compiled.turn():
-            self._check_scale(scale)
+            self._check_scale(k)
             latent = None if latent is None else self._check_latent(latent)
             batch = "B" if latent is None else latent.shape[0]
             if len(np.shape(tokens)) == 3:
-                field = f"weights of scale {scale}"
-                expected = (batch, self.schedule.tokens[scale], self.vocab_size)
+                field = f"weights of scale {k}"
+                expected = (batch, self.schedule.tokens[k], self.vocab_size)
                 check_shape(field, np.shape(tokens), expected)
                 weights_blv = Tensor(checked_floats(field, tokens))
-                contribution = self._compiled.mixture(weights_blv, scale)
+                contribution = self._compiled.mixture(weights_blv, k)
             else:
-                ids_bl = Tensor(self._check_tokens(tokens, scale, batch))
-                contribution = self._compiled.contribution(ids_bl, scale)
+                ids_bl = Tensor(self._check_tokens(tokens, k, batch))
+                contribution = self._compiled.contribution(ids_bl, k)
             return contribution if latent is None else latent + contribution
 
-    def scale_input(self, latent: Tensor, scale: int) -> Tensor:
-        """The latent map so far at the size of ``scale``: (B, s_y * s_x, z).
+    def scale_input(self, latent: Tensor, k: int) -> Tensor:
+        """The latent map so far, resized to scale k: (B, s_y * s_x, z).
 
         Raises InputError as ``add_scale`` does.
         """
         with self._compiled.turn():
-            self._check_scale(scale)
-            return self.quantize.downsample(self._check_latent(latent), scale)
+            self._check_scale(k)
+            return self.quantize.downsample(self._check_latent(latent), k)
 
     def decode_latent(self, latent: Tensor) -> Tensor:
         """A latent map (B, Y, X, z) as images (B, 3, H, W) in [-1, 1].
 
-        Raises InputError for another shape, and for values that are no finite floats.
+        Raises InputError for another shape, and for values that are not finite floats.
         """
         with self._compiled.turn():
             return self._compiled.decode(self._check_latent(latent))
@@ -356,7 +358,7 @@ class Tokenizer(nn.Cell):
         Returns the features (B, H, W, channels) that ``reconstruction`` reads, the quantization
         loss with the commitment weighted by ``beta``, the ids (B, L) of all scales, and the
         vectors (B, L, z) that were looked up for them.
-        kept_kb: (K, B), 0 for the scales that an image is reconstructed without, else 1.
+        kept_kb: (K, B), 0 for the scales that are left out of an image's reconstruction, else 1.
         """
         latent = self.quant_conv(self.encoder(images_byxc))
         quantized, loss, ids_bl, vectors_blz = self.quantize(latent, beta, kept_kb)
@@ -391,13 +393,13 @@ class Tokenizer(nn.Cell):
         parts = [self._check_tokens(ids[k], k, batch) for k in range(len(tokens))]
         return Tensor(np.concatenate(parts, 1))
 
-    def _check_tokens(self, ids: Array, scale: int, batch: int | str) -> np.ndarray:
-        field = f"ids of scale {scale}"
-        check_shape(field, np.shape(ids), (batch, self.schedule.tokens[scale]))
+    def _check_tokens(self, ids: Array, k: int, batch: int | str) -> np.ndarray:
+        field = f"ids of scale {k}"
+        check_shape(field, np.shape(ids), (batch, self.schedule.tokens[k]))
         return checked_integers(field, ids, self.vocab_size)
 
-    def _check_scale(self, scale: int) -> None:
-        check_integer("scale", scale, 0, len(self.schedule) - 1)
+    def _check_scale(self, k: int) -> None:
+        check_integer("scale", k, 0, len(self.schedule) - 1)
 
     def _check_latent(self, latent: Array) -> Tensor:
         expected = ("B", *self.schedule.sizes[-1], self.latent_channels)

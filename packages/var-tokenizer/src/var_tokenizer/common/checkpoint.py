@@ -1,6 +1,6 @@
-"""The native file format: safetensors with the model's kind and configuration as metadata.
+"""The native file format: safetensors, with the kind of model and its configuration as metadata.
 
-Tensors carry the published PyTorch names and layouts, so any safetensors reader can use a file.
+Tensors have their published PyTorch names and layouts, so any reader of safetensors can use a file.
 """
 
 import dataclasses
@@ -46,8 +46,8 @@ def write_checkpoint(
 ) -> None:
     """Writes a native file of ``kind`` ("tokenizer" or "transformer") atomically.
 
-    config: the model's configuration dataclass. tensors: published name -> array. metadata: what
-    else the file is to carry.
+    config: the model's configuration dataclass. tensors: published name -> array. metadata:
+    further entries for the file.
     """
     metadata = dict(metadata or {}) | {
         "format": "var-mindspore",
@@ -60,7 +60,7 @@ def write_checkpoint(
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint(Generic[Config]):
-    """A native file whose header is read, but no tensor. metadata: as the file has it."""
+    """A native file: its header is read, its tensors are not. metadata: as in the file."""
 
     path: Path
     config: Config
@@ -70,10 +70,10 @@ class Checkpoint(Generic[Config]):
     def check(self, expected: Iterable[tuple[str, tuple[int, ...]]]) -> None:
         """Raises InputError unless the file holds exactly ``expected`` as floating numbers.
 
-        expected: names and shapes. Call this before anything is built of ``config``: what a file
-        claims is held against what it holds.
+        expected: names and shapes. Call this before building anything from ``config``, which may
+        claim any size.
         """
-        # however much is claimed, a few more than there are will do to say what is missing
+        # a file may claim any number of tensors; a few more than it holds show what is missing
         few = dict(itertools.islice(expected, len(self.tensors) + 100))
         check_tensors(quoted(self.path), few, self.tensors)
         for name, tensor in self.tensors.items():
@@ -91,7 +91,7 @@ class Checkpoint(Generic[Config]):
 def open_checkpoint(
     path: str | os.PathLike[str], kind: str, config_type: type[Config]
 ) -> Checkpoint[Config]:
-    """A native file of ``kind``, its tensors not yet read or checked.
+    """Opens a native file of ``kind``; its tensors are not read or checked yet.
 
     Raises InputError for a file that is missing, in another format, of another kind, or with a
     configuration that ``config_type`` does not accept.
@@ -131,9 +131,9 @@ def open_checkpoint(
 
 
 def parse_config(text: str, config_type: type[Config]) -> Config:
-    """A configuration as files carry it, in JSON, checked by its own rules.
+    """A configuration from the JSON text in a file, checked by its own class.
 
-    Raises InputError that says what is wrong; the text may be anything.
+    Raises InputError that says what is wrong. The text may be anything.
     """
     try:
         fields = json.loads(text, object_pairs_hook=unique_fields)
@@ -145,9 +145,9 @@ def parse_config(text: str, config_type: type[Config]) -> Config:
 
 
 def noted_checksum(metadata: Mapping[str, str], field: str, source: str) -> str | None:
-    """A checksum of weights in a native file's metadata, or None where there is none.
+    """The checksum under ``field`` in a native file's metadata, or None where there is none.
 
-    source: how the InputError names the file where ``field`` is something else.
+    Raises InputError where it is not a checksum. source: the name of the file in that message.
     """
     checksum = metadata.get(field)
     if checksum is not None and not re.fullmatch("sha256:[0-9a-f]{64}", checksum):
@@ -167,7 +167,7 @@ def check_tensors(
 ) -> None:
     """Raises InputError unless ``found`` has exactly the names and shapes of ``expected``.
 
-    source: how the message names the file, quoted already.
+    source: the name of the file in the message, already quoted.
     """
     missing = sorted(expected.keys() - found.keys())
     extra = sorted(found.keys() - expected.keys())
@@ -192,10 +192,10 @@ def check_tensors(
 def weights_checksum(
     tensors: Iterable[tuple[str, tuple[int, ...], Iterable[np.ndarray]]],
 ) -> str:
-    """SHA-256 of weights, ``sha256:`` and 64 hexadecimal digits, whatever file they came from.
+    """SHA-256 of weights, ``sha256:`` and 64 hexadecimal digits, the same for any file of them.
 
-    Over names, shapes and elements, as the float32 numbers that a model computes with, in the
-    order of names. tensors: published name, shape, and the elements in pieces, each.
+    It covers names, shapes and elements in float32, as a model computes with them, sorted by name.
+    tensors: for each the published name, the shape and the elements, in one or more pieces.
     """
     digest = hashlib.sha256()
     for name, shape, pieces in sorted(tensors, key=lambda tensor: tensor[0]):

@@ -47,7 +47,7 @@ def check_number(
 ) -> None:
     """Raises InputError unless ``value`` is a number within the bounds that are given.
 
-    NaN is none. Infinity is one where ``finite`` is False.
+    NaN never is one; infinity is where ``finite`` is False.
     """
     fits = (
         is_number(value)
@@ -81,7 +81,7 @@ def check_choice(field: str, value: object, choices: Iterable[str]) -> None:
 
 
 def check_shape(field: str, shape: tuple[int, ...], expected: tuple[int | str, ...]) -> None:
-    """Raises InputError for another shape; a letter stands for any number from 1."""
+    """Raises InputError unless ``shape`` is as expected; a letter stands for any size from 1."""
     fits = len(shape) == len(expected) and all(
         n >= 1 if isinstance(wanted, str) else n == wanted
         for n, wanted in zip(shape, expected, strict=True)
@@ -94,10 +94,10 @@ def check_shape(field: str, shape: tuple[int, ...], expected: tuple[int | str, .
 def checked_floats(
     field: str, array: Array, least: float = -np.inf, most: float = np.inf, source: str = ""
 ) -> np.ndarray:
-    """As a float32 array.
+    """``array`` as float32.
 
     Raises InputError unless all values are finite floating-point numbers from ``least`` to
-    ``most``. source: what gives such values, for the message.
+    ``most``. source: a function that gives such values, for the message.
     """
     span = "" if least == -np.inf else f"[{least:.2g}, {most:.2g}]"
     source = f", as {source} gives" if source else ""
@@ -116,15 +116,15 @@ def checked_floats(
 
 
 def checked_images(field: str, images: Array) -> np.ndarray:
-    """Images as models read them, as float32; raises InputError for values beyond [-1, 1].
+    """``images`` as float32. Raises InputError for values outside [-1, 1].
 
-    What rounding adds to it is taken as it is.
+    A rounding error beyond it is accepted and stays.
     """
     return checked_floats(field, images, -1 - _ROUNDING, 1 + _ROUNDING, "var_tokenizer.read_images")
 
 
 def checked_integers(field: str, array: Array, count: int) -> np.ndarray:
-    """As int32; raises InputError unless all values are integers from 0 to count - 1."""
+    """``array`` as int32. Raises InputError unless all values are integers from 0 to count - 1."""
     values = np.asarray(array)
     if values.dtype.kind not in "iu":
         raise InputError(

@@ -1,4 +1,4 @@
-"""What every compiled pass of a model needs: one thread at a time, and the weights of now."""
+"""What every compiled pass of a model needs: one thread at a time, and the current weights."""
 
 import threading
 from collections.abc import Iterator
@@ -10,18 +10,18 @@ from var_tokenizer.common.errors import InputError
 from var_tokenizer.common.kernels import on_cpu
 
 one_at_a_time = threading.RLock()
-"""Held while MindSpore compiles, runs a graph or calls an operator: where two threads of Python
-do so at once, MindSpore 2.10 crashes the process."""
+"""Hold this while MindSpore compiles, runs a graph or calls an operator: MindSpore 2.10 crashes the
+process if two Python threads do so at once."""
 
 
 class CompiledPasses:
-    """The compiled passes of a model; no cell, so that its weights are registered once.
+    """The compiled passes of a model. Not a cell, so the weights are registered only once.
 
     A graph reads the memory that a parameter had when the graph was compiled. ``ops.assign`` and
-    ``Parameter.copy_`` write there. Others, ``Parameter.set_data`` and ``load_param_into_net``
-    among them, give the parameter new memory, of which the graph learns nothing. So before a pass
-    runs, the values of every parameter that has moved are copied to where the graphs read, and
-    the parameter moves back.
+    ``Parameter.copy_`` write to it. ``Parameter.set_data``, ``load_param_into_net`` and others
+    give the parameter new memory, which the graph never sees. So before each pass, the values of
+    every parameter that has moved are copied to the memory that the graphs read, and the parameter
+    is moved back there.
     """
 
     def __init__(self, model: nn.Cell) -> None:
@@ -32,15 +32,14 @@ class CompiledPasses:
         ]
         self._addresses: list[int] = []
         self._memory: list[Tensor] = []  # what the graphs read
-        self._settled = False  # whether all of it lies where it will stay
-        self.moves = 0  # of parameters, so far
+        self._settled = False  # whether all of it is where it will stay
+        self.moves = 0  # how many times a parameter was moved back
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Inside the block, this thread alone uses MindSpore, with the present weights.
+        """Within the block only this thread uses MindSpore, and graphs read the current weights.
 
-        Raises InputError for a parameter whose values were replaced by those of another shape or
-        type after the first pass.
+        Raises InputError for a parameter that got another shape or type after the first pass.
         """
         with one_at_a_time:
             self._follow()
@@ -81,5 +80,5 @@ class CompiledPasses:
 
 
 def _on_device(memory: Tensor) -> bool:
-    """Whether a graph can have read it: the first that does moves it to the device."""
+    """Whether a graph may have read it: the first one to do so moves it to the device."""
     return on_cpu() or memory.device != "CPU"

@@ -1,4 +1,4 @@
-"""The one exception that means: what the user gave is wrong, and how its message shows a name."""
+"""The one exception for bad input, and how its message shows a name."""
 
 import os
 
@@ -6,19 +6,19 @@ _LONGEST = 1000  # characters of a name that are shown
 
 
 class InputError(ValueError):
-    """A file, field or argument is unusable.
+    """A file, field or argument that the user gave is unusable.
 
     The message names it, its value and what was expected. Commands print the message and
-    exit with 2; library callers may catch it as a ``ValueError``.
+    exit with 2. Callers of the library may catch it as a ``ValueError``.
     """
 
 
 def quoted(name: str | bytes | os.PathLike[str]) -> str:
-    """A name out of a file or a file system as it may appear in one line of a terminal or log.
+    """A name from a file or file system, made safe for one line of a terminal or log.
 
-    What does not print is shown escaped: control characters and escape sequences, newlines,
-    characters that change the direction of text, and bytes that are not UTF-8 (``caf\\xe9.png``).
-    Everything else stays readable as it is; more than 1000 characters are cut.
+    Escapes what does not print: control characters and escape sequences, newlines, characters
+    that change the direction of text, and bytes that are not UTF-8 (``caf\\xe9.png``). Leaves
+    everything else as it is, and cuts the name at 1000 characters.
     """
     text = os.fsdecode(name)
     shown = "".join(c if c.isprintable() else _escaped(c) for c in text[:_LONGEST])
@@ -27,6 +27,6 @@ def quoted(name: str | bytes | os.PathLike[str]) -> str:
 
 def _escaped(character: str) -> str:
     code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # how Python carries a byte of a file name that is not UTF-8
+    if 0xDC80 <= code <= 0xDCFF:  # how Python holds a byte of a file name that is not UTF-8
         return f"\\x{code - 0xDC00:02x}"
     return character.encode("unicode_escape").decode("ascii")

@@ -13,25 +13,26 @@ from var_tokenizer.common.errors import InputError, quoted
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path beside ``path`` and renames it over ``path`` when the block ends.
+    """Yields a temporary path beside ``path``, and renames it to ``path`` when the block ends.
 
-    Where the block raises, the temporary file is removed and ``path`` stays as it was. The
-    suffix is kept, because writers choose a format by it. The file has the permissions that the
-    umask leaves. Raises InputError where the folder cannot be written to, or ``path`` is one.
+    If the block raises, the temporary file is removed and ``path`` stays as it was. The temporary
+    file has the suffix of ``path``, because writers choose a format by it, and the permissions
+    that the umask allows. Raises InputError if the folder cannot be written to, or if ``path`` is
+    a folder.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}{path.suffix}")
-    try:  # from here on: Ctrl-C may come as soon as the file is there
+    try:  # begins here, because Ctrl-C may come as soon as the file is there
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # the kernel applies the umask, which cannot be read without setting it for all threads
+            # let the kernel apply the umask: reading it means setting it, for all threads
             handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except OSError as error:
             raise InputError(f"{quoted(path)}: cannot write here: {error.strerror}") from error
         permissions = os.fstat(handle).st_mode & 0o777
         os.close(handle)
         yield temporary
-        temporary.chmod(permissions)  # some writers set their own
+        temporary.chmod(permissions)  # some writers change them
         try:
             temporary.replace(path)
         except IsADirectoryError as error:
@@ -42,10 +43,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def check_private(folder: Path) -> None:
-    """Raises InputError unless ``folder`` is the user's own, and nobody else can write to it.
+    """Raises InputError unless ``folder`` is the user's own and nobody else can write to it.
 
-    What lies in a cache is run, and old parts of it are removed. A link does not count as a
-    folder, and others must not be able to put another in its place.
+    For caches, whose contents are run and removed. A link is not accepted, and nobody else may be
+    able to put another folder in its place.
     """
     about = folder.lstat()
     if not stat.S_ISDIR(about.st_mode):
@@ -61,15 +62,15 @@ def check_private(folder: Path) -> None:
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Opens a regular file to be read as bytes.
+    """Opens a regular file to read bytes. Raises InputError for anything else.
 
-    Raises InputError for anything else that can have a name. Opening a named pipe or a terminal
-    would wait for somebody at its other end, and opening a device can set it to work.
+    Opening a named pipe or a terminal would wait for its other end, and opening a device may
+    start it.
     """
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):
             raise InputError(f"{quoted(path)}: no regular file")
-        # It may have been replaced since: not waiting, and looked at again.
+        # it may have been replaced since: open it without waiting, and look again
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
         raise InputError(f"{quoted(path)}: cannot read this file: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""Weights in other formats: told by their content, and the command that makes them native."""
+"""Weights in other formats: recognized by content, and the command that converts them."""
 
 import os
 import shlex
@@ -14,9 +14,9 @@ _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # as PyTorch wr
 
 
 def format_of(path: str | os.PathLike[str]) -> Format | None:
-    """The format of a file of weights by its first bytes, whatever its name; None for any other.
+    """The format of a file of weights, from its first bytes; None if it has no known one.
 
-    Nothing is unpickled. Raises OSError where the file cannot be read.
+    Nothing is unpickled. Raises OSError if the file cannot be read.
     """
     with Path(path).open("rb") as file:
         head, size = file.read(4096), os.fstat(file.fileno()).st_size
@@ -31,7 +31,8 @@ def format_of(path: str | os.PathLike[str]) -> Format | None:
 
 
 def _begins_like_mindspore(head: bytes) -> bool:
-    """Whether it is protobuf as MindSpore writes it: entries (1) that begin with a name (1)."""
+    """Whether this is protobuf as MindSpore writes it: entries (field 1) that begin with a name
+    (field 1 of each)."""
     place = 0
     for _ in range(2):
         if head[place : place + 1] != b"\n":
@@ -47,7 +48,7 @@ def _begins_like_mindspore(head: bytes) -> bool:
 
 
 def conversion(path: str | os.PathLike[str], found: Format, kind: str) -> str:
-    """The command that makes a native file of ``kind`` from one of another format."""
+    """The command that converts a file of another format to a native one of ``kind``."""
     source = Path(path)
     misnamed = source.suffix != _SUFFIX[found] and (
         source.suffix in _SUFFIX.values() or found == "MindSpore"

@@ -1,7 +1,7 @@
-"""What image files say of themselves besides their pixels: taken out before a decoder sees it.
+"""Takes metadata out of image files before Pillow opens them.
 
-Files may come from anyone, and Pillow parses profiles, comments and EXIF while it opens one:
-damaged or hostile metadata would refuse a good picture, or take minutes and gigabytes.
+Pillow parses profiles, comments and EXIF while it opens a file. Damaged metadata would make it
+refuse a good picture, and hostile metadata would cost minutes and gigabytes.
 """
 
 import re
@@ -9,10 +9,10 @@ import struct
 
 
 def orientation_of(exif: bytes) -> int:
-    """The orientation, 1 to 8, in an EXIF block or TIFF file; 1 where it is missing or damaged.
+    """The orientation, 1 to 8, in an EXIF block or TIFF file; 1 if it is missing or damaged.
 
-    Read here and not by Pillow, which loads every entry of the block: 65,535 entries of a small
-    file can each claim the whole file as their value.
+    Not read by Pillow, which loads every entry of the block: each of 65,535 entries of a small
+    file can claim the whole file as its value.
     """
     exif = exif.removeprefix(b"Exif\0\0")
     try:
@@ -29,7 +29,7 @@ def orientation_of(exif: bytes) -> int:
     return 1
 
 
-# SOI, start and tables of a frame, restart interval, JFIF and Adobe's note on colours
+# start and tables of a frame, restart interval, JFIF, Adobe's note on colours
 _JPEG_KEPT = {0xC4, 0xCC, 0xDB, 0xDD, 0xE0, 0xEE, *range(0xC0, 0xC4), *range(0xC5, 0xC8)}
 _JPEG_KEPT |= {*range(0xC9, 0xCC), *range(0xCD, 0xD0)}
 _JPEG_SCANS = 100  # progressive files have about ten
@@ -37,12 +37,11 @@ _JPEG_MARKER = re.compile(rb"\xff[^\0\xff]", re.DOTALL)
 
 
 def jpeg_without_metadata(data: bytes) -> tuple[bytes, bytes]:
-    """The parts of a JPEG file that its pixels need, and its EXIF block (or nothing).
+    """The parts of a JPEG file that its pixels need, and its EXIF block (or b"").
 
-    Pillow parses EXIF, profiles, comments and Photoshop's blocks while it opens a file. Whatever
-    is wrong with those does not matter to the pixels. Raises ValueError for too many scans.
+    Raises ValueError for too many scans.
     """
-    if data.count(b"\xff\xda") > _JPEG_SCANS:  # each goes over all pixels, and can be empty
+    if data.count(b"\xff\xda") > _JPEG_SCANS:  # each takes a pass over all pixels, even when empty
         raise ValueError(f"more than {_JPEG_SCANS} scans")
     kept, exif, at = [b"\xff\xd8"], b"", 2
     while found := _JPEG_MARKER.search(data, at):  # past junk and padding
@@ -66,10 +65,10 @@ _PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 
 
 def png_without_metadata(data: bytes) -> tuple[bytes, bytes]:
-    """The parts of a PNG file that its pixels need, and its EXIF block (or nothing).
+    """The parts of a PNG file that its pixels need, and its EXIF block (or b"").
 
-    Pillow refuses a picture for a profile or a compressed text of more than 1 MiB. The frames of
-    an animation go, too; what is left is the picture that every program shows.
+    Pillow refuses a picture for a profile or compressed text above 1 MiB. The frames of an
+    animation are dropped, too; the picture that every program shows stays.
     """
     kept, exif, at = [data[:8]], b"", 8
     while at + 8 <= len(data):
@@ -87,16 +86,16 @@ _GIF_BLOCK = re.compile(rb"[!,;]")  # an extension, an image, the end
 
 
 def gif_without_metadata(data: bytes) -> bytes:
-    """A GIF file without what stands before its first image, but for that image's control block.
+    """A GIF file without the extensions before its first image, except its control block.
 
-    Pillow joins the parts of a comment one by one: 16 MiB of them took it a minute.
+    Pillow joins the parts of a comment one by one, which takes a minute for 16 MiB.
     """
     at = 13 + (6 << (data[10] & 7) if data[10] & 0x80 else 0)  # header and palette
     kept = [data[:at]]
     while (found := _GIF_BLOCK.search(data, at)) and found[0] == b"!":
         at = found.start()
         end = at + 2
-        while data[end]:  # parts, each with its length; an empty one is the last
+        while data[end]:  # parts, each after its length; an empty one ends the list
             end += 1 + data[end]
         end += 1
         if data[at + 1] == 0xF9:
@@ -105,7 +104,7 @@ def gif_without_metadata(data: bytes) -> bytes:
     return b"".join([*kept, data[found.start() :] if found else b""])
 
 
-# what says where the pixels of a TIFF file are and how they are packed; its orientation is not
+# entries that say where the pixels of a TIFF file are and how they are packed
 _TIFF_KEPT = {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320}
 _TIFF_KEPT |= {322, 323, 324, 325, 332, 338, 339, 347, 529, 530, 531, 532}
 _TIFF_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
@@ -114,10 +113,10 @@ _TIFF_TILE = 2**20  # pixels that a tile of a small picture can have
 
 
 def tiff_without_metadata(data: bytes, max_pixels: int) -> bytearray:
-    """A TIFF file with one directory, which holds only what its pixels need, each entry once.
+    """A TIFF file with one directory that holds only what its pixels need, each entry once.
 
     Pillow loads all entries of all directories, and each can claim the whole file as its value.
-    Raises ValueError for a damaged directory and for a tile that is larger than the picture.
+    Raises ValueError for a damaged directory, and for a tile larger than the picture.
     """
     if data[:4] not in (b"II*\0", b"MM\0*"):
         raise ValueError("no TIFF file, or one of the kind for more than 4 GB")

@@ -1,11 +1,11 @@
-"""Pictures: the one reader of image files, and the ranges that pixels have.
+"""The one reader of image files, and the ranges of pixels.
 
-Files may come from anyone. A picture is read by its content from a short list of formats, its
-size is known before anything is decoded, and what else a file holds (profiles, comments, other
-frames, damaged or hostile metadata) is left aside as far as the format allows.
+Files may come from anyone. The format is one of a short list and told by content, the size is
+checked before anything is decoded, and everything else in a file (profiles, comments, further
+frames, damaged or hostile metadata) is ignored as far as the format allows.
 
-Pixels are uint8 ``(N, Y, X, 3)``. Models read and write float32 ``(N, 3, Y, X)`` in [-1, 1], and
-generated images are handed out in [0, 1].
+Pixels are uint8 ``(N, Y, X, 3)``. Models read and write float32 ``(N, 3, Y, X)`` in [-1, 1];
+generated images are in [0, 1].
 """
 
 import os
@@ -27,10 +27,10 @@ from var_tokenizer.common.picture_metadata import (
     tiff_without_metadata,
 )
 
-MAX_PIXELS = 2**26  # 8192 x 8192: 0.3 to 0.8 GB while it is read, as WebP 1.3 GB
-MAX_SIDE = 65_535  # rows or columns; what JPEG and GIF can say at most
+MAX_PIXELS = 2**26  # 8192 x 8192: reading takes 0.3 to 0.8 GB, 1.3 GB for WebP
+MAX_SIDE = 65_535  # rows or columns: the limit of JPEG and GIF
 
-# Formats that Pillow decodes in this process, without a helper program (as PostScript has one).
+# formats that Pillow decodes in this process; PostScript, say, would start a program
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 PICTURE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
@@ -70,11 +70,11 @@ def read_images(
     pictures: PictureFile | Image.Image | Sequence[PictureFile | Image.Image],
     image_size: tuple[int, int],
 ) -> np.ndarray:
-    """Pictures as ``Tokenizer.encode`` takes them: float32 (N, 3, Y, X) in [-1, 1].
+    """Reads pictures as ``Tokenizer.encode`` takes them: float32 (N, 3, Y, X) in [-1, 1].
 
     pictures: one or several image files (paths, bytes or open binary files) or PIL images.
-    image_size: (rows, columns), ``tokenizer.config.image_size``; ``fit_picture`` says how a
-    picture of another size is made to fit. Raises InputError as ``read_picture`` does.
+    image_size: (rows, columns), ``tokenizer.config.image_size``. Pictures of another size are
+    resized and cropped as ``fit_picture`` says. Raises InputError as ``read_picture`` does.
     """
     sources: Sequence[PictureFile | Image.Image]
     if isinstance(pictures, Sequence) and not isinstance(pictures, str | bytes):
@@ -91,7 +91,7 @@ def read_images(
 
 
 def to_pictures(images_ncyx: np.ndarray) -> list[Image.Image]:
-    """The way back: (N, 3, Y, X) in [-1, 1], as ``Tokenizer.decode`` gives, as N PIL images."""
+    """Images (N, 3, Y, X) in [-1, 1], as ``Tokenizer.decode`` gives them, as N PIL images."""
     pixels_nyxc = to_pixels(to_unit_range(np.asarray(images_ncyx)))
     return [Image.fromarray(pixels_yxc) for pixels_yxc in pixels_nyxc]
 
@@ -104,7 +104,7 @@ def save_png(pixels_yxc: np.ndarray, path: str | os.PathLike[str]) -> None:
 
 # ---------------------------------------------------------------- reading
 def is_picture_name(name: str) -> bool:
-    """Whether a file of this name is taken for a picture when a folder is searched."""
+    """Whether a file of this name counts as a picture when a folder is searched."""
     return name.lower().endswith(PICTURE_SUFFIXES)
 
 
@@ -113,25 +113,25 @@ def read_picture(
 ) -> Image.Image:
     """An image file as an RGB picture of 8 bits, upright.
 
-    source: a path, the file's bytes or an open binary file. The kind is told by content. Of an
-    animation it is the first frame. The picture is turned as its EXIF orientation says; palette,
-    grey and CMYK become RGB, 16 bits their high byte, and transparency is laid over the
+    source: a path, the file's bytes or an open binary file; the format is told by content. An
+    animation gives its first frame. The picture is turned as its EXIF orientation says. Palette,
+    grey and CMYK become RGB, 16 bits are cut to the high byte, and transparency is laid over the
     colour ``background``.
 
-    Raises InputError, naming the file, for whatever is no regular file or no picture of
-    ``PICTURE_FORMATS``, is damaged, has a side above ``MAX_SIDE`` or more than ``max_pixels``
-    pixels. The last two are told from the header, before anything is decoded.
+    Raises InputError that names the file if it is not a regular file, not one of
+    ``PICTURE_FORMATS``, damaged, or has a side above ``MAX_SIDE`` or more than ``max_pixels``
+    pixels. The size is read from the header, before anything is decoded.
     """
     with _decoded(source, max_pixels) as (image, orientation):
         picture = _turned(_flat(image, background), orientation)
-        picture.info = {}  # nobody shall turn it a second time, or hand on what else it says
+        picture.info = {}  # so that nobody turns it again or passes on its metadata
         return picture
 
 
 def read_alpha(source: PictureFile, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """How much each pixel of an image file covers, 0 to 255, as a grey picture, upright.
+    """The opacity of each pixel of an image file, 0 to 255, as an upright grey picture.
 
-    255 everywhere in a file without transparency. Reads and raises as ``read_picture`` does.
+    It is 255 everywhere if the file has no transparency. Reads and raises as ``read_picture``.
     """
     with _decoded(source, max_pixels) as (image, orientation):
         image = _of_8_bits(image)
@@ -143,7 +143,7 @@ def read_alpha(source: PictureFile, max_pixels: int = MAX_PIXELS) -> Image.Image
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """A PIL image as ``read_picture`` gives it. Raises InputError as that does."""
+    """A PIL image turned and flattened as ``read_picture`` does. Raises InputError as it does."""
     _check_size("image", image.size, MAX_PIXELS)
     with _named("image"):
         return _turned(_flat(image, "white"), orientation_of(image.info.get("exif", b"")))
@@ -154,9 +154,9 @@ def fit_picture(
     image_size: tuple[int, int],
     method: Image.Resampling = Image.Resampling.LANCZOS,
 ) -> Image.Image:
-    """The picture resized until it just covers ``image_size``, and cropped to its centre.
+    """The picture resized until it just covers ``image_size``, and cropped around its centre.
 
-    image_size: (rows, columns), larger or smaller than the picture. method: how it is resized.
+    image_size: (rows, columns), larger or smaller than the picture. method: of resizing.
     """
     rows, columns = image_size
     return ImageOps.fit(image, (columns, rows), method)
@@ -168,7 +168,7 @@ def _decoded(source: PictureFile, max_pixels: int) -> Iterator[tuple[Image.Image
     name = _name(source)
     with _named(name), _opened(source) as file:
         size = file.seek(0, os.SEEK_END)
-        if size > 8 * max_pixels:  # more than 16 bits of four channels take
+        if size > 8 * max_pixels:  # more than four channels of 16 bits take
             raise InputError(
                 f"{name}: {size} bytes; expected at most {8 * max_pixels}, as {max_pixels} pixels"
             )
@@ -221,9 +221,9 @@ def _name(source: PictureFile) -> str:
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Makes every failure an InputError that names the file: a broken one raises nearly anything.
+    """Turns every failure into an InputError that names the file: a broken one raises anything.
 
-    The size of a file's tables can be a lie, too, so that running out of memory is its failure.
+    Even MemoryError: a file can lie about the size of its tables.
     """
     try:
         yield
@@ -267,9 +267,9 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _scale_transparent_colour(image: ImageFile.ImageFile) -> None:
-    """Makes the transparent colour of a PNG one of 8 bits, where its pixels become such.
+    """Scales the transparent colour of a PNG to 8 bits, where Pillow does so with the pixels.
 
-    Pillow hands it on in the file's own depth. That of 16-bit grey stays: those pixels do, too.
+    Pillow leaves the colour in the depth of the file. Grey of 16 bits stays, in colour and pixels.
     """
     colour = image.info.get("transparency")
     if image.format != "PNG" or colour is None or not image.tile:
@@ -283,7 +283,7 @@ def _scale_transparent_colour(image: ImageFile.ImageFile) -> None:
 
 
 def _flat(image: Image.Image, background: str) -> Image.Image:
-    """RGB of 8 bits, transparency laid over a colour. Raises ValueError for an unknown range."""
+    """The image as RGB of 8 bits, over ``background``. Raises ValueError for an unknown range."""
     image = _of_8_bits(image)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
@@ -294,7 +294,7 @@ def _flat(image: Image.Image, background: str) -> Image.Image:
 
 
 def _of_8_bits(image: Image.Image) -> Image.Image:
-    """The image, grey of 16 bits as grey of 8. Raises ValueError for an unknown range."""
+    """The image, with grey of 16 bits cut to 8. Raises ValueError for an unknown range."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return _grey_of_16_bits(image)
     if image.mode in ("I", "F"):

@@ -1,4 +1,4 @@
-"""The one reader of .safetensors headers, for files that anyone may have written."""
+"""The one reader of .safetensors headers. Files may come from anyone."""
 
 import dataclasses
 import hashlib
@@ -27,7 +27,7 @@ _NUMPY_DTYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class TensorHeader:
-    """What a file says of a tensor. begin: its first byte, from the beginning of the file."""
+    """A tensor as the header describes it. begin: the position of its first byte in the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -37,8 +37,8 @@ class TensorHeader:
 def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, TensorHeader]]:
     """Metadata and tensors of a .safetensors file, in the order of the file.
 
-    Raises InputError where it is not valid: lengths, offsets that overlap or leave holes, tensors
-    beyond the end, and names that are there twice.
+    Raises InputError for a file that is not valid: wrong lengths, offsets that overlap or leave
+    holes, tensors beyond the end, names that occur twice.
     """
     path = Path(path)
     try:
@@ -62,9 +62,9 @@ def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str,
 
 
 def read_tensors(path: Path, tensors: Mapping[str, TensorHeader]) -> dict[str, np.ndarray]:
-    """Tensors that ``read_header`` found; floating ones as float32.
+    """The tensors of a header that ``read_header`` gave; floating ones as float32.
 
-    Raises InputError for a type that is not of NumPy's, such as an 8 bit float.
+    Raises InputError for a type that NumPy does not have, such as an 8-bit float.
     """
     arrays = {}
     with path.open("rb") as file:
@@ -74,7 +74,7 @@ def read_tensors(path: Path, tensors: Mapping[str, TensorHeader]) -> dict[str, n
                     f"{quoted(path)}: tensor {quoted(name)} has dtype {tensor.dtype}; "
                     f"expected one of {', '.join(_NUMPY_DTYPES)}"
                 )
-            # read, not mapped: a mapped file stays in memory beside the arrays
+            # read, not mapped: a mapped file would stay in memory beside the arrays
             file.seek(tensor.begin)
             count = math.prod(tensor.shape)
             array = np.fromfile(file, _NUMPY_DTYPES[tensor.dtype], count)
@@ -96,7 +96,7 @@ def arrays_checksum(arrays: Mapping[str, np.ndarray], head: str = "") -> str:
 
 
 def unique_fields(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object; raises ValueError where a name is there twice, since readers differ then."""
+    """A JSON object. Raises ValueError for a name that occurs twice: readers would differ."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         raise ValueError("a name is there twice")
