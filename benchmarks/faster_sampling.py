@@ -20,13 +20,17 @@ import numpy as np
 import tyro
 from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError, check_integer
-from var_train.data.digits import load_digits_split
-from var_train.data.token_sources import tokens_of
-from var_train.reports.digit_metrics import DigitJudge, distinct
-from var_train.reports.metrics_log import MetricsLog
-from var_train.training.loop import LoopConfig
-from var_train.training.loop import train as train_stage
-from var_train.training.transformer_stage import TransformerStageConfig, TransformerTraining
+from var_train import (
+    DigitJudge,
+    LoopConfig,
+    MetricsLog,
+    TransformerStageConfig,
+    TransformerTraining,
+    distinct,
+    load_digits_split,
+    tokens_of,
+    train_stage,
+)
 from var_transformer import Refiner, Transformer, check_pair, generate
 
 log = logging.getLogger("faster_sampling")

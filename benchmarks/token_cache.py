@@ -20,11 +20,15 @@ from pathlib import Path
 
 import tyro
 from var_tokenizer import Tokenizer
-from var_train.data.image_sources import load_image_tree
-from var_train.data.token_cache import TokenCache
-from var_train.data.token_sources import TokenSource, tokens_of
-from var_train.tokenize import TokenizeConfig, tokenize
-from var_train.training.transformer_stage import TransformerStageConfig, TransformerTraining
+from var_train import (
+    TokenCache,
+    TokenSource,
+    TransformerStageConfig,
+    TransformerTraining,
+    load_image_tree,
+    tokens_of,
+    write_cache,
+)
 from var_transformer import Transformer, TransformerConfig
 
 PARTS = ("data", "forward_backward", "optimizer")
@@ -82,10 +86,11 @@ def main() -> None:
     size = tokenizer.config.image_size
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
-        tokenize(TokenizeConfig(config.tokenizer, config.data, Path(folder)))
+        files, held_out = load_image_tree(config.data, size, memory_limit=0)
+        splits = {"train": files, "val": held_out}
+        write_cache(tokenizer, splits, Path(folder), shard=4096, batch=32)
         written = time.perf_counter() - begin
         logging.info("cache written in %.0f s, once, with mirrored images", written)
-        files, _ = load_image_tree(config.data, size, memory_limit=0)
         begin = time.perf_counter()
         memory, _ = load_image_tree(config.data, size)
         encoded = tokens_of(tokenizer, memory, config.batch)

@@ -26,9 +26,9 @@ def source(package: str) -> Path:
     return ROOT / package.replace("_", "-") / "src" / package
 
 
-def imports(package: str) -> Iterator[tuple[Path, str, tuple[str, ...]]]:
-    """(file, module, names) of every import statement of a package."""
-    for path in sorted(source(package).rglob("*.py")):
+def imports(folder: Path) -> Iterator[tuple[Path, str, tuple[str, ...]]]:
+    """(file, module, names) of every import statement in a folder."""
+    for path in sorted(folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 yield path, node.module, tuple(alias.name for alias in node.names)
@@ -56,7 +56,7 @@ def public_names(module: str) -> set[str]:
 
 @pytest.mark.parametrize("package", ORDER)
 def test_a_package_reaches_into_siblings_through_their_public_names_only(package):
-    for path, module, names in imports(package):
+    for path, module, names in imports(source(package)):
         sibling = module.split(".")[0]
         if sibling not in ORDER or sibling == package:
             continue
@@ -67,17 +67,24 @@ def test_a_package_reaches_into_siblings_through_their_public_names_only(package
         assert set(names) <= public_names(module), f"{path} imports {names} from {module}"
 
 
+def test_benchmarks_train_through_public_names_only():
+    for path, module, names in imports(ROOT.parent / "benchmarks"):
+        if module.split(".")[0] == "var_train":
+            assert module == "var_train", f"{path} reaches into {module}"
+            assert set(names) <= public_names(module), f"{path} imports {names} from {module}"
+
+
 @pytest.mark.parametrize("package", ORDER)
-def test_a_package_declares_the_siblings_it_imports(package):
+def test_a_package_declares_the_siblings_it_imports(source(package)):
     project = tomllib.loads((source(package).parents[1] / "pyproject.toml").read_text())["project"]
     declared = {name for name in ORDER if name.replace("_", "-") in project["dependencies"]}
-    used = {module.split(".")[0] for _, module, _ in imports(package)} & set(ORDER)
+    used = {module.split(".")[0] for _, module, _ in imports(source(package))} & set(ORDER)
     assert declared == used - {package}
 
 
 @pytest.mark.parametrize("package", [name for name in ORDER if name != "var_convert"])
 def test_torch_is_for_var_convert_alone(package):
-    assert not [path for path, module, _ in imports(package) if module.split(".")[0] == "torch"]
+    assert not [path for path, module, _ in imports(source(package)) if module.split(".")[0] == "torch"]
 
 
 @pytest.mark.parametrize("package", ORDER)

@@ -147,9 +147,7 @@ def _our_step(model: "Transformer") -> Job:
     """Forward, backward and AdamW, compiled as the trainer compiles them."""
     import mindspore as ms
     from mindspore import Tensor
-    from var_train.losses.token_loss import token_losses
-    from var_train.optimization.adamw import AdamW, AdamWConfig, release_gradients
-    from var_train.training.transformer_stage import is_decayed
+    from var_train import AdamW, AdamWConfig, is_decayed, release_gradients, token_losses
 
     config = model.config
     parameters = model.trainable_params()
@@ -270,7 +268,7 @@ def reference(part: str, weights: Path) -> dict[str, Job]:
 
 def _reference_step(model: "TorchTransformer") -> Job:
     import torch
-    from var_train.training.transformer_stage import is_decayed
+    from var_train import is_decayed
 
     labels, inputs, ids = (torch.tensor(a) for a in _training_batch(model.config))
     groups: dict[bool, list[torch.Tensor]] = {True: [], False: []}

@@ -24,7 +24,7 @@ from var_train.reports.settings_record import record_settings
 from var_train.run import main as run_command
 from var_train.tokenize import TokenizeConfig
 from var_train.tokenize import main as tokenize_command
-from var_train.training.loop import LoopConfig, train
+from var_train.training.loop import LoopConfig, train_stage
 
 EVALUATION = ["tokenizer", "--tokenizer", "t", "--data", "d", "--out", "o"]
 
@@ -57,7 +57,7 @@ class Counting:
 def trained(folder, stage, **config):
     metrics = MetricsLog(folder, resume=True)
     try:
-        train(stage, folder, metrics, LoopConfig(**config), {"seed": 0})
+        train_stage(stage, folder, metrics, LoopConfig(**config), {"seed": 0})
     finally:
         metrics.close()
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from var_train.reports.metrics_log import MetricsLog
 from var_train.training.checkpoints import CheckpointFolder
-from var_train.training.loop import LoopConfig, check_resumable, train
+from var_train.training.loop import LoopConfig, check_resumable, train_stage
 
 
 class Scripted:
@@ -34,8 +34,8 @@ class Scripted:
 def test_a_best_loss_of_zero_is_still_the_best_after_a_resumption(tmp_path, losses, best):
     config, metrics = LoopConfig(validations=2), MetricsLog(tmp_path)
     with pytest.raises(InterruptedError):
-        train(Scripted(losses, fails_at=1), tmp_path, metrics, config, {})
-    train(Scripted(losses), tmp_path, metrics, config, {})
+        train_stage(Scripted(losses, fails_at=1), tmp_path, metrics, config, {})
+    train_stage(Scripted(losses), tmp_path, metrics, config, {})
     metrics.close()
     found = CheckpointFolder(tmp_path / "checkpoints" / "transformer").best()
     assert found.stem == f"step-{best:09d}"
@@ -49,9 +49,11 @@ def test_a_run_of_version_0_1_0_resumes_though_a_setting_has_another_name_now(tm
 
     config, metrics = LoopConfig(checkpoint_every=1), MetricsLog(tmp_path)
     with pytest.raises(InterruptedError):
-        train(Scripted([1.0, 1.0], fails_at=1), tmp_path, metrics, config, settings("schedule"))
+        train_stage(
+            Scripted([1.0, 1.0], fails_at=1), tmp_path, metrics, config, settings("schedule")
+        )
     now = settings("rate_schedule")
     assert check_resumable(tmp_path, "transformer", now, None) == 1
-    train(Scripted([1.0, 1.0]), tmp_path, metrics, config, now)
+    train_stage(Scripted([1.0, 1.0]), tmp_path, metrics, config, now)
     metrics.close()
     assert CheckpointFolder(tmp_path / "checkpoints" / "transformer").newest().step == 2

@@ -14,7 +14,7 @@ from var_train.losses.reconstruction_loss import ReconstructionLossConfig
 from var_train.reports.metrics_log import MetricsLog
 from var_train.training.checkpoints import CheckpointFolder
 from var_train.training.codebook import CodebookConfig
-from var_train.training.loop import LoopConfig, train
+from var_train.training.loop import LoopConfig, train_stage
 from var_train.training.tokenizer_stage import TokenizerStageConfig, TokenizerTraining
 
 CONFIG = TokenizerConfig(
@@ -112,7 +112,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     stage.train_step = poisoned_step
     often = LoopConfig(checkpoint_every=2, validations=1)
     with pytest.raises(InputError, match="tokenizer loss is nan at step 3"):
-        train(stage, tmp_path, MetricsLog(tmp_path), often, settings={})
+        train_stage(stage, tmp_path, MetricsLog(tmp_path), often, settings={})
     kept = CheckpointFolder(tmp_path / "checkpoints" / "tokenizer").newest()
     assert kept.step == 2
     assert all(np.isfinite(array).all() for array in kept.arrays.values())

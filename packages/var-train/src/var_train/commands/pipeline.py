@@ -24,7 +24,7 @@ from var_train.reports.report_json import (
     tokenizer_figures,
     write_report,
 )
-from var_train.training.loop import train as train_stage
+from var_train.training.loop import train_stage
 from var_train.training.tokenizer_stage import TokenizerTraining
 from var_train.training.transformer_stage import TransformerTraining
 

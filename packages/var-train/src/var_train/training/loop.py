@@ -93,7 +93,7 @@ class Stopwatch:
         return {f"seconds_{part}": round(value, 6) for part, value in seconds.items()}
 
 
-def train(
+def train_stage(
     stage: Stage,
     folder: Path,
     metrics: MetricsLog,
@@ -182,10 +182,10 @@ def stage_folder(folder: Path, stage: str) -> Path:
 def check_resumable(
     folder: Path, stage: str, settings: Mapping[str, object], data: DataRecord | None
 ) -> int | None:
-    """Raises InputError where a stage cannot go on from the checkpoint that it has.
+    """Raises InputError where a stage cannot continue from the checkpoint that it has.
 
-    folder: of the run. settings: what of ``train``'s is known before training. data: the images,
-    of which ``settings`` holds the digest. Returns the step of the checkpoint, None for none.
+    folder: of the run. settings: those of ``train_stage`` that are known before training. data:
+    the images, whose digest is in ``settings``. Returns the step of the checkpoint, None for none.
     """
     checkpoints = CheckpointFolder(stage_folder(folder, stage))
     found = checkpoints.peek()
