@@ -178,7 +178,8 @@ class TQueBind {
 
   template <typename T>
   bool EnQue(const LocalTensor<T>& tensor) {
-    Require(tensor.Owner()->state == Buffer::kAllocated, "a buffer is queued that was not allocated");
+    Require(tensor.Owner()->state == Buffer::kAllocated,
+            "a buffer is queued that was not allocated");
     Require(queue_.size() < depth, "a queue is longer than its depth");
     tensor.Owner()->state = Buffer::kQueued;
     queue_.push_back(tensor.Owner());
