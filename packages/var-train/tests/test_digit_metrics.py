@@ -101,6 +101,6 @@ def test_nearest_distances_are_euclidean_over_all_values():
         (np.zeros((1, 3, 30, 32)), "30x32; expected sides that 8 divides"),
     ],
 )
-def test_images_of_another_range_or_shape_are_an_error(judge, images, named):
+def test_images_of_another_range_or_shape_are_refused(judge, images, named):
     with pytest.raises(InputError, match=named):
         judge.accuracy(images, np.zeros(len(images)))

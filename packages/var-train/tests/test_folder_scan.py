@@ -44,7 +44,7 @@ CAT_AND_DOG = ["cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png"]
 
 
 @pytest.mark.parametrize("suffix", ["webp", "bmp", "tif", "TIFF", "gif", "jfif", "ppm", "JPEG"])
-def test_every_kind_of_image_that_can_be_read_is_taken(tree, suffix):
+def test_every_readable_kind_of_image_is_taken(tree, suffix):
     kinds = {"jfif": "JPEG", "tif": "TIFF"}
     write(tree / "train" / "cat" / f"2.{suffix}", kind=kinds.get(suffix, suffix.upper()))
     assert f"cat/2.{suffix}" in train_names(tree)
@@ -61,7 +61,7 @@ def test_an_image_is_read_by_its_content_whatever_its_suffix(tree, caplog):
     assert not caplog.records
 
 
-def test_what_is_left_out_is_counted_by_kind(tree, caplog):
+def test_files_left_out_are_counted_by_kind(tree, caplog):
     caplog.set_level(logging.INFO)
     for name in ("a.txt", "b.txt", "c.heic", "README"):
         (tree / "train" / "cat" / name).write_text("no image")
@@ -89,7 +89,7 @@ def test_pipes_and_devices_are_left_out_and_nobody_waits(tree, caplog):
     assert "2 pipe or device" in caplog.text
 
 
-def test_a_pipe_that_takes_an_images_place_after_the_scan_does_not_hang(tree):
+def test_a_pipe_in_an_images_place_does_not_hang(tree):
     images, _ = load_image_tree(tree, SIZE, memory_limit=0)
     path = tree / "train" / "cat" / "1.png"
     path.unlink()
@@ -111,7 +111,7 @@ def test_hidden_folders_are_neither_classes_nor_searched(tree, name):
     assert train_names(tree) == CAT_AND_DOG
 
 
-def test_what_windows_leaves_behind_is_not_even_counted(tree, caplog):
+def test_files_that_windows_leaves_behind_are_not_even_counted(tree, caplog):
     caplog.set_level(logging.INFO)
     for name in IGNORED:
         if "." in name:
@@ -122,7 +122,7 @@ def test_what_windows_leaves_behind_is_not_even_counted(tree, caplog):
 # Depth and links
 
 
-def test_images_at_any_depth_of_a_class_are_taken_beside_those_at_its_top(tree):
+def test_images_are_taken_at_any_depth_of_a_class(tree):
     write(tree / "train" / "cat" / "images" / "2.png")
     write(tree / "train" / "cat" / "a" / "b" / "c" / "3.png")
     shutil.rmtree(tree / "train" / "dog")
@@ -194,14 +194,14 @@ def test_a_name_that_is_not_utf_8_is_read_like_any_other(tree):
 
 
 @pytest.mark.parametrize("memory_limit", [2**30, 0], ids=["memory", "lazy"])
-def test_an_unreadable_image_is_named_as_far_as_its_name_can_be_shown(tree, caplog, memory_limit):
+def test_an_unreadable_image_is_named_with_escapes(tree, caplog, memory_limit):
     (tree / "train" / "cat" / os.fsdecode(b"caf\xe9\x1b.png")).write_bytes(b"broken")
     images, _ = load_image_tree(tree, SIZE, memory_limit=memory_limit)
     images.batch(np.arange(5))
     assert "caf\\xe9\\x1b.png" in caplog.text
 
 
-def test_classes_that_are_numbers_are_sorted_as_such_with_a_line_in_the_log(tmp_path, caplog):
+def test_classes_that_are_numbers_are_sorted_by_value(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     for split in ("train", "val"):
         for name in ("0", "1", "10", "2"):
@@ -243,7 +243,7 @@ def test_a_part_of_a_flat_folder_is_held_out(flat):
     assert [val.classes[n] for n in val.labels_n] == [name.split("/")[0] for name in val.names]
 
 
-def test_an_image_stays_where_it_is_held_whatever_is_added_or_listed_first(flat, monkeypatch):
+def test_an_image_stays_in_its_split_whatever_else_the_folder_holds(flat, monkeypatch):
     before = set(scan_tree(flat, 0.25)[1].names)
     for name in ("ant", "cat", "zebra"):
         for i in range(100, 120):
@@ -289,7 +289,7 @@ def test_a_fraction_out_of_range_is_refused(flat, fraction):
         scan_tree(flat, fraction)
 
 
-def test_of_a_folder_with_train_alone_a_part_of_train_is_held_out(flat, tmp_path, caplog):
+def test_a_folder_with_train_alone_has_a_part_of_it_held_out(flat, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     (tmp_path / "dir").mkdir()
     flat.rename(tmp_path / "dir" / "train")

@@ -57,9 +57,7 @@ def drawn_alone(model, tokenizer, label: int, number: int, sampling: SamplingCon
 
 
 @pytest.mark.parametrize("batch", [2, 25])
-def test_image_n_of_the_report_has_the_stream_n_of_the_seed_whatever_the_batch(
-    model, tokenizer, batch
-):
+def test_image_n_is_drawn_from_stream_n_of_the_seed_whatever_the_batch(model, tokenizer, batch):
     sampling = SamplingConfig(per_class=3, cfg=1.0, top_k=9, batch=batch)
     images, labels = sample_classes(model, tokenizer, sampling, seed=7)
     assert labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
@@ -78,7 +76,7 @@ def grid(model, tokenizer, sampling: SamplingConfig) -> np.ndarray:
     return training.validate(0)["samples"]
 
 
-def test_the_grid_of_a_validation_is_drawn_with_the_settings_of_the_final_images(model, tokenizer):
+def test_a_validations_grid_is_drawn_like_the_final_images(model, tokenizer):
     sampling = SamplingConfig(cfg=0.0, top_k=9, batch=4)
     alone = [drawn_alone(model, tokenizer, n // 2, n, sampling, 7) for n in range(6)]
     expected = sample_grid(np.stack(alone), ["0", "1", "2"], 2).astype(int)

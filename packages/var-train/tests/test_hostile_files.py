@@ -114,7 +114,7 @@ def test_another_format_is_refused_with_the_command_to_type(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_pth_as_feature_network_is_refused_with_the_command_to_type(tmp_path, tokenizer, call):
+def test_a_pth_feature_network_is_refused_with_the_command_to_type(tmp_path, tokenizer, call):
     network = pytorch(tmp_path / "vgg.pth")
     words = ("--data", images(tmp_path / "data"), "--tokenizer", tokenizer, "--out", tmp_path / "o")
     code, said = call("evaluate", "tokenizer", *words, "--feature-network", network)
@@ -204,7 +204,7 @@ def test_class_names_in_a_model_reach_no_terminal_as_they_are(tmp_path, tokenize
 DEEP = "[" * 100_000
 
 
-def test_deep_json_in_what_a_run_reads_again_is_damage_like_any_other(tmp_path, caplog):
+def test_deep_json_counts_as_damage(tmp_path, caplog):
     (tmp_path / "index.json").write_text(DEEP)
     with pytest.raises(InputError, match=r"index\.json: no index of a token cache"):
         CacheIndex.read(tmp_path)

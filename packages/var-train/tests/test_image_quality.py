@@ -35,7 +35,7 @@ def scale_of(*sets: np.ndarray) -> float:
 
 @no_deadline
 @given(seed=SEEDS, count=COUNTS, features=FEATURES)
-def test_equal_sets_lie_at_distance_0_whatever_their_order(seed, count, features):
+def test_fid_of_equal_sets_is_0_whatever_their_order(seed, count, features):
     real = drawn(seed, count, features)
     again = np.random.default_rng(seed).permutation(real)
     for other in (real, again):
@@ -44,7 +44,7 @@ def test_equal_sets_lie_at_distance_0_whatever_their_order(seed, count, features
 
 @no_deadline
 @given(seed=SEEDS, count=COUNTS, features=FEATURES)
-def test_a_shifted_set_lies_at_the_squared_length_of_the_shift(seed, count, features):
+def test_fid_of_a_shifted_set_is_the_squared_length_of_the_shift(seed, count, features):
     real = drawn(seed, count, features)
     shift = np.random.default_rng(seed + 1).standard_normal(features)
     expected = float(shift @ shift)
@@ -53,7 +53,7 @@ def test_a_shifted_set_lies_at_the_squared_length_of_the_shift(seed, count, feat
 
 @no_deadline
 @given(seed=SEEDS, count=COUNTS, features=FEATURES, factor=st.floats(0, 10))
-def test_a_stretched_set_differs_by_the_squared_difference_of_the_deviations(
+def test_fid_of_a_stretched_set_is_the_squared_difference_of_deviations(
     seed, count, features, factor
 ):
     """The covariances are C and factor**2 C, whose product has the root factor * C."""
@@ -72,9 +72,7 @@ def with_deviations(deviations_f: np.ndarray) -> np.ndarray:
 
 @no_deadline
 @given(seed=SEEDS, features=FEATURES, data=st.data())
-def test_diagonal_covariances_differ_by_the_squared_differences_of_the_deviations(
-    seed, features, data
-):
+def test_fid_of_diagonal_covariances_is_the_squared_difference_of_deviations(seed, features, data):
     one, other = (
         np.array(data.draw(st.lists(st.floats(0, 10), min_size=features, max_size=features)))
         for _ in range(2)
@@ -88,9 +86,7 @@ def test_diagonal_covariances_differ_by_the_squared_differences_of_the_deviation
 
 @no_deadline
 @given(seed=SEEDS, counts=st.tuples(COUNTS, COUNTS), features=FEATURES)
-def test_any_two_sets_have_a_finite_symmetric_distance_that_turning_both_keeps(
-    seed, counts, features
-):
+def test_fid_is_finite_symmetric_and_rotation_invariant(seed, counts, features):
     one, other = drawn(seed, counts[0], features), drawn(seed + 1, counts[1], features)
     turned = rotation(seed, features)
     found = fid(one, other)
@@ -99,7 +95,7 @@ def test_any_two_sets_have_a_finite_symmetric_distance_that_turning_both_keeps(
         assert same == pytest.approx(found, rel=1e-9, abs=1e-9 * scale_of(one, other))
 
 
-def test_of_many_images_it_is_the_published_formula():
+def test_fid_of_many_images_is_the_published_formula():
     """With the matrix root of the product, which is sound where both covariances are."""
     one, other = drawn(0, 2000, 8), drawn(1, 3000, 8)
     covariances = [np.cov(s, rowvar=False) for s in (one, other)]
@@ -109,7 +105,7 @@ def test_of_many_images_it_is_the_published_formula():
     assert fid(one, other) == pytest.approx(expected, rel=1e-9)
 
 
-def test_a_handful_of_images_with_the_features_of_vgg_is_measured():
+def test_fid_of_fewer_images_than_features_is_measured():
     real = drawn(0, 3, 512)
     assert fid(real, real[:2]) > 0
     assert fid(real, real.copy()) <= 1e-10 * scale_of(real)
@@ -124,13 +120,13 @@ def test_a_handful_of_images_with_the_features_of_vgg_is_measured():
         (np.zeros((9, 4)), np.full((9, 4), np.nan), "other features hold NaN"),
     ],
 )
-def test_sets_without_a_distance_are_refused_with_their_count(real, other, message):
+def test_fid_refuses_sets_that_have_none(real, other, message):
     with pytest.raises(InputError, match=message):
         fid(real, other)
 
 
 @pytest.mark.parametrize("side", [3, 4, 6])
-def test_images_smaller_than_the_windows_of_the_similarity_are_measured(side):
+def test_ssim_fits_its_windows_into_small_images(side):
     config = TokenizerConfig(
         vocab_size=16,
         latent_channels=4,
@@ -169,7 +165,7 @@ def test_figures_are_means_over_the_images_whatever_the_batch(batch):
     assert figures.codebook_usage == len(np.unique(np.concatenate(ids, 1))) / 16
 
 
-def test_one_image_is_refused_before_it_is_measured(monkeypatch):
+def test_fid_of_one_image_is_refused_before_it_is_encoded(monkeypatch):
     config = TokenizerConfig(
         vocab_size=16,
         latent_channels=4,

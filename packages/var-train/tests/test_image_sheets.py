@@ -61,7 +61,7 @@ def test_every_row_has_its_label_to_the_left():
 
 
 @pytest.mark.parametrize(("labels", "columns"), [(["a"], 2), (["a", "b"], 2), ([], 2), (["a"], 0)])
-def test_a_number_of_images_that_does_not_fill_the_grid_is_an_error(labels, columns):
+def test_a_grid_that_its_images_do_not_fill_is_refused(labels, columns):
     with pytest.raises(InputError, match="3 images for"):
         sample_grid(flat_images([0, 0, 0]), labels, columns)
 

@@ -53,7 +53,7 @@ def test_a_batch_holds_the_images_and_labels_at_its_indices():
 
 
 @both_forms
-def test_only_the_images_that_flip_names_are_mirrored(tree, memory_limit):
+def test_only_the_images_of_flip_are_mirrored(tree, memory_limit):
     images, _ = load_image_tree(tree, SIZE, memory_limit=memory_limit)
     plain_byxc, _ = images.batch([0, 1])
     mirrored_byxc, _ = images.batch([0, 1], flip=np.array([False, True]))
@@ -63,7 +63,7 @@ def test_only_the_images_that_flip_names_are_mirrored(tree, memory_limit):
 
 
 @pytest.mark.parametrize("label", [-1, 2])
-def test_a_label_out_of_range_is_an_error_that_names_it(label):
+def test_a_label_out_of_range_is_named(label):
     with pytest.raises(InputError, match=f"labels_n holds {label}; expected 0 to 1"):
         ImageSet(np.zeros((1, 2, 2, 3), np.uint8), np.array([label], np.int32), ("a", "b"))
 
@@ -77,7 +77,7 @@ def test_a_label_out_of_range_is_an_error_that_names_it(label):
         (np.zeros((1, 2, 2, 3), np.uint8), np.zeros(1), "labels_n is float64"),
     ],
 )
-def test_arrays_of_another_shape_or_dtype_are_an_error(images, labels, named):
+def test_arrays_of_another_shape_or_dtype_are_refused(images, labels, named):
     with pytest.raises(InputError, match=named):
         ImageSet(images, labels, ("a",))
 
@@ -86,7 +86,7 @@ def test_arrays_of_another_shape_or_dtype_are_an_error(images, labels, named):
 
 
 @both_forms
-def test_a_tree_gives_its_images_in_sorted_order_with_their_folders_as_classes(tree, memory_limit):
+def test_a_tree_gives_its_images_in_order_and_its_folders_as_classes(tree, memory_limit):
     (tree / "train" / ".cache").mkdir()
     (tree / "train" / "cat" / "._0.png").write_bytes(b"hidden")
     (tree / "train" / "cat" / "notes.txt").write_text("no image")
@@ -110,24 +110,24 @@ def test_suffixes_count_whatever_their_case(tmp_path):
     assert len(load_image_tree(tmp_path, SIZE)[0]) == 5
 
 
-def test_a_missing_folder_is_an_error_that_names_it_and_the_layout(tmp_path):
+def test_a_missing_folder_is_refused_with_the_layout(tmp_path):
     with pytest.raises(InputError, match=r"nowhere: no such folder; expected DIR/train/CLASS"):
         load_image_tree(tmp_path / "nowhere", SIZE)
 
 
-def test_an_empty_folder_is_an_error_that_names_it_and_the_layout(tmp_path):
+def test_an_empty_folder_is_refused_with_the_layout(tmp_path):
     with pytest.raises(InputError, match=rf"{tmp_path}: this folder is empty; expected DIR/train"):
         load_image_tree(tmp_path, SIZE)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_folder_without_one_of_its_splits_is_an_error_that_names_it(tree, split):
+def test_a_missing_split_is_named(tree, split):
     shutil.rmtree(tree / split)
     with pytest.raises(InputError, match=f"{split}: no such folder; expected DIR/train/CLASS"):
         load_image_tree(tree, SIZE)
 
 
-def test_images_without_class_folders_are_an_error(tmp_path):
+def test_images_without_class_folders_are_refused(tmp_path):
     (tmp_path / "train").mkdir()
     Image.fromarray(noise(0)).save(tmp_path / "train" / "0.png")
     with pytest.raises(InputError, match="train: no class folders; expected DIR/train/CLASS"):
@@ -135,7 +135,7 @@ def test_images_without_class_folders_are_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(("split", "other"), [("train", "val"), ("val", "train")])
-def test_classes_that_differ_between_train_and_val_are_an_error_that_names_them(tree, split, other):
+def test_classes_missing_from_a_split_are_named(tree, split, other):
     (tree / other / "emu").mkdir()
     with pytest.raises(InputError, match=f"{split}: no folder for 1 class.*: emu; expected"):
         load_image_tree(tree, SIZE)
@@ -143,9 +143,7 @@ def test_classes_that_differ_between_train_and_val_are_an_error_that_names_them(
 
 @both_forms
 @pytest.mark.parametrize("kind", ["empty", "text only", "all truncated"])
-def test_a_class_folder_without_a_readable_image_is_an_error_that_names_it(
-    tree, memory_limit, kind
-):
+def test_a_class_without_a_readable_image_is_named(tree, memory_limit, kind):
     for path in (tree / "val" / "dog").iterdir():
         truncate(path) if kind == "all truncated" else path.unlink()
     if kind == "text only":
@@ -158,7 +156,7 @@ def test_a_class_folder_without_a_readable_image_is_an_error_that_names_it(
 
 @both_forms
 @pytest.mark.parametrize(("broken", "stands_in"), [(1, 2), (2, 0)])
-def test_the_next_image_of_the_class_stands_in_for_a_truncated_one_which_a_warning_names(
+def test_a_truncated_image_is_named_and_the_next_of_its_class_stands_in(
     tree, caplog, broken, stands_in, memory_limit
 ):
     path = tree / "train" / "cat" / f"{broken}.png"
@@ -173,7 +171,7 @@ def test_the_next_image_of_the_class_stands_in_for_a_truncated_one_which_a_warni
     assert "unreadable image" in record.message
 
 
-def test_images_and_steps_are_the_same_whether_they_fit_into_memory_or_not(tree):
+def test_an_epoch_is_the_same_whether_it_fits_into_memory_or_not(tree):
     for name in ("0", "1"):
         truncate(tree / "train" / "dog" / f"{name}.png")
     memory, lazy = (load_image_tree(tree, SIZE, memory_limit=m)[0] for m in (IN_MEMORY, LAZY))
@@ -183,7 +181,7 @@ def test_images_and_steps_are_the_same_whether_they_fit_into_memory_or_not(tree)
 
 
 @both_forms
-def test_ten_unreadable_images_pass_and_eleven_stop_with_the_list(tmp_path, memory_limit):
+def test_ten_unreadable_images_pass_and_eleven_stop_the_run(tmp_path, memory_limit):
     write_tree(tmp_path, count=15)
     broken = sorted((tmp_path / "train" / "cat").iterdir())[-11:]
     for path in broken[:10]:

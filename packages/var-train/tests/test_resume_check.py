@@ -60,19 +60,19 @@ def again(path: Path, pixels: int | None = None) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
 
 
-def test_the_same_data_goes_on(trained):
+def test_unchanged_data_goes_on(trained):
     _, refusal = trained
     assert refusal() is None
 
 
-def test_a_folder_that_was_moved_goes_on(trained, tmp_path):
+def test_a_moved_folder_goes_on(trained, tmp_path):
     tree, refusal = trained
     (tmp_path / "else").mkdir()
     tree.rename(tmp_path / "else" / "where")
     assert refusal(tmp_path / "else" / "where") is None
 
 
-def test_a_folder_that_was_copied_goes_on_though_all_its_times_are_new(trained):
+def test_a_copied_folder_goes_on_though_all_its_times_are_new(trained):
     tree, refusal = trained
     for path in tree.rglob("*.ppm"):
         again(path)
@@ -86,7 +86,7 @@ def test_a_renamed_class_is_refused_by_both_of_its_names(trained):
     assert "class cat is gone and class zebra is new" in refusal()
 
 
-def test_new_images_are_refused_and_taking_them_away_again_helps(trained):
+def test_new_images_are_refused_until_they_are_removed(trained):
     tree, refusal = trained
     new = [tree / "train" / "dog" / f"new{i}.ppm" for i in range(20)]
     for path in new:
@@ -111,7 +111,7 @@ def test_another_image_of_the_same_name_and_size_is_named(trained):
     assert "1 image(s)" in message and "train/cat/2.ppm" in message
 
 
-def test_another_image_of_another_size_is_named_whatever_its_time(trained):
+def test_an_image_of_another_size_is_named_whatever_its_time(trained):
     tree, refusal = trained
     path = tree / "train" / "cat" / "2.ppm"
     status = path.stat()
@@ -120,7 +120,7 @@ def test_another_image_of_another_size_is_named_whatever_its_time(trained):
     assert "1 image(s) changed: train/cat/2.ppm;" in refusal()
 
 
-def test_images_that_are_read_may_be_written_anew_one_by_one(tmp_path):
+def test_images_that_are_read_may_be_rewritten_one_by_one(tmp_path):
     tree = write_tree(tmp_path / "tree")
     before = record_of(tree, 2**30)
     again(tree / "train" / "cat" / "2.ppm")
@@ -158,7 +158,7 @@ def test_classes_in_another_order_are_refused(tmp_path):
         check_data(tmp_path, NO_TOKENS | {"data": saved}, NO_TOKENS | {"data": now.settings}, now)
 
 
-def test_without_the_record_it_is_refused_all_the_same(tmp_path):
+def test_other_images_are_refused_without_the_record_too(tmp_path):
     tree = write_tree(tmp_path / "tree")
     saved = record_of(tree, 0).settings
     (tree / "train" / "cat" / "0.ppm").unlink()

@@ -60,7 +60,7 @@ def encoded(tokenizer: Tokenizer, pixels_byxc: np.ndarray) -> np.ndarray:
     return np.concatenate([i.asnumpy() for i in tokenizer.encode(to_model_range(pixels_byxc))], 1)
 
 
-def test_the_cache_holds_the_tokens_of_every_image_as_it_is_and_mirrored(work):
+def test_the_cache_holds_tokens_of_every_image_as_it_is_and_mirrored(work):
     tokenizer = Tokenizer.load(work / "tokenizer.safetensors")
     images, _ = load_image_tree(work / "images", (8, 8))
     cache = TokenCache(work / "cache", "train", tokenizer)
@@ -73,7 +73,7 @@ def test_the_cache_holds_the_tokens_of_every_image_as_it_is_and_mirrored(work):
     np.testing.assert_array_equal(ids_bl, encoded(tokenizer, pixels_byxc))
 
 
-def test_a_second_run_writes_what_is_missing_or_damaged_and_nothing_else(work, tmp_path):
+def test_a_second_run_writes_only_missing_and_damaged_shards(work, tmp_path):
     cache = tmp_path / "cache"
     shutil.copytree(work / "cache", cache)
     missing, damaged, whole = (cache / "train" / f"0000{i}.safetensors" for i in range(3))
@@ -148,9 +148,7 @@ def replace(path: Path, seed: int) -> None:
     assert path.stat().st_size == size
 
 
-def test_shards_of_which_an_image_was_replaced_are_written_anew_and_no_others(
-    work, tokenizer, tmp_path, caplog
-):
+def test_only_shards_with_a_replaced_image_are_written_anew(work, tokenizer, tmp_path, caplog):
     data, cache = tmp_path / "images", tmp_path / "cache"
     shutil.copytree(work / "images", data)
     tokenize(command(work, data=data, out=cache))
@@ -176,9 +174,7 @@ def test_images_that_were_copied_need_no_new_tokens(work, tokenizer, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_a_shard_is_written_anew_where_the_image_that_stood_in_was_replaced(
-    work, tokenizer, tmp_path
-):
+def test_a_shard_is_written_anew_if_an_image_that_stood_in_was_replaced(work, tokenizer, tmp_path):
     data, cache = tmp_path / "images", tmp_path / "cache"
     shutil.copytree(work / "images", data)
     (data / "train" / "cat" / "3.png").write_bytes(b"broken")  # in shard 0; 4 is in shard 1
@@ -190,7 +186,7 @@ def test_a_shard_is_written_anew_where_the_image_that_stood_in_was_replaced(
     np.testing.assert_array_equal(ids_bl, encoded(tokenizer, images.batch([4, 4])[0]))
 
 
-def test_more_images_than_before_are_refused_with_what_to_do(work, tokenizer, tmp_path):
+def test_more_images_than_before_are_refused_with_the_way_out(work, tokenizer, tmp_path):
     data, cache = tmp_path / "images", tmp_path / "cache"
     shutil.copytree(work / "images", data)
     shutil.copytree(work / "cache", cache)
