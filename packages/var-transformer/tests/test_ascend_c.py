@@ -155,7 +155,7 @@ def test_both_operators_take_every_preset(kernels, config, number):
     assert norm.cores == heads.cores == CORES
 
 
-def test_what_the_operators_do_not_take_has_no_plan(kernels):
+def test_shapes_that_the_operators_do_not_take_have_no_plan(kernels):
     norm, heads = ModulatedNormTiling(), UnitHeadsTiling()
     for width in (0, 32, 96, 4160):
         kernels.plan_modulated_norm(2, 5, width, 1, CORES, 1e-6, byref(norm))

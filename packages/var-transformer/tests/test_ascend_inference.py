@@ -219,7 +219,7 @@ def test_a_wrong_argument_of_the_writing_operator_is_caught(monkeypatch):
         ),
     ],
 )
-def test_what_the_fused_operators_do_not_take_is_an_error_that_says_what_they_do(changes, message):
+def test_a_head_width_or_type_that_ascend_does_not_take_is_refused(changes, message):
     with pytest.raises(InputError, match=message):
         attention_of("d16", ms.float16, **changes)
 

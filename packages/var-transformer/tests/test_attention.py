@@ -31,7 +31,7 @@ def test_full_segmentation_needs_the_published_share_of_the_scores(scales, least
 
 
 @pytest.mark.parametrize("preset", ["d16", "d20", "d24", "d30", "d36-s"])
-def test_training_on_ascend_multiplies_few_scores_in_vain(preset):
+def test_training_on_ascend_wastes_few_scores(preset):
     config = TransformerConfig.preset(preset)
     width = config.width // config.heads
     backend = BackendConfig("ascend", ms.float16)

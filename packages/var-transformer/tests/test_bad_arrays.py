@@ -38,7 +38,7 @@ BAD_LABELS = [
 
 
 @pytest.mark.parametrize(("labels", "message"), BAD_LABELS)
-def test_labels_that_are_no_classes(model, tokenizer, labels, message):
+def test_labels_that_are_no_classes_are_refused(model, tokenizer, labels, message):
     for call in (
         lambda: model.logits(labels, INPUTS[: len(labels)]),
         lambda: model.condition(labels),
@@ -59,7 +59,7 @@ def test_labels_that_are_no_classes(model, tokenizer, labels, message):
         (INPUTS[:1], r"inputs have shape \(1, 13, 8\); expected \(3, 13, 8\)"),
     ],
 )
-def test_inputs_that_no_tokenizer_gives(model, inputs, message):
+def test_inputs_that_no_tokenizer_gives_are_refused(model, inputs, message):
     for array in (inputs, Tensor(inputs)):
         with pytest.raises(InputError, match=message):
             model.logits(LABELS, array)
@@ -76,7 +76,7 @@ def test_inputs_that_no_tokenizer_gives(model, inputs, message):
         (1, INPUTS[:1, :4], r"inputs of scale 1 have shape \(1, 4, 8\); expected \(3, 4, 8\)"),
     ],
 )
-def test_scales_that_cannot_follow(model, scale, inputs, message):
+def test_a_scale_that_cannot_follow_is_refused(model, scale, inputs, message):
     condition = model.condition(LABELS)
     cache = model.extend(0, None, *condition, None)[1] if scale else None
     with pytest.raises(InputError, match=message):
@@ -117,9 +117,7 @@ def test_scales_that_cannot_follow(model, scale, inputs, message):
         ({"more_smooth": NAN}, "more_smooth is nan; expected True or False"),
     ],
 )
-def test_settings_that_are_no_numbers_of_their_kind(
-    model, tokenizer, no_model_runs, settings, message
-):
+def test_settings_of_another_type_are_refused(model, tokenizer, no_model_runs, settings, message):
     for call in (
         lambda: Sampler(**settings),
         lambda: generate(model, tokenizer, LABELS, **settings),
@@ -137,14 +135,14 @@ def test_settings_that_are_no_numbers_of_their_kind(
         ({"numbers": [0, 1, 1.9]}, "numbers is 1.9; expected an integer of at least 0"),
     ],
 )
-def test_seeds_and_numbers_that_are_no_integers(
+def test_seeds_and_numbers_that_are_no_integers_are_refused(
     model, tokenizer, no_model_runs, arguments, message
 ):
     with pytest.raises(InputError, match=message):
         generate(model, tokenizer, LABELS, **arguments)
 
 
-def test_a_refiner_of_true_scales(model, tokenizer, no_model_runs):
+def test_a_refiner_of_true_scales_is_refused(model, tokenizer, no_model_runs):
     with pytest.raises(InputError, match="scales is True; expected an integer from 1 to 2"):
         generate(model, tokenizer, LABELS, refiner=Refiner(model, True))
 
@@ -165,13 +163,15 @@ def test_a_refiner_of_true_scales(model, tokenizer, no_model_runs):
         ({"label": 1.9}, "labels have shape .* and dtype float64"),
     ],
 )
-def test_images_and_masks_that_are_none(model, tokenizer, no_model_runs, change, message):
+def test_arrays_that_are_no_image_or_mask_are_refused(
+    model, tokenizer, no_model_runs, change, message
+):
     arguments = {"image": IMAGE, "mask": MASK, "label": 1} | change
     with pytest.raises(InputError, match=message):
         edit(model, tokenizer, **arguments)
 
 
-def test_boxes_and_masks_that_are_none(tokenizer):
+def test_values_that_are_no_box_or_mask_are_refused(tokenizer):
     for box in ((0, 0, 2.5, 3), (0, 0, NAN, 3), (False, 0, 2, 3), (0, 0, 2)):
         with pytest.raises(InputError, match=r"box is .*; expected four integers"):
             box_mask(box, 6, 6)

@@ -111,7 +111,7 @@ def test_every_scale_equals_the_pass_over_all_wherever_guidance_ends(
 @pytest.mark.parametrize(
     ("guided", "refined"), [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 2), (3, 1)]
 )
-def test_drafter_and_refiner_equal_their_own_passes_over_all_wherever_guidance_ends(
+def test_drafter_and_refiner_equal_their_own_passes_over_all(
     model, smaller, tokenizer, monkeypatch, guided, refined
 ):
     watches = [Watch(m, monkeypatch) for m in (model, smaller)]
@@ -143,7 +143,7 @@ def test_every_scale_of_an_edit_equals_the_pass_over_all(
 
 
 @pytest.mark.parametrize("cuts", [(1,), (2, 3), (1, 2, 3)])
-def test_a_cache_that_is_cut_again_and_again_stays_right(model, cuts):
+def test_a_cache_that_is_cut_repeatedly_stays_right(model, cuts):
     """Three images, then two, then one: each of those left sees all of its own keys."""
     schedule = model.config.schedule
     inputs = np.random.default_rng(3).standard_normal((3, schedule.length - 1, 8), np.float32)

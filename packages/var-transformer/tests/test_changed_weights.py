@@ -97,7 +97,7 @@ def both(changing, smaller, make_config, tokenizer):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_pass_is_of_the_weights_of_now_whatever_changed_them(
+def test_every_pass_uses_the_current_weights_however_they_changed(
     changing, both, tokenizer, smaller, way
 ):
     for weights, expected in both:
@@ -109,7 +109,7 @@ def test_every_pass_is_of_the_weights_of_now_whatever_changed_them(
             np.testing.assert_array_equal(parameter.asnumpy(), weights[name])
 
 
-def test_weights_that_change_in_the_middle_of_a_generation_are_followed(model, make_config):
+def test_a_generation_follows_weights_that_change_midway(model, make_config):
     """As a fresh model with the keys and values of the old weights, and the new weights."""
     changed, fresh = (Transformer(make_config()) for _ in range(2))
     inputs = Tensor(np.random.default_rng(0).standard_normal((3, 4, 8)).astype(np.float32))

@@ -44,7 +44,7 @@ def test_products_of_a_training_step_of_d16_are_those_counted_by_hand():
 D16 = TransformerConfig.preset("d16")
 
 
-def test_a_published_count_of_parameters():
+def test_d16_has_the_published_count_of_parameters():
     assert cost.parameter_count(D16) == pytest.approx(310e6, rel=0.01)
 
 

@@ -15,7 +15,7 @@ def image():
     return np.random.default_rng(0).uniform(-1, 1, (3, SIDE, SIDE)).astype(np.float32)
 
 
-def test_with_every_pixel_kept_it_is_the_tokenizers_reconstruction(model, tokenizer, image):
+def test_an_edit_that_keeps_every_pixel_is_the_reconstruction(model, tokenizer, image):
     seen = []
     mask = np.zeros((SIDE, SIDE), bool)
     out = edit(model, tokenizer, image, mask, 2, on_scale=lambda k, x: seen.append((k, x)))
@@ -25,7 +25,7 @@ def test_with_every_pixel_kept_it_is_the_tokenizers_reconstruction(model, tokeni
 
 
 @pytest.mark.parametrize("more_smooth", [False, True])
-def test_with_nothing_kept_it_is_plain_generation(model, tokenizer, image, more_smooth):
+def test_an_edit_that_keeps_nothing_is_plain_generation(model, tokenizer, image, more_smooth):
     mask = np.ones((SIDE, SIDE), bool)
     settings = {"cfg": 2.0, "top_p": 0.9, "more_smooth": more_smooth}
     out = edit(model, tokenizer, image, mask, LABELS, Sampler(**settings), seed=3)
@@ -36,7 +36,7 @@ def test_with_nothing_kept_it_is_plain_generation(model, tokenizer, image, more_
 
 
 @pytest.mark.parametrize("more_smooth", [False, True])
-def test_outside_the_mask_the_tokens_are_the_images_at_every_scale(
+def test_tokens_outside_the_mask_are_the_images_own_at_every_scale(
     model, tokenizer, image, more_smooth
 ):
     mask = box_mask((0, 0, 3, 6), SIDE, SIDE)
@@ -79,7 +79,7 @@ def test_a_token_is_redrawn_by_the_share_of_its_rectangle_inside_the_mask():
         ({"sampler": Sampler(top_k=33)}, "top_k is 33; expected 0 to 32"),
     ],
 )
-def test_bad_input_is_an_error_with_both_values_before_any_model_runs(
+def test_bad_input_of_edit_is_refused_before_any_model_runs(
     model, tokenizer, image, no_model_runs, change, message
 ):
     arguments = {"image": image, "mask": np.ones((6, 6), bool), "label": 1} | change
@@ -93,7 +93,7 @@ def test_a_box_that_is_empty_or_leaves_the_image_is_an_error(box):
         box_mask(box, 6, 6)
 
 
-def test_the_packages_edit_stays_the_function_when_modules_of_its_are_imported():
+def test_edit_stays_a_function_when_its_command_is_imported():
     import var_transformer
     import var_transformer.edit
     import var_transformer.edit.__main__

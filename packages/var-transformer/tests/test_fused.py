@@ -82,12 +82,12 @@ def test_the_heads_gradient_is_that_of_the_composed_heads():
 
 
 # ---------------------------------------------------------------- the choice
-def test_without_an_ascend_nothing_is_fused():
+def test_nothing_is_fused_without_an_ascend():
     assert ascend_c.operators() is None
     assert fast.ModulatedNorm().fused is None
 
 
-def test_on_an_ascend_without_the_build_operators_are_composed(monkeypatch, tmp_path):
+def test_operators_are_composed_on_an_ascend_without_the_build(monkeypatch, tmp_path):
     monkeypatch.setattr(ms, "get_context", lambda _: "Ascend")
     monkeypatch.setattr(building, "directory", lambda: tmp_path)
     building._loaded.cache_clear()
@@ -244,7 +244,7 @@ WRONG = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "shapes", "rest", "message"), WRONG)
-def test_what_does_not_fit_is_an_error_when_its_graph_is_compiled(
+def test_arguments_that_do_not_fit_are_refused_when_the_graph_is_compiled(
     operators, name, shapes, rest, message
 ):
     function, tensors = getattr(operators, name), values(*shapes)
@@ -271,7 +271,7 @@ class Both(nn.Cell):
 
 
 @pytest.mark.slow
-def test_a_graph_of_them_stops_at_the_missing_kernel_only(operators):
+def test_a_graph_of_fused_operators_stops_at_the_missing_kernel_only(operators):
     x, modulation, qkv, scale = values((2, 5, 64), (2, 1, 64), (2, 5, 96), (2,))
     caches = values(*((2, 9, 2, 16),) * 2, dtype=np.float16)
     with pytest.raises(RuntimeError, match=r"Kernel select failed[\s\S]*\[Custom_var_"):

@@ -87,7 +87,7 @@ def test_settings_beside_a_sampler_are_an_error_that_names_them(model, tokenizer
         ("top_k", 33, "top_k is 33; expected 0 to 32, the vocabulary"),
     ],
 )
-def test_a_setting_out_of_range_is_an_error_with_both_values_before_any_model_runs(
+def test_a_setting_out_of_range_is_refused_before_any_model_runs(
     model, tokenizer, no_model_runs, argument, value, message
 ):
     with pytest.raises(InputError, match=message):
@@ -102,7 +102,7 @@ def test_a_setting_out_of_range_is_an_error_with_both_values_before_any_model_ru
         ({"scales": (1, 3)}, r"scales is \(1, 3\) in the transformer and \(1, 2, 3\) in the tok"),
     ],
 )
-def test_a_mismatched_pair_is_an_error_with_both_values_before_any_model_runs(
+def test_a_mismatched_pair_is_refused_before_any_model_runs(
     model, tokenizer, no_model_runs, make_config, change, message
 ):
     other = Transformer(make_config(**change))
@@ -112,7 +112,7 @@ def test_a_mismatched_pair_is_an_error_with_both_values_before_any_model_runs(
         generate(model, tokenizer, LABELS, refiner=Refiner(other, 1))
 
 
-def test_a_refiner_of_other_classes_is_an_error_before_any_model_runs(
+def test_a_refiner_with_other_class_names_is_refused_before_any_model_runs(
     make_model, tokenizer, no_model_runs
 ):
     model, other = make_model(), make_model()
@@ -187,7 +187,7 @@ def test_a_refiner_equal_to_the_model_changes_nothing(model, tokenizer, more_smo
         np.testing.assert_array_equal(out.images, expected.images)
 
 
-def test_the_last_scales_are_the_refiners_guided_and_with_all_the_draft_in_view(
+def test_the_refiner_draws_the_last_scales_guided_and_from_the_whole_draft(
     model, smaller, tokenizer
 ):
     out = generate(model, tokenizer, LABELS, cfg=3.0, top_k=1, refiner=Refiner(smaller, 1))
@@ -204,7 +204,7 @@ def test_the_last_scales_are_the_refiners_guided_and_with_all_the_draft_in_view(
     ("guided_scales", "rows", "refiner_rows"),
     [((1,), [6, 6], [3, 3, 3]), ((2,), [3, 3], [6, 6, 6])],
 )
-def test_drafter_and_refiner_each_run_the_unconditional_half_only_for_their_own_guidance(
+def test_each_model_runs_the_unconditional_half_for_its_own_guidance_alone(
     model, smaller, tokenizer, monkeypatch, guided_scales, rows, refiner_rows
 ):
     counted, counted_refiner = (count_rows(m, monkeypatch) for m in (model, smaller))
@@ -221,7 +221,9 @@ def test_a_refiner_of_no_scales_or_of_all_is_an_error(
         generate(model, tokenizer, LABELS, refiner=Refiner(smaller, scales))
 
 
-def test_a_refiner_of_other_classes_is_an_error(model, tokenizer, make_config, no_model_runs):
+def test_a_refiner_with_another_number_of_classes_is_refused(
+    model, tokenizer, make_config, no_model_runs
+):
     other = Transformer(make_config(num_classes=7))
     with pytest.raises(InputError, match="num_classes is 7 in the refiner and 5 in the transf"):
         generate(model, tokenizer, LABELS, refiner=Refiner(other, 1))

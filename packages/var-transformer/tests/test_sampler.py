@@ -39,7 +39,7 @@ def test_filtered_probabilities_are_the_peers(peer, top_k, top_p):
     np.testing.assert_allclose(got, expected.numpy(), atol=1e-5)
 
 
-def test_with_top_k_of_1_the_ids_of_every_scale_are_the_peers(peer, model, tokenizer):
+def test_ids_of_every_scale_are_the_peers_with_top_k_of_1(peer, model, tokenizer):
     import torch
 
     config, codec = model.config, tokenizer.config

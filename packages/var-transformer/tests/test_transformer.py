@@ -101,6 +101,10 @@ def test_initialization_follows_the_published_recipe(make_config):
     assert weights["blocks.2.ffn.fc2.weight"].std() == pytest.approx(residual, rel=0.03)
     np.testing.assert_allclose(weights["blocks.0.attn.scale_mul_1H11"], math.log(4), rtol=1e-6)
     assert not any(weights[n].any() for n in weights if n.endswith(("bias", "q_bias", "v_bias")))
+    shared = Transformer(make_config(depth=3, width=256, heads=4, shared_adaln=True))
+    offset_6c = shared.published_tensors()["blocks.1.ada_gss"][0, 0]
+    assert offset_6c[:2].std() == pytest.approx(1e-5 / 16, rel=0.1)
+    assert offset_6c[2:].std() == pytest.approx(0.5 / 16, rel=0.1)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(make_config):
@@ -110,7 +114,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(make_confi
     assert (first.published_tensors()[name] != third.published_tensors()[name]).any()
 
 
-def test_a_dropped_path_leaves_the_image_as_the_block_found_it(model):
+def test_a_block_leaves_an_image_unchanged_when_its_paths_are_dropped(model):
     inputs = Tensor(inputs_for(model))
     labels = Tensor(LABELS.astype(np.int32))
     keep = np.ones((2, 2, 3, 1, 1), np.float32)
@@ -194,7 +198,7 @@ def test_the_gradient_of_a_step_follows_a_finite_difference(model):
 
 
 @pytest.mark.parametrize("used", [False, True])
-def test_weights_that_are_loaded_into_a_tokenizer_are_checked_again(make_model, tokenizer, used):
+def test_a_pair_is_checked_again_when_the_tokenizer_loads_weights(make_model, tokenizer, used):
     own = Tokenizer(tokenizer.config, seed=3)
     model = make_model()
     model.tokenizer_checksum = own.checksum()
@@ -209,7 +213,7 @@ def test_weights_that_are_loaded_into_a_tokenizer_are_checked_again(make_model, 
         check_pair(model, own)
 
 
-def test_a_pair_is_summed_up_once(make_model, tokenizer, monkeypatch):
+def test_the_checksum_of_a_tokenizer_is_computed_once(make_model, tokenizer, monkeypatch):
     model, calls = make_model(), []
     model.tokenizer_checksum = tokenizer.checksum()
     monkeypatch.setattr(tokenizer, "_summed", None)
@@ -220,7 +224,7 @@ def test_a_pair_is_summed_up_once(make_model, tokenizer, monkeypatch):
     assert len(calls) == 1
 
 
-def test_weights_assigned_in_place_belong_to_who_learns_their_checksum(make_model, tokenizer):
+def test_a_checksum_taken_anew_is_of_weights_assigned_in_place(make_model, tokenizer):
     own, model = Tokenizer(tokenizer.config, seed=3), make_model()
     model.tokenizer_checksum = own.checksum()
     check_pair(model, own)
@@ -302,7 +306,7 @@ CLAIMS = {
 
 
 @pytest.mark.parametrize(("claim", "message"), CLAIMS.values(), ids=CLAIMS)
-def test_what_a_file_claims_is_held_against_it_before_anything_is_built(
+def test_claims_of_a_file_are_checked_before_anything_is_built(
     model, tmp_path, monkeypatch, claim, message
 ):
     model.save(tmp_path / "a.safetensors")
@@ -330,7 +334,7 @@ def test_what_a_file_claims_is_held_against_it_before_anything_is_built(
         {"depth": 1, "scales": (1, (1, 2), (3, 4))},
     ],
 )
-def test_the_shapes_without_a_transformer_are_those_of_the_built_one(make_config, change):
+def test_transformer_shapes_are_those_of_a_built_transformer(make_config, change):
     config = make_config(**change)
     built = Transformer(config, seed=None).published_tensors()
     assert dict(transformer_shapes(config)) == {n: a.shape for n, a in built.items()}

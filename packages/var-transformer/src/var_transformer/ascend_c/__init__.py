@@ -1,18 +1,18 @@
 """Fused operators in Ascend C for what surrounds the attention.
 
-    python -m var_transformer.ascend_c        # on a machine with CANN: builds them
+    python -m var_transformer.ascend_c        # on a machine with CANN
 
-builds them once; ``operators()`` gives them from then on, and None on any other device and where
-they were not built. Callers then compose MindSpore's own operators. Nothing is built at import.
+builds them once; from then on ``operators()`` gives them. It gives None on any other device and
+where they were not built: callers then compose MindSpore's operators. Importing builds nothing.
 
 The kernels have no backward: their cells compose it.
 
 | file | what |
 | --- | --- |
-| ``tiling.h`` | rows to cores and tiles to the unified buffer, in plain C++ |
+| ``tiling.h`` | shares rows among cores, cuts tiles for the unified buffer; plain C++ |
 | ``modulated_norm.h``, ``unit_heads.h``, ``vector.h`` | the kernels |
 | ``kernels.cpp``, ``launch.h`` | their entry points |
-| ``operators.cc``, ``operators.yaml`` | MindSpore's operators of them |
+| ``operators.cc``, ``operators.yaml`` | the kernels as operators of MindSpore |
 | ``building.py``, ``cells.py`` | the build; cells with gradients |
 """
 

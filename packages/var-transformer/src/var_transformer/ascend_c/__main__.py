@@ -15,7 +15,7 @@ log = logging.getLogger("var_transformer")
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """Compiles the kernels and MindSpore's operators of them."""
+    """Compiles the kernels and makes them operators of MindSpore."""
 
     soc: str = "Ascend910B2"
     """The chip, as `npu-smi info` names it."""

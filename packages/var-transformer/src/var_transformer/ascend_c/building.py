@@ -1,4 +1,4 @@
-"""The fused operators from source to a module: CANN's compiler, then MindSpore's builder."""
+"""Builds the fused operators with CANN's compiler and MindSpore's builder, and loads them."""
 
 import functools
 import hashlib
@@ -24,7 +24,7 @@ _KERNELS = "libvar_ascend_c_kernels.so"
 
 
 def directory() -> Path:
-    """Where the operators of these sources and this MindSpore are built; need not exist."""
+    """The build folder for these sources and this version of MindSpore; it need not exist."""
     digest = hashlib.sha256(ms.__version__.encode())
     for path in sorted(_SOURCES.iterdir()):
         if path.suffix in (".h", ".cpp", ".cc", ".yaml"):
@@ -33,9 +33,9 @@ def directory() -> Path:
 
 
 def build(soc: str) -> Path:
-    """Compiles kernels for a chip, e.g. "Ascend910B2", and the operators; returns their folder.
+    """Compiles the kernels for a chip, e.g. "Ascend910B2", and the operators; returns the folder.
 
-    Raises InputError where CANN or its compiler is missing, or does not compile them.
+    Raises InputError where CANN or its compiler is missing, or compilation fails.
     """
     cann, compiler = os.environ.get("ASCEND_HOME_PATH"), shutil.which("bisheng")
     if cann is None or compiler is None or "ASCEND_OPP_PATH" not in os.environ:
@@ -55,7 +55,7 @@ def build(soc: str) -> Path:
     ]
     log.info("%s", " ".join(command))
     if subprocess.run(command, check=False).returncode != 0:
-        raise InputError("bisheng does not compile the kernels; its own message is above")
+        raise InputError("bisheng failed to compile the kernels; its own message is above")
     link = f"-L{target} -l:{_KERNELS} -Wl,-rpath,{target}"
     build_operators(target, "Ascend", ldflags=link)
     return target
@@ -68,7 +68,7 @@ def build_operators(
     include_paths: Sequence[Path] = (),
     ldflags: str | None = None,
 ) -> None:
-    """MindSpore's operators of the kernels, for "Ascend" or, in tests, for "CPU"."""
+    """Builds the kernels as operators of MindSpore, for "Ascend" or, in tests, for "CPU"."""
     builder = ops.CustomOpBuilder(
         _MODULE,
         [str(path) for path in (_SOURCES / "operators.cc", *sources)],
@@ -83,9 +83,9 @@ def build_operators(
 
 
 def load(target: Path) -> ModuleType:
-    """The operators that were built in ``target``: functions for graphs and for PyNative mode.
+    """The operators built in ``target``: functions for graphs and for PyNative mode.
 
-    Raises InputError where others could have put their own code there.
+    Raises InputError if other users can write to that folder.
     """
     check_private(target)
     if str(target) not in sys.path:
@@ -101,10 +101,10 @@ def _loaded() -> ModuleType | None:
     try:
         return load(directory())
     except InputError as error:
-        log.warning("%s; the fused operators are not used", error)
+        log.warning("%s; running without the fused operators", error)
         return None
 
 
 def operators() -> ModuleType | None:
-    """The fused operators; None where the device is no Ascend or they were not built."""
+    """The fused operators; None unless the device is an Ascend and they were built."""
     return _loaded() if ms.get_context("device_target") == "Ascend" else None

@@ -1,6 +1,6 @@
-"""Cells of the fused operators; their backward is composed.
+"""Cells of the fused operators, whose backward is composed of MindSpore's operators.
 
-``operators`` is the module that ``building.load`` gives.
+``operators`` is the module that ``building.load`` returns.
 """
 
 from types import ModuleType
@@ -17,7 +17,7 @@ def takes_width(width: int) -> bool:
 
 
 def takes_heads(heads: int, head_width: int) -> bool:
-    """Whether such heads can be scaled (``PlanUnitHeads``); 16 KiB a row, as float32, fit."""
+    """Whether such heads can be scaled (``PlanUnitHeads``): a row takes up to 16 KiB as float32."""
     return heads <= 248 and head_width % 16 == 0 and head_width <= 64 and heads * head_width <= 4096
 
 
@@ -82,8 +82,8 @@ class UnitHeads(nn.Cell):
         q_unit_blhd, q_rate_blh1 = _unit(qkv_bl3hd[:, :, 0])
         k_unit_blhd, k_rate_blh1 = _unit(qkv_bl3hd[:, :, 1])
         d_scale_h = (d_q_blhd * q_unit_blhd).sum((0, 1, 3))
-        d_q_blhd = _across(q_unit_blhd, d_q_blhd * scale_h.reshape(1, 1, -1, 1)) * q_rate_blh1
-        d_k_blhd = _across(k_unit_blhd, d_k_blhd) * k_rate_blh1
+        d_q_blhd = _orthogonal(q_unit_blhd, d_q_blhd * scale_h.reshape(1, 1, -1, 1)) * q_rate_blh1
+        d_k_blhd = _orthogonal(k_unit_blhd, d_k_blhd) * k_rate_blh1
         d_qkv_bl3hd = ops.stack((d_q_blhd, d_k_blhd, d_v_blhd), 2)
         return d_qkv_bl3hd.reshape(qkv_blc.shape).astype(qkv_blc.dtype), d_scale_h
 
@@ -95,6 +95,6 @@ def _unit(x_blhd: Tensor) -> tuple[Tensor, Tensor]:
     return x_blhd * rate_blh1, rate_blh1
 
 
-def _across(unit_blhd: Tensor, d_blhd: Tensor) -> Tensor:
-    """What of d stands across the unit vectors."""
+def _orthogonal(unit_blhd: Tensor, d_blhd: Tensor) -> Tensor:
+    """The part of d that is orthogonal to the unit vectors."""
     return d_blhd - unit_blhd * (unit_blhd * d_blhd).sum(-1, keepdims=True)

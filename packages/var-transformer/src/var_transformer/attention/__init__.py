@@ -1,7 +1,7 @@
 """Next-scale attention: every token of scale k sees all tokens of scales 0 to k.
 
 One interface for training (all scales at once, arXiv:2404.02905, figure 4) and generation (one
-scale after another, with a cache); the models never ask what is behind it.
+scale after another, with a cache); the model never asks which backend computes.
 
     attend = build(schedule, heads, head_width, unit_length, backend)
     y_blc, _ = attend(q_blc, k_blc, v_blc, score_scale, None, ())       # all scales at once
@@ -29,10 +29,10 @@ class BackendConfig:
     """Which attention computes, and in which type.
 
     name: "ascend" (fused operators, float16 or bfloat16), "portable" (any device and type), or
-    "auto", which is ascend on an Ascend in one of its types, C++ kernels on a CPU that has them,
-    and else portable.
-    one_call: ascend attention trains in one banded call, which copies nothing; else in segments,
-    cut for few scores and launches (see README; no NPU has measured either).
+    "auto": ascend on an Ascend in one of its types, C++ kernels on a CPU that has them, portable
+    elsewhere.
+    one_call: ascend attention trains in one banded call, which copies nothing, instead of in
+    segments, cut for few scores and launches (see README; neither was measured on an NPU).
     dtype: of the model's matrix products, and of queries, keys and values in ascend attention and
     its cache; every other attention computes in float32.
 

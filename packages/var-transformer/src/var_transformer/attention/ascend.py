@@ -35,7 +35,7 @@ from var_transformer.attention.segments import launch_scores, scores_and
 
 DTYPES = (ms.float16, ms.bfloat16)
 _ALL = 2**31 - 1  # next_tokens of a call without a band
-_BATCH = 96  # images a device in the published training of d16; segments are cut for it
+_BATCH = 96  # images on a device in the published training of d16; segments are cut for it
 
 
 class AscendAttention(NextScaleAttention):
@@ -133,7 +133,7 @@ class AscendAttention(NextScaleAttention):
             return self.construct(q_blc, k_blc, v_blc, score_scale, k, past)
         b, length, _ = qkv_bl3c.shape
         taken_bl3c, scale_h = qkv_bl3c, ops.reshape(score_scale, (-1,)).astype(ms.float32)
-        if qkv_bl3c.dtype != self.dtype:  # the other half type is not among the operator's
+        if qkv_bl3c.dtype != self.dtype:  # the operator takes float32 or its own half type
             taken_bl3c = qkv_bl3c.astype(ms.float32)
         if k is None:
             last = last_scale(length, self.offsets)

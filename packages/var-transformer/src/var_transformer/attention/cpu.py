@@ -84,7 +84,7 @@ class CpuAttention(NextScaleAttention):
 
 
 class _AllScales(nn.Cell):
-    """Mixed values (B, L, C), and per head and query the logarithm that the gradient needs."""
+    """Mixed values (B, L, C), and the logarithm that the gradient needs, a head and query."""
 
     def __init__(
         self, library: KernelLibrary, schedule: ScaleSchedule, heads: int, unit_length: bool

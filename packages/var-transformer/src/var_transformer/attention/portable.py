@@ -8,14 +8,14 @@ from var_transformer.attention.cache import KeysValues
 from var_transformer.attention.segments import scores_and
 
 _HIDDEN = -1e9  # added to the score of a key that a query must not see
-_LAUNCH = 10_000  # scores; fits what segments of d16 cost on two cores (see the benchmark)
+_LAUNCH = 10_000  # in scores; fitted to segments of d16 on two cores (benchmarks/attention.py)
 
 
 class PortableAttention(NextScaleAttention):
     """Heads apart (B, H, L, d), scores as batched matrix products.
 
-    The cache grows by concatenation: with composed operators a write in place costs the CPU
-    more (a scattered write and a strided read, 7.2 ms against 3.5 at the last scale of d16).
+    The cache grows by concatenation. A write in place, composed of operators, takes the CPU longer:
+    a scattered write and a strided read, 7.2 ms against 3.5 at the last scale of d16.
     """
 
     axis = 2

@@ -1,9 +1,10 @@
 """What a training step and a generation cost: products, bytes, launches and memory of each part.
 
-Counted from the architecture, not measured. Every operator reads its operands from memory and
-writes its results there; a matrix product, a fused attention call and each element-wise operator
-is one launch. A backward pass costs two products for each of the forward's, as both operands get
-a gradient (fused attention five for two: it computes the weights again), and twice the bytes.
+These are counts from the architecture, not measurements. Every operator reads its operands from
+memory and writes its results there; a matrix product, a fused attention call and each element-wise
+operator is one launch. A backward pass costs two products for each of the forward's, as both
+operands get a gradient, and twice the bytes. (Fused attention: five for two, as it computes the
+weights again.)
 """
 
 import math
@@ -21,7 +22,7 @@ from var_transformer.model.shapes import transformer_shapes
 
 @dataclass(frozen=True)
 class Part:
-    """madds: multiply-adds. bytes: moved from and to memory. memory: bytes that stay meanwhile."""
+    """madds: multiply-adds. bytes: moved from and to memory. memory: bytes that stay allocated."""
 
     name: str
     madds: float = 0
@@ -60,19 +61,22 @@ def total(parts: Iterable[Part]) -> Part:
 
 
 def linear(name: str, rows: int, inputs: int, outputs: int, itemsize: int) -> Part:
-    """x @ weight + bias of so many rows."""
+    """x @ weight + bias, for x (rows, inputs)."""
     moved = rows * inputs + inputs * outputs + rows * outputs
     return Part(name, rows * inputs * outputs, itemsize * moved, 1, itemsize * rows * outputs)
 
 
 def elementwise(name: str, arrays: int, elements: int, launches: int, itemsize: int) -> Part:
-    """So many operators that together read and write ``arrays`` arrays; half of them stay."""
+    """``launches`` operators that together read and write ``arrays`` arrays; their results stay."""
     return Part(name, 0, arrays * elements * itemsize, launches, launches * elements * itemsize)
 
 
 class AttentionWork(NamedTuple):
-    """scores: a head and image. called, copied: rows of one token that the calls, and the
-    splits, joins and sums around them, read and write. calls, copies: their launches."""
+    """What attention over all scales does, in one block.
+
+    scores: for one head and image. called, copied: token rows that the calls, and the splits,
+    joins and sums around them, read and write. calls, copies: their launches.
+    """
 
     scores: float
     called: int
@@ -95,8 +99,8 @@ def forward_work(plan: Plan) -> AttentionWork:
     called = sum(2 * (s.end - s.begin) + 2 * s.end for s in plan)
     if len(plan) == 1:
         return AttentionWork(scores(plan), called, 0, 1, 0)
-    # queries, keys and values are split, keys and values joined for all calls but the first and
-    # the last, results joined
+    # splits queries, keys and values; joins keys and values for all calls but the first and the
+    # last; joins the results
     copied = 4 * 2 * plan[-1].end + 2 * 2 * sum(s.end for s in plan[1:-1])
     return AttentionWork(scores(plan), called, copied, len(plan), 4 + 2 * (len(plan) - 2))
 
@@ -105,7 +109,7 @@ def gradient_work(plan: Plan) -> AttentionWork:
     """Five products for the forward's two (the weights are computed again), twice the rows."""
     forward = forward_work(plan)
     added = added_launches = 0
-    if len(plan) > 1:  # gradients of keys and values are cut up, too, and added
+    if len(plan) > 1:  # gradients of keys and values come in pieces, which are added
         later = sum(s.end for s in plan[1:])
         added, added_launches = 2 * (2 * later + 2 * plan[-1].end), 2 * len(plan)
     return AttentionWork(
@@ -118,7 +122,7 @@ def gradient_work(plan: Plan) -> AttentionWork:
 
 
 def attention(config: TransformerConfig, batch: int, plan: Plan, itemsize: int) -> list[Part]:
-    """The attention of one block over all scales, forward and gradient: its calls, its copies."""
+    """The attention of one block over all scales, forward and gradient: calls and copies."""
     row = batch * config.width * itemsize  # one token's bytes
     forward = forward_work(plan)
     work = forward.plus(gradient_work(plan))
@@ -132,7 +136,7 @@ def attention(config: TransformerConfig, batch: int, plan: Plan, itemsize: int) 
 
 
 def block(config: TransformerConfig, rows: int, itemsize: int, fused: bool = False) -> list[Part]:
-    """One block but for its attention, forward. fused: with the operators of ``ascend_c``."""
+    """One block without its attention, forward. fused: with the operators of ``ascend_c``."""
     c, tokens = config.width, rows * config.width
     unit = 4 if config.qk_l2_norm else 0  # square, sum, root and product, of queries and keys
     norms = (4, 2) if fused else (12, 6)  # norm, scale, shift; twice

@@ -1,7 +1,7 @@
 """Zero-shot editing: the function ``edit``, and ``python -m var_transformer.edit``.
 
-A package, so that the command is a module of its own: importing it does not put a module where
-``var_transformer.edit`` is the function.
+This is a package so that importing the command's module does not replace the function
+``var_transformer.edit`` by a module of that name.
 """
 
 from var_transformer.generation.editing import box_mask, edit, tokens_to_redraw

@@ -1,1 +1,1 @@
-"""Drawing images: the loop over the scales, how tokens are drawn, and editing."""
+"""Drawing images: the loop over the scales, guidance, filters, refining and editing."""

@@ -1,7 +1,7 @@
 """Zero-shot editing: in-painting, out-painting and class-conditional editing of an image.
 
-Tokens outside the mask are the image's own at every scale; those inside are drawn, each scale
-from all that came before, as in arXiv:2404.02905, section 5 ("zero-shot task generalization").
+At every scale, tokens outside the mask are the image's own; those inside are drawn, given all
+coarser scales, as in arXiv:2404.02905, section 5 ("zero-shot task generalization").
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from var_transformer.model.transformer import Transformer
 
 
 class ImageCodec(LatentCodec, Protocol):
-    """What editing asks of a tokenizer: it reads images, too."""
+    """What editing asks of a tokenizer: it also reads images."""
 
     def encode(self, images: Array) -> list[Tensor]:
         """Images (B, 3, H, W) in [-1, 1] to ids; raises InputError for another shape."""
@@ -43,17 +43,16 @@ def edit(
     *,
     on_scale: OnScale | None = None,
 ) -> Generation:
-    """Redraws the part of ``image`` that ``mask`` marks, as of class ``label``.
+    """Redraws the part of ``image`` that ``mask`` marks, as an image of class ``label``.
 
-    image: (3, H, W) float in [-1, 1]. mask: (H, W) bool, true where it is redrawn; which tokens
-    that means, ``tokens_to_redraw`` says. label: a class, or (B,) of them for B variants; the
-    label num_classes means "no class". sampler: how the new tokens are drawn; by default as
-    ``generate`` does. Variant n draws from the random stream (seed, n). on_scale: as in
-    ``generate``.
+    image: (3, H, W) float in [-1, 1]. mask: (H, W) bool, true where the image is redrawn;
+    ``tokens_to_redraw`` says which tokens that means. label: a class, or (B,) classes for B
+    variants; num_classes means "no class". sampler: how tokens are drawn, as in ``generate``.
+    Variant n draws from the random stream (seed, n). on_scale: as in ``generate``.
 
-    A mask that is false everywhere gives the tokenizer's reconstruction, one that is true
-    everywhere what ``generate`` gives. Pixels outside the mask are decoded from the image's own
-    tokens, so they come close to the image and are not copied from it.
+    A mask that is false everywhere gives the tokenizer's reconstruction; one that is true
+    everywhere gives what ``generate`` gives. Pixels outside the mask are decoded from the image's
+    own tokens: close to the image, but no copy of it.
 
     Raises InputError as ``generate`` does, and for an image or mask of another shape or range.
     """
@@ -85,10 +84,9 @@ def edit(
 def tokens_to_redraw(mask_yx: np.ndarray, schedule: ScaleSchedule) -> list[np.ndarray]:
     """The tokens that a pixel mask marks: K bool arrays (s_y * s_x,).
 
-    A token stands for a rectangle of the image. It is redrawn where at least half of that lies
-    inside the mask and, at the last scale, where any part does. A token that lies wholly outside
-    is never redrawn and one wholly inside always is. Raises InputError for another mask than
-    (H, W) bool.
+    A token stands for a rectangle of the image. It is redrawn if at least half of the rectangle
+    lies inside the mask; at the last scale, if any part does. So a token wholly outside is never
+    redrawn, and one wholly inside always is. Raises InputError unless the mask is (H, W) bool.
     """
     if mask_yx.ndim != 2:
         raise InputError(f"mask has shape {mask_yx.shape}; expected (H, W)")

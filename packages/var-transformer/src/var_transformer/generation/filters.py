@@ -8,8 +8,8 @@ def filter_logits(logits_blv: np.ndarray, top_k: int = 0, top_p: float = 0.0) ->
     """Logits with all but the likeliest tokens set to -inf.
 
     top_k: keeps the k largest and all that equal the k-th; 0 keeps all. top_p: keeps the
-    smallest set of likeliest tokens whose probabilities sum to at least top_p, of equal ones the
-    later; 0 and 1 keep all.
+    smallest set of likeliest tokens whose probabilities sum to at least top_p; among equal ones it
+    keeps the later. 0 and 1 keep all.
     """
     top_k = min(top_k, logits_blv.shape[-1])
     if not 0 < top_p < 1:
@@ -17,7 +17,7 @@ def filter_logits(logits_blv: np.ndarray, top_k: int = 0, top_p: float = 0.0) ->
             return logits_blv
         kth = np.partition(logits_blv, -top_k, axis=-1)[..., -top_k, None]
         return np.where(logits_blv < kth, -np.inf, logits_blv)
-    # by the values in order, not by their indices: sorting those takes several times as long
+    # sort values, not indices: argsort takes several times as long
     ranked = np.sort(logits_blv, -1)
     if top_k:
         ranked[ranked < ranked[..., -top_k, None]] = -np.inf
@@ -26,9 +26,9 @@ def filter_logits(logits_blv: np.ndarray, top_k: int = 0, top_p: float = 0.0) ->
     least = np.take_along_axis(ranked, dropped_bl[..., None], -1)
     keep = logits_blv >= least
     surplus_bl = np.count_nonzero(keep, -1) + dropped_bl - logits_blv.shape[-1]
-    for place in zip(*np.nonzero(surplus_bl), strict=True):
-        equal = np.flatnonzero(logits_blv[place] == least[place])
-        keep[place][equal[: surplus_bl[place]]] = False
+    for row in zip(*np.nonzero(surplus_bl), strict=True):
+        equal = np.flatnonzero(logits_blv[row] == least[row])
+        keep[row][equal[: surplus_bl[row]]] = False
     return np.where(keep, logits_blv, -np.inf)
 
 
@@ -39,12 +39,12 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def draw(probabilities_blv: np.ndarray, uniform_bl: np.ndarray) -> np.ndarray:
-    """One token id each, (B, l) int32, by inverting the cumulative distribution.
+    """One token id for each row, (B, l) int32, by inverting the cumulative distribution.
 
     uniform_bl: in [0, 1). Tokens of probability 0 are never drawn. Raises InputError for NaN.
     """
     cumulative = np.cumsum(probabilities_blv, -1, dtype=np.float64)
-    if not np.isfinite(cumulative[..., -1]).all():  # no comparison is true, which draws token 0
+    if not np.isfinite(cumulative[..., -1]).all():  # NaN compares false: it would draw token 0
         raise InputError(
             "probabilities are NaN; expected finite logits: the weights hold NaN or infinity, or "
             "overflow in the model's type"

@@ -1,1 +1,1 @@
-"""The next-scale transformer itself: its configuration, cells, weights and operators."""
+"""The next-scale transformer: its configuration, cells, initialization and operators."""

@@ -1,4 +1,4 @@
-"""What a transformer is made of, and the published sizes."""
+"""The architecture of a transformer, and the published sizes."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,8 +23,8 @@ class TransformerConfig:
         published rule: width = 64 * depth, heads = depth.
     num_classes: labels 0..num_classes-1; the label num_classes means "no class".
     vocab_size, latent_channels, scales: those of the tokenizer whose tokens it predicts.
-    shared_adaln: one modulation layer for all blocks (with a learned offset each), not one each.
-    qk_l2_norm: queries and keys of length 1 with a learned scale a head.
+    shared_adaln: one modulation layer for all blocks, each with a learned offset, not one a block.
+    qk_l2_norm: queries and keys are scaled to length 1, and scores by a learned scale a head.
     """
 
     depth: int = 16

@@ -1,9 +1,9 @@
-"""The operators of the transformer, each in the form that is fast on the device at hand.
+"""The operators of the transformer, each in the form that is fast on the device.
 
-On the CPU that is a C++ kernel (``cpp/``) for float32, or, for other types and where the package
-was installed without a compiler, what is composed of MindSpore's operators. Every other device
-uses MindSpore's own kernels, and an Ascend the fused operators of ``ascend_c`` where they were
-built. The models call these names and never ask for the device.
+The CPU runs C++ kernels (``cpp/``) on float32. For other types, or where the package was installed
+without a compiler, it composes MindSpore's operators. Every other device runs MindSpore's kernels;
+an Ascend also runs the fused operators of ``ascend_c`` where they were built. The model calls these
+names and never asks for the device.
 """
 
 import math
@@ -20,7 +20,7 @@ _kernels = KernelLibrary("var_transformer._kernels")
 
 
 def kernels() -> KernelLibrary | None:
-    """The C++ kernels, for float32 arrays; None where cells built now cannot use them."""
+    """The C++ kernels, for float32 arrays; None where cells that are built now cannot use them."""
     return _kernels.if_usable()
 
 
@@ -40,7 +40,7 @@ class _KernelGelu(nn.Cell):
 class Gelu(nn.Cell):
     """GELU in its tanh form: x * sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)).
 
-    Composed on the CPU through ``sigmoid``, 20 times faster there than ``ops.GeLU``.
+    Without a kernel the CPU composes it from ``sigmoid``: 20 times faster than ``ops.GeLU``.
     """
 
     def __init__(self) -> None:
@@ -169,7 +169,7 @@ class _KernelLinear(nn.Cell):
 class Linear(nn.Cell):
     """x @ weight.T + bias over the last axis; ``weight`` is (outputs, inputs).
 
-    ``dtype`` is that of the product, forward and backward; all else stays float32.
+    ``dtype`` is the type of the product, forward and backward; everything else stays float32.
     """
 
     def __init__(self) -> None:
@@ -183,7 +183,7 @@ class Linear(nn.Cell):
         if self.kernel is not None and x.dtype == self.dtype == ms.float32:
             return self.kernel(x, weight_oi, bias_o)
         rows = x.reshape(-1, x.shape[-1])
-        if self.dtype == ms.float32:  # arrays that are halves already stay so
+        if self.dtype == ms.float32:  # an array of a half type keeps its type
             rows = self.matmul_nt(rows, weight_oi)
         else:
             rows, weight_oi = rows.astype(self.dtype), weight_oi.astype(self.dtype)

@@ -1,4 +1,4 @@
-"""Which tensors a transformer of some configuration has, without building one."""
+"""The tensors that a transformer of a given configuration has, without building one."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ Shapes = Iterator[tuple[str, tuple[int, ...]]]
 def transformer_shapes(config: TransformerConfig) -> Shapes:
     """Name and shape of every tensor of a native file, in order.
 
-    Nothing is built and nothing large is held, whatever the configuration claims.
+    Takes next to no memory, whatever sizes the configuration claims.
     """
     c, schedule = config.width, config.schedule
     yield "pos_start", (1, schedule.tokens[0], c)
