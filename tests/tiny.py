@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from var_transformer import TransformerConfig
 
 SCALES = (1, 2, 3)
-_TOKENS = {"vocab_size": 48, "latent_channels": 8, "scales": SCALES}
+_TOKENS = {"vocab_size": 32, "latent_channels": 8, "scales": SCALES}
 
 
 def tokenizer(**changes: Any) -> TokenizerConfig:
@@ -21,8 +21,8 @@ def tokenizer(**changes: Any) -> TokenizerConfig:
 
 
 def transformer(**changes: Any) -> "TransformerConfig":
-    """Two blocks of four heads, and five classes."""
+    """Two blocks of two heads, and five classes."""
     from var_transformer import TransformerConfig  # var-tokenizer's tests run without it
 
-    size = {"depth": 2, "width": 64, "heads": 4, "num_classes": 5}
+    size = {"depth": 2, "width": 32, "heads": 2, "num_classes": 5}
     return TransformerConfig(**(_TOKENS | size | changes))

@@ -90,7 +90,7 @@ def test_inspect_as_json(pair, capsys):
     assert shown["architecture"]["depth"] == 2
     assert shown["parameters"] == inspect(pair[1]).parameters
     assert shown["checksum"] == inspect(pair[1]).checksum
-    assert {"name": "head.bias", "dtype": "float32", "shape": [48]} in shown["tensors"]
+    assert {"name": "head.bias", "dtype": "float32", "shape": [32]} in shown["tensors"]
 
 
 def test_inspect_as_a_table(pair, capsys):
@@ -175,7 +175,7 @@ def test_verify_measures_what_a_half_precision_lost(pair):
 
 
 @pytest.mark.parametrize(
-    "change", [{"depth": 1}, {"heads": 2}, {"scales": (1, 2, 4)}, {"shared_adaln": True}]
+    "change", [{"depth": 1}, {"heads": 4}, {"scales": (1, 2, 4)}, {"shared_adaln": True}]
 )
 def test_another_architecture_is_a_difference_with_its_field(save_pth, change, caplog):
     path, _ = save_pth(TRANSFORMER)

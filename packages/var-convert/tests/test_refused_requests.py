@@ -20,7 +20,7 @@ SUFFIXES = [".pth", ".ckpt", ".safetensors"]
 
 @pytest.mark.parametrize(
     "args",
-    [["--only", "tokenizer"], ["--scales", "1,2,4"], ["--heads", "2"], ["--heads", "0"]],
+    [["--only", "tokenizer"], ["--scales", "1,2,4"], ["--heads", "4"], ["--heads", "0"]],
 )
 def test_a_request_that_the_file_contradicts_is_refused(refused, files, tmp_path, args):
     message = refused(files[".pth"], tmp_path / "o.safetensors", *args)
@@ -42,7 +42,7 @@ def test_a_trainer_checkpoint_with_two_models_asks_which(refused, tmp_path, save
 
 
 def test_a_foreign_tokenizer_of_many_scales_asks_for_them(refused, tmp_path, save_pth):
-    hits = torch.zeros(11, 48)
+    hits = torch.zeros(11, 32)
     path, _ = save_pth(TOKENIZER, change=lambda s: {**s, "quantize.ema_vocab_hit_SV": hits})
     assert "--scales" in refused(path, tmp_path / "o.ckpt")
     scales = ["--scales", "1,2,3,4,5,6,7,8,9,10,11"]

@@ -1,22 +1,14 @@
-"""Small tokenizers that every test can afford to compile."""
+"""A tiny tokenizer, and images of its size."""
 
 import numpy as np
 import pytest
-from var_tokenizer import Tokenizer, TokenizerConfig
-
-TINY = TokenizerConfig(
-    vocab_size=32,
-    latent_channels=8,
-    channels=32,
-    channel_multipliers=(1, 1),
-    res_blocks=1,
-    scales=(1, 2, 4),
-)
+import tiny
+from var_tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")
-def tiny() -> Tokenizer:
-    return Tokenizer(TINY)
+def tokenizer() -> Tokenizer:
+    return Tokenizer(tiny.tokenizer(scales=(1, 2, 4)))
 
 
 @pytest.fixture(scope="session")

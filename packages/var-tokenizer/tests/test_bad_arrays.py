@@ -19,13 +19,13 @@ def with_one(array, value):
 
 
 @pytest.fixture
-def nothing_runs(tiny, monkeypatch):
+def nothing_runs(tokenizer, monkeypatch):
     def unexpected(*_args):
         raise AssertionError("a pass ran")
 
-    for name in vars(tiny._compiled):
+    for name in vars(tokenizer._compiled):
         if not name.startswith("_"):
-            monkeypatch.setattr(tiny._compiled, name, unexpected)
+            monkeypatch.setattr(tokenizer._compiled, name, unexpected)
 
 
 @pytest.mark.parametrize("method", ["encode", "residual_vectors"])
@@ -46,18 +46,20 @@ def nothing_runs(tiny, monkeypatch):
         (IMAGES.transpose(0, 2, 3, 1), r"images have shape \(3, 8, 8, 3\); expected"),
     ],
 )
-def test_images_that_are_no_floats_from_minus_1_to_1(tiny, nothing_runs, method, images, message):
+def test_images_that_are_no_floats_from_minus_1_to_1(
+    tokenizer, nothing_runs, method, images, message
+):
     for array in (images, Tensor(images)) if images.size else (images,):
         with pytest.raises(InputError, match=message):
-            getattr(tiny, method)(array)
+            getattr(tokenizer, method)(array)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, "bfloat16"])
-def test_images_of_other_floats_and_what_rounding_adds_are_images(tiny, dtype):
+def test_images_of_other_floats_and_what_rounding_adds_are_images(tokenizer, dtype):
     white = to_model_range(np.full((3, 8, 8, 3), 255, np.uint8))
     images = np.float32(white * np.float32(1.000001))
     given = Tensor(images).astype(ms.bfloat16) if dtype == "bfloat16" else images.astype(dtype)
-    for ours, theirs in zip(tiny.encode(given), tiny.encode(white), strict=True):
+    for ours, theirs in zip(tokenizer.encode(given), tokenizer.encode(white), strict=True):
         np.testing.assert_array_equal(ours.asnumpy(), theirs.asnumpy())
 
 
@@ -78,10 +80,10 @@ def test_images_of_other_floats_and_what_rounding_adds_are_images(tiny, dtype):
         (1, with_one(IDS[1], 2**32), r"ids of scale 1 lie in .* 4294967296\]; expected \[0, 31"),
     ],
 )
-def test_ids_that_are_no_ids_of_one_batch(tiny, nothing_runs, method, scale, ids, message):
+def test_ids_that_are_no_ids_of_one_batch(tokenizer, nothing_runs, method, scale, ids, message):
     changed = [ids if k == scale else IDS[k] for k in range(3)]
     with pytest.raises(InputError, match=message):
-        getattr(tiny, method)(changed)
+        getattr(tokenizer, method)(changed)
 
 
 @pytest.mark.parametrize(
@@ -106,11 +108,11 @@ def test_ids_that_are_no_ids_of_one_batch(tiny, nothing_runs, method, scale, ids
     ],
 )
 def test_scales_tokens_and_latent_maps_that_cannot_be_added(
-    tiny, nothing_runs, latent, tokens, scale, message
+    tokenizer, nothing_runs, latent, tokens, scale, message
 ):
     latent = None if latent is None else Tensor(latent)
     with pytest.raises(InputError, match=message):
-        tiny.add_scale(latent, tokens, scale)
+        tokenizer.add_scale(latent, tokens, scale)
 
 
 @pytest.mark.parametrize(
@@ -122,19 +124,19 @@ def test_scales_tokens_and_latent_maps_that_cannot_be_added(
         (with_one(LATENT, -np.inf), r"latent maps lie in \[-inf, .*\]; expected finite floats"),
     ],
 )
-def test_latent_maps_that_are_none(tiny, nothing_runs, latent, message):
-    for read in (tiny.decode_latent, lambda x: tiny.scale_input(x, 1)):
+def test_latent_maps_that_are_none(tokenizer, nothing_runs, latent, message):
+    for read in (tokenizer.decode_latent, lambda x: tokenizer.scale_input(x, 1)):
         with pytest.raises(InputError, match=message):
             read(Tensor(latent))
     with pytest.raises(InputError, match="scale is 3; expected an integer from 0 to 2"):
-        tiny.scale_input(Tensor(LATENT), 3)
+        tokenizer.scale_input(Tensor(LATENT), 3)
 
 
-def test_arrays_may_be_tensors_or_lists(tiny):
-    expected = tiny.decode(IDS).asnumpy()
+def test_arrays_may_be_tensors_or_lists(tokenizer):
+    expected = tokenizer.decode(IDS).asnumpy()
     for given in (
         [Tensor(i) for i in IDS],
         [i.tolist() for i in IDS],
         [i.astype("u2") for i in IDS],
     ):
-        np.testing.assert_array_equal(tiny.decode(given).asnumpy(), expected)
+        np.testing.assert_array_equal(tokenizer.decode(given).asnumpy(), expected)

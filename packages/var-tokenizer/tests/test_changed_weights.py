@@ -55,16 +55,16 @@ WAYS = {
 
 
 @pytest.fixture(scope="module")
-def both(tiny, images_bcyx):
+def both(tokenizer, images_bcyx):
     """Two sets of weights, each with what every pass gives of a tokenizer made with them."""
-    other, rng = Tokenizer(tiny.config, seed=1), np.random.default_rng(1)
+    other, rng = Tokenizer(tokenizer.config, seed=1), np.random.default_rng(1)
     for name, parameter in other.parameters_and_names():
         if "hit" not in name:
             noise = 0.1 * rng.standard_normal(parameter.shape).astype(np.float32)
             parameter.set_data(Tensor(parameter.asnumpy() + noise))
     found = [
         ({n: p.asnumpy().copy() for n, p in t.parameters_and_names()}, every_pass(t, images_bcyx))
-        for t in (tiny, other)
+        for t in (tokenizer, other)
     ]
     (_, first), (_, second) = found
     assert not any((first[name] == second[name]).all() for name in first)
@@ -72,9 +72,9 @@ def both(tiny, images_bcyx):
 
 
 @pytest.fixture(scope="module")
-def changing(tiny):
+def changing(tokenizer):
     """A tokenizer all of whose passes have run, from the first change on."""
-    return Tokenizer(tiny.config)
+    return Tokenizer(tokenizer.config)
 
 
 def every_pass(tokenizer: Tokenizer, images_bcyx: np.ndarray) -> dict[str, np.ndarray]:
@@ -109,8 +109,10 @@ def test_every_pass_is_of_the_weights_of_now_whatever_changed_them(
             np.testing.assert_array_equal(parameter.asnumpy(), weights[name])
 
 
-def test_a_single_parameter_and_a_first_pass_after_the_change_are_followed_too(tiny, images_bcyx):
-    tokenizer, fresh = Tokenizer(tiny.config), Tokenizer(tiny.config)
+def test_a_single_parameter_and_a_first_pass_after_the_change_are_followed_too(
+    tokenizer, images_bcyx
+):
+    tokenizer, fresh = (Tokenizer(tokenizer.config) for _ in range(2))
     ids = tokenizer.encode(images_bcyx)  # compiles one pass alone
     bias = np.full(3, 0.25, np.float32)
     for changed in (tokenizer, fresh):
@@ -121,8 +123,8 @@ def test_a_single_parameter_and_a_first_pass_after_the_change_are_followed_too(t
     np.testing.assert_array_equal(tokenizer.decode(ids).asnumpy(), fresh.decode(ids).asnumpy())
 
 
-def test_weights_of_another_shape_are_an_error_that_names_the_parameter(tiny, images_bcyx):
-    tokenizer = Tokenizer(tiny.config)
+def test_weights_of_another_shape_are_an_error_that_names_the_parameter(tokenizer, images_bcyx):
+    tokenizer = Tokenizer(tokenizer.config)
     tokenizer.encode(images_bcyx)
     tokenizer.quant_conv.bias.assign_value(Tensor(np.zeros(5, np.float32)))
     with pytest.raises(InputError, match=r"quant_conv.bias is Float32 of shape \(5,\); expected"):

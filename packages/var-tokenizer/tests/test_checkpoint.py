@@ -9,6 +9,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mindspore import ops
@@ -21,20 +22,13 @@ from var_tokenizer.common import (
     read_header,
 )
 
-TINY = TokenizerConfig(  # of the fixture ``tiny``
-    vocab_size=32,
-    latent_channels=8,
-    channels=32,
-    channel_multipliers=(1, 1),
-    res_blocks=1,
-    scales=(1, 2, 4),
-)
+TINY = tiny.tokenizer(scales=(1, 2, 4))  # of the fixture ``tokenizer``
 
 
 @pytest.fixture(scope="module")
-def saved(tiny, tmp_path_factory) -> Path:
+def saved(tokenizer, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "tokenizer.safetensors"
-    tiny.save(path)
+    tokenizer.save(path)
     return path
 
 
@@ -107,11 +101,11 @@ def test_bfloat16_tensors_are_read_exactly(saved, tmp_path):
     np.testing.assert_array_equal(tensors["x"], [1.5, -3.0])
 
 
-def test_the_checksum_is_that_of_the_weights_whatever_wrapped_them(tiny, saved, tmp_path):
+def test_the_checksum_is_that_of_the_weights_whatever_wrapped_them(tokenizer, saved, tmp_path):
     tensors = load_file(saved)
     stripped = {n: tensors[n] for n in reversed(tensors)}
     save_file(stripped, tmp_path / "other.safetensors", metadata(saved, note="of another writer"))
-    assert Tokenizer.load(tmp_path / "other.safetensors").checksum() == tiny.checksum()
+    assert Tokenizer.load(tmp_path / "other.safetensors").checksum() == tokenizer.checksum()
 
 
 def test_the_checksum_sees_every_way_to_change_a_weight(saved):

@@ -48,10 +48,10 @@ def test_a_link_is_replaced_not_followed(tmp_path):
     assert (tmp_path / "precious").read_text() == "precious"
 
 
-def test_a_folder_in_the_place_of_a_file_is_an_error_that_names_it(tiny, tmp_path):
+def test_a_folder_in_the_place_of_a_file_is_an_error_that_names_it(tokenizer, tmp_path):
     (tmp_path / "model.safetensors").mkdir()
     with pytest.raises(InputError, match=r"model\.safetensors: is a folder"):
-        tiny.save(tmp_path / "model.safetensors")
+        tokenizer.save(tmp_path / "model.safetensors")
     assert list(tmp_path.iterdir()) == [tmp_path / "model.safetensors"]
 
 

@@ -2,6 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mindspore import Tensor
@@ -17,130 +18,124 @@ def random_ids(tokenizer, batch=3):
     return [rng.integers(0, tokenizer.vocab_size, (batch, n)) for n in counts]
 
 
-def test_encode_gives_one_id_map_a_scale_within_the_vocabulary(tiny, images_bcyx):
-    ids = [np.asarray(i) for i in tiny.encode(images_bcyx)]
+def test_encode_gives_one_id_map_a_scale_within_the_vocabulary(tokenizer, images_bcyx):
+    ids = [np.asarray(i) for i in tokenizer.encode(images_bcyx)]
     assert [i.shape for i in ids] == [(3, 1), (3, 4), (3, 16)]
     assert all(i.dtype == np.int32 and i.min() >= 0 and i.max() < 32 for i in ids)
 
 
-def test_decode_gives_images_of_the_configured_size_in_range(tiny):
-    images = np.asarray(tiny.decode(random_ids(tiny)))
-    assert images.shape == (3, 3, *tiny.config.image_size) and np.abs(images).max() <= 1
+def test_decode_gives_images_of_the_configured_size_in_range(tokenizer):
+    images = np.asarray(tokenizer.decode(random_ids(tokenizer)))
+    assert images.shape == (3, 3, *tokenizer.config.image_size) and np.abs(images).max() <= 1
 
 
-def test_progressive_decoding_ends_with_the_whole_image(tiny):
-    ids = random_ids(tiny)
-    progressive = tiny.decode_progressive(ids)
+def test_progressive_decoding_ends_with_the_whole_image(tokenizer):
+    ids = random_ids(tokenizer)
+    progressive = tokenizer.decode_progressive(ids)
     assert len(progressive) == 3
-    np.testing.assert_array_equal(np.asarray(progressive[-1]), np.asarray(tiny.decode(ids)))
+    np.testing.assert_array_equal(np.asarray(progressive[-1]), np.asarray(tokenizer.decode(ids)))
 
 
-def test_adding_scales_one_by_one_equals_decoding_at_once(tiny):
-    ids, latent = random_ids(tiny), None
+def test_adding_scales_one_by_one_equals_decoding_at_once(tokenizer):
+    ids, latent = random_ids(tokenizer), None
     inputs = []
     for k, ids_bl in enumerate(ids):
-        latent = tiny.add_scale(latent, ids_bl, k)
+        latent = tokenizer.add_scale(latent, ids_bl, k)
         if k < 2:
-            inputs.append(np.asarray(tiny.scale_input(latent, k + 1)))
-    image = np.asarray(tiny.decode_latent(latent))
-    np.testing.assert_allclose(image, np.asarray(tiny.decode(ids)), atol=1e-5)
-    teacher = np.asarray(tiny.teacher_inputs(ids))
-    assert teacher.shape == (3, tiny.config.schedule.length - 1, 8)
+            inputs.append(np.asarray(tokenizer.scale_input(latent, k + 1)))
+    image = np.asarray(tokenizer.decode_latent(latent))
+    np.testing.assert_allclose(image, np.asarray(tokenizer.decode(ids)), atol=1e-5)
+    teacher = np.asarray(tokenizer.teacher_inputs(ids))
+    assert teacher.shape == (3, tokenizer.config.schedule.length - 1, 8)
     np.testing.assert_allclose(np.concatenate(inputs, 1), teacher, atol=1e-5)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1))
-def test_the_nearest_code_is_at_the_smallest_distance(tiny, seed):
+def test_the_nearest_code_is_at_the_smallest_distance(tokenizer, seed):
     vectors = np.random.default_rng(seed).standard_normal((1, 16, 8)).astype(np.float32)
-    codes = tiny.quantize.embedding.weight.asnumpy()
-    ids = tiny.quantize.nearest(Tensor(vectors)).asnumpy()[0]
+    codes = tokenizer.quantize.embedding.weight.asnumpy()
+    ids = tokenizer.quantize.nearest(Tensor(vectors)).asnumpy()[0]
     distances = ((vectors[0][:, None] - codes[None]) ** 2).sum(-1)
     np.testing.assert_allclose(distances[np.arange(16), ids], distances.min(1), rtol=1e-4)
 
 
-def test_a_saved_tokenizer_loads_to_the_same_weights_and_tokens(tiny, images_bcyx, tmp_path):
+def test_a_saved_tokenizer_loads_to_the_same_weights_and_tokens(tokenizer, images_bcyx, tmp_path):
     first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    tiny.save(first)
+    tokenizer.save(first)
     loaded = Tokenizer.load(first)
     loaded.save(second)
-    assert loaded.config == tiny.config
+    assert loaded.config == tokenizer.config
     weights, weights_again = load_file(first), load_file(second)
     assert weights.keys() == weights_again.keys()
     for name, array in weights.items():
         np.testing.assert_array_equal(array, weights_again[name])
-    for a, b in zip(tiny.encode(images_bcyx), loaded.encode(images_bcyx), strict=True):
+    for a, b in zip(tokenizer.encode(images_bcyx), loaded.encode(images_bcyx), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
 def test_non_square_images_go_there_and_back():
-    config = TokenizerConfig(
-        vocab_size=16,
-        latent_channels=4,
-        channels=32,
-        channel_multipliers=(1, 1),
-        res_blocks=1,
-        scales=(1, (1, 2), (2, 4)),
-    )
-    tokenizer = Tokenizer(config)
+    tokenizer = Tokenizer(tiny.tokenizer(scales=(1, (1, 2), (2, 4))))
     images = np.random.default_rng(0).uniform(-1, 1, (1, 3, 4, 8)).astype(np.float32)
     assert np.asarray(tokenizer.decode(tokenizer.encode(images))).shape == (1, 3, 4, 8)
 
 
-def test_the_training_pass_reconstructs_what_encode_and_decode_do(tiny, images_bcyx):
+def test_the_training_pass_reconstructs_what_encode_and_decode_do(tokenizer, images_bcyx):
     images_byxc = np.ascontiguousarray(np.asarray(images_bcyx).transpose(0, 2, 3, 1))
-    features, loss, ids_bl, vectors_blz = tiny.construct(Tensor(images_byxc))
-    output = tiny.reconstruction(features).transpose(0, 3, 1, 2)
-    expected_vectors = np.concatenate(tiny.residual_vectors(images_bcyx), 1)
+    features, loss, ids_bl, vectors_blz = tokenizer.construct(Tensor(images_byxc))
+    output = tokenizer.reconstruction(features).transpose(0, 3, 1, 2)
+    expected_vectors = np.concatenate(tokenizer.residual_vectors(images_bcyx), 1)
     np.testing.assert_allclose(vectors_blz.asnumpy(), expected_vectors, atol=1e-5)
-    expected_ids_bl = tiny.encode_sequence(images_bcyx)
+    expected_ids_bl = tokenizer.encode_sequence(images_bcyx)
     np.testing.assert_array_equal(ids_bl.asnumpy(), expected_ids_bl)
-    expected = np.asarray(tiny.decode(expected_ids_bl))
+    expected = np.asarray(tokenizer.decode(expected_ids_bl))
     np.testing.assert_allclose(np.clip(np.asarray(output), -1, 1), expected, atol=1e-4)
     assert float(loss) > 0
 
 
-def test_a_sequence_of_ids_means_the_same_as_its_scales(tiny, images_bcyx):
-    ids, ids_bl = tiny.encode(images_bcyx), tiny.encode_sequence(images_bcyx)
+def test_a_sequence_of_ids_means_the_same_as_its_scales(tokenizer, images_bcyx):
+    ids, ids_bl = tokenizer.encode(images_bcyx), tokenizer.encode_sequence(images_bcyx)
     np.testing.assert_array_equal(np.concatenate(ids, 1), ids_bl)
-    for method in (tiny.decode, tiny.teacher_inputs):
+    for method in (tokenizer.decode, tokenizer.teacher_inputs):
         np.testing.assert_array_equal(method(ids).asnumpy(), method(ids_bl).asnumpy())
-    for a, b in zip(tiny.decode_progressive(ids), tiny.decode_progressive(ids_bl), strict=True):
+    for a, b in zip(
+        tokenizer.decode_progressive(ids), tokenizer.decode_progressive(ids_bl), strict=True
+    ):
         np.testing.assert_array_equal(a.asnumpy(), b.asnumpy())
     with pytest.raises(InputError, match="ids have shape"):
-        tiny.decode(ids_bl[:, 1:])
+        tokenizer.decode(ids_bl[:, 1:])
 
 
-def test_images_mean_the_same_whatever_the_order_of_their_memory(tiny, images_bcyx):
+def test_images_mean_the_same_whatever_the_order_of_their_memory(tokenizer, images_bcyx):
     channels_last = np.ascontiguousarray(np.asarray(images_bcyx).transpose(0, 2, 3, 1))
     view_bcyx = channels_last.transpose(0, 3, 1, 2)
     assert view_bcyx.strides != np.ascontiguousarray(images_bcyx).strides
     np.testing.assert_array_equal(
-        tiny.encode_sequence(view_bcyx), tiny.encode_sequence(images_bcyx)
+        tokenizer.encode_sequence(view_bcyx), tokenizer.encode_sequence(images_bcyx)
     )
 
 
-def test_a_dropped_scale_leaves_the_reconstruction_of_the_scales_before(tiny, images_bcyx):
+def test_a_dropped_scale_leaves_the_reconstruction_of_the_scales_before(tokenizer, images_bcyx):
     images_byxc = np.ascontiguousarray(np.asarray(images_bcyx).transpose(0, 2, 3, 1))
-    kept_kb = np.ones((len(tiny.schedule), len(images_byxc)), np.float32)
+    kept_kb = np.ones((len(tokenizer.schedule), len(images_byxc)), np.float32)
     kept_kb[1:] = 0
-    features, *_ = tiny.construct(Tensor(images_byxc), 0.25, Tensor(kept_kb))
-    output = np.asarray(tiny.reconstruction(features).transpose(0, 3, 1, 2))
-    expected = np.asarray(tiny.decode_progressive(tiny.encode(images_bcyx))[0])
+    features, *_ = tokenizer.construct(Tensor(images_byxc), 0.25, Tensor(kept_kb))
+    output = np.asarray(tokenizer.reconstruction(features).transpose(0, 3, 1, 2))
+    expected = np.asarray(tokenizer.decode_progressive(tokenizer.encode(images_bcyx))[0])
     np.testing.assert_allclose(np.clip(output, -1, 1), expected, atol=1e-4)
 
 
-def test_scales_that_an_image_goes_without_add_nothing_to_its_loss(tiny, images_bcyx):
+def test_scales_that_an_image_goes_without_add_nothing_to_its_loss(tokenizer, images_bcyx):
     images = Tensor(np.ascontiguousarray(np.asarray(images_bcyx).transpose(0, 2, 3, 1)))
-    kept_kb = np.zeros((len(tiny.schedule), len(images_bcyx)), np.float32)
-    assert float(tiny.construct(images, 0.25, Tensor(kept_kb))[1]) == 0
+    kept_kb = np.zeros((len(tokenizer.schedule), len(images_bcyx)), np.float32)
+    assert float(tokenizer.construct(images, 0.25, Tensor(kept_kb))[1]) == 0
     kept_kb[0] = 1
-    first = float(tiny.construct(images, 0.25, Tensor(kept_kb))[1])
-    assert 0 < first < float(tiny.construct(images, 0.25)[1])
+    first = float(tokenizer.construct(images, 0.25, Tensor(kept_kb))[1])
+    assert 0 < first < float(tokenizer.construct(images, 0.25)[1])
 
 
-def test_with_znorm_the_length_of_a_code_does_not_matter(tiny, images_bcyx):
-    config = dataclasses.replace(tiny.config, using_znorm=True)
+def test_with_znorm_the_length_of_a_code_does_not_matter(tokenizer, images_bcyx):
+    config = dataclasses.replace(tokenizer.config, using_znorm=True)
     ids = []
     for factor in (1.0, 7.0):
         tokenizer = Tokenizer(config, 0)
@@ -152,9 +147,9 @@ def test_with_znorm_the_length_of_a_code_does_not_matter(tiny, images_bcyx):
     np.testing.assert_array_equal(*ids)
 
 
-def test_images_of_another_shape_are_an_error_that_names_both(tiny):
+def test_images_of_another_shape_are_an_error_that_names_both(tokenizer):
     with pytest.raises(InputError, match=r"\(1, 3, 9, 8\).*\(B, 3, 8, 8\)"):
-        tiny.encode(np.zeros((1, 3, 9, 8), np.float32))
+        tokenizer.encode(np.zeros((1, 3, 9, 8), np.float32))
 
 
 @pytest.mark.parametrize(
@@ -166,9 +161,9 @@ def test_images_of_another_shape_are_an_error_that_names_both(tiny):
         (lambda ids: [ids[0] - 32, *ids[1:]], "scale 0 lie in"),
     ],
 )
-def test_unusable_ids_are_an_error_that_names_the_scale(tiny, change, message):
+def test_unusable_ids_are_an_error_that_names_the_scale(tokenizer, change, message):
     with pytest.raises(InputError, match=message):
-        tiny.decode(change(random_ids(tiny)))
+        tokenizer.decode(change(random_ids(tokenizer)))
 
 
 @pytest.mark.parametrize(
@@ -194,10 +189,10 @@ def test_the_published_tokenizer_reads_256_px_images():
     assert (config.image_size, config.downsampling, config.schedule.length) == ((256, 256), 16, 680)
 
 
-def test_weights_that_choose_one_code_add_what_its_id_adds(tiny):
-    ids = random_ids(tiny)[1]
-    one_hot = np.eye(tiny.vocab_size, dtype=np.float32)[ids]
-    by_id, by_weight = (np.asarray(tiny.add_scale(None, t, 1)) for t in (ids, one_hot))
+def test_weights_that_choose_one_code_add_what_its_id_adds(tokenizer):
+    ids = random_ids(tokenizer)[1]
+    one_hot = np.eye(tokenizer.vocab_size, dtype=np.float32)[ids]
+    by_id, by_weight = (np.asarray(tokenizer.add_scale(None, t, 1)) for t in (ids, one_hot))
     np.testing.assert_allclose(by_weight, by_id, atol=1e-6)
 
 

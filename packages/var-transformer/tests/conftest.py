@@ -1,33 +1,20 @@
-"""A small transformer with the tokenizer whose tokens it reads."""
+"""The tiny transformer with the tokenizer whose tokens it reads."""
 
 import numpy as np
 import pytest
-from var_tokenizer import Tokenizer, TokenizerConfig
-from var_transformer import Transformer, TransformerConfig
+import tiny
+from var_tokenizer import Tokenizer
+from var_transformer import Transformer
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    return Tokenizer(
-        TokenizerConfig(
-            vocab_size=32,
-            latent_channels=8,
-            channels=32,
-            channel_multipliers=(1, 1),
-            res_blocks=1,
-            scales=(1, 2, 3),
-        )
-    )
+    return Tokenizer(tiny.tokenizer())
 
 
 @pytest.fixture(scope="session")
 def model() -> Transformer:
-    return randomized(Transformer(small()))
-
-
-def small(**changes) -> TransformerConfig:
-    fields = {"depth": 2, "width": 32, "heads": 2, "num_classes": 5, "vocab_size": 32}
-    return TransformerConfig(**fields | {"latent_channels": 8, "scales": (1, 2, 3)} | changes)
+    return randomized(Transformer(tiny.transformer()))
 
 
 def randomized(model: Transformer) -> Transformer:
@@ -43,12 +30,12 @@ def randomized(model: Transformer) -> Transformer:
 
 @pytest.fixture(scope="session")
 def make_config():
-    return small
+    return tiny.transformer
 
 
 @pytest.fixture(scope="session")
 def make_model():
-    return lambda **changes: randomized(Transformer(small(**changes)))
+    return lambda **changes: randomized(Transformer(tiny.transformer(**changes)))
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ import itertools
 import mindspore as ms
 import numpy as np
 import pytest
+import tiny
 from mindspore import Tensor
-from var_tokenizer import Tokenizer, TokenizerConfig
+from var_tokenizer import Tokenizer
 from var_transformer import BackendConfig, Refiner, Sampler, Transformer, box_mask, edit, generate
 
 SCALES = (1, 2, 3, 4)  # several after a cut: the first of them cannot show what is lost
@@ -17,16 +18,7 @@ BACKENDS = {"cpu": BackendConfig(), "portable": BackendConfig("portable")}
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer(
-        TokenizerConfig(
-            vocab_size=32,
-            latent_channels=8,
-            channels=32,
-            channel_multipliers=(1, 1),
-            res_blocks=1,
-            scales=SCALES,
-        )
-    )
+    return Tokenizer(tiny.tokenizer(scales=SCALES))
 
 
 @pytest.fixture(scope="module", params=["cpu", pytest.param("portable", marks=pytest.mark.slow)])
