@@ -15,7 +15,7 @@ import tiny
 from var_convert import convert, inspect, verify
 from var_convert.cli import main
 from var_tokenizer import Tokenizer, TokenizerConfig
-from var_tokenizer.common import InputError, read_checkpoint, write_checkpoint
+from var_tokenizer.common import InputError, open_checkpoint, write_checkpoint
 from var_transformer import Transformer, TransformerConfig
 
 torch = pytest.importorskip("torch")
@@ -35,10 +35,10 @@ def pair(save_pth):
 
 def altered(path, kind, change):
     """A copy of a native file with ``change`` applied to its tensors."""
-    config, tensors = read_checkpoint(path, kind, TYPES[kind])
-    tensors = {name: tensor.copy() for name, tensor in tensors.items()}
+    checkpoint = open_checkpoint(path, kind, TYPES[kind])
+    tensors = checkpoint.read()
     change(tensors)
-    write_checkpoint(path.with_name("altered.safetensors"), kind, config, tensors)
+    write_checkpoint(path.with_name("altered.safetensors"), kind, checkpoint.config, tensors)
     return path.with_name("altered.safetensors")
 
 
@@ -152,8 +152,8 @@ def test_verify_exits_with_1_beyond_the_tolerance(pair, tolerance, code):
 def test_verify_shows_every_tensor(pair, capsys):
     main(["verify", str(pair[0]), str(pair[1])])
     shown = capsys.readouterr().out
-    _, tensors = read_checkpoint(pair[1], "transformer", TransformerConfig)
-    assert all(name in shown for name in tensors)
+    checkpoint = open_checkpoint(pair[1], "transformer", TransformerConfig)
+    assert all(name in shown for name in checkpoint.tensors)
 
 
 @pytest.mark.parametrize("left, right, largest", [(1, 0, np.inf), (0, 1, np.inf), (1, 1, 0)])

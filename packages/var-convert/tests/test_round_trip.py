@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from var_convert import convert, inspect
 from var_convert.cli import main
 from var_tokenizer import SCALES_256, SCALES_512, Tokenizer, TokenizerConfig
-from var_tokenizer.common import InputError, read_checkpoint
+from var_tokenizer.common import InputError, open_checkpoint
 from var_transformer import Transformer, TransformerConfig, check_pair
 
 torch = pytest.importorskip("torch")
@@ -101,9 +101,9 @@ def test_a_native_file_spells_the_shared_convolutions_in_one_way(save_pth, count
     config = dataclasses.replace(TOKENIZER, phi_count=count)
     path, _ = save_pth(config, change=published(count))
     convert(path, path.with_suffix(".safetensors"))
-    found, tensors = read_checkpoint(path.with_suffix(".safetensors"), "tokenizer", TokenizerConfig)
-    assert found == config
-    assert sum("quant_resi.qresi_ls." in name for name in tensors) == 2 * count
+    found = open_checkpoint(path.with_suffix(".safetensors"), "tokenizer", TokenizerConfig)
+    assert found.config == config
+    assert sum("quant_resi.qresi_ls." in name for name in found.tensors) == 2 * count
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -135,11 +135,9 @@ def test_a_native_transformer_holds_no_derived_buffers(save_pth):
 def test_a_native_file_carries_its_configuration(save_pth):
     path, state = save_pth(TRANSFORMER)
     convert(path, path.with_suffix(".safetensors"))
-    config, tensors = read_checkpoint(
-        path.with_suffix(".safetensors"), "transformer", TransformerConfig
-    )
-    assert config == TRANSFORMER
-    assert np.array_equal(tensors["head.weight"], state["head.weight"].numpy())
+    found = open_checkpoint(path.with_suffix(".safetensors"), "transformer", TransformerConfig)
+    assert found.config == TRANSFORMER
+    assert np.array_equal(found.read()["head.weight"], state["head.weight"].numpy())
 
 
 NOT_SQUARE = (1, (1, 2), (2, 4))
