@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tyro
-from PIL import Image
+from image_tree import write_image_tree
 from var_tokenizer import Tokenizer, TokenizerConfig
 from var_train.commands.run_config import RunConfig, read_run_config
 from var_train.evaluate import TokenizerEvaluationConfig
@@ -191,13 +191,8 @@ def test_no_help_talks_of_exceptions(capsys, monkeypatch, kind):
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> Path:
     """1,000 images and a tokenizer of them."""
-    root, rng = tmp_path_factory.mktemp("work"), np.random.default_rng(0)
-    for split in ("train", "val"):
-        folder = root / "images" / split / "cat"
-        folder.mkdir(parents=True)
-        for number in range(500):
-            pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / f"{number}.png")
+    root = tmp_path_factory.mktemp("work")
+    write_image_tree(root / "images", (16, 16), ("cat",), train=500, val=500)
     config = TokenizerConfig(
         vocab_size=16, latent_channels=4, channels=32, channel_multipliers=(1, 1), scales=(1, 8)
     )

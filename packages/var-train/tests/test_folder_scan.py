@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_tree import random_image, write_image_tree
 from PIL import Image
 from var_tokenizer.common import InputError
 from var_train.data.folder_scan import IGNORED, scan_folder, scan_tree
@@ -18,19 +19,14 @@ SIZE = (4, 4)
 def write(path: Path, seed: int = 0, kind: str = "PNG") -> Path:
     """A small random image."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path, kind)
+    Image.fromarray(random_image(seed, SIZE)).save(path, kind)
     return path
 
 
 @pytest.fixture
 def tree(tmp_path) -> Path:
     """train and val, each with cat/{0,1}.png and dog/{0,1}.png."""
-    for seed, (split, name, i) in enumerate(
-        (s, c, i) for s in ("train", "val") for c in ("cat", "dog") for i in (0, 1)
-    ):
-        write(tmp_path / "tree" / split / name / f"{i}.png", seed)
-    return tmp_path / "tree"
+    return write_image_tree(tmp_path / "tree", SIZE, train=2, val=2)
 
 
 def train_names(tree: Path) -> list[str]:

@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
+from image_tree import random_image, write_image_tree
 from PIL import Image
 from var_tokenizer.common import InputError
 from var_train.data.image_sources import ImageFolder, ImageSet, load_image_tree, read_image
@@ -13,21 +14,12 @@ both_forms = pytest.mark.parametrize("memory_limit", [IN_MEMORY, LAZY], ids=["me
 
 
 def noise(seed):
-    """A random image of SIZE, which read_image therefore returns unchanged."""
-    return np.random.default_rng(seed).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    """An image that read_image returns unchanged, because it has SIZE."""
+    return random_image(seed, SIZE)
 
 
-def write_tree(root, classes=("cat", "dog"), count=3):
-    """PNG images root/{train,val}/CLASS/{0,1,...}.png; returns root."""
-    seed = 0
-    for split in ("train", "val"):
-        for name in classes:
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                Image.fromarray(noise(seed)).save(folder / f"{index}.png")
-                seed += 1
-    return root
+def write_tree(root, count=3):
+    return write_image_tree(root, SIZE, train=count, val=count)
 
 
 def truncate(path):

@@ -5,9 +5,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from image_tree import write_image_tree
 from var_tokenizer.common import InputError
 from var_train.data.image_sources import load_image_tree
 from var_train.data.resume_check import DataRecord, check_data
@@ -15,15 +14,8 @@ from var_train.data.resume_check import DataRecord, check_data
 NO_TOKENS = {"tokens": None}
 
 
-def write_tree(root: Path, classes=("cat", "dog"), count=6) -> Path:
-    rng = np.random.default_rng(0)
-    for split in ("train", "val"):
-        for name in classes:
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{i}.ppm")
-    return root
+def write_tree(root: Path) -> Path:
+    return write_image_tree(root, (4, 4), suffix="ppm")
 
 
 def record_of(root: Path, memory_limit: int) -> DataRecord:

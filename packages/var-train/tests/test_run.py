@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from image_tree import write_image_tree
 from safetensors.numpy import load_file
 from var_tokenizer import Tokenizer, TokenizerConfig
 from var_tokenizer.common import InputError
@@ -65,22 +65,12 @@ def refusal(monkeypatch, capfd, caplog):
     return call
 
 
-def make_tree(root: Path, classes=("cat", "dog"), count=6) -> Path:
-    rng = np.random.default_rng(0)
-    for split in ("train", "val"):
-        for name in classes:
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{i}.png")
-    return root
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    result = run("--data", make_tree(folder / "images"), "--out", folder / "out", *SMALL.split())
+    result = run(
+        "--data", write_image_tree(folder / "images"), "--out", folder / "out", *SMALL.split()
+    )
     assert result.returncode == 0, result.stderr
     return folder / "out"
 
@@ -155,7 +145,7 @@ def test_stage_by_stage_trains_the_same_models_as_all_at_once(finished, tmp_path
 
 @pytest.mark.slow
 def test_fine_tuning_starts_from_the_weights_of_init(finished, tmp_path):
-    data = make_tree(tmp_path / "data")
+    data = write_image_tree(tmp_path / "data")
     init, tokenizer = finished / "transformer.safetensors", finished / "tokenizer.safetensors"
     arguments = ("--init", init, "--tokenizer-file", tokenizer, "--data", data, *SMALL.split())
     still = ("--train-transformer.base-rate", 1e-9)
@@ -167,7 +157,7 @@ def test_fine_tuning_starts_from_the_weights_of_init(finished, tmp_path):
 
 @pytest.mark.slow
 def test_fine_tuning_on_other_classes_keeps_all_but_their_embeddings(finished, tmp_path):
-    data = make_tree(tmp_path / "data", ("ant", "bee", "cow"))
+    data = write_image_tree(tmp_path / "data", ("ant", "bee", "cow"))
     init, tokenizer = finished / "transformer.safetensors", finished / "tokenizer.safetensors"
     arguments = ("--init", init, "--tokenizer-file", tokenizer, "--data", data, *SMALL.split())
     still = ("--train-transformer.base-rate", 1e-9)
@@ -277,7 +267,7 @@ def test_a_finished_run_goes_on_where_new_images_were_taken_away_and_the_folder_
 @pytest.mark.slow
 def test_names_that_are_not_utf_8_go_through_a_whole_run(tmp_path):
     cat, dog = os.fsdecode(b"c\xe4t"), os.fsdecode(b"d\xf6g")
-    data = make_tree(tmp_path / os.fsdecode(b"im\xe4ges"), (cat, dog))
+    data = write_image_tree(tmp_path / os.fsdecode(b"im\xe4ges"), (cat, dog))
     for split in ("train", "val"):
         (data / split / cat / "0.png").rename(data / split / cat / os.fsdecode(b"caf\xe9.png"))
     (data / "train" / dog / os.fsdecode(b"br\xf6ken.png")).write_bytes(b"no image")

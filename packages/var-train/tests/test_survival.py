@@ -12,9 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from image_tree import write_image_tree
 from safetensors.numpy import load_file
 from var_tokenizer import Tokenizer, TokenizerConfig
 
@@ -41,14 +40,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> Path:
     """A folder with images of two classes and a tokenizer for them."""
-    root, rng = tmp_path_factory.mktemp("work"), np.random.default_rng(0)
-    for split, count in (("train", 20), ("val", 4)):
-        for name in ("cat", "dog"):
-            folder = root / "images" / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{i}.png")
+    root = tmp_path_factory.mktemp("work")
+    write_image_tree(root / "images", (4, 4), train=20, val=4)
     Tokenizer(TOKENIZER, 0).save(root / "tokenizer.safetensors")
     return root
 

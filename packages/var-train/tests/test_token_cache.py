@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_tree import random_image, write_image_tree
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from var_tokenizer import Tokenizer, TokenizerConfig
@@ -31,14 +32,7 @@ CONFIG = TokenizerConfig(
 def work(tmp_path_factory) -> Path:
     """A folder with images, a tokenizer and the cache made of them."""
     root = tmp_path_factory.mktemp("tokenize")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 5), ("val", 2)):
-        for name in ("cat", "dog"):
-            folder = root / "images" / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{i}.png")
+    write_image_tree(root / "images", train=5, val=2)
     Tokenizer(CONFIG, 0).save(root / "tokenizer.safetensors")
     tokenize(command(root))
     return root
@@ -141,10 +135,9 @@ def tokenizer(loaded, monkeypatch) -> Tokenizer:
 
 def replace(path: Path, seed: int) -> None:
     """Another image under an old name, of the same size in bytes."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     size = path.stat().st_size
     path.unlink()
-    Image.fromarray(pixels).save(path)
+    Image.fromarray(random_image(seed, (8, 8))).save(path)
     assert path.stat().st_size == size
 
 
