@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent
 PACKAGES = ("var-tokenizer", "var-transformer", "var-train", "var-convert")
 TORCH = "torch==2.13.0"  # a range would take a CUDA build of several GB
 PYTHON = "3.11"
+RUFF = "ruff==0.17.6"
 
 
 def install(session: nox.Session, *packages: str, extras: tuple[str, ...] = ()) -> None:
@@ -43,7 +44,7 @@ def pytest(session: nox.Session, python: str, *arguments: str) -> None:
 @nox.session(python=PYTHON)
 def lint(session: nox.Session) -> None:
     """Formatting and lint, of Python and C++."""
-    session.install("ruff==0.17.6", "clang-format==23.1.5")
+    session.install(RUFF, "clang-format==23.1.5")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
     folders = (ROOT / "tests", *ROOT.glob("packages/*/src"), *ROOT.glob("packages/*/tests"))
@@ -117,7 +118,7 @@ def docs(session: nox.Session) -> None:
     """
     site = ("mkdocs==1.6.1", "mkdocs-material==9.8.2", "pymdown-extensions==13.1.2")
     api = ("mkdocstrings==1.0.8", "mkdocstrings-python==2.0.11", "griffelib==2.4.1")
-    session.install(*site, *api)
+    session.install(*site, *api, RUFF)  # ruff formats the signatures
     # Material for MkDocs ends in May 2027; Zensical, its successor, builds mkdocs.yml as it is
     session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
 

@@ -10,7 +10,7 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-SHORT = "--train-tokenizer.epochs 1 --train-transformer.epochs 2 --sampling.per-class 1"
+SHORT = "--train-tokenizer.epochs 1 --train-transformer.epochs 2 --sampling.per-class 2"
 
 pytestmark = pytest.mark.slow
 
