@@ -46,7 +46,7 @@ def nothing_runs(tokenizer, monkeypatch):
         (IMAGES.transpose(0, 2, 3, 1), r"images have shape \(3, 8, 8, 3\); expected"),
     ],
 )
-def test_images_that_are_no_floats_from_minus_1_to_1(
+def test_images_other_than_floats_in_the_model_range_are_refused(
     tokenizer, nothing_runs, method, images, message
 ):
     for array in (images, Tensor(images)) if images.size else (images,):
@@ -55,7 +55,7 @@ def test_images_that_are_no_floats_from_minus_1_to_1(
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, "bfloat16"])
-def test_images_of_other_floats_and_what_rounding_adds_are_images(tokenizer, dtype):
+def test_images_of_any_float_type_with_rounding_errors_are_accepted(tokenizer, dtype):
     white = to_model_range(np.full((3, 8, 8, 3), 255, np.uint8))
     images = np.float32(white * np.float32(1.000001))
     given = Tensor(images).astype(ms.bfloat16) if dtype == "bfloat16" else images.astype(dtype)
@@ -80,7 +80,9 @@ def test_images_of_other_floats_and_what_rounding_adds_are_images(tokenizer, dty
         (1, with_one(IDS[1], 2**32), r"ids of scale 1 lie in .* 4294967296\]; expected \[0, 31"),
     ],
 )
-def test_ids_that_are_no_ids_of_one_batch(tokenizer, nothing_runs, method, scale, ids, message):
+def test_ids_of_another_type_range_or_batch_are_refused(
+    tokenizer, nothing_runs, method, scale, ids, message
+):
     changed = [ids if k == scale else IDS[k] for k in range(3)]
     with pytest.raises(InputError, match=message):
         getattr(tokenizer, method)(changed)
@@ -107,7 +109,7 @@ def test_ids_that_are_no_ids_of_one_batch(tokenizer, nothing_runs, method, scale
         (with_one(LATENT, np.nan), IDS[1], 1, "latent maps hold NaN; expected finite floats"),
     ],
 )
-def test_scales_tokens_and_latent_maps_that_cannot_be_added(
+def test_scales_tokens_and_latent_maps_that_do_not_fit_are_refused(
     tokenizer, nothing_runs, latent, tokens, scale, message
 ):
     latent = None if latent is None else Tensor(latent)
@@ -124,7 +126,7 @@ def test_scales_tokens_and_latent_maps_that_cannot_be_added(
         (with_one(LATENT, -np.inf), r"latent maps lie in \[-inf, .*\]; expected finite floats"),
     ],
 )
-def test_latent_maps_that_are_none(tokenizer, nothing_runs, latent, message):
+def test_latent_maps_of_another_shape_or_type_are_refused(tokenizer, nothing_runs, latent, message):
     for read in (tokenizer.decode_latent, lambda x: tokenizer.scale_input(x, 1)):
         with pytest.raises(InputError, match=message):
             read(Tensor(latent))

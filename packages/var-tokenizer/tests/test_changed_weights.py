@@ -97,7 +97,7 @@ def every_pass(tokenizer: Tokenizer, images_bcyx: np.ndarray) -> dict[str, np.nd
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_pass_is_of_the_weights_of_now_whatever_changed_them(
+def test_every_pass_uses_the_current_weights_whatever_changed_them(
     changing, both, images_bcyx, way
 ):
     for weights, expected in both:
@@ -109,7 +109,7 @@ def test_every_pass_is_of_the_weights_of_now_whatever_changed_them(
             np.testing.assert_array_equal(parameter.asnumpy(), weights[name])
 
 
-def test_a_single_parameter_and_a_first_pass_after_the_change_are_followed_too(
+def test_one_changed_parameter_and_a_change_before_the_first_pass_are_followed(
     tokenizer, images_bcyx
 ):
     tokenizer, fresh = (Tokenizer(tokenizer.config) for _ in range(2))

@@ -101,7 +101,7 @@ def test_bfloat16_tensors_are_read_exactly(saved, tmp_path):
     np.testing.assert_array_equal(tensors["x"], [1.5, -3.0])
 
 
-def test_the_checksum_is_that_of_the_weights_whatever_wrapped_them(tokenizer, saved, tmp_path):
+def test_the_checksum_depends_on_the_weights_alone(tokenizer, saved, tmp_path):
     tensors = load_file(saved)
     stripped = {n: tensors[n] for n in reversed(tensors)}
     save_file(stripped, tmp_path / "other.safetensors", metadata(saved, note="of another writer"))
@@ -159,7 +159,7 @@ CLAIMS = {
 
 
 @pytest.mark.parametrize(("config", "message"), CLAIMS.values(), ids=CLAIMS)
-def test_what_a_file_claims_is_held_against_it_before_anything_is_built(
+def test_claims_of_a_file_are_checked_before_anything_is_built(
     saved, tmp_path, monkeypatch, config, message
 ):
     def unexpected(*_args, **_more):
@@ -243,7 +243,7 @@ def test_random_damage_to_the_header_is_an_input_error_or_harmless(saved, tmp_pa
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.bool_])
-def test_weights_that_are_no_fractions_are_refused(saved, tmp_path, dtype):
+def test_weights_that_are_not_floats_are_refused(saved, tmp_path, dtype):
     tensors = load_file(saved)
     tensors["quant_conv.bias"] = tensors["quant_conv.bias"].astype(dtype)
     save_file(tensors, tmp_path / "bad.safetensors", metadata(saved))
@@ -252,7 +252,7 @@ def test_weights_that_are_no_fractions_are_refused(saved, tmp_path, dtype):
 
 
 @pytest.mark.parametrize("name", ["\x1b]0;owned\a", "a\nERROR: faked", "\u202egnp", "\x9b2J"])
-def test_names_in_a_file_reach_no_terminal_as_they_are(saved, tmp_path, name):
+def test_names_in_a_file_are_escaped_before_they_reach_a_terminal(saved, tmp_path, name):
     tensors = load_file(saved)
     save_file(
         tensors | {name: np.zeros(1, np.float32)}, tmp_path / "bad.safetensors", metadata(saved)
@@ -343,7 +343,7 @@ def test_a_file_of_another_format_is_refused_with_the_command_that_converts_it(
         assert source == str(path)
 
 
-def test_a_checkpoint_of_a_run_that_goes_on_is_told_from_a_model(tmp_path):
+def test_a_training_checkpoint_is_told_from_a_model(tmp_path):
     save_file(
         {"model/a": np.zeros(3, np.float32)},
         tmp_path / "step-000000007.safetensors",
@@ -356,7 +356,7 @@ def test_a_checkpoint_of_a_run_that_goes_on_is_told_from_a_model(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"\n", b"\n\xff", b"\x80", b"PK\x03\x04", b"GIF89a", b"{}"]
 )
-def test_a_file_of_no_format_is_still_one_line(tmp_path, content):
+def test_a_file_of_no_known_format_is_refused_in_one_line(tmp_path, content):
     (tmp_path / "x.pth").write_bytes(content)
     with pytest.raises(InputError, match=r"x\.pth: not a readable \.safetensors file"):
         Tokenizer.load(tmp_path / "x.pth")

@@ -15,7 +15,7 @@ def test_an_integer_within_its_bounds_comes_back_as_pythons(value):
 
 
 @pytest.mark.parametrize("value", [0, 9, True, 2.0, math.nan, "2", None, np.float32(2), [2]])
-def test_anything_but_an_integer_within_its_bounds_is_refused(value):
+def test_values_other_than_an_integer_within_its_bounds_are_refused(value):
     with pytest.raises(InputError, match=r"batch is .*; expected an integer from 1 to 8$"):
         check_integer("batch", value, 1, 8)
 
@@ -39,7 +39,7 @@ def test_a_number_is_held_to_the_bounds_that_are_given(bounds, good, bad, expect
 
 
 @pytest.mark.parametrize("value", [0, 1, "True", None])
-def test_a_flag_is_true_or_false_alone(value):
+def test_a_flag_is_true_or_false_and_nothing_else(value):
     assert check_flag("flip", np.bool_(True)) is True
     with pytest.raises(InputError, match=r"flip is .*; expected True or False"):
         check_flag("flip", value)
@@ -52,7 +52,7 @@ def test_a_choice_is_one_of_the_names(value):
         check_choice("start", value, {"a": 1, "b": 2})
 
 
-def test_a_configuration_holds_pythons_numbers_only():
+def test_a_configuration_holds_only_numbers_of_python():
     config = TokenizerConfig(channels=np.int64(32), channel_multipliers=np.array([1, 2]))
     assert config == TokenizerConfig(channels=32, channel_multipliers=(1, 2))
     assert all(type(n) is int for n in (config.channels, *config.channel_multipliers))

@@ -61,7 +61,7 @@ def test_a_folder_that_is_a_file_is_an_error_that_names_it(tmp_path):
         pass
 
 
-def test_ctrl_c_right_after_the_temporary_file_appeared_leaves_nothing(tmp_path, monkeypatch):
+def test_an_interrupt_right_after_the_temporary_file_appeared_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(*arguments: object) -> int:
         os.close(opened(*arguments))
         raise KeyboardInterrupt

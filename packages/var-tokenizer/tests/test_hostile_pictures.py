@@ -183,7 +183,7 @@ def test_a_jpeg_of_endless_empty_scans_is_refused_at_once():
 
 
 @pytest.mark.parametrize("start", [b"II+\0", b"MM\0+", b"MM*\0", b"II\0*"])
-def test_other_beginnings_that_pillow_takes_for_tiff_are_refused(start):
+def test_big_and_mixed_tiff_headers_are_refused(start):
     with pytest.raises(InputError, match="no TIFF file, or one of the kind"):
         read_picture(start + small_tiff()[4:])
 
@@ -198,7 +198,7 @@ def test_a_picture_that_is_too_large_is_refused_by_its_header(tmp_path):
         assert grown < 16, (name, grown)
 
 
-def test_what_a_file_claims_beside_its_size_takes_no_memory_and_no_time(tmp_path):
+def test_claims_besides_the_size_cost_neither_memory_nor_time(tmp_path):
     for name, make in LIES.items():
         (tmp_path / name).write_bytes(make())
     begin = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime

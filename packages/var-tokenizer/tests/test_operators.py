@@ -235,7 +235,7 @@ def test_the_nearest_code_is_the_one_at_the_smallest_distance(form, vectors, cod
     np.testing.assert_array_equal(got.asnumpy(), expected)
 
 
-def test_of_equally_near_codes_the_first_is_taken(form):
+def test_the_first_of_equally_near_codes_is_taken(form):
     book = np.tile(np.eye(4, dtype=np.float32), (20, 1))
     got = fast.nearest_code()(Tensor(np.eye(4, dtype=np.float32)), Tensor(book))
     np.testing.assert_array_equal(got.asnumpy(), [0, 1, 2, 3])

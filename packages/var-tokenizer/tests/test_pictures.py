@@ -45,7 +45,7 @@ def test_all_256_values_go_to_the_models_range_and_back():
     np.testing.assert_array_equal(to_pixels(to_unit_range(images_ncyx)), values_nyxc)
 
 
-def test_what_lies_outside_a_range_is_clipped():
+def test_values_outside_a_range_are_clipped():
     images_ncyx = np.array([-9, 0.5, 9], np.float32).reshape(3, 1, 1, 1).repeat(3, axis=1)
     assert to_pixels(to_unit_range(images_ncyx))[:, 0, 0, 0].tolist() == [0, 191, 255]
     assert to_pixels(images_ncyx)[:, 0, 0, 0].tolist() == [0, 128, 255]
@@ -92,7 +92,7 @@ def test_pictures_in_folders_are_told_by_their_suffix(suffix):
     assert is_picture_name(f"a.b.{suffix}") and not is_picture_name(f"{suffix}.txt")
 
 
-def test_damaged_exif_does_not_cost_the_picture():
+def test_a_picture_with_damaged_exif_is_read():
     damaged = saved(
         Image.new("RGB", (64, 64)), "JPEG", dpi=(72, 72), exif=b"Exif\x00\x00garbage-garbage"
     )
@@ -100,7 +100,7 @@ def test_damaged_exif_does_not_cost_the_picture():
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_no_damage_to_the_exif_block_costs_the_picture(kind):
+def test_a_picture_is_read_whatever_the_damage_to_its_exif_block(kind):
     whole = exif(6).tobytes()
     image = Image.new("RGB", (16, 8), "white")
     if kind == "TIFF":
@@ -115,7 +115,7 @@ def test_no_damage_to_the_exif_block_costs_the_picture(kind):
 
 
 @pytest.mark.parametrize("marker", [0xE1, 0xE2, 0xEC, 0xED, 0xEF, 0xFE])
-def test_no_damage_to_other_metadata_of_a_jpeg_costs_the_picture(marker):
+def test_a_jpeg_is_read_whatever_the_damage_to_its_other_metadata(marker):
     data = saved(Image.new("RGB", (16, 8), "white"), "JPEG")
     starts = (b"", b"MPF\0", b"ICC_PROFILE\0", b"Photoshop 3.0\0" + b"8BIM\x03\xed\0\0\0\0\xff\xff")
     for start in starts:
@@ -174,7 +174,7 @@ def test_the_transparent_colour_of_16_bits_a_channel_is_white():
     assert pixels(data)[0].tolist() == [[255, 0, 0], [255, 255, 255]]
 
 
-def test_what_a_picture_covers_is_read_of_every_depth_and_upright():
+def test_opacity_of_any_depth_is_read_upright():
     row = b"\0" + struct.pack(">HH", 0, 300)
     grey = png(2, 1, 16, 0, row, (b"tRNS", struct.pack(">H", 300)))
     assert np.asarray(read_alpha(grey)).tolist() == [[255, 0]]
@@ -192,7 +192,7 @@ def test_colours_hidden_under_transparency_do_not_show(kind):
     assert pixels(saved(image, kind, **options))[:, :, 0].tolist() == [[0, 0], [0, 255]]
 
 
-def test_transparency_over_white_is_what_pillow_composes():
+def test_transparency_is_laid_over_white_as_pillow_composes_it():
     alpha_yx, colour_yx = np.mgrid[:256, :256].astype(np.uint8)
     image = Image.fromarray(np.dstack([colour_yx, colour_yx, colour_yx, alpha_yx]))
     expected = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -217,7 +217,7 @@ KINDS_OF_FILES = [
 
 
 @pytest.mark.parametrize(("kind", "mode", "options"), KINDS_OF_FILES)
-def test_leaving_metadata_out_changes_no_pixel(kind, mode, options):
+def test_pixels_do_not_depend_on_the_metadata_that_is_left_out(kind, mode, options):
     rng = np.random.default_rng(0)
     small = Image.fromarray(rng.integers(0, 256, (9, 7, 4), dtype=np.uint8), "RGBA")
     image = small.resize((70, 90), Image.Resampling.BILINEAR)
@@ -293,7 +293,7 @@ def test_postscript_starts_no_program(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["folder", "pipe", "pipe-link", "/dev/zero", "/dev/tty", "absent"])
-def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path, monkeypatch, name):
+def test_anything_but_a_regular_file_is_refused_without_waiting(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
     os.mkfifo("pipe")

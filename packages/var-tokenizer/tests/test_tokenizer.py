@@ -125,7 +125,7 @@ def test_a_dropped_scale_leaves_the_reconstruction_of_the_scales_before(tokenize
     np.testing.assert_allclose(np.clip(output, -1, 1), expected, atol=1e-4)
 
 
-def test_scales_that_an_image_goes_without_add_nothing_to_its_loss(tokenizer, images_bcyx):
+def test_scales_left_out_of_an_image_add_nothing_to_its_loss(tokenizer, images_bcyx):
     images = Tensor(np.ascontiguousarray(np.asarray(images_bcyx).transpose(0, 2, 3, 1)))
     kept_kb = np.zeros((len(tokenizer.schedule), len(images_bcyx)), np.float32)
     assert float(tokenizer.construct(images, 0.25, Tensor(kept_kb))[1]) == 0
@@ -134,7 +134,7 @@ def test_scales_that_an_image_goes_without_add_nothing_to_its_loss(tokenizer, im
     assert 0 < first < float(tokenizer.construct(images, 0.25)[1])
 
 
-def test_with_znorm_the_length_of_a_code_does_not_matter(tokenizer, images_bcyx):
+def test_the_length_of_a_code_does_not_matter_with_znorm(tokenizer, images_bcyx):
     config = dataclasses.replace(tokenizer.config, using_znorm=True)
     ids = []
     for factor in (1.0, 7.0):
@@ -189,7 +189,7 @@ def test_the_published_tokenizer_reads_256_px_images():
     assert (config.image_size, config.downsampling, config.schedule.length) == ((256, 256), 16, 680)
 
 
-def test_weights_that_choose_one_code_add_what_its_id_adds(tokenizer):
+def test_one_hot_weights_add_what_the_id_adds(tokenizer):
     ids = random_ids(tokenizer)[1]
     one_hot = np.eye(tokenizer.vocab_size, dtype=np.float32)[ids]
     by_id, by_weight = (np.asarray(tokenizer.add_scale(None, t, 1)) for t in (ids, one_hot))
