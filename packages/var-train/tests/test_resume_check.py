@@ -84,7 +84,7 @@ def test_new_images_are_refused_until_they_are_removed(trained):
     for path in new:
         shutil.copy(tree / "train" / "dog" / "0.ppm", path)
     message = refusal()
-    assert "20 image(s) more: train/dog/new0.ppm, " in message and "put them back" in message
+    assert "20 new image(s): train/dog/new0.ppm, " in message and "put them back" in message
     for path in new:
         path.unlink()
     assert refusal() is None
@@ -93,7 +93,7 @@ def test_new_images_are_refused_until_they_are_removed(trained):
 def test_a_missing_image_is_named(trained):
     tree, refusal = trained
     (tree / "val" / "dog" / "3.ppm").unlink()
-    assert "1 image(s) less: val/dog/3.ppm;" in refusal()
+    assert "1 missing image(s): val/dog/3.ppm;" in refusal()
 
 
 def test_another_image_of_the_same_name_and_size_is_named(trained):

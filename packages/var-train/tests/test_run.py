@@ -205,7 +205,7 @@ def replace_an_image(data: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (add_images, "20 image(s) more: train/cat/new0.png"),
+        (add_images, "20 new image(s): train/cat/new0.png"),
         (rename_a_class, "class cat is gone and class zebra is new"),
         (replace_an_image, "1 image(s) changed: train/cat/1.png"),
     ],

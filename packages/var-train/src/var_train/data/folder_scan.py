@@ -137,7 +137,7 @@ def class_names(split: Path) -> tuple[str, ...]:
         by_value = sorted(classes, key=lambda name: (int(name), name))
         if by_value != classes:
             log.info(
-                "%s: all classes are numbers, so they are in the order of their values: %s",
+                "%s: all classes are numbers, so they are sorted by value: %s",
                 *(quoted(split), first_of(by_value, 5)),
             )
         return tuple(by_value)
@@ -290,7 +290,7 @@ def _no_image(folder: Path, left_out: Counter[str]) -> InputError:
 def _say_left_out(folder: Path, left_out: Counter[str]) -> None:
     if left_out:
         log.info(
-            "%s: left out %d file(s) that are no images by name or kind: %s",
+            "%s: left out %d file(s) that are not images by name or kind: %s",
             *(quoted(folder), left_out.total(), _kinds(left_out)),
         )
 

@@ -125,7 +125,7 @@ def check_data(
     if before is not None and now is not None and before.settings == saved.get("data"):
         problem = problem or _other_files(before, now) or _rewritten(before, now)
     if not problem and any(saved.get(key) != settings[key] for key in ("data", "tokens")):
-        problem = "it had other images (which ones is not on record)"
+        problem = "the images were others (which ones is not on record)"
     if problem:
         raise InputError(
             f"{quoted(folder)}: was trained on other data: {problem}; expected the same images "
@@ -169,8 +169,8 @@ def _other_files(before: DataRecord, now: DataRecord) -> str | None:
         sorted(set(a) - set(b)) for a, b in ((before.names, now.names), (now.names, before.names))
     )
     parts = [
-        f"{len(names)} image(s) {what}: {first_of(names)}"
-        for names, what in ((new, "more"), (gone, "less"))
+        f"{len(names)} {what} image(s): {first_of(names)}"
+        for names, what in ((new, "new"), (gone, "missing"))
         if names
     ]
     if parts:

@@ -76,8 +76,7 @@ class UnreadableImages:
         errors = self._sorted_errors()
         if errors:
             log.warning(
-                "%s: skipped %d unreadable image(s), for which the next of their class stand in: "
-                "%s%s",
+                "%s: skipped %d unreadable image(s), the next of their class stand in: %s%s",
                 *(quoted(self._files.folder), len(errors)),
                 *(", ".join(errors[:3]), ", ..." if errors[3:] else ""),
             )
