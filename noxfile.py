@@ -95,7 +95,8 @@ def slow(session: nox.Session) -> None:
     """
     python = str(ROOT / ".nox" / "test" / "bin" / "python")
     # a process for each file: MindSpore keeps the gigabytes that it once took
-    for path in sorted(ROOT.glob("packages/*/tests/**/test_*.py")):
+    tests = [*ROOT.glob("packages/*/tests/**/test_*.py"), *ROOT.glob("tests/test_*.py")]
+    for path in sorted(tests):
         if "mark.slow" in path.read_text():
             pytest(session, python, str(path), "-m", "slow")
 

@@ -129,7 +129,7 @@ def test_paths_that_a_page_names_exist(page):
     sources = [*(package or ROOT.glob("packages/*"))]
     roots = [ROOT, page.parent, *(src for p in sources for src in (p / "src", *p.glob("src/*")))]
     for path in re.findall(
-        r"`([\w./-]+(?:\.(?:py|md|toml|ini|yaml|yml|cc|cpp|h)|/))`", page.read_text()
+        r"`([\w./-]+(?:\.(?:py|md|toml|txt|ini|yaml|yml|cc|cpp|h)|/))`", page.read_text()
     ):
         if path in WRITTEN or path.isupper() or re.match(r"[A-Z]+/", path):
             continue
