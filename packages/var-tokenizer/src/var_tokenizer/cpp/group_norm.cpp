@@ -97,11 +97,9 @@ struct Statistics {
 };
 
 template <bool silu>
-void normalize(const Arrays& arrays) {
-    const Inputs s(arrays, 0);
+void normalize(const Inputs& s, float* y) {
     const int64_t c = s.channels;
     const float *x = s.x, *gain = s.gain, *bias = s.bias;
-    float* y = arrays.get(5, arrays.shape(0));
     over_images(s, [&](int64_t image) {
         const Statistics statistics(s, image);
         const float* mean = statistics.mean.data();
@@ -209,8 +207,8 @@ void gradients(const Arrays& arrays) {
 }  // namespace
 
 // x (B, Y, X, C), gain (C), bias (C), groups (1) int32, epsilon (1) -> normalized x
-KERNEL(group_norm) { normalize<false>(arrays); }
-KERNEL(group_norm_silu) { normalize<true>(arrays); }
+KERNEL(group_norm) { normalize<false>(Inputs(arrays, 0), arrays.get(5, arrays.shape(0))); }
+KERNEL(group_norm_silu) { normalize<true>(Inputs(arrays, 0), arrays.get(5, arrays.shape(0))); }
 
 // gradient of the result, x, gain, bias, groups, epsilon -> gradients of x, gain and bias
 KERNEL(group_norm_grad) { gradients<false>(arrays); }
