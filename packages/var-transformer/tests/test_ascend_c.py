@@ -105,7 +105,7 @@ def test_tiles_cover_a_share_and_keep_to_one_image(kernels, images, length, core
 
 batches = st.integers(1, 200)
 lengths = st.integers(1, 2500)
-numbers = st.sampled_from([0, 1, 2])  # float32, float16, bfloat16: enum Number
+numbers = st.sampled_from([0, 1, 2])  # float32, float16, bfloat16: enum DType
 
 
 @given(batches, lengths, st.integers(1, 64).map(lambda n: 64 * n), numbers, st.integers(1, 50))

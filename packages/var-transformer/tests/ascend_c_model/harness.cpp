@@ -51,9 +51,9 @@ uint32_t rows_of_tile(uint32_t row, uint32_t end, uint32_t length, uint32_t most
 }
 
 // Returns the bytes of local memory.
-uint32_t plan_modulated_norm(uint32_t images, uint32_t length, uint32_t width, uint32_t number,
+uint32_t plan_modulated_norm(uint32_t images, uint32_t length, uint32_t width, uint32_t dtype,
                              uint32_t cores, float epsilon, ModulatedNormTiling* tiling) {
-  const Number type = static_cast<Number>(number);
+  const DType type = static_cast<DType>(dtype);
   *tiling = PlanModulatedNorm(images, length, width, type, cores, epsilon);
   return BuffersOf(tiling->tile_rows, width, Bytes(type)).Total();
 }
@@ -61,16 +61,16 @@ uint32_t plan_modulated_norm(uint32_t images, uint32_t length, uint32_t width, u
 uint32_t plan_unit_heads(uint32_t images, uint32_t length, uint32_t heads, uint32_t head_width,
                          uint32_t capacity, uint32_t first, uint32_t from, uint32_t to,
                          uint32_t cores, UnitHeadsTiling* tiling) {
-  const Number a = static_cast<Number>(from), b = static_cast<Number>(to);
+  const DType a = static_cast<DType>(from), b = static_cast<DType>(to);
   *tiling = PlanUnitHeads(images, length, heads, head_width, capacity, first, a, b, cores);
   return BuffersOf(tiling->tile_rows, heads, head_width, Bytes(a), Bytes(b)).Total();
 }
 
 // Both return what rule a kernel broke, or null.
-const char* run_modulated_norm(uint32_t number, void* x, void* scale, void* shift, void* y,
+const char* run_modulated_norm(uint32_t dtype, void* x, void* scale, void* shift, void* y,
                                const ModulatedNormTiling* tiling, uint64_t* unwritten,
                                uint32_t* used) {
-  const Number type = static_cast<Number>(number);
+  const DType type = static_cast<DType>(dtype);
   const uint64_t row = static_cast<uint64_t>(tiling->width) * Bytes(type);
   Announce(x, tiling->images * tiling->length * row, false);
   Announce(scale, tiling->images * row, false);
@@ -83,7 +83,7 @@ const char* run_modulated_norm(uint32_t number, void* x, void* scale, void* shif
 const char* run_unit_heads(uint32_t from, uint32_t to, void* qkv, void* scale, void* q_out,
                            void* k_out, void* v_out, const UnitHeadsTiling* tiling,
                            uint64_t* unwritten, uint32_t* used) {
-  const Number a = static_cast<Number>(from), b = static_cast<Number>(to);
+  const DType a = static_cast<DType>(from), b = static_cast<DType>(to);
   const uint64_t width = static_cast<uint64_t>(tiling->heads) * tiling->head_width;
   const uint64_t rows = static_cast<uint64_t>(tiling->images) * tiling->length;
   const uint64_t cached = static_cast<uint64_t>(tiling->images) * tiling->capacity;

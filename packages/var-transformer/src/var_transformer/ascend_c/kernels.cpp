@@ -44,35 +44,35 @@ namespace var_transformer {
 
 static uint8_t* Address(void* pointer) { return static_cast<uint8_t*>(pointer); }
 
-void LaunchModulatedNorm(Number number, void* stream, void* x, void* scale, void* shift, void* y,
+void LaunchModulatedNorm(DType dtype, void* stream, void* x, void* scale, void* shift, void* y,
                          const ModulatedNormTiling& tiling) {
 #define START(kernel)                                                                          \
   LAUNCH(kernel, tiling.cores, stream, Address(x), Address(scale), Address(shift), Address(y), \
          tiling)
-  switch (number) {
-    case Number::kFloat32:
+  switch (dtype) {
+    case DType::kFloat32:
       START(var_modulated_norm_float32);
       break;
-    case Number::kFloat16:
+    case DType::kFloat16:
       START(var_modulated_norm_float16);
       break;
-    case Number::kBfloat16:
+    case DType::kBfloat16:
       START(var_modulated_norm_bfloat16);
       break;
   }
 #undef START
 }
 
-void LaunchUnitHeads(Number from, Number to, void* stream, void* qkv, void* scale, void* q_out,
+void LaunchUnitHeads(DType from, DType to, void* stream, void* qkv, void* scale, void* q_out,
                      void* k_out, void* v_out, const UnitHeadsTiling& tiling) {
 #define START(kernel)                                                                \
   LAUNCH(kernel, tiling.cores, stream, Address(qkv), Address(scale), Address(q_out), \
          Address(k_out), Address(v_out), tiling)
-  if (from == Number::kFloat32 && to == Number::kFloat16) {
+  if (from == DType::kFloat32 && to == DType::kFloat16) {
     START(var_unit_heads_float32_float16);
-  } else if (from == Number::kFloat32) {
+  } else if (from == DType::kFloat32) {
     START(var_unit_heads_float32_bfloat16);
-  } else if (to == Number::kFloat16) {
+  } else if (to == DType::kFloat16) {
     START(var_unit_heads_float16);
   } else {
     START(var_unit_heads_bfloat16);

@@ -5,11 +5,11 @@
 
 namespace var_transformer {
 
-void LaunchModulatedNorm(Number number, void* stream, void* x, void* scale, void* shift, void* y,
+void LaunchModulatedNorm(DType dtype, void* stream, void* x, void* scale, void* shift, void* y,
                          const ModulatedNormTiling& tiling);
 
 // from -> to: float32 or a half type -> a half type; halves only to themselves.
-void LaunchUnitHeads(Number from, Number to, void* stream, void* qkv, void* scale, void* q_out,
+void LaunchUnitHeads(DType from, DType to, void* stream, void* qkv, void* scale, void* q_out,
                      void* k_out, void* v_out, const UnitHeadsTiling& tiling);
 
 }  // namespace var_transformer

@@ -136,7 +136,7 @@ class ModulatedNorm {
     written_.EnQue(y);
   }
 
-  // sums_ of `rows` rows: over each 64 numbers, then over those at most 64 sums.
+  // sums_ of `rows` rows: over 64 values at a time, then over those at most 64 sums.
   __aicore__ inline void SumRows(const LocalTensor<float>& from, uint32_t rows) {
     const uint32_t repeats = tiling_.width / kLanes;
     for (uint32_t r = 0; r < rows; ++r) {

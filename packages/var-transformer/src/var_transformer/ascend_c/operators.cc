@@ -37,17 +37,17 @@ uint32_t VectorCores() {
     return static_cast<uint32_t>(cores);
   }
 #endif
-  return 40;  // of the smallest 910B; with other counts the operators are as right
+  return 40;  // of the smallest 910B; the results are the same with any count
 }
 
-Number NumberOf(TypeId type) {
+DType DTypeOf(TypeId type) {
   switch (type) {
     case mindspore::kNumberTypeFloat32:
-      return Number::kFloat32;
+      return DType::kFloat32;
     case mindspore::kNumberTypeFloat16:
-      return Number::kFloat16;
+      return DType::kFloat16;
     case mindspore::kNumberTypeBFloat16:
-      return Number::kBfloat16;
+      return DType::kBfloat16;
     default:
       MS_LOG(EXCEPTION) << "dtype is " << mindspore::TypeIdToString(type)
                         << "; expected Float32, Float16 or BFloat16";
@@ -65,7 +65,7 @@ ModulatedNormTiling PlanNorm(const ShapeVector& x, const ShapeVector& scale,
     MS_LOG(EXCEPTION) << "scale and shift have shapes " << scale << " and " << shift
                       << "; expected " << modulation;
   }
-  const auto tiling = PlanModulatedNorm(x[0], x[1], x[2], NumberOf(type), VectorCores(), kEpsilon);
+  const auto tiling = PlanModulatedNorm(x[0], x[1], x[2], DTypeOf(type), VectorCores(), kEpsilon);
   if (tiling.tile_rows == 0) {
     MS_LOG(EXCEPTION) << "width is " << x[2] << "; expected a multiple of 64 up to 4096";
   }
@@ -92,8 +92,8 @@ UnitHeadsTiling PlanHeads(const ShapeVector& q, const ShapeVector& k_cache,
     MS_LOG(EXCEPTION) << "cache is full: it has " << k_cache[1] << " tokens; expected "
                       << first + q[1];
   }
-  const Number a = NumberOf(from), b = NumberOf(to);
-  if (b == Number::kFloat32 || (a != Number::kFloat32 && a != b)) {
+  const DType a = DTypeOf(from), b = DTypeOf(to);
+  if (b == DType::kFloat32 || (a != DType::kFloat32 && a != b)) {
     MS_LOG(EXCEPTION) << "dtypes are " << mindspore::TypeIdToString(from) << " and "
                       << mindspore::TypeIdToString(to)
                       << "; expected Float32 or a half type, to that half type";
@@ -186,7 +186,7 @@ class ModulatedNormKernel : public Kernel {
  public:
   bool Launch(const KernelTensors& inputs, const KernelTensors&, const KernelTensors& outputs,
               void* stream) override {
-    LaunchModulatedNorm(NumberOf(inputs[0]->dtype_id()), stream, inputs[0]->device_ptr(),
+    LaunchModulatedNorm(DTypeOf(inputs[0]->dtype_id()), stream, inputs[0]->device_ptr(),
                         inputs[1]->device_ptr(), inputs[2]->device_ptr(), outputs[0]->device_ptr(),
                         tiling_);
     return true;
@@ -206,7 +206,7 @@ class UnitHeadsKernel : public Kernel {
  public:
   bool Launch(const KernelTensors& inputs, const KernelTensors&, const KernelTensors& outputs,
               void* stream) override {
-    LaunchUnitHeads(NumberOf(inputs[0]->dtype_id()), NumberOf(outputs[0]->dtype_id()), stream,
+    LaunchUnitHeads(DTypeOf(inputs[0]->dtype_id()), DTypeOf(outputs[0]->dtype_id()), stream,
                     inputs[0]->device_ptr(), inputs[1]->device_ptr(), outputs[0]->device_ptr(),
                     outputs[1]->device_ptr(), outputs[2]->device_ptr(), tiling_);
     return true;
@@ -226,7 +226,7 @@ class CachedHeadsKernel : public Kernel {
  public:
   bool Launch(const KernelTensors& inputs, const KernelTensors&, const KernelTensors& outputs,
               void* stream) override {
-    LaunchUnitHeads(NumberOf(inputs[0]->dtype_id()), NumberOf(outputs[0]->dtype_id()), stream,
+    LaunchUnitHeads(DTypeOf(inputs[0]->dtype_id()), DTypeOf(outputs[0]->dtype_id()), stream,
                     inputs[0]->device_ptr(), inputs[1]->device_ptr(), outputs[0]->device_ptr(),
                     inputs[2]->device_ptr(), inputs[3]->device_ptr(), tiling_);
     return true;
@@ -269,7 +269,7 @@ ms::Tensor ModulatedNormEager(const ms::Tensor& x, const ms::Tensor& scale,
   ms::Tensor y(x.data_type(), x.shape());
   Run("VarModulatedNorm", {x, scale, shift}, {y},
       [tiling](const Tensors& in, const Tensors& out, void* stream) {
-        LaunchModulatedNorm(NumberOf(in[0].data_type()), stream, in[0].GetDataPtr(),
+        LaunchModulatedNorm(DTypeOf(in[0].data_type()), stream, in[0].GetDataPtr(),
                             in[1].GetDataPtr(), in[2].GetDataPtr(), out[0].GetDataPtr(), tiling);
       });
   return y;
@@ -283,7 +283,7 @@ Tensors UnitHeadsEager(const ms::Tensor& qkv, const ms::Tensor& scale, bool bflo
                            ms::Tensor(half, heads)};
   Run("VarUnitHeads", {qkv, scale}, results,
       [tiling](const Tensors& in, const Tensors& out, void* stream) {
-        LaunchUnitHeads(NumberOf(in[0].data_type()), NumberOf(out[0].data_type()), stream,
+        LaunchUnitHeads(DTypeOf(in[0].data_type()), DTypeOf(out[0].data_type()), stream,
                         in[0].GetDataPtr(), in[1].GetDataPtr(), out[0].GetDataPtr(),
                         out[1].GetDataPtr(), out[2].GetDataPtr(), tiling);
       });
@@ -298,7 +298,7 @@ ms::Tensor CachedHeadsEager(const ms::Tensor& qkv, const ms::Tensor& scale,
   ms::Tensor q(k_cache.data_type(), heads);
   Run("VarCachedHeads", {qkv, scale, k_cache, v_cache}, {q},
       [tiling](const Tensors& in, const Tensors& out, void* stream) {
-        LaunchUnitHeads(NumberOf(in[0].data_type()), NumberOf(out[0].data_type()), stream,
+        LaunchUnitHeads(DTypeOf(in[0].data_type()), DTypeOf(out[0].data_type()), stream,
                         in[0].GetDataPtr(), in[1].GetDataPtr(), out[0].GetDataPtr(),
                         in[2].GetDataPtr(), in[3].GetDataPtr(), tiling);
       });

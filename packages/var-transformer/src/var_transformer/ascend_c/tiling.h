@@ -6,20 +6,20 @@
 #include <cstdint>
 
 #ifndef __aicore__
-#define __aicore__  // a compiler that knows no NPU
+#define __aicore__  // a compiler without NPUs
 #endif
 
 namespace var_transformer {
 
 constexpr uint32_t kBlock = 32;                  // bytes; local addresses and copies are multiples
 constexpr uint32_t kUnifiedBuffer = 192 * 1024;  // bytes of a vector core of Ascend 910B
-constexpr uint32_t kLanes = 64;                  // float32 numbers of one repeat of an instruction
+constexpr uint32_t kLanes = 64;                  // float32 values of one repeat of an instruction
 constexpr uint32_t kRepeats = 248;               // of one instruction: at most 255, in eights
 constexpr uint32_t kFloat = 4;                   // bytes
 
-enum class Number : uint32_t { kFloat32, kFloat16, kBfloat16 };
+enum class DType : uint32_t { kFloat32, kFloat16, kBfloat16 };
 
-constexpr uint32_t Bytes(Number number) { return number == Number::kFloat32 ? 4 : 2; }
+constexpr uint32_t Bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
 __aicore__ constexpr inline uint32_t Least(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
@@ -61,21 +61,21 @@ struct ModulatedNormBuffers {
 };
 
 __aicore__ inline ModulatedNormBuffers BuffersOf(uint32_t rows, uint32_t width, uint32_t bytes) {
-  const uint32_t many = RoundUp(rows, 8);  // Brcb spreads eight numbers at a time
+  const uint32_t many = RoundUp(rows, 8);  // Brcb spreads eight values at a time
   return {rows * width * bytes, rows * width * kFloat,  rows * width * kFloat, width * kFloat,
           2 * width * bytes,    rows * kLanes * kFloat, many * kBlock,         many * kFloat};
 }
 
 // tile_rows is 0 where the width is no multiple of 64 or above 4096: sums of a row are taken over
-// repeats of 64 numbers, then over at most 64 sums.
+// repeats of 64 values, then over at most 64 sums.
 inline ModulatedNormTiling PlanModulatedNorm(uint32_t images, uint32_t length, uint32_t width,
-                                             Number number, uint32_t cores, float epsilon) {
+                                             DType dtype, uint32_t cores, float epsilon) {
   const uint32_t rows = images * length;
   ModulatedNormTiling tiling = {images, length, width, Least(cores, rows), 0, epsilon};
   if (rows == 0 || width == 0 || width % kLanes != 0 || width > kLanes * kLanes) return tiling;
   const uint32_t share = (rows + tiling.cores - 1) / tiling.cores;
   uint32_t most = Least(kRepeats, Least(share, length));
-  while (BuffersOf(most, width, Bytes(number)).Total() > kUnifiedBuffer) --most;
+  while (BuffersOf(most, width, Bytes(dtype)).Total() > kUnifiedBuffer) --most;
   tiling.tile_rows = most;
   return tiling;
 }
@@ -110,7 +110,7 @@ __aicore__ inline UnitHeadsBuffers BuffersOf(uint32_t rows, uint32_t heads, uint
 // instruction), where one row has over 248 heads or does not fit, or where the cache is too short.
 inline UnitHeadsTiling PlanUnitHeads(uint32_t images, uint32_t length, uint32_t heads,
                                      uint32_t head_width, uint32_t capacity, uint32_t first,
-                                     Number from, Number to, uint32_t cores) {
+                                     DType from, DType to, uint32_t cores) {
   const uint32_t rows = images * length;
   UnitHeadsTiling tiling = {images, length, heads, head_width, capacity, first, Least(cores, rows),
                             0};

@@ -9,7 +9,7 @@ namespace var_transformer {
 using AscendC::GlobalTensor;
 using AscendC::LocalTensor;
 
-// Results of vector instructions are seen by the next one only behind a barrier.
+// A vector instruction sees the results of the one before it only behind a barrier.
 __aicore__ inline void Barrier() { AscendC::PipeBarrier<PIPE_V>(); }
 
 template <typename T>
@@ -35,10 +35,10 @@ __aicore__ inline void Narrow<float>(const LocalTensor<float>& to, const LocalTe
   AscendC::Adds(to, from, 0.0f, n);
 }
 
-// column: n numbers, each eight times (one block), from numbers (n, rounded up to eights).
-__aicore__ inline void Spread(const LocalTensor<float>& column, const LocalTensor<float>& numbers,
+// column: n values, each eight times (one block), from `values` (n, rounded up to eights).
+__aicore__ inline void Spread(const LocalTensor<float>& column, const LocalTensor<float>& values,
                               uint32_t n) {
-  AscendC::Brcb(column, numbers, RoundUp(n, 8) / 8, {1, 8});
+  AscendC::Brcb(column, values, RoundUp(n, 8) / 8, {1, 8});
 }
 
 }  // namespace var_transformer
