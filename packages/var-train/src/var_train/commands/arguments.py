@@ -4,7 +4,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, make_dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 from tyro.constructors import (
@@ -16,7 +16,10 @@ from tyro.constructors import (
 from var_tokenizer import Scale
 from var_tokenizer.common.command import read_settings
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 _GLUE = "\0"  # keeps a setting and its value on one line
 
@@ -31,14 +34,16 @@ def format_size(size: Scale) -> str:
 
 def parse_size(text: str) -> Scale:
     """The inverse of ``format_size``; raises ValueError for anything else."""
-    numbers = tuple(int(n) for n in text.split("x"))
-    if len(numbers) not in (1, 2):
-        raise ValueError(f"{text!r} is no size; expected 4 or 3x4, say")
-    return numbers[0] if len(numbers) == 1 else numbers
+    match [int(number) for number in text.split("x")]:
+        case [side]:
+            return side
+        case [rows, columns]:
+            return rows, columns
+    raise ValueError(f"{text!r} is not a size; expected 4 or 3x4, say")
 
 
 @sizes.primitive_rule
-def _(
+def _size_rule(
     info: PrimitiveTypeInfo,
 ) -> PrimitiveConstructorSpec | UnsupportedTypeAnnotationError | None:
     if info.type not in (Scale, Scale | None):
@@ -69,7 +74,8 @@ def _help(default: Config, prog: str) -> None:
     """Writes the short help and exits with 0."""
     kind = type(default)
     groups = [f for f in fields(kind) if is_dataclass(getattr(default, f.name))]
-    hidden = [(f.name, tyro.conf.Suppress[f.type], f) for f in groups]
+    suppress: Any = tyro.conf.Suppress
+    hidden = [(f.name, suppress[f.type], f) for f in groups]
     shown = make_dataclass(kind.__name__, hidden, bases=(kind,), frozen=True)
     about = textwrap.dedent(f"    {kind.__doc__}").strip()
     try:
@@ -90,14 +96,14 @@ def _help(default: Config, prog: str) -> None:
         raise
 
 
-def _settings(group: object, prefix: str) -> Iterator[str]:
+def _settings(group: "DataclassInstance", prefix: str) -> Iterator[str]:
     """What a group is, and its settings: ``--loop.keep 3 .validations 5``; then its groups."""
     names = {f.name: getattr(group, f.name) for f in fields(group)}
-    inner = {name: value for name, value in names.items() if is_dataclass(value)}
+    inner: dict[str, Any] = {name: value for name, value in names.items() if is_dataclass(value)}
     words = [f".{_written(n, value)}" for n, value in names.items() if n not in inner]
     text = f"  --{prefix}{'  '.join(word.replace(' ', _GLUE) for word in words)}"
     lines = textwrap.wrap(text, 80, subsequent_indent="      ", break_on_hyphens=False)
-    yield type(group).__doc__.partition("\n")[0]
+    yield (type(group).__doc__ or "").partition("\n")[0]
     yield "\n".join(lines).replace(_GLUE, " ")
     for name, value in inner.items():
         yield from _settings(value, f"{prefix}.{_option(name)}")

@@ -64,15 +64,14 @@ def build_transformer(
 
     Raises InputError where ``init`` is unusable or does not fit the tokenizer or the settings.
     """
-    tokens = {
-        "vocab_size": tokenizer.config.vocab_size,
-        "latent_channels": tokenizer.config.latent_channels,
-        "scales": tokenizer.config.scales,
-    }
     backend = BackendConfig(dtype=DTYPES[config.train_transformer.precision.dtype])
     if config.init is None:
         model_config = TransformerConfig(
-            num_classes=len(classes), **asdict(config.transformer), **tokens
+            num_classes=len(classes),
+            vocab_size=tokenizer.config.vocab_size,
+            latent_channels=tokenizer.config.latent_channels,
+            scales=tokenizer.config.scales,
+            **asdict(config.transformer),
         )
         return Transformer(model_config, config.seed, backend), None
     init = Transformer.load(config.init, backend)
@@ -80,15 +79,15 @@ def build_transformer(
         check_given(
             config.init, "transformer", TransformerSizeConfig.of(init.config), config.transformer
         )
-    for name, wanted in tokens.items():
-        value = getattr(init.config, name)
+    for name in ("vocab_size", "latent_channels", "scales"):
+        value, wanted = getattr(init.config, name), getattr(tokenizer.config, name)
         if value != wanted:
             raise InputError(
                 f"{quoted(config.init)}: {name} is {value} and {wanted} in this run's tokenizer; "
                 "expected the same"
             )
     checksum = weights_checksum((n, a.shape, [a]) for n, a in init.published_tensors().items())
-    _compare_init(config, init, tokenizer, classes)
+    _compare_init(config, quoted(config.init), init, tokenizer, classes)
     if init.config.num_classes == len(classes):
         return init, checksum
     model_config = replace(init.config, num_classes=len(classes))
@@ -96,10 +95,10 @@ def build_transformer(
 
 
 def _compare_init(
-    config: RunConfig, init: Transformer, tokenizer: Tokenizer, classes: tuple[str, ...]
+    config: RunConfig, name: str, init: Transformer, tokenizer: Tokenizer, classes: tuple[str, ...]
 ) -> None:
-    """Says in what the run differs from what the weights of ``init`` were trained on."""
-    name, known = quoted(config.init), init.tokenizer_checksum
+    """Logs how the run differs from what the weights of ``init``, of that name, were trained on."""
+    known = init.tokenizer_checksum
     if config.stage == "all" or (known is not None and not tokenizer.belongs_to(known)):
         log.warning(
             "%s: was trained on the tokens of another tokenizer; it has to learn these anew", name

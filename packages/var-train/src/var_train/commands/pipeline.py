@@ -4,6 +4,7 @@ import logging
 import resource
 import time
 from dataclasses import replace
+from typing import cast
 
 from var_tokenizer import Tokenizer
 from var_tokenizer.common.progress import working
@@ -13,7 +14,7 @@ from var_train.commands.models import build_tokenizer, build_transformer
 from var_train.commands.run_config import TOKENIZER_FILE, RunConfig, TransformerSizeConfig
 from var_train.commands.run_data import Source, load_data
 from var_train.commands.run_folder import begin_run
-from var_train.data.image_sources import ImageSet
+from var_train.data.image_sources import ImageSet, ImageSource
 from var_train.data.token_sources import fingerprint, tokens_of
 from var_train.parallel import workers
 from var_train.reports.generated_images import sample_classes
@@ -57,7 +58,8 @@ def run_training(config: RunConfig) -> dict[str, object]:
     given: dict[str, object] = {"init": None}
     first_stage, model = None, None
     if config.trains_tokenizer:
-        first_stage = TokenizerTraining(tokenizer, train, val, config.train_tokenizer, config.seed)
+        images = cast(tuple[ImageSource, ImageSource], (train, val))  # as RunConfig makes sure
+        first_stage = TokenizerTraining(tokenizer, *images, config.train_tokenizer, config.seed)
     else:
         given["tokenizer"] = fingerprint(tokenizer)
     if config.trains_transformer:
@@ -79,7 +81,9 @@ def run_training(config: RunConfig) -> dict[str, object]:
         if workers.rank() == 0:
             tokenizer.save(config.out / TOKENIZER_FILE)
             with working("drawing reconstructions"):
-                save_reconstructions(tokenizer, val, config.out / "reconstructions.png", batch)
+                save_reconstructions(
+                    tokenizer, images[1], config.out / "reconstructions.png", batch
+                )
         laps.end("tokenizer")
     if model is not None:
         model.class_names, model.tokenizer_checksum = train.classes, tokenizer.checksum()
@@ -134,7 +138,7 @@ def _draw_and_measure(
     generated, labels_n = sample_classes(model, tokenizer, config.sampling, config.seed)
     save_samples(generated, config.sampling.per_class, train.classes, config.out / "samples.png")
     laps.end("sampling")
-    if config.data is None and config.tokens is None:
+    if config.data is None and isinstance(train, ImageSet) and isinstance(val, ImageSet):
         with working("judging the digits"):
             figures |= digit_figures(generated, labels_n, reconstructions, train, val)
     return figures

@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from var_tokenizer import Scale, TokenizerConfig
 from var_tokenizer.common import InputError, open_checkpoint, quoted
@@ -15,6 +15,8 @@ from var_train.reports.generated_images import SamplingConfig
 from var_train.training.loop import LoopConfig
 from var_train.training.tokenizer_stage import TokenizerStageConfig
 from var_train.training.transformer_stage import TransformerStageConfig
+
+ModelConfig = TypeVar("ModelConfig", TokenizerConfig, TransformerConfig)
 
 TOKENIZER_FILE = "tokenizer.safetensors"  # in OUT
 
@@ -148,35 +150,36 @@ def read_run_config() -> RunConfig:
     first.add_argument("--tokenizer-file", "--tokenizer_file", nargs="?")
     named = first.parse_known_args()[0]
     default = preset_defaults(named.preset) if named.preset in PRESETS else RunConfig()
-    brought = {}
+    brought: list[tuple[Path, str, TokenizerConfig | TransformerSizeConfig]] = []
     if named.init and default.preset is None:
-        brought["transformer"] = (Path(named.init), _config_in(named.init, TransformerConfig))
+        init = _config_in(Path(named.init), "transformer", TransformerConfig)
+        if init is not None:
+            size = TransformerSizeConfig.of(init)
+            default = replace(default, transformer=size)
+            brought.append((Path(named.init), "transformer", size))
     if (named.stage or default.stage) == "transformer":
         path = Path(named.tokenizer_file or Path(named.out or default.out, TOKENIZER_FILE))
-        brought["tokenizer"] = (path, _config_in(path, TokenizerConfig))
-    brought = {group: found for group, found in brought.items() if found[1] is not None}
-    config = arguments.parse(
-        replace(default, **{group: found for group, (_, found) in brought.items()}),
-        "python -m var_train.run",
-    )
-    for group, (path, found) in brought.items():
+        tokenizer = _config_in(path, "tokenizer", TokenizerConfig)
+        if tokenizer is not None:
+            default = replace(default, tokenizer=tokenizer)
+            brought.append((path, "tokenizer", tokenizer))
+    config = arguments.parse(default, "python -m var_train.run")
+    for path, group, found in brought:
         check_given(path, group, found, getattr(config, group))
     return config
 
 
-def _config_in(
-    path: str | Path, config_type: type[TokenizerConfig] | type[TransformerConfig]
-) -> TokenizerConfig | TransformerSizeConfig | None:
-    """The settings that a native file brings; None where it is unusable, as loading it will say."""
-    kind = "tokenizer" if config_type is TokenizerConfig else "transformer"
+def _config_in(path: Path, kind: str, config_type: type[ModelConfig]) -> ModelConfig | None:
+    """The configuration in a native file; None where it is unusable, as loading it will say."""
     try:
-        found = open_checkpoint(path, kind, config_type).config
+        return open_checkpoint(path, kind, config_type).config
     except InputError:
         return None
-    return found if config_type is TokenizerConfig else TransformerSizeConfig.of(found)
 
 
-def check_given(path: Path, group: str, brought: object, given: object) -> None:
+def check_given(
+    path: Path, group: str, brought: TokenizerConfig | TransformerSizeConfig, given: object
+) -> None:
     """Raises InputError where settings of ``group`` contradict the file that brings its own."""
     for name, theirs in asdict(brought).items():
         ours = getattr(given, name)

@@ -35,14 +35,15 @@ def load_data(config: RunConfig, tokenizer: Tokenizer) -> tuple[Source, Source]:
 
 def describe_data(train: Source, val: Source) -> tuple[DataRecord | None, dict[str, object]]:
     """The image files, and the settings that identify what a run is trained on; None for digits."""
-    if isinstance(train, TokenCache):
+    if isinstance(train, TokenCache) and isinstance(val, TokenCache):
         tokens = {
             "classes": list(train.classes),
             "images": [len(train), len(val)],
             "digests": [train.digest, val.digest],
         }
         return None, {"data": None, "tokens": tokens}
-    if train.files is None:
+    files = [None if isinstance(source, TokenCache) else source.files for source in (train, val)]
+    if files[0] is None or files[1] is None:
         return None, {"data": None, "tokens": None}
-    record = DataRecord.of(train.files, val.files)
+    record = DataRecord.of(files[0], files[1])
     return record, {"data": record.settings, "tokens": None}

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Literal
+from typing import Any, Literal
 
 from var_tokenizer.common import InputError, quoted
 
@@ -64,7 +64,7 @@ def _settings(
     config: RunConfig, stage: StageName, given: Mapping[str, object]
 ) -> dict[str, object]:
     """What the training of a stage depends on, as JSON: contents of files, not their paths."""
-    parts = {
+    parts: dict[str, Any] = {
         stage: asdict(getattr(config, stage)),
         f"train_{stage}": asdict(getattr(config, f"train_{stage}")),
         "seed": config.seed,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -252,7 +253,7 @@ class AdamW(nn.Cell):
             )
         return finite
 
-    def snapshot(self, prefix: str) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+    def snapshot(self, prefix: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays under ``prefix`` and JSON state of a ``Snapshot``.
 
         The same with sharding as without, on worker 0; the others call it and get no arrays.
@@ -269,7 +270,7 @@ class AdamW(nn.Cell):
         return arrays, state
 
     def restore(
-        self, prefix: str, arrays: Mapping[str, np.ndarray], state: Mapping[str, object]
+        self, prefix: str, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]
     ) -> None:
         """Puts back what ``snapshot`` gave on worker 0."""
         moments = (*self.first, *self.second)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import mindspore as ms
 from var_tokenizer.common import check_choice, check_integer, check_number
@@ -54,6 +54,6 @@ class LossScale:
         """What ``restore`` takes, as JSON has it."""
         return {"value": self.value, "good_steps": self._good_steps}
 
-    def restore(self, state: Mapping[str, float]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Puts back what ``state`` gave."""
         self.value, self._good_steps = float(state["value"]), int(state["good_steps"])

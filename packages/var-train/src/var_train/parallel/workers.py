@@ -101,7 +101,7 @@ def check_equal(parameters: Sequence[Parameter]) -> None:
     """Raises RuntimeError unless every worker has the same values, bit by bit."""
     digest = hashlib.sha256()
     for parameter in parameters:
-        digest.update(np.ascontiguousarray(parameter.asnumpy()))
+        digest.update(np.ascontiguousarray(parameter.asnumpy()).data)
     hashes = gather(np.frombuffer(digest.digest(), np.uint8))
     different = [r for r in range(size()) if (hashes[r] != hashes[0]).any()]
     if different:

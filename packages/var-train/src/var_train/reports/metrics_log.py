@@ -11,7 +11,7 @@ from var_tokenizer.common import InputError, quoted, replacing, save_png
 
 from var_train.parallel import workers
 
-Value = float | list[float] | np.ndarray
+Value = float | list[float] | list[int] | np.ndarray
 
 
 class MetricsLog:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mindspore import Parameter, Tensor, ops
@@ -32,7 +33,7 @@ class Snapshot:
 
     step: int
     arrays: dict[str, np.ndarray]
-    state: dict[str, object]
+    state: dict[str, Any]
 
 
 class CheckpointFolder:
@@ -92,7 +93,7 @@ class CheckpointFolder:
             )
         return None
 
-    def peek(self) -> tuple[int, Mapping[str, object]] | None:
+    def peek(self) -> tuple[int, Mapping[str, Any]] | None:
         """Step and state of the newest checkpoint, without reading (or checking) its arrays.
 
         None where there is none with a readable head.
@@ -159,10 +160,10 @@ def _read(path: Path) -> Snapshot:
     return Snapshot(step, arrays, _parse_state(metadata["state"]))
 
 
-def _parse_state(text: str) -> dict[str, object]:
+def _parse_state(text: str) -> dict[str, Any]:
     """The state of a checkpoint, its settings by the names that they have now."""
 
-    def renamed(entries: dict[str, object]) -> dict[str, object]:
+    def renamed(entries: dict[str, Any]) -> dict[str, Any]:
         if {"learning_rate", "schedule"} <= entries.keys():  # AdamWConfig, up to version 0.1.0
             entries["rate_schedule"] = entries.pop("schedule")
         return entries

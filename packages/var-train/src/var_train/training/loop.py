@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from var_tokenizer.common import InputError, check_integer, quoted
@@ -42,19 +42,19 @@ class Stage(Protocol):
     batch: int
     """Images a step, of all workers together."""
 
-    def train_step(self, step: int) -> dict[str, float | list[float]]:
+    def train_step(self, step: int) -> Mapping[str, float | list[float]]:
         """Step ``step`` (0-based); its metrics, "loss" among them, the same on every worker."""
 
-    def validate(self, step: int) -> dict[str, Value] | None:
+    def validate(self, step: int) -> Mapping[str, Value] | None:
         """Measures the model that step ``step`` left; the lowest "loss" is the best model.
 
         Pictures, uint8 (Y, X, 3), are allowed among the values.
         """
 
-    def state(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Everything that training changes: arrays by name, and the rest as JSON has it."""
 
-    def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, object]) -> None:
+    def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
         """Puts back what ``state`` gave."""
 
 
@@ -100,7 +100,7 @@ def train_stage(
     config: LoopConfig,
     settings: dict[str, object],
     resume: bool = True,
-) -> dict[str, float | list[float]]:
+) -> dict[str, Value]:
     """Trains ``stage`` to its last step; returns the last validation's numbers.
 
     folder: of the run; checkpoints lie in ``FOLDER/checkpoints/STAGE``. settings: what must be
@@ -115,7 +115,8 @@ def train_stage(
     settings = json.loads(json.dumps(settings))  # tuples as the lists that come back
     if workers.rank() == 0 and not resume:
         checkpoints.clear()
-    done, best, validation, stop = 0, math.inf, {}, False
+    done, best, stop = 0, math.inf, False
+    validation: dict[str, Value] = {}
     snapshot = checkpoints.newest() if resume else None
     _check_same_step(snapshot)
     if snapshot:
@@ -131,9 +132,13 @@ def train_stage(
     def save(is_best: bool = False) -> None:
         arrays, state = stage.state()
         if workers.rank() == 0:
-            kept = {"settings": settings, "validation": validation, "stage": state}
-            kept["best_loss"] = best if math.isfinite(best) else None
-            checkpoints.save(Snapshot(done, arrays, kept), is_best)
+            entries: dict[str, Any] = {
+                "settings": settings,
+                "validation": validation,
+                "stage": state,
+                "best_loss": best if math.isfinite(best) else None,
+            }
+            checkpoints.save(Snapshot(done, arrays, entries), is_best)
 
     if done >= stage.steps:
         log.info("%s: all %d steps are done", stage.name, stage.steps)
@@ -144,7 +149,7 @@ def train_stage(
             begin = time.perf_counter()
             values = stage.train_step(done)
             seconds = time.perf_counter() - begin
-            loss = check_finite(values["loss"], stage.name, done)
+            loss = check_finite(_loss_of(values), stage.name, done)
             speed = {"images_per_second": stage.batch / seconds, "seconds_step": seconds}
             metrics.write(stage.name, done, **values, **speed)
             bar.advance(stage.batch, loss)
@@ -156,8 +161,8 @@ def train_stage(
                 if found is not None:
                     metrics.write_validation(stage.name, done - 1, **found)
                     validation = {k: v for k, v in found.items() if not isinstance(v, np.ndarray)}
-                    is_best = validation.get("loss", math.inf) < best
-                    best = min(best, validation.get("loss", math.inf))
+                    is_best = _loss_of(validation) < best
+                    best = min(best, _loss_of(validation))
             stop = workers.any_worker(interrupted())
             if done in validate_after or done % config.checkpoint_every == 0 or stop:
                 with bar.doing("saving"):
@@ -197,6 +202,11 @@ def check_resumable(
     known = {key: saved[key] for key in saved if key in settings}
     _check_settings(checkpoints.folder, known, json.loads(json.dumps(settings)))
     return step
+
+
+def _loss_of(metrics: Mapping[str, Value]) -> float:
+    """The loss; infinity where it was not measured."""
+    return cast(float, metrics.get("loss", math.inf))
 
 
 def check_finite(loss: float, stage: str, step: int) -> float:
@@ -250,7 +260,7 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
                 "interrupted: saves after the step at hand; another Ctrl-C ends without saving"
             )
 
-    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: bool(came)
     finally:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -23,6 +24,7 @@ from var_train.optimization.adamw import AdamW, AdamWConfig
 from var_train.optimization.averages import Ema, averaged
 from var_train.parallel import workers
 from var_train.parallel.gradients import AllReduceMean
+from var_train.reports.metrics_log import Value
 from var_train.reports.tokenizer_quality import measure_tokenizer
 from var_train.training.checkpoints import parameter_arrays, restore_parameters
 from var_train.training.codebook import CodebookConfig, CodebookKeeper
@@ -133,8 +135,9 @@ class TokenizerTraining:
             )
             self._discriminator_optimizer.count(float(norm))
             self._adaptive_weight = np.float32(weight.asnumpy())  # the same on all workers
+            (mean_discriminator,) = _means(discriminator_loss)
             metrics |= {
-                "discriminator": check_finite(*_means(discriminator_loss), "discriminator", step),
+                "discriminator": check_finite(mean_discriminator, "discriminator", step),
                 "adaptive_weight": check_finite(float(self._adaptive_weight), "adversarial", step),
             }
         if finite:  # else the weights stayed as they were, and so do codes and averages
@@ -149,8 +152,8 @@ class TokenizerTraining:
     def _pixels(self, step: int, rng: np.random.Generator) -> np.ndarray:
         """This worker's images of a step, uint8 (B, Y, X, 3)."""
         indices = step_indices(len(self._train), self._config.batch, self._seed, step)
-        flip = rng.random(len(indices)) < 0.5
-        flip = flip[self._own] if self._config.flip else None
+        flip_b = rng.random(len(indices)) < 0.5
+        flip = flip_b[self._own] if self._config.flip else None
         return self._train.batch(indices[self._own], flip)[0]
 
     def _draw_kept(self, rng: np.random.Generator) -> np.ndarray:
@@ -253,7 +256,7 @@ class TokenizerTraining:
         return step
 
     # ------------------------------------------------------------ held-out images
-    def validate(self, step: int) -> dict[str, float | list[float]]:
+    def validate(self, step: int) -> dict[str, Value]:
         """Figures of held-out images (``TokenizerFigures``) with the weights to be saved.
 
         The loss is the PSNR with its sign turned: the lowest is the best.
@@ -277,12 +280,12 @@ class TokenizerTraining:
             self._ema.copy_to_parameters()
 
     # ------------------------------------------------------------ resumption
-    def state(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """All that the coming steps depend on."""
         arrays = parameter_arrays("tokenizer", self._tokenizer.get_parameters())
         arrays |= parameter_arrays("discriminator", self._discriminator.get_parameters())
         arrays |= {f"codebook/{name}": array for name, array in self._keeper.arrays().items()}
-        state: dict[str, object] = {"balance": float(self._adaptive_weight)}
+        state: dict[str, Any] = {"balance": float(self._adaptive_weight)}
         for name, optimizer in self._optimizers().items():
             moments, state[name] = optimizer.snapshot(name)
             arrays |= moments
@@ -290,7 +293,7 @@ class TokenizerTraining:
             arrays |= self._ema.snapshot("ema")
         return arrays, state
 
-    def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, object]) -> None:
+    def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
         """Puts back what ``state`` gave."""
         restore_parameters("tokenizer", list(self._tokenizer.get_parameters()), arrays)
         restore_parameters("discriminator", list(self._discriminator.get_parameters()), arrays)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -184,7 +185,8 @@ class TransformerTraining:
         It is drawn for the whole batch, of which each worker takes its share.
         """
         config, scale = self._config, self._loss_scale.value
-        losses, gradients = [], None
+        losses: list[float] = []
+        gradients: Any = None
         with self._watch("data"):
             parts = self._draw(step)
         for part in parts:
@@ -377,7 +379,7 @@ class TransformerTraining:
             self._ema.copy_to_parameters()
 
     # ------------------------------------------------------------ resumption
-    def state(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """All that the coming steps depend on."""
         arrays = parameter_arrays("transformer", list(self._model.get_parameters()))
         moments, optimizer = self._optimizer.snapshot("optimizer")
@@ -386,7 +388,7 @@ class TransformerTraining:
             arrays |= self._ema.snapshot("ema")
         return arrays, {"optimizer": optimizer, "loss_scale": self._loss_scale.state()}
 
-    def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, object]) -> None:
+    def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
         """Puts back what ``state`` gave."""
         restore_parameters("transformer", list(self._model.get_parameters()), arrays)
         self._optimizer.restore("optimizer", arrays, state["optimizer"])
