@@ -17,6 +17,7 @@ from var_tokenizer.common.checks import (
     check_shape,
     checked_floats,
     checked_images,
+    checked_integers,
     is_integer,
 )
 from var_tokenizer.common.compiled import (
@@ -78,6 +79,7 @@ __all__ = [
     "check_tensors",
     "checked_floats",
     "checked_images",
+    "checked_integers",
     "fit_picture",
     "format_of",
     "is_integer",

@@ -1,8 +1,8 @@
 """Where the transformer's training takes tokens from: memory, images, or a cache of shards.
 
 Tokens are ids (N, L) here, the K scales of an image one after another; ``ScaleSchedule.split`` is
-the view of them by scale. They are right as they leave the tokenizer, and ``TokenCache`` checks
-what it reads when it is opened, so no step checks them again.
+the view of them by scale. They are checked once, where they enter a training (``TokenSet``,
+``TokenCache``) and not by each step.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import InputError, to_model_range
+from var_tokenizer.common import InputError, checked_integers, to_model_range
 
 from var_train.data.batches import padded_batches
 from var_train.data.image_sources import ImageFolder, ImageSet, ImageSource
@@ -41,12 +41,28 @@ class TokenSource(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class TokenSet:
-    """Tokens in memory: a ``TokenSource``. ids_nl: (N, L) int32. labels_n: (N,) int32."""
+    """Tokens in memory: a ``TokenSource``. ids_nl: (N, L) int32. labels_n: (N,) int32.
+
+    Raises InputError for arrays of another shape or dtype.
+    """
 
     ids_nl: np.ndarray
     labels_n: np.ndarray
     flipped_nl: np.ndarray | None = None
     """Like ``ids_nl``, of the mirrored images."""
+
+    def __post_init__(self) -> None:
+        shape = (len(self.labels_n), self.ids_nl.shape[-1])
+        for name in ("ids_nl", "flipped_nl"):
+            array = getattr(self, name)
+            if array is not None and (array.dtype != np.int32 or array.shape != shape):
+                raise InputError(f"{name} is {array.dtype} {array.shape}; expected int32 {shape}")
+
+    def check_ids(self, vocab_size: int) -> None:
+        """Raises InputError for ids outside of [0, vocab_size)."""
+        for name in ("ids_nl", "flipped_nl"):
+            if getattr(self, name) is not None:
+                checked_integers(name, getattr(self, name), vocab_size)
 
     @property
     def mirrors(self) -> bool:

@@ -13,7 +13,7 @@ from var_tokenizer.common import InputError, check_integer, check_number
 from var_transformer import Transformer, TransformerConfig, check_pair
 
 from var_train.data.batches import padded_batches, step_indices, steps_of
-from var_train.data.token_sources import TokenSource
+from var_train.data.token_sources import TokenSet, TokenSource
 from var_train.losses.token_loss import token_losses
 from var_train.optimization.adamw import AdamW, AdamWConfig, release_gradients
 from var_train.optimization.averages import Ema, averaged
@@ -159,6 +159,9 @@ class TransformerTraining:
     ) -> None:
         """sampling: of the grids of samples; its ``per_class`` is not read."""
         check_pair(model, tokenizer)
+        for source in (train, val):
+            if isinstance(source, TokenSet):
+                source.check_ids(tokenizer.vocab_size)
         config.check(model.config, len(train))
         if config.flip and not train.mirrors:
             raise InputError("flip is True; expected tokens of mirrored images, too")
