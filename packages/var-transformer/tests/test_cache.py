@@ -46,9 +46,9 @@ class Watch:
         self.model, self.inputs, self.logits = model, [], []
         extend = model.extend
 
-        def watched(scale, inputs_blz, *others):
-            logits, cache = extend(scale, inputs_blz, *others)
-            assert scale == len(self.logits), "every scale runs once, in order"
+        def watched(k, inputs_blz, *others):
+            logits, cache = extend(k, inputs_blz, *others)
+            assert k == len(self.logits), "every scale runs once, in order"
             if inputs_blz is not None:
                 self.inputs.append(inputs_blz.asnumpy())
             self.logits.append(logits.asnumpy())

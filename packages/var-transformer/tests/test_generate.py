@@ -133,9 +133,9 @@ def count_rows(model, monkeypatch):
     """The list to which each later pass of ``model`` adds its number of rows."""
     rows, extend = [], model.extend
 
-    def counted(scale, inputs_blz, class_bc, *others):
+    def counted(k, inputs_blz, class_bc, *others):
         rows.append(class_bc.shape[0])
-        return extend(scale, inputs_blz, class_bc, *others)
+        return extend(k, inputs_blz, class_bc, *others)
 
     monkeypatch.setattr(model, "extend", counted)
     return rows
