@@ -45,11 +45,11 @@ atexit.register(_resources.close)
 
 from var_transformer.serve import ServeConfig, run
 from var_transformer.web import handlers as handlers_module
-from var_transformer.web import sessions as sessions_module
-from var_transformer.web.middleware import Login
+from var_transformer.web import limits
+from var_transformer.web.auth import Login
 from var_transformer.web.page import make_page
 from var_transformer.web.server import Server
-from var_transformer.web.sessions import Visits
+from var_transformer.web.sessions import Sessions
 from var_transformer.web.streaming import Streamer
 
 pytestmark = [
@@ -161,9 +161,9 @@ def serve(model, tokenizer):
     servers = []
 
     def start(max_seconds, login=None):
-        streamer, visits = Streamer(len(tokenizer.schedule), max_seconds), Visits()
-        page = make_page(model, tokenizer, NAMES, 3, streamer, visits, FOLDER)
-        server = Server(page, streamer, visits, FOLDER, "127.0.0.1", 0, login=login)
+        streamer, sessions = Streamer(len(tokenizer.schedule), max_seconds), Sessions()
+        page = make_page(model, tokenizer, NAMES, 3, streamer, sessions, FOLDER)
+        server = Server(page, streamer, sessions, FOLDER, "127.0.0.1", 0, login=login)
         thread = threading.Thread(target=server.run)
         thread.start()
         servers.append((server, thread))
@@ -404,7 +404,7 @@ def test_a_message_is_text_and_no_html(visitor, no_model_runs):
 
 
 def test_who_has_jobs_enough_is_told_so_in_the_page(visitor, monkeypatch):
-    monkeypatch.setattr(sessions_module, "MAX_JOBS", 0)
+    monkeypatch.setattr(limits, "MAX_JOBS_OF_SESSION", 0)
     visitor.click("button#generate")
     assert "jobs in the queue. Wait until one has ended" in visitor.message()
 

@@ -9,7 +9,7 @@ import textwrap
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -127,14 +127,14 @@ def read_settings(kind: type[Config] | Mapping[str, type[Config]], **options: An
     and wrap to the terminal's width: no log could be searched for them.
     """
 
-    def parse(**more: Any) -> Config:  # noqa: ANN401
+    def parse() -> Config:
         if isinstance(kind, Mapping):
-            return tyro.extras.subcommand_cli_from_dict(dict(kind), **options, **more)
-        return tyro.cli(kind, **options, **more)
+            return tyro.extras.subcommand_cli_from_dict(dict(kind), **options)
+        return tyro.cli(kind, **options)
 
     try:
-        with redirect_stderr(StringIO()):  # console_outputs lets framed errors through
-            return parse(console_outputs=False)
+        with redirect_stderr(StringIO()), redirect_stdout(StringIO()):
+            return parse()
     except SystemExit as end:
         cause = end.__context__
         while cause is not None:

@@ -167,7 +167,7 @@ def _named(text: str, names: Sequence[str] | None) -> list[int]:
 @lru_cache(maxsize=4)
 def _index(names: tuple[str, ...]) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
     """The classes of every name and synonym, as written and in lower case."""
-    tables: tuple[dict[str, list[int]], ...] = ({}, {})
+    tables: tuple[dict[str, list[int]], dict[str, list[int]]] = ({}, {})
     for n, name in enumerate(names):
         for table, text in zip(tables, (name, name.lower()), strict=True):
             for synonym in _synonyms(text):

@@ -1,8 +1,8 @@
-"""Compiled graphs that the next process takes from a folder of the user's, in place of compiling.
+"""A cache of compiled graphs in the user's cache folder, for the next process; evicts old ones.
 
-MindSpore's cache knows a graph by its number in the order of compilation alone: it would give one
-model's graphs to another. So there is a folder for each sequence of graphs, named by all that the
-sequence depends on, and none but a command's own process, which compiles nothing before, uses it.
+MindSpore's own cache identifies a graph only by its number in the order of compilation: it would
+give one model's graphs to another. So each sequence of graphs has a folder, named by all that the
+sequence depends on, and only a command's own process uses it, which compiles nothing before.
 """
 
 import hashlib
@@ -26,18 +26,18 @@ from var_tokenizer.common import InputError, check_private, kernels_in_use
 log = logging.getLogger("var_transformer")
 
 _PACKAGES = ("var_tokenizer", "var_transformer")
-_KEPT = 16  # folders; a new one takes the place of the one that was not used for longest
+_MOST = 16  # folders; a new one replaces the one that was unused for longest
 _DAY = 24 * 60 * 60  # seconds
 
 
 @contextmanager
 def graph_cache(**settings: object) -> Iterator[None]:
-    """Inside the block, graphs are taken from the folder of ``settings``, or are left there.
+    """In the block, graphs come from the folder of ``settings``, or are stored there.
 
-    settings: whatever decides which graphs the block compiles, in which order; as JSON has it, or
-    ``str``. The same block must compile all of them or none. A folder appears whole or not at
-    all. Where none can be written, where others could write to it, and where Python was not
-    started as a command of this package, graphs are compiled as without a cache.
+    settings: everything that decides which graphs the block compiles, and in which order; written
+    as JSON, or by ``str``. The block must compile all of these graphs or none. A folder appears
+    whole or not at all. There is no cache where the folder cannot be written, where others could
+    write to it, and where Python was not started as a command of this package.
     """
     root = _root() if _is_command() else None
     if root is None:
@@ -50,7 +50,7 @@ def graph_cache(**settings: object) -> Iterator[None]:
             with suppress(OSError):
                 os.utime(folder)
         else:
-            _remove_old(root)
+            _evict(root)
             temporary = Path(tempfile.mkdtemp(dir=root, prefix="."))
     except InputError as error:
         log.warning("%s; graphs are not cached", error)
@@ -59,8 +59,8 @@ def graph_cache(**settings: object) -> Iterator[None]:
     except OSError:
         yield
         return
-    # MindSpore reads the script's imports, and fails where that was started by `python -m`; what
-    # graphs depend on is in the folder's name
+    # MindSpore would read the script's imports, and fails on a script started by `python -m`; the
+    # folder's name holds what graphs depend on
     api.entry_script_path = __file__
     ms.set_context(enable_compile_cache=True, compile_cache_path=str(temporary or folder))
     try:
@@ -75,9 +75,11 @@ def graph_cache(**settings: object) -> Iterator[None]:
 
 
 def _root() -> Path | None:
-    """The folder of all graphs, made if need be; None where it cannot be, or is not safe to use."""
+    """The folder of all graphs, made if need be; None where it cannot be made or is not safe."""
     try:
-        given = Path(os.environ.get("XDG_CACHE_HOME", ""))  # a relative one is no folder, it says
+        given = Path(
+            os.environ.get("XDG_CACHE_HOME", "")
+        )  # to be ignored if relative, as specified
         root = (given if given.is_absolute() else Path.home() / ".cache") / "var-mindspore"
         root.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
@@ -91,12 +93,12 @@ def _root() -> Path | None:
     return root
 
 
-def _remove_old(root: Path) -> None:
-    """Makes room for a new folder, and removes what processes that were killed left."""
+def _evict(root: Path) -> None:
+    """Removes the folders unused for longest, to make room, and what killed processes left."""
     used = {path: path.stat().st_mtime for path in root.iterdir()}
-    finished = sorted((p for p in used if p.name[0] != "."), key=used.get, reverse=True)
+    finished = sorted((p for p in used if p.name[0] != "."), key=lambda p: used[p], reverse=True)
     left = [p for p in used if p.name[0] == "." and used[p] < time.time() - _DAY]
-    for path in finished[_KEPT - 1 :] + left:
+    for path in finished[_MOST - 1 :] + left:
         rmtree(path, ignore_errors=True)
 
 
@@ -106,13 +108,15 @@ def _is_command() -> bool:
 
 
 def _name(settings: dict[str, object]) -> str:
-    """Of the settings, the device, MindSpore, and both packages' files and usable kernels."""
+    """A hash of the settings, device, MindSpore, and both packages' files and usable kernels."""
     known = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     known.update(f"{kernels_in_use(_PACKAGES)} ".encode())
     known.update(f"{version('mindspore')} {ms.get_context('device_target')}".encode())
     for package in _PACKAGES:
-        folder = Path(find_spec(package).origin).parent
+        spec = find_spec(package)
+        assert spec is not None and spec.origin is not None
+        folder = Path(spec.origin).parent
         for path in sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".so")):
-            known.update(str(path).encode())  # kernels are called by their paths
+            known.update(str(path).encode())  # graphs call kernels by path
             known.update(path.read_bytes())
     return known.hexdigest()[:32]

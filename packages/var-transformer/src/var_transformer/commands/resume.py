@@ -3,11 +3,12 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from var_tokenizer.common import InputError, open_regular, quoted, replacing
 
 
-def begin_or_resume(out: Path, settings: dict[str, object], *, keep_batch: bool) -> int:
+def begin_or_resume(out: Path, settings: dict[str, Any], *, keep_batch: bool) -> int:
     """Records what the images in ``out`` depend on, or compares it with an earlier run's record.
 
     Returns the batch size, ``settings["batch"]``, or with ``keep_batch`` the earlier run's: matrix

@@ -1,4 +1,4 @@
-"""The picture that a visitor edits: the editor of the page, and what it sends."""
+"""The page's picture editor, and the picture and mask that it sends."""
 
 import math
 import os
@@ -9,13 +9,11 @@ import numpy as np
 from PIL import Image, ImageOps
 from var_tokenizer.common import InputError, read_alpha, read_picture, to_model_range
 
+from var_transformer.web.auth import RefusedError
 from var_transformer.web.files import find_file
-from var_transformer.web.sessions import RefusedError
+from var_transformer.web.limits import MAX_LAYERS, MAX_PIXELS, MAX_UPLOAD
 
-MAX_PIXELS = 2**23  # of a picture that is uploaded, 4K and more
-MAX_LAYERS = 4
-_SIDE = 384  # pixels that the shorter side of the editor has at least
-_MAX_BYTES = 20 * 2**20
+_SIDE = 384  # pixels of the editor's shorter side, at least
 _FILE = {"type": "object", "description": "an uploaded image, gradio.FileData"}
 _API_INFO = {
     "type": "object",
@@ -32,7 +30,7 @@ _EXAMPLE = {
 
 
 def canvas_size(image_size: tuple[int, int]) -> tuple[int, int]:
-    """(rows, columns) of the editor for images of (rows, columns): times a whole number."""
+    """(rows, columns) of the editor for images of (rows, columns): a whole multiple."""
     zoom = math.ceil(_SIDE / min(image_size))
     return image_size[0] * zoom, image_size[1] * zoom
 
@@ -55,8 +53,8 @@ def make_canvas(image_size: tuple[int, int]) -> gr.ImageEditor:
         elem_id="canvas",
         elem_classes="coarse" if min(image_size) < _SIDE // 2 else None,
     )
-    # Attributes of this one: Gradio writes a file beside the source of a class of its components.
-    canvas.data_model = None  # with one, a value of another shape is an error that nobody explains
+    # set on the instance: of a subclass, Gradio would write a file beside its source
+    canvas.data_model = None  # Gradio's would refuse a value of another shape without a reason
     canvas.api_info = lambda: _API_INFO
     canvas.example_payload = lambda: _EXAMPLE
     return canvas
@@ -67,11 +65,11 @@ def read_canvas(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The picture as (3, H, W) in [-1, 1], and the mask (H, W) bool, true where it is redrawn.
 
-    painted: what the editor or a client has sent. image_size: (H, W). A picture of another size
-    is cropped to the same shape. What is transparent in it and what any layer covers is redrawn.
+    painted: what the editor or a client sent. image_size: (H, W). A picture of another size is
+    cropped to the same shape. Its transparent parts and what any layer covers are redrawn.
 
-    Raises InputError for an empty canvas, files that are no pictures or too large, layers of
-    another size than the picture, too many of them, and where nothing is marked.
+    Raises InputError for an empty canvas, files that are not pictures or too large, layers of
+    another size than the picture's, too many of them, and where nothing is marked.
     """
     if painted is not None and not isinstance(painted, dict):
         raise InputError("the canvas is not an object with background and layers")
@@ -100,7 +98,7 @@ def read_canvas(
 
 
 def _fit(image: Image.Image, image_size: tuple[int, int]) -> Image.Image:
-    """The image at another size, its middle where the shape differs; each cell's mean."""
+    """The image resized by the mean of each cell, cropped to its centre where the shape differs."""
     return ImageOps.fit(image, image_size[::-1], Image.Resampling.BOX)
 
 
@@ -108,19 +106,19 @@ def _read(file: object, folder: Path) -> bytes:
     """The content of an uploaded file."""
     try:
         path = find_file(folder, file.get("path") if isinstance(file, dict) else None)
-        # should anything have taken the file's place since: no link, and no waiting
+        # in case something has replaced the file since: follow no link, wait for no pipe
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except (RefusedError, OSError) as error:
         raise InputError("the picture is not a file that was uploaded to this page") from error
     with os.fdopen(descriptor, "rb") as opened:
-        data = opened.read(_MAX_BYTES + 1)
-    if len(data) > _MAX_BYTES:
-        raise InputError(f"the picture has more than {_MAX_BYTES} bytes")
+        data = opened.read(MAX_UPLOAD + 1)
+    if len(data) > MAX_UPLOAD:
+        raise InputError(f"the picture has more than {MAX_UPLOAD} bytes")
     return data
 
 
 def _alpha(data: bytes) -> Image.Image:
-    """How much each pixel of a picture covers, 0 to 255: less than all in a PNG only."""
+    """The opacity of each pixel, 0 to 255; only a PNG has any below 255."""
     if data.startswith(b"\x89PNG"):
         return read_alpha(data, MAX_PIXELS)
     return Image.new("L", read_picture(data, MAX_PIXELS).size, 255)

@@ -1,4 +1,4 @@
-"""What the page's buttons do, with the one pair of models that all visitors share."""
+"""The handlers of the page's buttons, with the one pair of models that all visitors share."""
 
 import html
 import logging
@@ -15,27 +15,35 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import InputError, check_integer, quoted, save_png, to_pixels
+from var_tokenizer.common import (
+    InputError,
+    check_flag,
+    check_integer,
+    quoted,
+    save_png,
+    to_pixels,
+)
 
 from var_transformer.commands.class_names import NONE, class_number
+from var_transformer.commands.image_files import image_name
 from var_transformer.edit import edit
 from var_transformer.generation.generate import Generation, OnScale, generate
 from var_transformer.generation.sampler import Sampler
 from var_transformer.model.transformer import Transformer
 from var_transformer.web.canvas import canvas_size, read_canvas
-from var_transformer.web.sessions import Visits
+from var_transformer.web.sessions import Sessions
 from var_transformer.web.streaming import Streamer, TimeOverError
 
 log = logging.getLogger("var_transformer")
 
-Value = str | float | bool | None  # of a control, as a client has sent it
-Update = tuple[Any, ...]  # of the gallery, the status line, the download, and the session's state
+Value = str | int | float | bool | None  # of a control, as a client sent it
+Update = tuple[Any, ...]  # for the gallery, the status line, the download, and the session's state
 _MOMENT = 2.0  # seconds
-_LONGEST = 80  # characters of a wrong value that a message repeats
+_LONGEST = 80  # characters of a wrong value in a message
 
 
-class Studio:
-    """What the page's buttons do; errors in what a visitor sends become messages in the page."""
+class Handlers:
+    """The handlers of the page's buttons; errors in a visitor's input become messages."""
 
     def __init__(
         self,
@@ -44,17 +52,17 @@ class Studio:
         names: Sequence[str] | None,
         max_images: int,
         streamer: Streamer,
-        visits: Visits,
+        sessions: Sessions,
         folder: Path,
     ) -> None:
         self._model, self._tokenizer = model, tokenizer
-        # names of folders need not be Unicode, and no page could be sent with such a one
+        # names of folders may not be Unicode, which no page can be sent with
         readable = [name.encode(errors="backslashreplace").decode() for name in names or ()]
         self._names = None if names is None else readable
         self.max_images = max_images
         self.size = tokenizer.config.image_size
         self._scales = len(tokenizer.schedule)
-        self._streamer, self._visits, self._folder = streamer, visits, folder
+        self._streamer, self._sessions, self._folder = streamer, sessions, folder
 
     @property
     def choices(self) -> list[tuple[str, str]]:
@@ -64,7 +72,7 @@ class Studio:
         return [*classes, ("No class", NONE)]
 
     def _text(self, number: int) -> str:
-        """What means a class: its number, but where this is the name of another."""
+        """The text that means a class: its number, unless that is another's name."""
         for text in (str(number), *(self._names or ())[number : number + 1]):
             with suppress(InputError):
                 if class_number(text, self._model.config.num_classes, self._names) == number:
@@ -151,10 +159,10 @@ class Studio:
     def ended(
         self, drawn_nyxc: np.ndarray | None, request: gr.Request
     ) -> tuple[gr.Button, gr.DownloadButton]:
-        """The buttons to stop and to download, as they are after a job of the session."""
-        # the queue keeps a job for a moment after its results were sent
+        """The buttons to stop and to download, after a job of the session."""
+        # the queue keeps a job for a moment after it sent the results
         end = time.monotonic() + _MOMENT
-        while (pending := self._visits.pending(request.session_hash)) and time.monotonic() < end:
+        while (pending := self._sessions.pending(request.session_hash)) and time.monotonic() < end:
             time.sleep(0.05)
         return gr.Button(interactive=pending), gr.DownloadButton(interactive=drawn_nyxc is not None)
 
@@ -171,20 +179,20 @@ class Studio:
         more_smooth: Value,
     ) -> tuple[np.ndarray, int, Sampler]:
         """Labels (B,), seed and sampler; raises InputError for a value that cannot be used."""
-        images = _number("images", images, f"an integer from 1 to {self.max_images}", whole=True)
-        check_integer("images", images, 1, self.max_images)
-        seed = _number("seed", seed, "an integer of at least 0", whole=True)
+        count = _integer("images", images, f"an integer from 1 to {self.max_images}")
+        check_integer("images", count, 1, self.max_images)
+        seed = _integer("seed", seed, "an integer of at least 0")
         check_integer("seed", seed, 0)
         sampler = Sampler(
             cfg=_number("cfg", cfg, "a number of at least 0"),
-            top_k=_number("top_k", top_k, "an integer of at least 0", whole=True),
+            top_k=_integer("top_k", top_k, "an integer of at least 0"),
             top_p=_number("top_p", top_p, "a number from 0 to 1"),
             temperature=_number("temperature", temperature, "a number above 0"),
-            more_smooth=more_smooth,
+            more_smooth=check_flag("more_smooth", more_smooth),
         )
         sampler.check(self._scales, self._tokenizer.vocab_size)
         classes = self._model.config.num_classes
-        if type(label) is int and 0 <= label < classes:
+        if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < classes:
             number = label
         elif isinstance(label, str) and len(label) <= 1000:
             number = class_number(label, classes, self._names)
@@ -192,7 +200,7 @@ class Studio:
             raise InputError(
                 f"class is {_shown(label)}; expected 0 to {classes - 1}, a name or {NONE!r}"
             )
-        return np.full(images, number, np.int32), seed, sampler
+        return np.full(count, number, np.int32), seed, sampler
 
     # ------------------------------------------------------------ what a visitor sees
     def _updates(
@@ -202,7 +210,7 @@ class Studio:
         session: str,
         draw: Callable[[OnScale], Generation],
     ) -> Iterator[Update]:
-        if not self._visits.wait_for_listener(session):
+        if not self._sessions.wait_for_listener(session):
             log.info("a job was dropped: nobody waits for it")
             return
         started = time.monotonic()
@@ -217,7 +225,7 @@ class Studio:
             count = len(pixels_nyxc)
             return [(pixels_nyxc[n], f"Picture {n + 1} of {count}: {what}") for n in range(count)]
 
-        # a single picture is shown large
+        # show a single picture large
         yield (
             gr.Gallery([], selected_index=0 if len(labels) == 1 else None),
             scale(0),
@@ -227,7 +235,7 @@ class Studio:
         )
         k, ending = -1, None
         try:
-            for k, images in self._streamer.stream(draw, lambda: self._visits.gone(session)):
+            for k, images in self._streamer.stream(draw, lambda: self._sessions.gone(session)):
                 pixels_nyxc = to_pixels(images)
                 if k + 1 < self._scales:
                     yield gallery(), scale(k + 1), gr.skip(), gr.skip(), gr.skip()
@@ -236,7 +244,7 @@ class Studio:
             ending = str(error)
         if ending is None:
             if k + 1 < self._scales:
-                return  # nobody is there any more
+                return  # the visitor has left
             ending = f"{time.monotonic() - started:.1f} s"
         status = f"{what.capitalize()}, seed {seed}: {ending}"
         with tempfile.TemporaryDirectory() as folder:
@@ -248,21 +256,25 @@ class Studio:
 
 
 def chosen_index(event: gr.SelectData) -> int:
-    """The number of the picture in the gallery that was clicked on."""
+    """The number of the picture that was clicked in the gallery."""
     return event.index
 
 
-def _number(field: str, value: Value, expected: str, whole: bool = False) -> float:
-    """A number that a client has sent; raises InputError for anything else."""
+def _number(field: str, value: Value, expected: str) -> float:
+    """A number that a client sent; raises InputError for anything else."""
     if value is None or value == "":
         raise InputError(f"{field} is empty; expected a number")
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"{field} is {_shown(value)}; expected {expected}")
-    if not whole:
-        return value
-    if not math.isfinite(value) or value != int(value):
-        raise InputError(f"{field} is {value}; expected {expected}")
-    return int(value)
+    return value
+
+
+def _integer(field: str, value: Value, expected: str) -> int:
+    """An integer that a client sent, as 3 or 3.0; raises InputError for anything else."""
+    number = _number(field, value, expected)
+    if not math.isfinite(number) or number != int(number):
+        raise InputError(f"{field} is {number}; expected {expected}")
+    return int(number)
 
 
 def _shown(value: object) -> str:
@@ -272,7 +284,7 @@ def _shown(value: object) -> str:
 
 def _save(pixels_nyxc: np.ndarray, label: int, folder: Path) -> Path:
     """One picture as a PNG file, several as a ZIP file of them."""
-    paths = [folder / f"{n:06d}_{label}.png" for n in range(len(pixels_nyxc))]
+    paths = [folder / image_name(n, label) for n in range(len(pixels_nyxc))]
     for path, pixels_yxc in zip(paths, pixels_nyxc, strict=True):
         save_png(pixels_yxc, path)
     if len(paths) == 1:
@@ -285,11 +297,11 @@ def _save(pixels_nyxc: np.ndarray, label: int, folder: Path) -> Path:
 
 @contextmanager
 def _errors_shown() -> Iterator[None]:
-    """Shows what is wrong in the page: with a visitor's input, or that something else is."""
+    """Shows errors in the page: what is wrong with a visitor's input, or that something failed."""
     try:
         yield
     except InputError as error:
-        # the page takes a message for HTML
+        # the page reads a message as HTML
         message = html.escape(str(error), quote=False)
         raise gr.Error(message, duration=None, print_exception=False) from error
     except (gr.Error, GeneratorExit):

@@ -1,31 +1,30 @@
-"""What stands between the network and Gradio: who may ask, for what, and how much of it.
+"""The ASGI middleware between the network and Gradio: checks every request before Gradio sees it.
 
-An ASGI application around the page's. Whatever is not on the list of routes below does not exist:
-Gradio has many more than this page uses.
+Only the routes listed below exist: Gradio has many more than this page uses.
 """
 
 import asyncio
 import base64
 import hashlib
-import hmac
 import json
 import logging
 import re
 import tempfile
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import gradio as gr
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 
+from var_transformer.web import limits
+from var_transformer.web.auth import Login, RefusedError, check_origin
 from var_transformer.web.files import find_file
-from var_transformer.web.sessions import RefusedError, Visits
-from var_transformer.web.validation import MAX_BODY, Calls, check_session
+from var_transformer.web.sessions import Sessions
+from var_transformer.web.validation import CallValidator, check_session
 
 log = logging.getLogger("var_transformer")
 
@@ -35,9 +34,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 _API = "/gradio_api"
-_PATIENCE = 60.0  # seconds in which a body must have come
-_DRAINED = 64 * 2**20  # bytes of a refused request that are taken all the same
-_FORM = 64 * 1024  # bytes of an upload beside its file
 _READ = re.compile(
     r"/|/config|/favicon\.ico|/robots\.txt|/theme\.css|/(assets|static)/.+"
     rf"|{_API}/(info|openapi\.json|startup-events|app_id|queue/status)"
@@ -52,9 +48,8 @@ _HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_NETLOC = re.compile(r"[\w.:\[\]-]*", re.ASCII)  # a name and a port, and nothing else
 _FILE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; sandbox; frame-ancestors 'none'"
-# Gradio sets styles on elements; its editor makes functions of strings, and a worker of a blob
+# Gradio styles elements inline; its editor makes functions from strings, and a worker from a blob
 _PAGE_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-eval' {scripts}; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
@@ -64,49 +59,35 @@ _PAGE_POLICY = (
 )
 
 
-@dataclass(frozen=True)
-class Login:
-    """Who may use the page, as HTTP Basic authentication."""
-
-    user: str
-    password: str
-
-    def admits(self, header: str) -> bool:
-        """Whether an Authorization header names this user and password."""
-        expected = base64.b64encode(f"{self.user}:{self.password}".encode())
-        scheme, _, given = header.partition(" ")
-        return scheme.lower() == "basic" and hmac.compare_digest(given.strip().encode(), expected)
-
-
 class Guard:
-    """The page's application behind all that is checked before it is asked."""
+    """The page's application, behind the checks of every request."""
 
     def __init__(
         self,
         app: Callable[[Scope, Receive, Send], Awaitable[None]],
         page: gr.Blocks,
         folder: Path,
-        visits: Visits,
+        sessions: Sessions,
         hosts: frozenset[str],
         login: Login | None,
         head: str,
     ) -> None:
-        """hosts: names that the page is asked by, without ports. head: HTML for its head."""
-        self._app, self._page, self._folder, self._visits = app, page, folder, visits
-        self._calls = Calls(page, folder)
+        """hosts: names that the page is known by, without ports. head: HTML for its head."""
+        self._app, self._page, self._folder, self._sessions = app, page, folder, sessions
+        self._validator = CallValidator(page, folder)
         self._hosts, self._login, self._head = hosts, login, head
         self._joining, self._uploading = asyncio.Lock(), asyncio.Lock()
         self.closing = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request, or has the page answer it."""
+        """Answers a request itself, or passes it on to the page."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":  # the page has none
             await receive()
             await send({"type": "websocket.close", "code": 1008})
         else:
-            more = scope["method"] == "POST"  # of the body is to come
+            more = scope["method"] == "POST"  # whether more of the body is to come
 
             async def noted_receive() -> Message:
                 nonlocal more
@@ -118,10 +99,10 @@ class Guard:
                 await self._answer(scope, noted_receive, _with_headers(send, _FILE_POLICY))
             except RefusedError as refusal:
                 headers = {"Connection": "close"} if scope["method"] == "POST" else {}
-                rest = _DRAINED
+                rest = limits.MAX_DRAINED
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(_PATIENCE):
-                        while more and rest > 0:  # who still sends would not see the answer
+                    async with asyncio.timeout(limits.BODY_SECONDS):
+                        while more and rest > 0:  # a sender that is not done misses the answer
                             rest -= len((await noted_receive()).get("body", b""))
                 if refusal.status == 401:
                     headers["WWW-Authenticate"] = 'Basic realm="VAR", charset="UTF-8"'
@@ -130,58 +111,41 @@ class Guard:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = MutableHeaders(scope=scope)
-        self._check_origin(headers)
+        check_origin(headers, self._hosts)
         if self._login is not None and not self._login.admits(headers.get("authorization", "")):
             if "authorization" in headers:
-                await asyncio.sleep(1)  # guessing takes time
+                await asyncio.sleep(limits.GUESS_SECONDS)
             raise RefusedError(401, "This page asks for a name and a password.")
-        del headers["x-gradio-server"]  # Gradio would take its own address from it
+        del headers["x-gradio-server"]  # Gradio would believe that this is its address
         path, reads = scope["path"], scope["method"] in ("GET", "HEAD")
         if not _RESULTS.fullmatch(path):
-            scope["query_string"] = b""  # nothing else that the page asks for has one
+            scope["query_string"] = b""  # no other request of the page has one
         if reads and path == "/":
             await self._send_page(scope, headers, receive, send)
         elif reads and _READ.fullmatch(path):
             await self._app(scope, receive, send)
         elif reads and (match := _FILE.fullmatch(path)):
             find_file(self._folder, match["path"])
-            del headers["range"]  # Gradio fails at some; the files are small
+            del headers["range"]  # Gradio fails on some of these; the files are small
             await self._app(scope, receive, send)
         elif reads and (match := _RESULTS.fullmatch(path) or _ALIVE.fullmatch(path)):
             await self._stream(scope, match, receive, send)
         elif scope["method"] == "POST" and (match := _CALL.fullmatch(path)):
             await self._call(scope, match, receive, send)
         elif scope["method"] == "POST" and path == f"{_API}/cancel":
-            call = self._calls.read_cancel(await _body(receive))
+            call = self._validator.read_cancel(await _body(receive))
             await self._forward(scope, call, receive, send)
         elif scope["method"] == "POST" and path == f"{_API}/upload":
             await self._upload(scope, headers, receive, send)
         else:
             raise RefusedError(404, "There is no such address on this page.")
 
-    def _check_origin(self, headers: Headers) -> None:
-        """Other sites may not use a visitor's browser to reach the page.
-
-        Neither by a name of theirs that leads here, nor by a request from one of their pages.
-        """
-        hosts = [*headers.getlist("host"), *headers.getlist("x-forwarded-host")]
-        if not headers.get("host") or any(_host(host)[0] not in self._hosts for host in hosts):
-            raise RefusedError(403, "The page is not known by this name; see --allowed-host.")
-        origin = headers.get("origin")
-        if origin is not None:
-            scheme, _, netloc = origin.partition("://")
-            if scheme not in ("http", "https") or _host(netloc) not in [_host(h) for h in hosts]:
-                raise RefusedError(403, "Other sites may not use this page.")
-        elsewhere = headers.get("sec-fetch-site") in ("cross-site", "same-site")
-        if elsewhere and headers.get("sec-fetch-mode") != "navigate":
-            raise RefusedError(403, "Other sites may not use this page.")
-
-    # ------------------------------------------------------------ what is read
+    # ------------------------------------------------------------ GET
     async def _send_page(
         self, scope: Scope, headers: MutableHeaders, receive: Receive, send: Send
     ) -> None:
-        """The page's HTML, with a policy that lets no script run but those in it now."""
-        del headers["accept-encoding"]  # it is read here
+        """Sends the page's HTML, with a policy that lets only the scripts in it run."""
+        del headers["accept-encoding"]  # to be read here, uncompressed
         start: Message = {}
         parts: list[bytes] = []
 
@@ -193,9 +157,9 @@ class Guard:
 
         await self._app(scope, receive, collect)
         html = b"".join(parts).decode()
-        # Gradio's advertisements, and a manifest that browsers ask for without the password
-        gradios = r'\s*<(meta\s+(property="og:|name="twitter:)|link rel="manifest")[^>]*>'
-        html = re.sub(gradios, "", html)
+        # Gradio's advertisements, and a manifest that browsers request without the password
+        unwanted = r'\s*<(meta\s+(property="og:|name="twitter:)|link rel="manifest")[^>]*>'
+        html = re.sub(unwanted, "", html)
         html = html.replace("</head>", f"{self._head}</head>", 1)
         scripts = re.findall(r"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", html, re.DOTALL)
         hashes = [base64.b64encode(hashlib.sha256(each.encode()).digest()) for each in scripts]
@@ -211,92 +175,97 @@ class Guard:
     async def _stream(
         self, scope: Scope, match: re.Match[str], receive: Receive, send: Send
     ) -> None:
-        """An answer that goes on: its listener is counted, and it ends when the server does."""
+        """Streams an answer: counts its listener, and ends it when the server ends."""
         fields = match.groupdict()
+        session: str | None
         if "session" in fields:
             session = check_session(fields["session"])
         elif fields["job"] is None:
             query = parse_qs(scope["query_string"].decode("latin-1"))
             session = check_session(query.get("session_hash", [None])[0])
-            scope["query_string"] = f"session_hash={session}".encode()  # of several, the same
+            # of several names, Gradio would read another
+            scope["query_string"] = f"session_hash={session}".encode()
         else:
-            session = self._visits.session_of(fields["job"])
+            session = self._sessions.session_of(fields["job"])
         results = "session" not in fields
-        if results and session not in self._visits.queue.pending_messages_per_session:
+        pending = self._sessions.queue.pending_messages_per_session
+        if session is None or (results and session not in pending):
             raise RefusedError(404, "There is no such job.")
 
         async def receive_or_close() -> Message:
-            """Says that the client has left when the server is to end."""
-            waiting = [asyncio.ensure_future(each) for each in (receive(), self.closing.wait())]
+            """Reports that the client has left once the server is to end."""
+            message = asyncio.ensure_future(receive())
+            closing = asyncio.ensure_future(self.closing.wait())
             try:
-                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                return waiting[0].result() if waiting[0].done() else {"type": "http.disconnect"}
+                await asyncio.wait([message, closing], return_when=asyncio.FIRST_COMPLETED)
+                return message.result() if message.done() else {"type": "http.disconnect"}
             finally:
-                for each in waiting:
-                    each.cancel()
+                message.cancel()
+                closing.cancel()
 
-        goes_on = False
+        unfinished = False
 
         async def noted_send(message: Message) -> None:
-            nonlocal goes_on
-            goes_on = message["type"] == "http.response.start" or message.get("more_body", False)
+            nonlocal unfinished
+            unfinished = message["type"] == "http.response.start" or message.get("more_body", False)
             await send(message)
 
-        with self._visits.stream(session, results):
+        with self._sessions.stream(session, results):
             await self._app(scope, receive_or_close, noted_send)
-        if goes_on and self.closing.is_set():  # Gradio takes the client for gone
+        if unfinished and self.closing.is_set():  # Gradio believes that the client has left
             await send({"type": "http.response.body", "body": b""})
 
-    # ------------------------------------------------------------ what is sent
+    # ------------------------------------------------------------ POST
     async def _call(self, scope: Scope, match: re.Match[str], receive: Receive, send: Send) -> None:
         name, by_name = match["run"] or match["name"], match["v2"] is not None
-        call = self._calls.read(await _body(receive), name, by_name)
+        call = self._validator.read(await _body(receive), name, by_name)
         if by_name:
             scope["path"] = scope["path"].replace("/call/v2/", "/call/")
             scope["raw_path"] = scope["path"].encode()
         if match["run"]:
-            if self._calls.is_queued(call):
+            if self._validator.is_queued(call):
                 raise RefusedError(404, f"This function has a queue: POST to {_API}/call/NAME.")
-            if call["session_hash"] not in self._page.state_holder:  # nothing to be remembered
+            if call["session_hash"] not in self._page.state_holder:  # there is nothing to remember
                 call["session_hash"] = None
             await self._forward(scope, call, receive, send)
             return
-        async with self._joining:  # from the look at the queue until the job is in it
-            self._visits.check_turn(call["session_hash"], _address(scope))
+        async with self._joining:  # so that nobody joins between the check and the job
+            self._sessions.check_jobs(call["session_hash"], _address(scope))
             await self._forward(scope, call, receive, send)
 
     async def _forward(
         self, scope: Scope, call: dict[str, Any], receive: Receive, send: Send
     ) -> None:
-        body: bytes | None = json.dumps(call).encode()
+        body = json.dumps(call).encode()
         headers = MutableHeaders(scope=scope)
         headers["content-type"], headers["content-length"] = "application/json", str(len(body))
         del headers["transfer-encoding"]
+        replayed = False
 
         async def replay() -> Message:
-            nonlocal body
-            if body is None:
+            nonlocal replayed
+            if replayed:
                 return await receive()
-            sent, body = body, None
-            return {"type": "http.request", "body": sent, "more_body": False}
+            replayed = True
+            return {"type": "http.request", "body": body, "more_body": False}
 
         await self._app(scope, replay, send)
 
     async def _upload(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
-        size = headers.get("content-length", "")
-        if not size.isdecimal():
+        length = headers.get("content-length", "")
+        if not length.isdecimal():
             raise RefusedError(411, "An upload must say how long it is.")
-        address, size = _address(scope), int(size)
+        address, size = _address(scope), int(length)
         answer: list[Message] = []
 
         async def collect(message: Message) -> None:
             answer.append(message)
 
-        del MutableHeaders(scope=scope)["accept-encoding"]  # the answer is read here
+        del MutableHeaders(scope=scope)["accept-encoding"]  # the answer is read here, uncompressed
         try:
             with (
-                self._visits.upload(address, max(size - _FORM, 0)),
-                # Gradio would keep what has come of an upload that breaks off
+                self._sessions.upload(address, max(size - limits.MAX_FORM, 0)),
+                # Gradio would keep the beginning of an upload that breaks off
                 tempfile.TemporaryFile(dir=self._folder) as file,
             ):
                 while file.tell() < size:
@@ -307,25 +276,25 @@ class Guard:
                 file.seek(0)
 
                 async def replay() -> Message:
-                    body = file.read(_FORM)
+                    body = file.read(limits.MAX_FORM)
                     return {"type": "http.request", "body": body, "more_body": file.tell() < size}
 
                 async with self._uploading:
                     try:
                         await self._app(scope, replay, collect)
-                    except Exception as error:  # of a form that is not well formed
+                    except Exception as error:  # the form is not well formed
                         log.warning("an upload failed: %s", type(error).__name__)
                     finally:
                         self._sweep()
                     self._note_upload(address, b"".join(each.get("body", b"") for each in answer))
         except OSError as error:  # a full disk
             log.warning("an upload failed: %s", error.strerror or type(error).__name__)
-            raise RefusedError(503, "There is no place for this upload.") from error
+            raise RefusedError(503, "There is no room for this upload.") from error
         for message in answer:
             await send(message)
 
     def _sweep(self) -> None:
-        """Deletes what Gradio leaves of a form that it does not take, and of its odd parts."""
+        """Deletes what Gradio leaves of forms that it refuses, and of parts that it ignores."""
         for path in self._folder.iterdir():
             if path.is_file():
                 path.unlink(missing_ok=True)
@@ -336,7 +305,7 @@ class Guard:
         except ValueError:
             return
         for path in paths if isinstance(paths, list) else ():
-            self._visits.note_upload(address, Path(path))
+            self._sessions.note_upload(address, Path(path))
 
 
 def _with_headers(send: Send, policy: str) -> Send:
@@ -352,30 +321,19 @@ def _with_headers(send: Send, policy: str) -> Send:
 
 
 async def _body(receive: Receive) -> bytes:
-    """The body of a request; raises RefusedError for one that is too long or too slow."""
+    """The body of a request; raises RefusedError where it is too long or too slow."""
     body = b""
     try:
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(limits.BODY_SECONDS):
             while True:
                 message = await receive()
                 body += message.get("body", b"")
-                if len(body) > MAX_BODY:
-                    raise RefusedError(413, f"A call may have {MAX_BODY} bytes.")
+                if len(body) > limits.MAX_BODY:
+                    raise RefusedError(413, f"A call may have {limits.MAX_BODY} bytes.")
                 if not message.get("more_body"):
                     return body
     except TimeoutError as error:
         raise RefusedError(408, "The request did not come in time.") from error
-
-
-def _host(netloc: str) -> tuple[str | None, int | None]:
-    """(name, port) of a Host header; name is None where it holds anything else."""
-    if not _NETLOC.fullmatch(netloc):
-        return None, None
-    try:
-        parts = urlsplit(f"//{netloc}")
-        return parts.hostname, parts.port
-    except ValueError:
-        return None, None
 
 
 def _address(scope: Scope) -> str:

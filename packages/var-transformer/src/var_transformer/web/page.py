@@ -1,11 +1,10 @@
-"""The page itself, in Gradio. It asks no other host for anything and reports to nobody."""
+"""The page's layout and looks, in Gradio. It asks no other host for anything."""
 
 import os
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,16 +13,13 @@ from fastapi import FastAPI
 from var_tokenizer import Tokenizer
 
 from var_transformer.model.transformer import Transformer
+from var_transformer.web import limits
 from var_transformer.web.canvas import make_canvas
-from var_transformer.web.handlers import Studio, chosen_index
-from var_transformer.web.sessions import MAX_WAITING, Visits
+from var_transformer.web.handlers import Handlers, chosen_index
+from var_transformer.web.sessions import Sessions
 from var_transformer.web.streaming import Streamer
 
-logging.getLogger("httpx").setLevel(logging.WARNING)
-
 _TITLE = "VAR"
-_SESSIONS = 100  # that the server remembers, with their pictures
-_HOUR = 3600  # seconds for which it does, and for which files are kept
 
 _STYLE = """
 .coarse img, .coarse canvas { image-rendering: pixelated; }
@@ -45,7 +41,7 @@ footer { display: none !important; }
 #pictures .caption-label, #pictures .caption { display: none; }
 """
 
-# What assistive software is told, and Gradio has no argument for.
+# for assistive software; Gradio has no arguments for it
 HEAD = (
     f"<title>{_TITLE}</title>"
     """<script>
@@ -58,7 +54,7 @@ new MutationObserver(() => {
   for (const element of document.querySelectorAll("[aria-controls], [data-controls]")) {
     const id = (element.dataset.controls ??= element.getAttribute("aria-controls"));
     if (document.getElementById(id)) element.setAttribute("aria-controls", id);
-    else element.removeAttribute("aria-controls");  // of a list that is not open
+    else element.removeAttribute("aria-controls");  // that list is closed
   }
   set("#status", { role: "status", "aria-live": "polite" });
 }).observe(document.documentElement, { childList: true, subtree: true });
@@ -72,24 +68,27 @@ def make_page(
     names: Sequence[str] | None,
     max_images: int,
     streamer: Streamer,
-    visits: Visits,
+    sessions: Sessions,
     folder: Path,
 ) -> gr.Blocks:
     """The page for a pair of models.
 
-    names: of the classes, or None. max_images: that a visitor may ask for at once. streamer:
-    where generations run. visits: where open sessions are counted. folder: of the page's files.
+    names: of the classes, if known. max_images: that a visitor may ask for at once. streamer: runs
+    the generations. sessions: counts who is there. folder: for the page's files.
     """
-    studio = Studio(model, tokenizer, names, max_images, streamer, visits, folder)
+    handlers = Handlers(model, tokenizer, names, max_images, streamer, sessions, folder)
     with gr.Blocks(
-        title=_TITLE, analytics_enabled=False, delete_cache=(600, _HOUR), fill_width=False
+        title=_TITLE,
+        analytics_enabled=False,
+        delete_cache=(600, limits.KEPT_SECONDS),
+        fill_width=False,
     ) as page:
         gr.Markdown("# VAR\nPictures by next-scale prediction: each is drawn coarse to fine.")
         with gr.Row(elem_id="layout"):
             with gr.Column(elem_id="what", min_width=0):
                 label = gr.Dropdown(
-                    studio.choices,
-                    value=studio.choices[0][1],
+                    handlers.choices,
+                    value=handlers.choices[0][1],
                     label="Class",
                     allow_custom_value=True,
                     elem_id="class",
@@ -103,7 +102,7 @@ def make_page(
                             "Paint over what is to be redrawn. "
                             "What the picture leaves empty is redrawn, too."
                         )
-                        canvas = make_canvas(studio.size)
+                        canvas = make_canvas(handlers.size)
                         redraw = gr.Button("Redraw", variant="primary", elem_id="redraw")
                 status = gr.Markdown(label="Status", elem_id="status", min_height=28)
                 pictures = gr.Gallery(
@@ -124,7 +123,7 @@ def make_page(
                     to_canvas = gr.Button("Take to the editor", elem_id="to-canvas")
             with gr.Column(elem_id="settings", min_width=0):
                 images = gr.Slider(
-                    1, studio.max_images, 1, step=1, label="How many", elem_id="count"
+                    1, handlers.max_images, 1, step=1, label="How many", elem_id="count"
                 )
                 seed = gr.Number(0, label="Seed", precision=0, elem_id="seed")
                 cfg = gr.Slider(0, 10, 1.5, step=0.1, label="Guidance", elem_id="guidance")
@@ -138,11 +137,11 @@ def make_page(
                     )
                     more_smooth = gr.Checkbox(False, label="More smooth", elem_id="more-smooth")
         settings = [label, images, seed, cfg, top_k, top_p, temperature, more_smooth]
-        drawn, chosen = (gr.State(value, time_to_live=_HOUR) for value in (None, 0))
+        drawn, chosen = (gr.State(value, time_to_live=limits.KEPT_SECONDS) for value in (None, 0))
 
         outputs = [pictures, status, download, drawn, chosen]
         models = {
-            "preprocess": False,  # the studio checks values itself, and says what is wrong
+            "preprocess": False,  # the handlers check values themselves, and say what is wrong
             "concurrency_id": "models",
             "concurrency_limit": 1,
             "show_progress_on": status,
@@ -150,13 +149,13 @@ def make_page(
         own = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
         jobs = []
         for button, function, inputs, name in (
-            (draw, studio.generate, settings, "generate"),
-            (redraw, studio.redraw, [canvas, *settings], "redraw"),
+            (draw, handlers.generate, settings, "generate"),
+            (redraw, handlers.redraw, [canvas, *settings], "redraw"),
         ):
-            # first, as the browser sends what a click does one after another
+            # first, because the browser sends the calls of one click in order
             button.click(lambda: gr.Button(interactive=True), None, stop, **own)
             jobs.append(button.click(function, inputs, outputs, api_name=name, **models))
-            jobs[-1].then(studio.ended, drawn, [stop, download], **own)
+            jobs[-1].then(handlers.ended, drawn, [stop, download], **own)
         stop.click(
             lambda: ("Stopped.", gr.Button(interactive=False)),
             None,
@@ -165,18 +164,18 @@ def make_page(
             **own,
         )
         pictures.select(chosen_index, None, chosen, **own)
-        # first the tab: a canvas that is not shown takes no picture
+        # first the tab: a hidden canvas takes no picture
         to_canvas.click(lambda: gr.Tabs(selected="edit"), None, tabs, **own).success(
-            studio.to_canvas, [drawn, chosen], canvas, **own
+            handlers.to_canvas, [drawn, chosen], canvas, **own
         )
-    page.queue(max_size=MAX_WAITING, api_open=False)
-    page.state_session_capacity = _SESSIONS
-    visits.queue = page._queue
+    page.queue(max_size=limits.MAX_WAITING, api_open=False)
+    page.state_session_capacity = limits.MAX_SESSIONS
+    sessions.queue = page._queue
     return page
 
 
 def mount(page: gr.Blocks) -> FastAPI:
-    """The page as an application. It is to be asked through a ``Guard`` only."""
+    """The page as an ASGI application, to be reached only through a ``Guard``."""
     app = gr.mount_gradio_app(
         FastAPI(openapi_url=None),
         page,
@@ -188,17 +187,17 @@ def mount(page: gr.Blocks) -> FastAPI:
         enable_monitoring=False,
         pwa=False,
         mcp_server=False,
-        max_file_size="20mb",
+        max_file_size=limits.MAX_UPLOAD,
         footer_links=[],
         theme=_theme(),
         css=_STYLE,
     )
-    page.has_launched = True  # from now on Gradio checks paths, too
+    page.has_launched = True  # makes Gradio check paths, too
     return app
 
 
 def _theme() -> gr.themes.Base:
-    """Gradio's own, with text that stands out from what is behind it: 4.5 to 1 at least."""
+    """Gradio's own theme, with a contrast of text of at least 4.5 to 1."""
     theme = gr.themes.Default(
         primary_hue=gr.themes.colors.indigo,
         font=["system-ui", "sans-serif"],

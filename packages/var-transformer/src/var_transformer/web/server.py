@@ -10,13 +10,12 @@ import gradio as gr
 import uvicorn
 from var_tokenizer.common import InputError
 
-from var_transformer.web.middleware import Guard, Login
+from var_transformer.web import limits
+from var_transformer.web.auth import LOOPBACK, Login
+from var_transformer.web.middleware import Guard
 from var_transformer.web.page import HEAD, mount
-from var_transformer.web.sessions import Visits
+from var_transformer.web.sessions import Sessions
 from var_transformer.web.streaming import Streamer
-
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_ENDING = 5  # seconds in which running requests may end
 
 
 class Server(uvicorn.Server):
@@ -26,24 +25,23 @@ class Server(uvicorn.Server):
         self,
         page: gr.Blocks,
         streamer: Streamer,
-        visits: Visits,
+        sessions: Sessions,
         folder: Path,
         host: str,
         port: int,
         allowed_hosts: Sequence[str] = (),
         login: Login | None = None,
     ) -> None:
-        """Listens already, so that a taken port is an InputError; ``run`` answers.
+        """Listens, so that a port in use is an InputError; ``run`` answers.
 
-        host, port: to listen on; port 0 for any that is free. allowed_hosts: names of this
-        server beside ``host`` and the loopback names. login: who may use the page, or None for
-        everyone who reaches it.
+        host, port: to listen on; port 0 for any free one. allowed_hosts: names of this server
+        beside ``host`` and the loopback names. login: None lets everyone in who reaches the page.
         """
         self._page, self._streamer = page, streamer
         app = mount(page)
         hosts = {name.lower() for name in (*LOOPBACK, host, *allowed_hosts)}
         self._gradio = app.routes[-1].app
-        self._guard = Guard(app, page, folder, visits, frozenset(hosts), login, HEAD)
+        self._guard = Guard(app, page, folder, sessions, frozenset(hosts), login, HEAD)
         super().__init__(
             uvicorn.Config(
                 self._guard,
@@ -51,7 +49,7 @@ class Server(uvicorn.Server):
                 log_level="warning",
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=_ENDING,
+                timeout_graceful_shutdown=limits.ENDING_SECONDS,
             )
         )
         try:
@@ -64,11 +62,11 @@ class Server(uvicorn.Server):
 
     def run(self) -> None:
         """Answers until the process is interrupted, or ``should_exit`` is set."""
-        with suppress(KeyboardInterrupt):  # uvicorn ends, and then passes the signal on
+        with suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it has ended
             super().run(sockets=[self._socket])
 
     async def shutdown(self, sockets: list[Any] | None = None) -> None:
-        """Ends the jobs and what is streamed to visitors, then the rest."""
+        """Ends the jobs and the streams to visitors, then the rest."""
         self._streamer.close()
         self._page._queue.close()
         self._page.is_running = False

@@ -1,4 +1,4 @@
-"""Who is here, who waits, and who has had enough: turns at the models, and uploads."""
+"""The open sessions, their jobs in the queue and their uploads, and when one has too many."""
 
 import time
 from collections import Counter, defaultdict
@@ -7,43 +7,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from var_transformer.web import limits
+from var_transformer.web.auth import RefusedError
+
 if TYPE_CHECKING:  # Gradio is imported once its folder is made
     from gradio.queueing import Event, Queue
 
-MAX_WAITING = 64  # jobs in the queue
-MAX_JOBS = 4  # of one session, with the one that runs
-MAX_JOBS_OF_ADDRESS = MAX_WAITING // 2  # many visitors may share one, behind a proxy
-MAX_UPLOAD = 20 * 2**20  # bytes of one upload
-MAX_UPLOADS_OF_ADDRESS = 256 * 2**20  # bytes that lie in the page's folder
-MAX_UPLOADS = 2**30  # bytes, of all together
-_BLOCK = 4096  # bytes that the smallest file takes
-_GRACE = 3.0  # seconds from joining the queue to listening for the result
 
+class Sessions:
+    """The open sessions, the jobs they have in the page's queue, and the uploads of addresses.
 
-class RefusedError(Exception):
-    """A request is not answered. Carries the HTTP status and a sentence for its sender."""
-
-    def __init__(self, status: int, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status, self.sentence = status, sentence
-
-
-class Visits:
-    """The sessions that are open, and the jobs that they have in the page's queue.
-
-    A session is what a browser or client calls itself, or the number of a job where it does not.
+    A session is the name that a browser or client gives itself; without one, each job is a session
+    of its own, named by its number.
     """
 
     def __init__(self) -> None:
         self._listening: Counter[str] = Counter()
         self._open: Counter[str] = Counter()
-        self._coming: Counter[str] = Counter()  # bytes of uploads that go on
+        self._arriving: Counter[str] = Counter()  # bytes of uploads under way
         self._uploads: defaultdict[str, dict[Path, int]] = defaultdict(dict)
-        self.queue: Queue  # that of Gradio, once there is a page
+        self.queue: Queue  # Gradio's, once there is a page
 
     @contextmanager
     def stream(self, session: str, results: bool) -> Iterator[None]:
-        """While an answer is streamed to a session: its results, or a sign of life."""
+        """Counts a session while an answer is streamed to it: its results, or a heartbeat."""
         counter = self._listening if results else self._open
         counter[session] += 1
         try:
@@ -53,21 +40,21 @@ class Visits:
             if not counter[session]:
                 del counter[session]
 
-    # ------------------------------------------------------------ turns
-    def check_turn(self, session: str | None, address: str) -> None:
-        """Raises RefusedError where a session, its address or all have enough jobs already.
+    # ------------------------------------------------------------ jobs
+    def check_jobs(self, session: str | None, address: str) -> None:
+        """Raises RefusedError where a session, its address or all visitors have too many jobs.
 
-        session: or None for a job that is a session of its own.
+        session: None for a job that is a session of its own.
         """
         jobs = self._jobs()
         of_session = sum(job.session_hash == session for job in jobs)
         of_address = sum(_address(job) == address for job in jobs)
-        if of_session >= MAX_JOBS or of_address >= MAX_JOBS_OF_ADDRESS:
-            waiting = of_session if of_session >= MAX_JOBS else of_address
+        if of_session >= limits.MAX_JOBS_OF_SESSION or of_address >= limits.MAX_JOBS_OF_ADDRESS:
+            waiting = of_session if of_session >= limits.MAX_JOBS_OF_SESSION else of_address
             raise RefusedError(
                 429, f"You have {waiting} jobs in the queue. Wait until one has ended."
             )
-        if len(jobs) >= MAX_WAITING:
+        if len(jobs) >= limits.MAX_WAITING:
             raise RefusedError(503, f"{len(jobs)} jobs wait for the models. Try again in a while.")
 
     def _jobs(self) -> list["Event"]:
@@ -78,16 +65,16 @@ class Visits:
         return any(job.session_hash == session for job in self._jobs())
 
     def session_of(self, job: str) -> str | None:
-        """The session of a job, also of one that has ended but whose results wait; or None."""
+        """The session of a job, even of one that has ended and whose results wait; or None."""
         if job in self.queue.event_ids_to_events:
             return self.queue.event_ids_to_events[job].session_hash
         ended = self.queue.pending_event_ids_session.items()
         return next((session for session, jobs in ended if job in jobs), None)
 
     def wait_for_listener(self, session: str) -> bool:
-        """Whether somebody waits for the job of a session that is to begin now."""
+        """Whether somebody waits for a session's job that is about to begin."""
         joined = [job.enqueue_time for job in self._jobs() if job.session_hash == session]
-        end = min(joined, default=0.0) + _GRACE
+        end = min(joined, default=0.0) + limits.LISTENER_SECONDS
         while not self.is_waiting(session):
             if time.monotonic() > end:
                 return False
@@ -99,7 +86,7 @@ class Visits:
         return self._listening[session] > 0
 
     def gone(self, session: str) -> str | None:
-        """Why nobody waits for the job of a session that runs, or None."""
+        """Why nobody waits for a session's running job any more, or None."""
         if self.is_waiting(session):
             return None
         return "the visitor stopped it" if self._open[session] else "the visitor left"
@@ -107,29 +94,29 @@ class Visits:
     # ------------------------------------------------------------ uploads
     @contextmanager
     def upload(self, address: str, size: int) -> Iterator[None]:
-        """While ``size`` bytes come in from an address.
+        """Counts ``size`` bytes while they arrive from an address.
 
-        Raises RefusedError where they are too many, with those that lie in the folder.
+        Raises RefusedError where they are too many, together with those in the folder.
         """
-        if size > MAX_UPLOAD:
-            raise RefusedError(413, f"An upload may have {MAX_UPLOAD} bytes.")
+        if size > limits.MAX_UPLOAD:
+            raise RefusedError(413, f"An upload may have {limits.MAX_UPLOAD} bytes.")
         for files in self._uploads.values():
             for path in [path for path in files if not path.exists()]:
                 del files[path]
         held = {each: sum(files.values()) for each, files in self._uploads.items()}
-        mine = held.get(address, 0) + self._coming[address] + size
-        everybodys = sum(held.values()) + sum(self._coming.values()) + size
-        if mine > MAX_UPLOADS_OF_ADDRESS or everybodys > MAX_UPLOADS:
+        mine = held.get(address, 0) + self._arriving[address] + size
+        everybodys = sum(held.values()) + sum(self._arriving.values()) + size
+        if mine > limits.MAX_UPLOADS_OF_ADDRESS or everybodys > limits.MAX_UPLOADS:
             raise RefusedError(429, "Too much was uploaded. Wait until older files are deleted.")
-        self._coming[address] += size
+        self._arriving[address] += size
         try:
             yield
         finally:
-            self._coming[address] -= size
+            self._arriving[address] -= size
 
     def note_upload(self, address: str, path: Path) -> None:
         """Counts a file of an address until it is deleted."""
-        self._uploads[address][path] = max(path.stat().st_size, _BLOCK)
+        self._uploads[address][path] = max(path.stat().st_size, limits.MIN_FILE)
 
 
 def _address(job: "Event") -> str:

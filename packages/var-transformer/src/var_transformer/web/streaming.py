@@ -1,4 +1,4 @@
-"""A generation as a stream of pictures that can end early."""
+"""Runs generations in one thread, as streams of pictures that can end early."""
 
 import logging
 import queue
@@ -15,7 +15,7 @@ log = logging.getLogger("var_transformer")
 
 
 class TimeOverError(Exception):
-    """A generation was stopped because it took longer than it may."""
+    """A generation was stopped because it took too long."""
 
 
 class _EndedError(Exception):
@@ -26,17 +26,17 @@ class Streamer:
     """Runs generations one after another, in a single thread that owns the models."""
 
     def __init__(self, scales: int, seconds: float) -> None:
-        """scales: of the models. seconds: that a generation may take, counted from its start."""
+        """scales: the models' number of them. seconds: how long a generation may take."""
         self._scales, self._seconds = scales, seconds
         self._thread = ThreadPoolExecutor(1, "model")
         self._closed = threading.Event()
 
     def submit(self, work: Callable[[], object]) -> Future:
-        """Has the models' thread do ``work`` when it has done what came before."""
+        """Queues ``work`` for the models' thread."""
         return self._thread.submit(work)
 
     def close(self) -> None:
-        """Ends what runs, before its next scale, and lets nothing else begin."""
+        """Ends the running generation before its next scale, and starts no other."""
         self._closed.set()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
@@ -47,9 +47,9 @@ class Streamer:
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Yields k and the images (B, 3, H, W) in [0, 1] after every scale k.
 
-        draw: calls ``generate`` or ``edit`` with the ``on_scale`` that it is given. gone: says why
-        nobody waits for it any more, or None. Between two scales the generation stops where its
-        time is over (TimeOverError), and, without an error, where nobody waits for it, or this
+        draw: calls ``generate`` or ``edit`` with the ``on_scale`` that it gets. gone: why nobody
+        waits for the generation any more, or None. Between two scales the generation stops when
+        its time is over (TimeOverError), and, without an error, when nobody waits for it or this
         iterator or the streamer was closed. Raises what ``draw`` raises.
         """
         frames: queue.Queue[tuple[int, np.ndarray] | None] = queue.Queue()

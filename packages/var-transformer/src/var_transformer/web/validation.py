@@ -1,4 +1,4 @@
-"""What a call of the page may hold: checked and rebuilt before Gradio sees it."""
+"""Validates the calls of the page's functions, and rebuilds them before Gradio sees them."""
 
 import json
 import re
@@ -8,26 +8,25 @@ from typing import Any
 import gradio as gr
 from gradio.block_function import BlockFunction
 
+from var_transformer.web import limits
+from var_transformer.web.auth import RefusedError
 from var_transformer.web.files import find_file
-from var_transformer.web.sessions import RefusedError
 
-MAX_BODY = 64 * 1024  # bytes of a call
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_MAX_DEPTH = 8  # of lists and objects in each other
 _FILE_KEYS = {"path", "url", "meta", "is_stream", "orig_name", "mime_type"}
 
 
-class Calls:
-    """Reads the calls of a page's functions."""
+class CallValidator:
+    """Reads calls of a page's functions, and refuses those that are not well formed."""
 
     def __init__(self, page: gr.Blocks, folder: Path) -> None:
         self._page, self._folder = page, folder
 
     def read(self, body: bytes, name: str | None, named: bool) -> dict[str, Any]:
-        """A call as Gradio takes it, with nothing but what it may hold.
+        """A call in Gradio's form, without anything that it should not hold.
 
-        name: of the function in the address, or None where the body says its number. named:
-        whether the body holds parameters by name, and not a list of them.
+        name: the function's, from the address; None where the body holds its number. named:
+        whether the body holds parameters by name, not in a list.
 
         Raises RefusedError for a call that is not well formed.
         """
@@ -36,23 +35,18 @@ class Calls:
             raise RefusedError(400, "The body must be a JSON object.")
         function = self._function(None if named else call.get("fn_index"), name)
         if named:
-            session, trigger, event = None, None, None
-            data = self._by_name(function, call)
-        else:
-            session, trigger, event = (
-                call.get(k) for k in ("session_hash", "trigger_id", "event_data")
-            )
-            data = call.get("data")
+            call = {"data": self._by_name(function, call)}
+        session, trigger = call.get("session_hash"), call.get("trigger_id")
         return {
             "fn_index": function._id,
             "session_hash": None if session is None else check_session(session),
-            "data": self._inputs(function, data),
+            "data": self._inputs(function, call.get("data")),
             "trigger_id": trigger if type(trigger) is int else None,
-            "event_data": _event(function, event),
+            "event_data": _event(function, call.get("event_data")),
         }
 
     def read_cancel(self, body: bytes) -> dict[str, Any]:
-        """A request to cancel a job; raises RefusedError for one that is not well formed."""
+        """A request to cancel a job; raises RefusedError unless it is well formed."""
         call = _parsed(body)
         if not isinstance(call, dict) or type(call.get("fn_index")) is not int:
             raise RefusedError(400, "The body must hold session_hash, fn_index and event_id.")
@@ -60,7 +54,7 @@ class Calls:
         return {"fn_index": call["fn_index"], **fields}
 
     def is_queued(self, call: dict[str, Any]) -> bool:
-        """Whether a call must wait for its turn."""
+        """Whether a call must wait in the queue."""
         return self._page.fns[call["fn_index"]].queue
 
     def _function(self, number: object, name: str | None) -> BlockFunction:
@@ -87,19 +81,19 @@ class Calls:
     def _inputs(self, function: BlockFunction, data: object) -> list[object]:
         wanted = [block for block in function.inputs if not block.skip_api]
         if isinstance(data, list) and len(data) == len(wanted):
-            given = iter(data)  # the session's state is not the client's to give
+            given = iter(data)  # a client may not give the session's state
             data = [None if block.skip_api else next(given) for block in function.inputs]
         if not isinstance(data, list) or len(data) != len(function.inputs):
             raise RefusedError(400, f"data must be a list of {len(wanted)} values.")
         return [self._value(value) for value in data]
 
     def _value(self, value: object, depth: int = 0) -> object:
-        """The value, in which files are uploaded ones and have nothing but their path."""
-        if depth > _MAX_DEPTH:
-            raise RefusedError(400, "A value holds too many values in each other.")
+        """The value, with each file reduced to the path of an upload."""
+        if depth > limits.MAX_DEPTH:
+            raise RefusedError(400, "A value holds too many values within each other.")
         if isinstance(value, list):
             return [self._value(each, depth + 1) for each in value]
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:  # what Gradio can write
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:  # Gradio cannot write others
             raise RefusedError(400, "A number is too large.")
         if isinstance(value, str) and not _is_unicode(value):
             raise RefusedError(400, "A text is not Unicode.")
@@ -116,14 +110,14 @@ def _is_unicode(text: str) -> bool:
 
 
 def check_session(name: object) -> str:
-    """The name of a session or job; raises RefusedError for what none can have."""
+    """The name of a session or job; raises RefusedError where it cannot be one."""
     if not isinstance(name, str) or not _SESSION.fullmatch(name):
         raise RefusedError(400, "A session must have a name of 1 to 64 letters and digits.")
     return name
 
 
-def _event(function: BlockFunction, event: object) -> dict[str, int] | None:
-    """What was selected, where the function asks for it."""
+def _event(function: BlockFunction, event: object) -> dict[str, int | None] | None:
+    """What the visitor selected, for a function that asks for it."""
     if not function.collects_event_data:
         return None
     index = event.get("index") if isinstance(event, dict) else None
@@ -133,10 +127,10 @@ def _event(function: BlockFunction, event: object) -> dict[str, int] | None:
 
 
 def _parsed(body: bytes) -> object:
-    def no_number(text: str) -> None:
+    def refuse(text: str) -> None:
         raise ValueError(text)
 
     try:
-        return json.loads(body, parse_constant=no_number)
-    except (ValueError, RecursionError) as error:  # bad UTF-8 is a ValueError, too
+        return json.loads(body, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:  # bad UTF-8 is a ValueError
         raise RefusedError(400, "The body is not JSON.") from error
