@@ -177,7 +177,7 @@ def test_images_have_the_models_own_classes_and_the_numbers_asked_for(
         ({"classes": "7"}, "class is '7'; expected 0 to 4"),
         ({"classes": "cow"}, "class is 'cow'; expected 0 to 4"),
         ({"classes": "1-9"}, "class is '9'; expected 0 to 4"),
-        ({"numbers": "1,x"}, "numbers are '1,x'; expected such as 57 or 57,60-63"),
+        ({"numbers": "1,x"}, "numbers are '1,x'; expected numbers such as 57 or 57,60-63"),
         ({"numbers": "9-1"}, "numbers are '9-1'; expected the smaller number first"),
         ({"numbers": "0-999999999"}, "numbers has 1000000000 entries; expected 1, one for each"),
         ({"classes": "1,1", "numbers": "5,5"}, "numbers are 5,5; expected each once for a class"),

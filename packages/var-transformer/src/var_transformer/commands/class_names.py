@@ -1,4 +1,4 @@
-"""Classes as a user writes them: by number or name, in lists and ranges, or none at all."""
+"""Parses classes as users write them: numbers and names, lists and ranges, all and none."""
 
 import os
 import re
@@ -22,12 +22,12 @@ _SHOWN = 40  # characters of a name in a message
 
 
 def read_class_names(path: str | os.PathLike[str], num_classes: int) -> tuple[str, ...]:
-    """The lines of a UTF-8 file: the n-th (from 0) names class n, and commas part synonyms.
+    """The lines of a UTF-8 file: the n-th (from 0) names class n, with synonyms between commas.
 
-    A WordNet id in front (``n01440764 tench, Tinca tinca``) becomes the last synonym. A
-    byte-order mark and empty lines at the end do not count.
+    A leading WordNet id (``n01440764 tench, Tinca tinca``) becomes the last synonym. A byte-order
+    mark and empty lines at the end are ignored.
 
-    Raises InputError for a file that is missing, not text, or of another number of names.
+    Raises InputError for a file that is missing, not text, or has another number of names.
     """
     try:
         with Path(path).open("rb") as file:
@@ -50,9 +50,9 @@ def read_class_names(path: str | os.PathLike[str], num_classes: int) -> tuple[st
 
 
 def names_of(model: Transformer, path: str | os.PathLike[str] | None) -> tuple[str, ...] | None:
-    """Names of the model's classes: those of the file, or else those that the model carries.
+    """The names of the model's classes: those in the file, or else the model's own.
 
-    Raises InputError as ``read_class_names`` does, and where the file has the WordNet ids of the
+    Raises InputError like ``read_class_names``, and where the file has the WordNet ids of the
     model's classes in another order.
     """
     if path is None:
@@ -71,9 +71,9 @@ def names_of(model: Transformer, path: str | os.PathLike[str] | None) -> tuple[s
 def class_number(text: str, num_classes: int, names: Sequence[str] | None) -> int:
     """The class that ``text`` means; ``num_classes`` for "none", which is no class.
 
-    text: a name, one of the synonyms that commas part in it, or a number. A name comes first:
-    among the classes 0, 1, 2, 10 the text "10" is the last, number 3. Of names that differ in
-    case alone the one that is written like ``text`` is meant.
+    text: a name, one of its synonyms, or a number. Names come first: where the classes are named
+    0, 1, 2 and 10, the text "10" means the last one, number 3. Among names that differ only in
+    case, the one that is written like ``text`` wins.
 
     Raises InputError for an unknown class, or a name that several classes share.
     """
@@ -94,12 +94,12 @@ def class_number(text: str, num_classes: int, names: Sequence[str] | None) -> in
 
 
 def class_numbers(text: str, num_classes: int, names: Sequence[str] | None) -> list[int]:
-    """The classes of a list that commas part, such as "cat,3,10-19" or "all", in its order.
+    """The classes of a list with commas, such as "cat,3,10-19" or "all", in its order.
 
-    Each is what ``class_number`` takes, a range of two such numbers, or "all". A name that holds
-    commas itself may be written as it is.
+    Each entry is what ``class_number`` takes, a range of two of them, or "all". A name that
+    contains commas may be written as it is.
 
-    Raises InputError as ``class_number`` does, and for a range that runs backwards.
+    Raises InputError like ``class_number``, and for a range that runs backwards.
     """
     parts = text.split(",")
     longest = 1 + max((name.count(",") for name in names or ()), default=0)
@@ -118,7 +118,7 @@ def class_numbers(text: str, num_classes: int, names: Sequence[str] | None) -> l
 
 
 def number_ranges(text: str) -> list[range]:
-    """The numbers of a list that commas part, such as "57,60-63", as ranges in its order.
+    """The numbers of a list with commas, such as "57,60-63", as ranges in its order.
 
     Raises InputError for anything else, and for a range that runs backwards.
     """
@@ -126,7 +126,7 @@ def number_ranges(text: str) -> list[range]:
     for part in text.split(","):
         ends = _RANGE.fullmatch(part.strip()) or _NUMBER.fullmatch(part.strip())
         if ends is None:
-            raise InputError(f"numbers are {_shown(text)}; expected such as 57 or 57,60-63")
+            raise InputError(f"numbers are {_shown(text)}; expected numbers such as 57 or 57,60-63")
         first, last = map(int, ends.groups() or (ends[0], ends[0]))
         if first > last:
             raise InputError(f"numbers are {_shown(text)}; expected the smaller number first")
@@ -135,7 +135,7 @@ def number_ranges(text: str) -> list[range]:
 
 
 def other_numbers(classes: Iterable[int], names: Sequence[str] | None) -> str:
-    """What to tell the user of classes whose names are numbers, but not their own; or nothing."""
+    """What to tell the user about classes whose names are other numbers than theirs; or nothing."""
     told = [
         f"{quoted(names[n])} is number {n}"
         for n in dict.fromkeys(classes)
@@ -176,10 +176,10 @@ def _index(names: tuple[str, ...]) -> tuple[dict[str, list[int]], dict[str, list
 
 
 def _synonyms(name: str) -> set[str]:
-    """The whole name, the parts between its commas, and what stands in front of each comma."""
+    """The whole name, the parts between its commas, and everything before each comma."""
     parts = {name, *(part.strip() for part in name.split(","))} - {""}
     parts |= {name[: comma.start()].strip() for comma in re.finditer(",", name)}
-    return parts | {str(int(part)) for part in parts if _NUMBER.fullmatch(part)}  # 007 is 7, too
+    return parts | {str(int(part)) for part in parts if _NUMBER.fullmatch(part)}  # 007 also means 7
 
 
 def _shown(text: str) -> str:
