@@ -26,7 +26,8 @@ def files(pair):
 
 def test_serve_listens_on_127_0_0_1_by_default(files, monkeypatch):
     served = []
-    monkeypatch.setattr("var_transformer.web.server.Server.run", served.append)
+    run_server = "var_transformer.web.server.Server.run"
+    monkeypatch.setattr(run_server, lambda server: served.append(server))
     run(ServeConfig(**files, port=7911))
     assert served[0].url == "http://127.0.0.1:7911/"
     with pytest.raises(InputError, match=r"port is 7911: .*in use"):
