@@ -90,7 +90,9 @@ class Sources:
             validates |= {
                 name
                 for name in methods
-                if (callers := {c for c in calls if name in calls[c]}) and callers <= validates
+                if name.startswith("_")  # others may be called by other classes, too
+                and (callers := {c for c in calls if name in calls[c]})
+                and callers <= validates
             }
         known.validates = frozenset(validates)
 
