@@ -43,7 +43,7 @@ def test_adding_scales_one_by_one_equals_decoding_at_once(tokenizer):
         latent = tokenizer.add_scale(latent, ids_bl, k)
         if k < 2:
             inputs.append(np.asarray(tokenizer.scale_input(latent, k + 1)))
-    image = np.asarray(tokenizer.decode_latent(latent))
+    image = np.asarray(tokenizer.decode_latent(latent)).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(image, np.asarray(tokenizer.decode(ids)), atol=1e-5)
     teacher = np.asarray(tokenizer.teacher_inputs(ids))
     assert teacher.shape == (3, tokenizer.config.schedule.length - 1, 8)

@@ -56,7 +56,7 @@ class LatentCodec(Protocol):
         """What the transformer reads to predict scale k: (B, s_y * s_x, z)."""
 
     def decode_latent(self, latent: Tensor) -> Tensor:
-        """A latent map as images (B, 3, H, W) in [-1, 1]."""
+        """A latent map as images in [-1, 1], channels last as the map: (B, H, W, 3)."""
 
 
 class _Pass(nn.Cell):
@@ -82,8 +82,7 @@ class _Encode(_Pass):
 class _Decode(_Pass):
     @ms.jit
     def construct(self, latent_byxz: Tensor) -> Tensor:
-        images_byxc = self.decoder(self.post_quant_conv(latent_byxz))
-        return ops.clamp(images_byxc, -1.0, 1.0).transpose(0, 3, 1, 2)
+        return ops.clamp(self.decoder(self.post_quant_conv(latent_byxz)), -1.0, 1.0)
 
 
 class _Contribution(_Pass):
@@ -269,7 +268,8 @@ class Tokenizer(nn.Cell):
         for other shapes, and for ids that are not integers in [0, vocab_size).
         """
         with self._compiled.turn():
-            return self._compiled.decode(self._compiled.sum_scales(self._check_ids(ids))[-1])
+            latent = self._compiled.sum_scales(self._check_ids(ids))[-1]
+            return self._compiled.decode(latent).transpose(0, 3, 1, 2)
 
     def decode_progressive(self, ids: Sequence[Array] | Array) -> list[Tensor]:
         """K batches of images (B, 3, H, W) in [-1, 1]: after 1, 2, ... K scales.
@@ -278,7 +278,7 @@ class Tokenizer(nn.Cell):
         """
         with self._compiled.turn():
             latents = self._compiled.sum_scales(self._check_ids(ids))
-            return [self._compiled.decode(latent) for latent in latents]
+            return [self._compiled.decode(latent).transpose(0, 3, 1, 2) for latent in latents]
 
     def teacher_inputs(self, ids: Sequence[Array] | Array) -> Tensor:
         """The transformer's input in training: (B, L - tokens of scale 0, z) float32.
@@ -342,7 +342,7 @@ class Tokenizer(nn.Cell):
             return self.quantize.downsample(self._check_latent(latent), k)
 
     def decode_latent(self, latent: Tensor) -> Tensor:
-        """A latent map (B, Y, X, z) as images (B, 3, H, W) in [-1, 1].
+        """A latent map (B, Y, X, z) as images in [-1, 1], channels last too: (B, H, W, 3).
 
         Raises InputError for another shape, and for values that are not finite floats.
         """

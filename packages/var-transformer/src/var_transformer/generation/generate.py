@@ -132,7 +132,8 @@ def draw_scales(
         if k + 1 < scales:
             inputs.append(tokenizer.scale_input(latent, k + 1).asnumpy())
         if on_scale is not None or k + 1 == scales:
-            images = to_unit_range(tokenizer.decode_latent(latent).asnumpy())
+            images_byxc = to_unit_range(tokenizer.decode_latent(latent).asnumpy())
+            images = images_byxc.transpose(0, 3, 1, 2)  # a view: pictures are made of it unturned
             if on_scale is not None:
                 on_scale(k, images)
     return Generation(images, ids)
