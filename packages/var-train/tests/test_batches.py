@@ -1,15 +1,16 @@
 """The order of images in training: of an epoch, and of both stages."""
 
 import numpy as np
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from var_tokenizer import Tokenizer, TokenizerConfig
+from var_tokenizer import Tokenizer
 from var_train.data.batches import epoch_order
 from var_train.data.image_sources import ImageSet
 from var_train.data.token_sources import EncodedImages
 from var_train.training.tokenizer_stage import TokenizerStageConfig, TokenizerTraining
 from var_train.training.transformer_stage import TransformerStageConfig, TransformerTraining
-from var_transformer import Transformer, TransformerConfig
+from var_transformer import Transformer
 
 
 @given(st.integers(0, 300), st.integers(0, 2**40), st.integers(0, 10**6))
@@ -37,10 +38,9 @@ def test_both_stages_take_the_images_of_an_epoch_alike():
             return super().batch(indices, flip)
 
     images = Recorded(np.zeros((10, 4, 4, 3), np.uint8), np.zeros(10, np.int32), ("a",))
-    size = {"vocab_size": 8, "latent_channels": 4, "scales": (1, 4)}
-    tokenizer = Tokenizer(TokenizerConfig(channels=32, channel_multipliers=(1,), **size), 0)
+    tokenizer = Tokenizer(tiny.tokenizer(channel_multipliers=(1,), scales=(1, 4)), 0)
     first = TokenizerTraining(tokenizer, images, images, TokenizerStageConfig(epochs=2, batch=4), 7)
-    model = Transformer(TransformerConfig(depth=1, width=32, heads=2, num_classes=1, **size))
+    model = Transformer(tiny.transformer(depth=1, num_classes=1, scales=(1, 4)))
     settings = TransformerStageConfig(epochs=2, batch=4)
     tokens = EncodedImages(tokenizer, images)
     second = TransformerTraining(model, tokenizer, tokens, tokens, settings, 7)

@@ -5,9 +5,10 @@ import logging
 
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from var_tokenizer import Tokenizer, TokenizerConfig
+from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError
 from var_train.parallel import workers
 from var_train.training.codebook import (
@@ -18,15 +19,7 @@ from var_train.training.codebook import (
     taken,
 )
 
-CONFIG = TokenizerConfig(
-    vocab_size=16,
-    latent_channels=3,
-    channels=32,
-    channel_multipliers=(1, 1),
-    res_blocks=1,
-    phi_count=1,
-    scales=(1, 2, 4),
-)
+CONFIG = tiny.tokenizer(vocab_size=16, latent_channels=3, phi_count=1, scales=(1, 2, 4))
 BATCH = 4
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (BATCH, 3, 8, 8)).astype(np.float32)
 KEPT = np.ones((3, BATCH), np.float32)

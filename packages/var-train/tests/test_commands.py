@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import tyro
 from image_tree import write_image_tree
-from var_tokenizer import Tokenizer, TokenizerConfig
+from var_tokenizer import Tokenizer
 from var_train.commands.run_config import RunConfig, read_run_config
 from var_train.evaluate import TokenizerEvaluationConfig
 from var_train.evaluate import main as evaluate_command
@@ -193,10 +194,7 @@ def work(tmp_path_factory) -> Path:
     """1,000 images and a tokenizer of them."""
     root = tmp_path_factory.mktemp("work")
     write_image_tree(root / "images", (16, 16), ("cat",), train=500, val=500)
-    config = TokenizerConfig(
-        vocab_size=16, latent_channels=4, channels=32, channel_multipliers=(1, 1), scales=(1, 8)
-    )
-    Tokenizer(config).save(root / "tokenizer.safetensors")
+    Tokenizer(tiny.tokenizer(scales=(1, 8))).save(root / "tokenizer.safetensors")
     return root
 
 

@@ -6,13 +6,14 @@ import itertools
 import mindspore as ms
 import numpy as np
 import pytest
+import tiny
 from mindspore import ops
-from var_tokenizer import Tokenizer, TokenizerConfig
+from var_tokenizer import Tokenizer
 from var_train.data.token_sources import TokenSet
 from var_train.reports.generated_images import SamplingConfig, sample_classes
 from var_train.reports.image_sheets import sample_grid
 from var_train.training.transformer_stage import TransformerStageConfig, TransformerTraining
-from var_transformer import Transformer, TransformerConfig, generate
+from var_transformer import Transformer, generate
 
 SCALES = (1, 2, 4)
 CLASSES = 3
@@ -20,29 +21,13 @@ CLASSES = 3
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    config = TokenizerConfig(
-        vocab_size=16,
-        latent_channels=4,
-        channels=32,
-        channel_multipliers=(1,),
-        res_blocks=1,
-        scales=SCALES,
-    )
-    return Tokenizer(config, 0)
+    return Tokenizer(tiny.tokenizer(channel_multipliers=(1,), scales=SCALES), 0)
 
 
 @pytest.fixture(scope="module")
 def model() -> Transformer:
     """One whose logits depend on the class, so that guidance changes what is drawn."""
-    config = TransformerConfig(
-        depth=1,
-        width=32,
-        heads=2,
-        num_classes=CLASSES,
-        vocab_size=16,
-        latent_channels=4,
-        scales=SCALES,
-    )
+    config = tiny.transformer(depth=1, num_classes=CLASSES, scales=SCALES)
     model, rng = Transformer(config, 0), np.random.default_rng(0)
     for parameter in model.get_parameters():
         drawn = rng.standard_normal(parameter.shape) * 0.3

@@ -12,25 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from var_tokenizer import Tokenizer, TokenizerConfig
+from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError, arrays_checksum
 from var_train.data.token_cache import CacheIndex
 from var_train.reports.metrics_log import MetricsLog
 from var_train.reports.settings_record import record_settings
 from var_train.training.checkpoints import CheckpointFolder, Snapshot
-from var_transformer import Transformer, TransformerConfig
+from var_transformer import Transformer
 
-CONFIG = TokenizerConfig(
-    vocab_size=16,
-    latent_channels=4,
-    channels=32,
-    channel_multipliers=(1, 1),
-    res_blocks=1,
-    scales=(1, 2, 4),
-)
+CONFIG = tiny.tokenizer(scales=(1, 2, 4))
 Call = Callable[..., tuple[int, str]]
 
 
@@ -191,8 +185,7 @@ def test_names_in_models_reach_no_terminal_as_they_are(tmp_path, tokenizer, call
 
 
 def test_class_names_in_a_model_reach_no_terminal_as_they_are(tmp_path, tokenizer, call):
-    size = {"vocab_size": 16, "latent_channels": 4, "scales": (1, 2, 4), "num_classes": 1}
-    model = Transformer(TransformerConfig(depth=1, width=32, heads=2, **size))
+    model = Transformer(tiny.transformer(depth=1, num_classes=1, scales=(1, 2, 4)))
     model.class_names = ("\x1b[2J\nERROR: all",)
     model.save(tmp_path / "init.safetensors")
     words = ("--init", tmp_path / "init.safetensors", "--tokenizer-file", tokenizer)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from var_tokenizer import Tokenizer, TokenizerConfig
+import tiny
+from var_tokenizer import Tokenizer
 from var_train.data.batches import step_indices
 from var_train.data.token_sources import TokenSet
 from var_train.optimization.adamw import AdamWConfig
@@ -23,17 +24,8 @@ torch = pytest.importorskip("torch")
 TorchTransformer = pytest.importorskip("var_convert.reference").TorchTransformer
 
 SCALES = (1, 2, 3, 4)
-TOKENIZER = TokenizerConfig(
-    vocab_size=48,
-    latent_channels=8,
-    channels=32,
-    channel_multipliers=(1,),
-    res_blocks=1,
-    scales=SCALES,
-)
-MODEL = TransformerConfig(
-    depth=2, width=64, heads=4, num_classes=5, vocab_size=48, latent_channels=8, scales=SCALES
-)
+TOKENIZER = tiny.tokenizer(channel_multipliers=(1,), scales=SCALES)
+MODEL = tiny.transformer(scales=SCALES)
 STAGE = TransformerStageConfig(
     epochs=4,
     batch=8,
@@ -49,7 +41,7 @@ PEER = Path(__file__).resolve().parents[4] / "shared" / "peer" / "torch_var.py"
 def tokens() -> TokenSet:
     """Twenty images; one of them has the label of no class, as a dropped condition has."""
     rng = np.random.default_rng(0)
-    ids_nl = rng.integers(0, 48, (20, MODEL.schedule.length)).astype(np.int32)
+    ids_nl = rng.integers(0, MODEL.vocab_size, (20, MODEL.schedule.length)).astype(np.int32)
     return TokenSet(ids_nl, (np.arange(20) % 6).astype(np.int32))
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from image_tree import write_image_tree
 from safetensors.numpy import load_file
-from var_tokenizer import Tokenizer, TokenizerConfig
+from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError
 from var_train.commands.models import build_tokenizer, build_transformer
 from var_train.commands.run_config import RunConfig, TransformerSizeConfig, read_run_config
@@ -281,15 +282,14 @@ def test_names_that_are_not_utf_8_go_through_a_whole_run(tmp_path):
 
 
 def test_init_says_where_its_classes_have_other_names(tmp_path, caplog):
-    size = {"vocab_size": 16, "latent_channels": 4, "scales": (1, 2, 4)}
-    tokenizer = Tokenizer(TokenizerConfig(channels=32, channel_multipliers=(1,), **size), 0)
-    model = Transformer(TransformerConfig(depth=1, width=32, heads=2, num_classes=2, **size), 0)
+    tokenizer = Tokenizer(tiny.tokenizer(), 0)
+    model = Transformer(tiny.transformer(num_classes=2), 0)
     model.class_names = ("cat", "dog")
     model.save(tmp_path / "init.safetensors")
     config = RunConfig(
         stage="transformer",
         init=tmp_path / "init.safetensors",
-        transformer=TransformerSizeConfig(depth=1, width=32, heads=2),
+        transformer=TransformerSizeConfig(depth=2, width=32, heads=2),
     )
     build_transformer(config, tokenizer, ("cat", "dog"))
     assert not caplog.records

@@ -13,20 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny
 from image_tree import write_image_tree
 from safetensors.numpy import load_file
-from var_tokenizer import Tokenizer, TokenizerConfig
+from var_tokenizer import Tokenizer
 
 KILLS = int(os.environ.get("VAR_KILLS", "3"))  # the full proof takes 20
-TOKENIZER = TokenizerConfig(
-    vocab_size=16,
-    latent_channels=4,
-    channels=32,
-    channel_multipliers=(1,),
-    res_blocks=1,
-    phi_count=1,
-    scales=(1, 2, 4),
-)
+TOKENIZER = tiny.tokenizer(channel_multipliers=(1,), scales=(1, 2, 4))
 SETTINGS = """
     --transformer.depth 1 --transformer.width 32 --transformer.heads 2
     --train-transformer.batch 8 --train-transformer.ema 0.9

@@ -8,24 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from image_tree import random_image, write_image_tree
 from PIL import Image
 from safetensors.numpy import load_file, save_file
-from var_tokenizer import Tokenizer, TokenizerConfig
+from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError, arrays_checksum, to_model_range
 from var_train.data.image_sources import load_image_tree
 from var_train.data.token_cache import TokenCache
 from var_train.tokenize import TokenizeConfig, tokenize
 
-CONFIG = TokenizerConfig(
-    vocab_size=16,
-    latent_channels=4,
-    channels=32,
-    channel_multipliers=(1,),
-    res_blocks=1,
-    phi_count=1,
-    scales=(1, 2, 8),
-)
+CONFIG = tiny.tokenizer(channel_multipliers=(1,), scales=(1, 2, 8))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +77,9 @@ def test_a_second_run_writes_only_missing_and_damaged_shards(work, tmp_path):
         assert path.read_bytes() == (work / "cache" / "train" / path.name).read_bytes()
 
 
-@pytest.mark.parametrize(("name", "value"), [("ids", 16), ("flipped", 999), ("labels", 2)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("ids", CONFIG.vocab_size), ("flipped", 999), ("labels", 2)]
+)
 def test_tokens_out_of_range_are_refused_whatever_their_checksum(work, tmp_path, name, value):
     shutil.copytree(work / "cache", tmp_path / "cache")
     path = tmp_path / "cache" / "val" / "00000.safetensors"

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tiny
 from mindspore import Tensor, ops
 from var_tokenizer import Tokenizer, TokenizerConfig
 from var_tokenizer.common import InputError
@@ -17,15 +18,7 @@ from var_train.training.codebook import CodebookConfig
 from var_train.training.loop import LoopConfig, train_stage
 from var_train.training.tokenizer_stage import TokenizerStageConfig, TokenizerTraining
 
-CONFIG = TokenizerConfig(
-    vocab_size=16,
-    latent_channels=4,
-    channels=32,
-    channel_multipliers=(1, 1),
-    res_blocks=1,
-    phi_count=2,
-    scales=(1, 2, (4, 5)),
-)
+CONFIG = tiny.tokenizer(phi_count=2, scales=(1, 2, (4, 5)))
 
 
 def pictures(count: int, seed: int) -> ImageSet:
@@ -106,7 +99,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
     def poisoned_step(step: int) -> dict:
         if step == 3:
-            ops.assign(tokenizer.quant_conv.bias, Tensor(np.full(4, np.nan, np.float32)))
+            ops.assign(tokenizer.quant_conv.bias, Tensor(np.full(8, np.nan, np.float32)))
         return healthy_step(step)
 
     stage.train_step = poisoned_step
@@ -164,14 +157,7 @@ def test_a_step_whose_gradient_overflows_moves_neither_weights_nor_averages_nor_
     ],
 )
 def test_any_geometry_trains(downsampling, scales, size):
-    config = TokenizerConfig(
-        vocab_size=64,
-        latent_channels=4,
-        channels=32,
-        channel_multipliers=(1,) * (downsampling.bit_length()),
-        res_blocks=1,
-        scales=scales,
-    )
+    config = tiny.tokenizer(channel_multipliers=(1,) * downsampling.bit_length(), scales=scales)
     assert (config.downsampling, config.image_size) == (downsampling, size)
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (2, *size, 3), dtype=np.uint8)

@@ -5,10 +5,11 @@ import dataclasses
 import mindspore as ms
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from mindspore import ops
-from var_tokenizer import Tokenizer, TokenizerConfig
+from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError
 from var_train.data.batches import step_indices
 from var_train.data.token_sources import TokenSet
@@ -22,24 +23,8 @@ from var_train.training.transformer_stage import (
 from var_transformer import BackendConfig, Transformer, TransformerConfig
 
 SCALES = (1, 2, (2, 3))
-TOKENIZER = TokenizerConfig(
-    vocab_size=16,
-    latent_channels=4,
-    channels=32,
-    channel_multipliers=(1,),
-    res_blocks=1,
-    phi_count=1,
-    scales=SCALES,
-)
-MODEL = TransformerConfig(
-    depth=1,
-    width=32,
-    heads=2,
-    num_classes=3,
-    vocab_size=16,
-    latent_channels=4,
-    scales=SCALES,
-)
+TOKENIZER = tiny.tokenizer(channel_multipliers=(1,), scales=SCALES)
+MODEL = tiny.transformer(depth=1, num_classes=3, scales=SCALES)
 
 
 def tokens(count: int, seed: int) -> TokenSet:
