@@ -50,7 +50,7 @@ def main() -> None:
     scale = Tensor(np.full((1, config.heads, 1, 1), 4, np.float32))
     segmented = portable._LAUNCH
     choices = (
-        ("masked", BackendConfig("portable"), 1e9),
+        ("masked", BackendConfig("portable"), 10**9),
         ("segmented", BackendConfig("portable"), segmented),
         ("kernels", BackendConfig(), segmented),
     )
@@ -61,7 +61,7 @@ def main() -> None:
         log.info("%s: %s", form, type(attend).__name__)
         forms[form] = passes(attend, scale)
     for name in ("forward", "with gradient"):
-        samples = {form: [] for form in forms}
+        samples: dict[str, list[float]] = {form: [] for form in forms}
         for turn in range(options.rounds + 2):
             for form in forms if turn % 2 else reversed(forms):
                 samples[form].append(seconds(forms[form][name], tensors))

@@ -90,10 +90,9 @@ def small_model(config: Config, tokenizer: Tokenizer, large: Transformer) -> Tra
     small = Transformer(
         replace(size, depth=size.depth // 2, width=size.width // 2, heads=size.heads // 2)
     )
-    train, val = load_digits_split()
     stage = TransformerStageConfig()
-    sets = [tokens_of(tokenizer, images, stage.batch) for images in (train, val)]
-    training = TransformerTraining(small, tokenizer, *sets, stage, seed=0)
+    train, val = (tokens_of(tokenizer, images, stage.batch) for images in load_digits_split())
+    training = TransformerTraining(small, tokenizer, train, val, stage, seed=0)
     folder = config.run / "small"
     metrics = MetricsLog(folder)
     train_stage(training, folder, metrics, LoopConfig(validations=1), settings={}, resume=False)

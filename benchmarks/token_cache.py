@@ -21,6 +21,7 @@ from pathlib import Path
 import tyro
 from var_tokenizer import Tokenizer
 from var_train import (
+    ImageFolder,
     TokenCache,
     TokenSource,
     TransformerStageConfig,
@@ -74,7 +75,9 @@ def measure(config: Config, tokenizer: Tokenizer, train: TokenSource, classes: i
     for step in range(1, steps):
         values = training.train_step(step)
         for part in PARTS:
-            sums[part] += values[f"seconds_{part}"]
+            seconds = values[f"seconds_{part}"]
+            assert isinstance(seconds, float)
+            sums[part] += seconds
     whole = time.perf_counter() - begin
     return {part: seconds / (steps - 1) for part, seconds in (*sums.items(), ("step", whole))}
 
@@ -87,6 +90,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
         files, held_out = load_image_tree(config.data, size, memory_limit=0)
+        assert isinstance(files, ImageFolder) and isinstance(held_out, ImageFolder)
         splits = {"train": files, "val": held_out}
         write_cache(tokenizer, splits, Path(folder), shard=4096, batch=32)
         written = time.perf_counter() - begin

@@ -53,10 +53,10 @@ def main() -> None:
         measure("batch", str(batch), model, tokenizer, batch)
     found["depth"]["16"] = found["resolution"]["256"] = found["batch"]["1"]
     for depth in (20, 24):
-        model = None  # the weights of one size at a time
+        del model  # the weights of one size at a time
         model = Transformer(TransformerConfig.preset(f"d{depth}"))
         measure("depth", str(depth), model, tokenizer, 1)
-    model = None
+    del model
     large = Tokenizer(TokenizerConfig(scales=LARGE))
     model = Transformer(TransformerConfig(depth=16, width=1024, heads=16, scales=LARGE))
     measure("resolution", "512", model, large, 1)

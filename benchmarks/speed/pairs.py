@@ -52,17 +52,19 @@ class Side:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
+        assert self._process.stdin and self._process.stdout
+        self._jobs, self._answers = self._process.stdin, self._process.stdout
 
     def run(self, job: str) -> dict[str, Any]:
-        self._process.stdin.write(job + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
+        self._jobs.write(job + "\n")
+        self._jobs.flush()
+        answer = self._answers.readline()
         if not answer:
             raise SystemExit(f"the process of {self.name} ended with {self._process.wait()}")
         return json.loads(answer)
 
     def close(self) -> None:
-        self._process.stdin.close()
+        self._jobs.close()
         self._process.wait()
 
 
@@ -175,8 +177,8 @@ def show(report: Report) -> None:
         name = "train_step" if job == "train" else job
         values = (f"{median(of[side]):.2f} s" for side in ("ours", "torch"))
         table.add_row(name, *values, f"{ratios[name]:.2f}")
-    for part, of in report.peak_memory_bytes.items():
-        values = (f"{of[side] / GIB:.2f} GiB" for side in ("ours", "torch"))
+    for part, peak in report.peak_memory_bytes.items():
+        values = (f"{peak[side] / GIB:.2f} GiB" for side in ("ours", "torch"))
         table.add_row(f"memory_{part}", *values, f"{ratios[f'memory_{part}']:.2f}")
     for part in sorted({*(p for of in report.split_seconds.values() for p in of)}):
         values = (f"{report.split_seconds[s].get(part, 0):.2f} s" for s in ("ours", "torch"))

@@ -1,6 +1,7 @@
 """Random weights of d16 and its tokenizer, drawn by PyTorch and carried over by var-convert."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 log = logging.getLogger("benchmark")
@@ -16,15 +17,16 @@ def make(folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    for name, kind, config in (
-        ("vae", TorchTokenizer, TokenizerConfig()),
-        ("var", TorchTransformer, TransformerConfig.preset("d16")),
-    ):
+    models: dict[str, Callable[[], torch.nn.Module]] = {
+        "vae": lambda: TorchTokenizer(TokenizerConfig()),
+        "var": lambda: TorchTransformer(TransformerConfig.preset("d16")),
+    }
+    for name, build in models.items():
         target = folder / f"{name}.safetensors"
         if target.exists():
             continue
         log.info("drawing %s", target)
         source = folder / f"{name}.pth"
-        torch.save(kind(config).state_dict(), source)
+        torch.save(build().state_dict(), source)
         convert(source, target)
         source.unlink()

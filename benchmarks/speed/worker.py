@@ -10,15 +10,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from var_convert.reference import TorchTransformer
-    from var_tokenizer import ScaleSchedule
-    from var_transformer import Transformer
+    from var_tokenizer import TokenizerConfig
+    from var_transformer import Transformer, TransformerConfig
 
 os.environ.setdefault("GLOG_v", "3")  # MindSpore's warnings are not ours
 
@@ -32,14 +33,6 @@ LEARNING_RATE, BETAS, WEIGHT_DECAY, CLIP = 1e-4, (0.9, 0.95), 0.05, 2.0
 Job = Callable[[], Any]
 
 
-class Config(Protocol):
-    """What the configurations of both models have."""
-
-    vocab_size: int
-    latent_channels: int
-    schedule: "ScaleSchedule"
-
-
 class Stopwatch:
     """Seconds by part of a job."""
 
@@ -47,7 +40,7 @@ class Stopwatch:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def part(self, name: str):  # noqa: ANN201
+    def part(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
@@ -60,7 +53,7 @@ def images_of(batch: int, side: int) -> np.ndarray:
     return np.kron(coarse, np.ones((1, 1, side // 16, side // 16), np.float32))
 
 
-def ids_of(config: Config, batch: int) -> list[np.ndarray]:
+def ids_of(config: "TokenizerConfig | TransformerConfig", batch: int) -> list[np.ndarray]:
     rng = np.random.default_rng(2)
     return [rng.integers(0, config.vocab_size, (batch, n)) for n in config.schedule.tokens]
 
@@ -91,22 +84,20 @@ def ours(part: str, weights: Path) -> dict[str, Job]:
             "decode": lambda: digest(tokenizer.decode(ids)),
         }
     model = Transformer.load(weights / "var.safetensors")
-    sampling = {"cfg": CFG, "top_k": TOP_K, "top_p": TOP_P}
+    sampling: dict[str, Any] = {"cfg": CFG, "top_k": TOP_K, "top_p": TOP_P}
 
     def split() -> dict[str, float]:
         watch = Stopwatch()
-        timed = (_Timed(model, watch, _OURS), _Timed(tokenizer, watch, _OURS))
+        timed: list[Any] = [_Timed(target, watch, _OURS) for target in (model, tokenizer)]
         start = time.perf_counter()
         generate(*timed, labels_of(1), **sampling)
         watch.seconds["sampling"] = time.perf_counter() - start - sum(watch.seconds.values())
         return watch.seconds
 
-    jobs: dict[str, Job] = {
-        f"generate_b{b}": lambda b=b: digest(
-            generate(model, tokenizer, labels_of(b), **sampling).images
-        )
-        for b in (1, 4)
-    }
+    def images_of_labels(batch: int) -> list[float]:
+        return digest(generate(model, tokenizer, labels_of(batch), **sampling).images)
+
+    jobs: dict[str, Job] = {f"generate_b{b}": partial(images_of_labels, b) for b in (1, 4)}
     jobs["likeliest"] = lambda: np.concatenate(
         generate(model, tokenizer, labels_of(1), cfg=CFG, top_k=1).ids, 1
     ).tolist()
@@ -180,7 +171,7 @@ def _our_step(model: "Transformer") -> Job:
     return step
 
 
-def _training_batch(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _training_batch(config: "TransformerConfig") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng, schedule = np.random.default_rng(3), config.schedule
     rest = schedule.length - schedule.tokens[0]
     inputs = rng.standard_normal((TRAINING_BATCH, rest, config.latent_channels))
@@ -245,18 +236,18 @@ def reference(part: str, weights: Path) -> dict[str, Job]:
             with watch.part("decoder"):
                 return decode_latent(latent)
 
-        tokenizer.decode_latent = timed
+        tokenizer.__dict__["decode_latent"] = timed
         start = time.perf_counter()
         generate(1)
         total = time.perf_counter() - start
-        del tokenizer.decode_latent
+        del tokenizer.__dict__["decode_latent"]
         for hook in hooks:
             hook.remove()
         watch.seconds["transformer"] = seconds[0]
         watch.seconds["sampling"] = total - sum(watch.seconds.values())
         return watch.seconds
 
-    jobs: dict[str, Job] = {f"generate_b{b}": lambda b=b: generate(b) for b in (1, 4)}
+    jobs: dict[str, Job] = {f"generate_b{b}": partial(generate, b) for b in (1, 4)}
     jobs["likeliest"] = lambda: torch.cat(
         torch_generate(model, tokenizer, torch.tensor(labels_of(1)), cfg=CFG, top_k=1).ids, 1
     ).tolist()
