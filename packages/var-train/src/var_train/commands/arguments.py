@@ -1,4 +1,4 @@
-"""The command line of a run: sizes (``4``, or ``3x4`` for rows and columns), and a short help."""
+"""The command line of a run: how sizes are written (``4``, or ``3x4``), and a short help."""
 
 import sys
 import textwrap
@@ -58,10 +58,10 @@ def _size_rule(
 
 
 def parse(default: Config, prog: str) -> Config:
-    """The command line over ``default``, a dataclass with groups of settings (dataclasses).
+    """Reads the command line over ``default``, a dataclass with groups of settings (dataclasses).
 
-    ``--help`` explains the fields that are in no group and names the others with their defaults;
-    ``--help-all`` explains all.
+    ``--help`` explains the fields outside of groups, and lists the others with their defaults;
+    ``--help-all`` explains every field.
     """
     words = sys.argv[1:]
     if {"-h", "--help"} & {*words}:
@@ -97,7 +97,7 @@ def _help(default: Config, prog: str) -> None:
 
 
 def _settings(group: "DataclassInstance", prefix: str) -> Iterator[str]:
-    """What a group is, and its settings: ``--loop.keep 3 .validations 5``; then its groups."""
+    """What a group is and its settings, ``--loop.keep 3 .validations 5``; then its own groups."""
     names = {f.name: getattr(group, f.name) for f in fields(group)}
     inner: dict[str, Any] = {name: value for name, value in names.items() if is_dataclass(value)}
     words = [f".{_written(n, value)}" for n, value in names.items() if n not in inner]
@@ -114,7 +114,7 @@ def _option(field: str) -> str:
 
 
 def _written(field: str, value: object) -> str:
-    """An option and its value as they would be typed."""
+    """An option and its value as a user would type them."""
     option = _option(field)
     if isinstance(value, bool):
         return option if value else f"no-{option}"

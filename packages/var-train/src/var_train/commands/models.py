@@ -101,7 +101,7 @@ def _compare_init(
     known = init.tokenizer_checksum
     if config.stage == "all" or (known is not None and not tokenizer.belongs_to(known)):
         log.warning(
-            "%s: was trained on the tokens of another tokenizer; it has to learn these anew", name
+            "%s: was trained on another tokenizer's tokens; it has to learn the new ones", name
         )
     if init.config.num_classes != len(classes):
         log.info(
@@ -123,7 +123,7 @@ def _compare_init(
 
 
 def _with_new_classes(init: Transformer, model: Transformer) -> Transformer:
-    """``model`` with the weights of ``init``, but its own embeddings of classes."""
+    """``model`` with the weights of ``init``, but its own class embeddings."""
     tensors = init.published_tensors()
     own, no_class = model.class_emb.weight.asnumpy()[:-1], tensors["class_emb.weight"][-1:]
     tensors["class_emb.weight"] = np.concatenate([own, no_class])

@@ -47,7 +47,7 @@ DIGITS = TokenizerConfig(
     res_blocks=1,
     scales=(1, 2, 3, 4),
 )
-"""The tokenizer of a run that says nothing else, for images of 32x32."""
+"""The default tokenizer, for images of 32x32."""
 
 
 @dataclass(frozen=True)
@@ -61,37 +61,37 @@ class RunConfig:
     """
 
     preset: Preset | None = None
-    """A published transformer: its size and recipe are the defaults then, and the stage is
-    transformer."""
+    """A published transformer, whose size and recipe become the defaults; the stage is
+    transformer then."""
     init: Path | None = None
-    """A transformer to start from, .safetensors, instead of random weights: to fine-tune it. It
-    brings its own size: --transformer.* need not be given. If its number of classes is not the
-    data's, the embeddings of classes alone start at random."""
+    """A transformer to fine-tune, .safetensors, instead of random weights. It brings its own size:
+    --transformer.* is not needed. If the data has another number of classes, the class embeddings
+    alone start at random."""
     stage: Literal["all", "tokenizer", "transformer"] = "all"
-    """What to train; the transformer alone needs a tokenizer that is trained."""
+    """What to train; the transformer alone needs a trained tokenizer."""
     tokenizer_file: Path | None = None
     """The tokenizer for the stage transformer; by default OUT/tokenizer.safetensors. It brings
-    its own configuration: --tokenizer.* need not be given."""
+    its own configuration: --tokenizer.* is not needed."""
     data: Path | None = None
     """An image tree, DATA/train/CLASS/* and DATA/val/CLASS/*; by default the digits."""
     val_fraction: float | None = None
-    """Share of each class of DATA/CLASS/* (or of DATA/train/CLASS/*, where there is no val) that is
-    held out to validate on."""
+    """Share of each class that is held out for validation: of DATA/CLASS/*, or of
+    DATA/train/CLASS/* if there is no val."""
     tokens: Path | None = None
     """A token cache (python -m var_train.tokenize) for the stage transformer, instead of DATA."""
     out: Path = Path("runs/digits")
     """The folder for everything that the run writes."""
     image_size: Scale | None = None
     """The images' side, or ROWSxCOLUMNS. It follows from the tokenizer: its last scale *
-    2 ** (channel multipliers - 1); where it is given, the tokenizer has to fit it."""
+    2 ** (channel multipliers - 1). If given, the tokenizer must fit it."""
     seed: int = 0
-    """Of weights, order, dropout and sampling."""
+    """Seed of weights, order, dropout and sampling."""
     tokenizer: TokenizerConfig = DIGITS
-    """Each channel multiplier after the first halves the image; the last of the scales (sizes
-    such as 1 2 3x4) is what is left of it."""
+    """Each channel multiplier after the first halves the image; the last scale (of sizes such as
+    1 2 3x4) is the result."""
     transformer: TransformerSizeConfig = field(default_factory=TransformerSizeConfig)
     resume: bool = True
-    """Go on from the newest checkpoint of each stage in OUT, if there is one."""
+    """Continue from the newest checkpoint of each stage in OUT, if there is one."""
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(validations=1))
     train_tokenizer: TokenizerStageConfig = field(default_factory=TokenizerStageConfig)
     train_transformer: TransformerStageConfig = field(default_factory=TransformerStageConfig)
@@ -106,7 +106,7 @@ class RunConfig:
         return self.stage != "tokenizer"
 
     def __post_init__(self) -> None:
-        """Raises InputError for settings that do not go together."""
+        """Raises InputError for settings that contradict each other."""
         if self.tokenizer_file is not None and self.stage != "transformer":
             raise InputError(
                 f"tokenizer_file is {self.tokenizer_file} and stage {self.stage}; "
@@ -129,7 +129,7 @@ class RunConfig:
 
 
 def preset_defaults(name: Preset) -> RunConfig:
-    """What ``--preset NAME``, one of ``PRESETS``, means where nothing else is given."""
+    """The defaults of ``--preset NAME``."""
     stage = published_stage(name)
     return RunConfig(
         preset=name,
@@ -143,7 +143,7 @@ def preset_defaults(name: Preset) -> RunConfig:
 
 
 def read_run_config() -> RunConfig:
-    """The command line, over the defaults of its ``--preset`` and of the files that it names."""
+    """Reads the command line; its ``--preset`` and the files that it names give the defaults."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--preset", "--init", "--stage", "--out"):
         first.add_argument(name, nargs="?")
@@ -170,7 +170,7 @@ def read_run_config() -> RunConfig:
 
 
 def _config_in(path: Path, kind: str, config_type: type[ModelConfig]) -> ModelConfig | None:
-    """The configuration in a native file; None where it is unusable, as loading it will say."""
+    """The configuration in a native file; None if it is unusable, which loading will report."""
     try:
         return open_checkpoint(path, kind, config_type).config
     except InputError:
@@ -180,7 +180,7 @@ def _config_in(path: Path, kind: str, config_type: type[ModelConfig]) -> ModelCo
 def check_given(
     path: Path, group: str, brought: TokenizerConfig | TransformerSizeConfig, given: object
 ) -> None:
-    """Raises InputError where settings of ``group`` contradict the file that brings its own."""
+    """Raises InputError if settings of ``group`` contradict those that a file brings."""
     for name, theirs in asdict(brought).items():
         ours = getattr(given, name)
         if ours != theirs:

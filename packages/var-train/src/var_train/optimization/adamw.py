@@ -22,13 +22,13 @@ class AdamWConfig:
     """AdamW and its learning-rate schedule."""
 
     learning_rate: float = 3e-4
-    """Rate at its peak."""
+    """Its peak."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of the first and the second moment."""
     weight_decay: float = 0.05
     """Decay of matrices; embeddings, biases and gains are exempt."""
     weight_decay_end: float | None = None
-    """Decay at the last step, reached along half a cosine; None keeps it as it is."""
+    """Decay at the last step, reached along half a cosine; None for a constant decay."""
     clip: float = 2.0
     """Largest global norm of the gradient."""
     rate_schedule: str = "cos"
@@ -75,7 +75,7 @@ class AdamWConfig:
         return float(self.weight_decay_end + (self.weight_decay - self.weight_decay_end) * cosine)
 
 
-_MOST_SKIPPED = 100  # steps in a row; a loss scale comes down from its largest to 1 in 24
+_MOST_SKIPPED = 100  # steps in a row; a loss scale falls from its largest value to 1 in 24
 
 # Use HyperMap: `ms.jit` unrolls a Python loop into nested calls and stops at 1,000, which the
 # parameters of a transformer of depth 36 exceed.
@@ -109,9 +109,9 @@ def _update_parameter(
 
 
 class _Update(nn.Cell):
-    """AdamW of one parameter and its moments, in place, by MindSpore's fused kernel.
+    """Updates one parameter and its moments in place with MindSpore's fused kernel.
 
-    That kernel leaves out the bias correction, which ``AdamW.scalars`` folds into what it takes.
+    The kernel has no bias correction; ``AdamW.scalars`` folds it into the kernel's arguments.
     """
 
     def __init__(self, betas: tuple[float, float]) -> None:
@@ -132,10 +132,10 @@ class _Update(nn.Cell):
         finite: Tensor,
         scalars_3: Tensor,
     ) -> Tensor:
-        """Where the gradient is not ``finite``, nothing changes; ``factor`` is its own."""
+        """Multiplies the gradient by ``factor`` first; changes nothing if it is not ``finite``."""
         gradient = ops.select(finite, gradient * factor, ops.zeros_like(gradient))
         one = ops.ones_like(factor)
-        # a skipped step keeps its epsilon: 0 / (0 + epsilon) is what moments of 0 come to
+        # a skipped step keeps its epsilon: with moments of 0 the update is 0 / (0 + epsilon)
         rate, epsilon = ops.select(finite, scalars_3[0], 0 * one), scalars_3[1]
         beta1 = ops.select(finite, self.beta1 * one, one)
         beta2 = ops.select(finite, self.beta2 * one, one)
@@ -145,12 +145,12 @@ class _Update(nn.Cell):
 
 
 class _KernelUpdate(nn.Cell):
-    """The same in one pass of C++, for float32: no scaled copies of gradients in memory."""
+    """The same in one pass of C++, for float32, without scaled copies of the gradients."""
 
     def __init__(self, library: KernelLibrary, betas: tuple[float, float]) -> None:
         super().__init__()
         self.kernel = library.operator("adamw", lambda *_: (1,))
-        self.kernel.add_prim_attr("side_effect_mem", True)  # or the graph may reorder it
+        self.kernel.add_prim_attr("side_effect_mem", True)  # or the graph might reorder it
         self.squares = library.operator("sum_of_squares", lambda _: (1,))
         self.betas_2 = Tensor(np.array(betas, np.float32))
 
@@ -173,10 +173,10 @@ class _KernelUpdate(nn.Cell):
 
 
 class AdamW(nn.Cell):
-    """One update of all parameters from their gradients.
+    """Updates all parameters from their gradients.
 
-    A gradient that is not finite changes nothing. ``skipped`` counts such steps, for the bias
-    correction to leave them out; whoever reads the norm calls ``count``.
+    A gradient that is not finite changes nothing. ``skipped`` counts such steps, which the bias
+    correction leaves out; the caller passes the norm of every step to ``count``.
     """
 
     def __init__(
@@ -186,8 +186,10 @@ class AdamW(nn.Cell):
         decays: Callable[[Parameter], bool],
         sharding: Sharding | None = None,
     ) -> None:
-        """sharding: of these parameters, where this worker is to update its own alone."""
-        super().__init__(auto_prefix=False)  # a sharding inside would rename the model's weights
+        """decays: whether weight decay applies to a parameter. sharding: of these parameters, if
+        this worker is to update only its own.
+        """
+        super().__init__(auto_prefix=False)  # or the sharding would rename the model's weights
         self.config = config
         self.sharding = sharding
         if sharding is not None:
@@ -206,9 +208,9 @@ class AdamW(nn.Cell):
         self.skipped = self.skipped_in_a_row = 0
 
     def scalars(self, step: int, steps: int) -> Tensor:
-        """What ``construct`` needs of the schedule: rate, epsilon and decay of the update.
+        """(3,): rate, epsilon and decay of a step (0-based) of ``steps``, as ``construct`` needs.
 
-        As they are in an AdamW without bias correction that comes to the same.
+        Their values make an AdamW without bias correction equal to one with it.
         """
         beta1, beta2 = self.config.betas
         rate, updates = self.config.rate(step, steps), step - self.skipped + 1
@@ -223,7 +225,7 @@ class AdamW(nn.Cell):
     ) -> Tensor:
         """Updates the parameters in place; returns the global norm before clipping.
 
-        divisor: of the gradients, before anything else (loss scale, accumulated parts).
+        divisor: the gradients are divided by it first (loss scale, accumulated parts).
         """
         squares = self.map(ops.partial(_sum_of_squares, self.update.sum_of_squares), gradients)
         norm = ops.sqrt(ops.addn(squares)) / divisor
@@ -235,13 +237,13 @@ class AdamW(nn.Cell):
         update = ops.partial(_update, self.update, factor, finite, scalars_3, undecayed_3)
         states = self.parameters, self.first, self.second
         done = self.map(update, *states, gradients, self.decays)
-        norm = ops.depend(norm, done)  # an update nobody waits for is optimized away
+        norm = ops.depend(norm, done)  # or the update would be optimized away
         return norm if self.sharding is None else self.sharding(norm)
 
     def count(self, norm: float) -> bool:
-        """Whether the step that returned ``norm`` changed the weights; counts it where not.
+        """Whether the step that returned ``norm`` changed the weights; counts it if it did not.
 
-        Raises InputError where a hundred in a row did not: the training has come to an end.
+        Raises InputError after a hundred such steps in a row: the training no longer progresses.
         """
         finite = bool(np.isfinite(norm))
         self.skipped += not finite
@@ -254,9 +256,10 @@ class AdamW(nn.Cell):
         return finite
 
     def snapshot(self, prefix: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Arrays under ``prefix`` and JSON state of a ``Snapshot``.
+        """Arrays, under ``prefix``, and JSON state of a ``Snapshot``.
 
-        The same with sharding as without, on worker 0; the others call it and get no arrays.
+        Worker 0 gets all moments, sharded or not; with sharding the others get no arrays, but have
+        to call it, too.
         """
         state = {"skipped": self.skipped}
         if self.sharding is None:
@@ -282,9 +285,9 @@ class AdamW(nn.Cell):
 
 
 def release_gradients(gradients: Sequence[Tensor]) -> None:
-    """Frees the memory of gradients that an update has used.
+    """Frees the memory of gradients after the update.
 
-    A compiled function keeps its last arguments, which would lie beside the next step's gradients.
+    A compiled function keeps its last arguments, so they would coexist with the next gradients.
     """
     for gradient in gradients:
         gradient.untyped_storage().resize_(0)

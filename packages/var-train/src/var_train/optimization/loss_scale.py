@@ -1,4 +1,4 @@
-"""Number formats of the training: what products are computed in, and how gradients survive it."""
+"""Mixed precision: the type of matrix products, and the loss scale that float16 needs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ DTYPES = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
 class PrecisionConfig:
     """Mixed precision (arXiv:1710.03740).
 
-    Weights, their updates, norms, residuals and losses are float32 whatever the products are.
+    Weights, their updates, norms, residuals and losses are float32 for any type of the products.
     """
 
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Of matrix products, forward and backward, and of attention on an Ascend."""
+    """Type of matrix products, forward and backward, and of attention on an Ascend."""
     loss_scale: float = 2.0**11
-    """What a float16 loss is multiplied by at first, so that small gradients do not vanish."""
+    """The first factor of a float16 loss, so that small gradients do not vanish."""
     growth_every: int = 1000
-    """The loss scale doubles after so many steps without overflow, and halves at each overflow."""
+    """Steps without overflow after which the loss scale doubles; each overflow halves it."""
 
     def __post_init__(self) -> None:
         """Raises InputError for a value out of range."""
@@ -32,7 +32,7 @@ class PrecisionConfig:
 
 
 class LossScale:
-    """The dynamic loss scale of float16; 1 for the other types, whose exponents need none."""
+    """The dynamic loss scale of float16; 1 for other types, whose range of exponents needs none."""
 
     def __init__(self, config: PrecisionConfig) -> None:
         self._dynamic = config.dtype == "float16"
@@ -41,7 +41,7 @@ class LossScale:
         self._good_steps = 0
 
     def follow(self, finite: bool) -> None:
-        """Takes in whether the gradients of a step were finite."""
+        """Adapts the scale to whether the gradients of a step were finite."""
         if not self._dynamic:
             return
         self._good_steps = self._good_steps + 1 if finite else 0
@@ -51,7 +51,7 @@ class LossScale:
             self.value, self._good_steps = min(2.0**24, self.value * 2), 0
 
     def state(self) -> dict[str, float]:
-        """What ``restore`` takes, as JSON has it."""
+        """What ``restore`` takes, in JSON's types."""
         return {"value": self.value, "good_steps": self._good_steps}
 
     def restore(self, state: Mapping[str, Any]) -> None:

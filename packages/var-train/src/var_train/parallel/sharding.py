@@ -1,8 +1,8 @@
-"""The optimizer's state spread over the workers (ZeRO, stage 1, arXiv:1910.02054).
+"""The optimizer's state, sharded over the workers (ZeRO, stage 1, arXiv:1910.02054).
 
-MindSpore's own optimizer parallelism works in its semi-automatic parallel mode on an Ascend or GPU
-alone; this needs no more than AllGather. Whole parameters are dealt out: each worker keeps the
-moments of its own and updates these, then every worker receives what the others updated.
+MindSpore's own optimizer parallelism needs its semi-automatic parallel mode on an Ascend or a GPU;
+this needs AllGather alone. Whole parameters are dealt out: each worker keeps the moments of its
+own and updates these, then every worker receives what the others updated.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,10 +28,10 @@ def _receive_parameter(collected: Tensor, parameter: Parameter, offset: int) -> 
 
 
 def deal(sizes: Sequence[int], worker_count: int) -> tuple[int, ...]:
-    """The worker of each item: neighbours together, and alike loads.
+    """The worker of each item: neighbours stay together, and loads are about equal.
 
-    An item is whose share of the whole its middle lies in, so a load is larger than that share
-    by less than the largest item.
+    An item belongs to the worker whose equal share of the whole contains the item's middle, so a
+    load exceeds that share by less than the largest item.
     """
     middles = np.cumsum(sizes) - np.array(sizes) / 2
     return tuple(int(owner) for owner in middles * worker_count // sum(sizes))
@@ -49,10 +49,10 @@ class Sharding(nn.Cell):
         loads = np.bincount(self.owners, sizes, count).astype(int)
         self.begin = self.owners.index(rank) if rank in self.owners else 0
         self.end = self.begin + self.owners.count(rank)
-        # AllGather takes as much of each worker, above the largest load: at least one zero more
+        # AllGather takes the same length from each worker: the largest load and one zero more
         length = int(loads.max()) + 1
         self.zeros = Tensor(np.zeros(length - loads[rank], np.float32))
-        within = np.cumsum(sizes) - sizes  # its own worker's first parameter begins at 0
+        within = np.cumsum(sizes) - sizes  # where each parameter begins among all
         firsts = np.cumsum(loads) - loads
         offsets = [
             int(w - firsts[o] + o * length) for w, o in zip(within, self.owners, strict=True)
@@ -65,9 +65,9 @@ class Sharding(nn.Cell):
         self.collect = ops.AllGather()
 
     def construct(self, updated: Tensor) -> Tensor:
-        """Gives every worker the parameters as their owners have them; returns ``updated``.
+        """Gives every worker the parameters that the others own; returns ``updated``.
 
-        updated: a tensor that waits for this worker's update.
+        updated: a tensor that depends on this worker's update.
         """
         flat = self.map(ops.partial(_ravel, updated), self.own)
         collected = self.collect(ops.concat((*flat, self.zeros)))
@@ -75,9 +75,9 @@ class Sharding(nn.Cell):
         return ops.depend(updated, done)
 
     def all_of(self, own: Sequence[Parameter]) -> Iterator[np.ndarray]:
-        """An array for each parameter, from ``own``, those that its owner has; in order.
+        """Yields an array for each parameter in order, taken from its owner's ``own``.
 
-        Every worker has to go through all of it.
+        Every worker must iterate to the end.
         """
         mine = dict(enumerate(own, self.begin))
         for i, owner in enumerate(self.owners):

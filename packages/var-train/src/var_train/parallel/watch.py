@@ -1,7 +1,7 @@
-"""Workers that watch one another: where one dies, the others say which and stop.
+"""Workers watch one another: when one dies, the others log which one and stop.
 
-A collective waits for a dead worker for many minutes. So every worker keeps a sign of life in the
-run folder, which all share: its process and last log line, touched every two seconds.
+A collective would wait many minutes for a dead worker. So every worker keeps a sign of life in the
+shared run folder: a file with its process and last log line, touched every two seconds.
 """
 
 import json
@@ -22,11 +22,13 @@ log = logging.getLogger(__name__)
 
 _TOUCH = 2.0  # seconds between two signs of life
 _SILENCE = 30.0  # seconds after which a worker of another machine counts as dead
-_POLL = 0.1  # seconds between two looks: msrun takes a second to kill the others unheard
+_POLL = (
+    0.1  # seconds between two looks: msrun kills the others after a second, and nothing is logged
+)
 
 
 class _LastLine(logging.Handler):
-    """Keeps the sign of life of this worker."""
+    """Writes this worker's sign of life."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(logging.INFO)
@@ -36,13 +38,16 @@ class _LastLine(logging.Handler):
         self.note(record.getMessage())
 
     def note(self, text: str) -> None:
-        """Makes the first line of ``text`` the last words, as far as the others know."""
+        """Makes the first line of ``text`` the last log line that the others see."""
         life = {
             "host": socket.gethostname(),
             "process": os.getpid(),
             "line": text.partition("\n")[0],
         }
-        with suppress(OSError), replacing(self.path) as temporary:  # a full disk is told elsewhere
+        with (
+            suppress(OSError),
+            replacing(self.path) as temporary,
+        ):  # a full disk is reported elsewhere
             temporary.write_text(json.dumps(life))
 
 
@@ -50,10 +55,10 @@ class _LastLine(logging.Handler):
 def watched(folder: Path) -> Iterator[None]:
     """While the block runs, the death of another worker ends this one with status 1.
 
-    folder: shared by all workers. A single worker watches nobody. A block that ends in an
-    exception leaves its sign of life for the others, who see that nobody keeps it.
+    folder: shared by all workers. A single worker watches nobody. After an exception the sign of
+    life stays, untouched, so that the others notice.
 
-    Raises InputError where the folder cannot be written.
+    Raises InputError if the folder cannot be written.
     """
     if workers.size() == 1:
         yield
@@ -70,7 +75,7 @@ def watched(folder: Path) -> Iterator[None]:
     logger = logging.getLogger("var_train")
     logger.addHandler(handler)
     log.info("worker %d of %d", workers.rank(), workers.size())
-    workers.wait_for_all()  # then no sign of an earlier run is left
+    workers.wait_for_all()  # no sign of life of an earlier run is left now
     thread = threading.Thread(target=_look, args=(own, paths, stop), daemon=True)
     thread.start()
     try:
@@ -86,7 +91,7 @@ def watched(folder: Path) -> Iterator[None]:
         raise
     else:
         own.unlink(missing_ok=True)
-        with suppress(OSError):  # the last one out
+        with suppress(OSError):  # only the last worker finds it empty
             folder.rmdir()
     finally:
         stop.set()
@@ -104,7 +109,7 @@ def _look(own: Path, others: list[Path], stop: threading.Event) -> None:
         for path in others:
             try:
                 life, age = json.loads(path.read_text()), _mtime(own) - _mtime(path)
-            except (OSError, ValueError, RecursionError):  # it has finished, or is writing
+            except (OSError, ValueError, RecursionError):  # it has finished, or is writing the file
                 continue
             here = life["host"] == socket.gethostname()
             if (not _runs(life["process"])) if here else age > _SILENCE:
@@ -124,7 +129,7 @@ def _mtime(path: Path) -> float:
 
 
 def _runs(process: int) -> bool:
-    """Whether a process of this machine lives; one that nobody has waited for does not."""
+    """Whether a process of this machine is alive; a zombie is not."""
     try:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

@@ -1,6 +1,6 @@
-"""Data parallelism over the workers that ``msrun`` starts; a single process needs none of it.
+"""The workers of a distributed run, which ``msrun`` starts, and what they exchange.
 
-Everything here works on one process too, where it returns at once.
+Everything here works in a single process, too, where it returns at once.
 """
 
 import hashlib
@@ -14,17 +14,17 @@ from var_tokenizer.common import InputError
 
 
 def start() -> None:
-    """Joins the other workers, where ``msrun`` started this process; to be called first.
+    """Joins the other workers if ``msrun`` started this process; call it first.
 
-    The scheduler that ``msrun`` starts beside the workers ends in here.
+    The scheduler that ``msrun`` starts beside the workers never returns from here.
     """
     if "MS_ROLE" in os.environ and not communication.GlobalComm.INITED:
-        # A collective of the CPU gives up after 30 s, which worker 0 takes to sample or to save;
-        # a worker that is dead is noticed by the watch.
+        # A collective on the CPU gives up after 30 s, but worker 0 may take longer to sample or
+        # to save. The watch notices a dead worker.
         os.environ.setdefault("MS_CPU_COMM_OP_TIMEOUT", str(24 * 3600))
         ms.set_context(mode=ms.GRAPH_MODE)
         communication.init()
-        ms.set_context(mode=ms.PYNATIVE_MODE)  # as in a single process; the models compile by jit
+        ms.set_context(mode=ms.PYNATIVE_MODE)  # as in a single process; models compile with ms.jit
 
 
 def size() -> int:
@@ -38,9 +38,9 @@ def rank() -> int:
 
 
 def share(batch: int, accumulation: int = 1) -> int:
-    """Images that a worker takes at a time of ``batch`` images a step.
+    """The images that a worker computes at once, of ``batch`` images a step.
 
-    Raises InputError for a batch that workers and accumulation do not divide.
+    Raises InputError for a batch that is not a multiple of workers times accumulation.
     """
     if batch % (size() * accumulation):
         raise InputError(
@@ -51,11 +51,11 @@ def share(batch: int, accumulation: int = 1) -> int:
 
 
 def gather(array: np.ndarray) -> np.ndarray:
-    """(workers, ...): the arrays of all workers, which have one shape and dtype, by rank."""
+    """(workers, ...): the arrays of all workers, by rank; all have the same shape and dtype."""
     array = np.ascontiguousarray(array)
     if size() == 1:
         return array[None]
-    # as int32: the collectives of the CPU lack float64 and drop the upper half of an int64
+    # as int32: collectives on the CPU lack float64 and drop the upper half of an int64
     raw = np.zeros(-(-array.nbytes // 4), np.int32)
     raw.view(np.uint8)[: array.nbytes] = array.reshape(-1).view(np.uint8)
     rows = ops.AllGather()(Tensor(raw[None])).asnumpy()
@@ -69,7 +69,7 @@ def all_reduce_sum(array: np.ndarray) -> np.ndarray:
 
 
 def broadcast(array: np.ndarray, root: int) -> np.ndarray:
-    """The float32 array of worker ``root``; all workers bring one of its shape."""
+    """The float32 array of worker ``root``; every worker passes one of the same shape."""
     if size() == 1:
         return array
     return ops.Broadcast(root)((Tensor(array),))[0].asnumpy()
@@ -81,14 +81,14 @@ def any_worker(flag: bool) -> bool:
 
 
 def wait_for_all() -> None:
-    """Returns when every worker is here."""
+    """Returns when every worker has called it."""
     gather(np.zeros(1, np.int32))
 
 
 def synchronize(parameters: Sequence[Parameter]) -> None:
-    """Gives every worker the values of worker 0, and makes sure by their hash.
+    """Gives every worker the values of worker 0, and compares their hashes afterwards.
 
-    Raises RuntimeError where they differ nevertheless.
+    Raises RuntimeError if they differ.
     """
     if size() == 1:
         return
@@ -98,7 +98,7 @@ def synchronize(parameters: Sequence[Parameter]) -> None:
 
 
 def check_equal(parameters: Sequence[Parameter]) -> None:
-    """Raises RuntimeError unless every worker has the same values, bit by bit."""
+    """Raises RuntimeError unless every worker has the same values, bit for bit."""
     digest = hashlib.sha256()
     for parameter in parameters:
         digest.update(np.ascontiguousarray(parameter.asnumpy()).data)

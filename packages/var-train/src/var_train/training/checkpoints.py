@@ -1,7 +1,7 @@
-"""Checkpoints of a run in progress: atomic, checksummed, the last few and the best kept.
+"""Checkpoints of a run: atomic and checksummed; the last few and the best stay.
 
-A checkpoint is one safetensors file of the numpy arrays of a ``Snapshot``; its metadata holds
-the step, the rest of the state as JSON and a SHA-256 over all of it.
+A checkpoint is one safetensors file with the arrays of a ``Snapshot``. Its metadata holds the step,
+the rest of the state as JSON, and a SHA-256 of everything.
 """
 
 import errno
@@ -26,9 +26,9 @@ _DAMAGED = (SafetensorError, OSError, ValueError, KeyError, TypeError, Recursion
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a stage needs to go on.
+    """All that a stage needs to continue.
 
-    step: finished steps. arrays: by name. state: whatever else, as JSON has it.
+    step: finished steps. arrays: by name. state: the rest, in JSON's types.
     """
 
     step: int
@@ -37,7 +37,7 @@ class Snapshot:
 
 
 class CheckpointFolder:
-    """The checkpoints of one stage; one process writes, any number read."""
+    """The checkpoints of one stage. One process writes them, any number may read."""
 
     def __init__(self, folder: Path, keep: int = 3) -> None:
         """keep: how many of the newest stay, 1 or more; the best stays beside them."""
@@ -45,12 +45,12 @@ class CheckpointFolder:
         self.keep = keep
 
     def save(self, snapshot: Snapshot, best: bool = False) -> Path:
-        """Writes ``snapshot`` and removes what is no longer kept.
+        """Writes ``snapshot`` and removes old checkpoints.
 
-        When it returns, the file is on the disk; a process that is killed on the way leaves
-        the earlier checkpoints as they were. best: this is the best so far.
+        When it returns, the file is on the disk; a process that is killed before that leaves the
+        earlier checkpoints as they were. best: this is the best so far.
 
-        Raises InputError where it cannot be written (a full disk, say).
+        Raises InputError if it cannot be written (a full disk, say).
         """
         path = self.folder / f"step-{snapshot.step:09d}.safetensors"
         arrays = {name: np.ascontiguousarray(a) for name, a in snapshot.arrays.items()}
@@ -72,9 +72,9 @@ class CheckpointFolder:
         return path
 
     def newest(self) -> Snapshot | None:
-        """The newest checkpoint that is whole; None where there is none at all.
+        """The newest checkpoint that is whole; None if there are none.
 
-        A damaged one is passed over with a warning. Raises InputError where all are damaged.
+        Skips a damaged one with a warning. Raises InputError if all are damaged.
         """
         paths = self._paths()
         for path in reversed(paths):
@@ -96,7 +96,7 @@ class CheckpointFolder:
     def peek(self) -> tuple[int, Mapping[str, Any]] | None:
         """Step and state of the newest checkpoint, without reading (or checking) its arrays.
 
-        None where there is none with a readable head.
+        None if there is none with a readable header.
         """
         for path in reversed(self._paths()):
             try:
@@ -120,13 +120,13 @@ class CheckpointFolder:
         return sorted(self.folder.glob("step-*.safetensors"))
 
     def _leftovers(self) -> list[Path]:
-        """What processes that were killed in the middle of a save left behind."""
+        """Temporary files of processes that were killed during a save."""
         return sorted(self.folder.glob(".step-*.safetensors"))
 
     def _prune(self) -> None:
-        kept = {self.best(), *self._paths()[-self.keep :]}
+        stay = {self.best(), *self._paths()[-self.keep :]}
         for path in (*self._paths(), *self._leftovers()):
-            if path not in kept:
+            if path not in stay:
                 path.unlink(missing_ok=True)
 
 
@@ -146,7 +146,7 @@ def restore_parameters(
     expected = {f"{prefix}/{p.name}": tuple(p.shape) for p in parameters}
     check_tensors("checkpoint", expected, found)
     for parameter in parameters:
-        # assigned in place: graphs that are compiled already keep the old data after set_data
+        # not set_data, after which compiled graphs would keep the old data
         ops.assign(parameter, Tensor(found[f"{prefix}/{parameter.name}"]))
 
 

@@ -1,6 +1,6 @@
-"""The health of the codebook: how it starts, moves and keeps all of its codes in use.
+"""The codebook: how it starts, follows the data, and keeps all of its codes in use (revival).
 
-All of it works on NumPy arrays between the steps. What ranks must agree on is summed over them.
+All of it works on NumPy arrays between the steps. What workers must agree on is summed over them.
 """
 
 import logging
@@ -28,22 +28,22 @@ class CodebookConfig:
     """How the codebook is trained."""
 
     start: Start = "data"
-    """Codes at first: centres of clusters of the vectors that the encoder makes of the first
-    batch, such vectors themselves, or random numbers."""
+    """The first codes: centres of clusters of the encoder's vectors of the first batch, such
+    vectors themselves, or random numbers."""
     update: Update = "gradient"
     """How codes follow the vectors they stand for: by moving averages (arXiv:1711.00937,
     appendix A) or by the gradient of the quantization loss."""
     ema_decay: float = 0.99
-    """Of the moving averages, a step."""
+    """Decay of the moving averages at each step."""
     commitment: float = 0.25
-    """Weight of drawing the encoder's output to the codes (VQ-VAE's beta)."""
+    """Weight of the loss that draws the encoder's output to the codes (VQ-VAE's beta)."""
     revive_every: int = 20
-    """Steps between revivals: codes that no image used since the last are placed on vectors of
-    the batch at hand. A scale that uses fewer codes than its even part of them gets these first,
-    and the least used codes of all if they are too few. 0 for never. The last quarter of the steps
-    revives none."""
+    """Steps between revivals, 0 for never. A revival places the codes that no image has used since
+    the last one on vectors of the current batch. A scale that uses fewer codes than its even share
+    gets these first, and if they are too few, the least used codes as well. The last quarter of
+    the steps revives none."""
     scale_dropout: float = 0.0
-    """Share of the images that are reconstructed from their first scales alone, any number of
+    """Share of the images that are reconstructed from their first scales alone, a random number of
     them, so that every prefix decodes well."""
 
     def __post_init__(self) -> None:
@@ -59,21 +59,21 @@ class CodebookConfig:
 class CodebookKeeper:
     """Places, moves, revives and watches the codes of a tokenizer in training.
 
-    Raises InputError where a batch (of ``batch`` images, over all ranks) has fewer vectors than
-    the codebook has codes: codes could neither start nor be revived apart from each other.
+    Raises InputError if a batch (of ``batch`` images, over all workers) has fewer vectors than
+    the codebook has codes: several codes would start from one vector.
     """
 
-    def __init__(self, tokenizer: Tokenizer, health: CodebookConfig, batch: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, config: CodebookConfig, batch: int) -> None:
         vectors = batch * tokenizer.schedule.length
-        if health.start != "random" and vectors < tokenizer.vocab_size:
+        if config.start != "random" and vectors < tokenizer.vocab_size:
             raise InputError(
                 f"vocab_size is {tokenizer.vocab_size}; a batch of {batch} images has {vectors} "
                 f"vectors to start codes from: expected at most {vectors}, or a larger batch"
             )
-        self._tokenizer, self._health = tokenizer, health
+        self._tokenizer, self._config = tokenizer, config
         v, z = tokenizer.vocab_size, tokenizer.latent_channels
-        # Every scale counts alike, as in the loss of the gradient update: else the fine scales,
-        # which have nearly all of the tokens, would draw the codes away from the coarse ones.
+        # Every scale has the same weight, as in the loss of the gradient update: otherwise the fine
+        # scales, which have nearly all tokens, would draw the codes away from the coarse ones.
         tokens_k = np.array(tokenizer.schedule.tokens)
         weight_k = tokenizer.schedule.length / (len(tokens_k) * tokens_k)
         self._weight_l = np.repeat(weight_k, tokens_k).astype(np.float32)
@@ -84,14 +84,14 @@ class CodebookKeeper:
 
     # ------------------------------------------------------------ start
     def start(self, images_bcyx: np.ndarray, rng: np.random.Generator) -> None:
-        """Places all codes, from the images (B, 3, H, W) of the first batch."""
+        """Places all codes. images_bcyx: (B, 3, Y, X), the first batch of this worker."""
         everything = np.arange(self._tokenizer.vocab_size)
-        if self._health.start != "random":
+        if self._config.start != "random":
             scales = self._residuals(images_bcyx)
             share_k = self._at_most(len(everything) // len(scales), scales)
             share_k[-1] += len(everything) - share_k.sum()
             self._place(everything, share_k, scales, rng)
-        if self._health.start == "kmeans":
+        if self._config.start == "kmeans":
             self._set(everything, self._centres(self._residuals(images_bcyx), rng))
 
     def _centres(self, scales: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
@@ -103,7 +103,7 @@ class CodebookKeeper:
         means = MiniBatchKMeans(
             v, init="random", n_init=1, batch_size=4 * v, random_state=int(rng.integers(2**31))
         ).fit(drawn)
-        # from one worker: sums of several threads may differ in their last bit
+        # from one worker: sums of several threads may differ in the last bit
         return workers.broadcast(means.cluster_centers_.astype(np.float32), 0)
 
     def _residuals(self, images_bcyx: np.ndarray) -> list[np.ndarray]:
@@ -122,9 +122,9 @@ class CodebookKeeper:
     ) -> dict[str, list[float] | float]:
         """Moves and revives codes after a step; returns usage and perplexity of each scale.
 
-        step: counts from 0 the steps that changed the weights.
-        ids_bl, vectors_blz: tokens (B, L) of all scales and the vectors (B, L, z) they stand
-        for. kept_kb: (K, B), 0 where a scale was dropped: those tokens do not count.
+        step: 0-based, of the steps that changed the weights. ids_bl, vectors_blz: the tokens
+        (B, L) of all scales and the vectors (B, L, z) that they stand for. kept_kb: (K, B), 0
+        where a scale was dropped: its tokens do not count.
         """
         split = self._tokenizer.schedule.split
         token_kept_bl = np.repeat(kept_kb.T, self._tokenizer.schedule.tokens, axis=1) > 0
@@ -133,13 +133,13 @@ class CodebookKeeper:
         self._hits_sv += hits_sv
         usage = self._tokenizer.quantize.ema_vocab_hit_SV
         usage_sv = smooth(usage.asnumpy(), hits_sv, step)
-        # assigned in place: graphs that are compiled already keep the old data after set_data
+        # not set_data, after which compiled graphs would keep the old data
         ops.assign(usage, Tensor(usage_sv))
-        if self._health.update == "ema":
+        if self._config.update == "ema":
             weight_bl = token_kept_bl * self._weight_l
             self._average(ids_bl.ravel(), vectors_blz.reshape(ids_bl.size, -1), weight_bl.ravel())
         revived = 0
-        every = self._health.revive_every
+        every = self._config.revive_every
         if every and (step + 1) % every == 0 and step < 0.75 * steps:
             revived = self._revive(split(vectors_blz), rng)
             self._hits_sv[:] = 0
@@ -152,14 +152,14 @@ class CodebookKeeper:
         chosen = csr_matrix((weight_n, (ids_n, np.arange(n))), shape=(v, n))
         both = np.concatenate((chosen @ vectors_nz, chosen.sum(1)), 1).astype(np.float32)
         both = workers.all_reduce_sum(both)
-        decay = np.float32(self._health.ema_decay)
+        decay = np.float32(self._config.ema_decay)
         self._sum_vz = decay * self._sum_vz + (1 - decay) * both[:, :-1]
         self._count_v = decay * self._count_v + (1 - decay) * both[:, -1]
-        alive_v = self._count_v > 1e-3  # a code that nobody uses stays where it is
+        alive_v = self._count_v > 1e-3  # a code that no token uses stays where it is
         self._assign(alive_v, self._sum_vz[alive_v] / self._count_v[alive_v, None])
 
     def _revive(self, scales: Sequence[np.ndarray], rng: np.random.Generator) -> int:
-        """Moves idle codes onto vectors of this batch, (B, l, z) a scale; returns how many."""
+        """Revives dead codes on vectors of this batch, (B, l, z) a scale; returns how many."""
         hits_sv, scale_count = self._hits_sv, len(self._hits_sv)
         missing_k = np.maximum(hits_sv.shape[1] // scale_count - (hits_sv > 0).sum(1), 0)
         wanted_k = self._at_most(missing_k, scales)
@@ -171,7 +171,7 @@ class CodebookKeeper:
         return count
 
     def _at_most(self, share_k: np.ndarray | int, scales: Sequence[np.ndarray]) -> np.ndarray:
-        """``share_k``, but no more than a scale has vectors on all ranks."""
+        """``share_k``, but no more than a scale has vectors on all workers."""
         z = self._tokenizer.latent_channels
         return np.minimum(share_k, [workers.size() * s.size // z for s in scales])
 
@@ -184,8 +184,8 @@ class CodebookKeeper:
     ) -> None:
         """Places the codes ``codes_n`` on vectors of this batch, ``share_k`` of them on scale k's.
 
-        Vectors are drawn from the whole batch, so that as many workers as there are place the
-        codes alike; one is taken twice only where a scale has too few.
+        Vectors are drawn from the whole batch, so the codes do not depend on the number of
+        workers; one is taken twice only if a scale has too few.
         """
         if not len(codes_n):
             return
@@ -197,7 +197,7 @@ class CodebookKeeper:
         self._set(codes_n, taken(flat, indices))
 
     def _set(self, chosen: np.ndarray, codes_nz: np.ndarray) -> None:
-        """Puts codes on new places, where their averages start again."""
+        """Puts codes in new places, where their averages start again."""
         self._count_v[chosen] = 1.0
         self._sum_vz[chosen] = codes_nz
         self._assign(chosen, codes_nz)
@@ -209,8 +209,8 @@ class CodebookKeeper:
         ops.assign(codebook, Tensor(codes_vz))
 
     def _watch(self, step: int, usage_sv: np.ndarray, perplexity: list[float]) -> None:
-        """Warns of a scale whose tokens have shrunk to a twentieth of what they could be."""
-        if step < 200:  # a healthy codebook, too, is still spreading over its coarse scales
+        """Warns of a scale whose perplexity is below a twentieth of what it could be."""
+        if step < 200:  # even a healthy codebook is still spreading over its coarse scales
             return
         for k, (rows, columns) in enumerate(self._tokenizer.schedule.sizes):
             # the running usage remembers about 100 steps
@@ -225,7 +225,7 @@ class CodebookKeeper:
 
     # ------------------------------------------------------------ resumption
     def arrays(self) -> dict[str, np.ndarray]:
-        """All that the coming steps depend on, beside the tokenizer's own parameters."""
+        """All that later steps depend on, beside the tokenizer's own parameters."""
         return {"hits": self._hits_sv, "count": self._count_v, "sum": self._sum_vz}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
@@ -237,8 +237,8 @@ class CodebookKeeper:
 def taken(scales: Sequence[np.ndarray], indices: Sequence[np.ndarray]) -> np.ndarray:
     """(N, z): the rows ``indices`` of each scale, one scale after another.
 
-    scales: K arrays (n, z) float32, of this worker's images; indices count the rows of all
-    workers, by rank, and are the same on every worker.
+    scales: K arrays (n, z) float32, of this worker's images. indices: K arrays, the same on every
+    worker; they count the rows of all workers, by rank.
     """
     rows = []
     for vectors_nz, index_m in zip(scales, indices, strict=True):
@@ -261,7 +261,7 @@ def count_hits(
 
 
 def perplexities(hits_sv: np.ndarray) -> list[float]:
-    """exp of the entropy of each row: how many codes a scale uses, were it evenly. 0 for none."""
+    """exp of the entropy of each row: how many codes, used evenly, would give it. 0 for none."""
     totals = np.maximum(hits_sv.sum(1, keepdims=True), 1e-12)
     shares = hits_sv / totals
     entropies = -(shares * np.log(np.maximum(shares, 1e-12))).sum(1)
@@ -269,6 +269,6 @@ def perplexities(hits_sv: np.ndarray) -> list[float]:
 
 
 def smooth(usage_sv: np.ndarray, hits_sv: np.ndarray, step: int) -> np.ndarray:
-    """The running usage that published checkpoints carry: slower once it has settled."""
+    """The running usage as in published checkpoints: its average is slower after 100 steps."""
     keep = 0.0 if step == 0 else 0.9 if step < 100 else 0.99
     return keep * usage_sv + np.float32(1 - keep) * hits_sv

@@ -1,4 +1,4 @@
-"""The training loop of both stages: resumes, records, validates, saves, and stops in order."""
+"""The training loop of both stages: resumes, records, validates, saves and stops cleanly."""
 
 import json
 import logging
@@ -28,11 +28,11 @@ _PATIENCE = 2.0  # seconds; some launchers send a signal twice
 
 
 class Stage(Protocol):
-    """What is trained, one step at a time.
+    """What the loop trains, one step at a time.
 
-    All randomness of a step comes from its number (``np.random.default_rng((seed, stage number,
-    step))``), so a stage that is restored after n steps goes on as if it had never stopped.
-    Every worker calls everything here, in the same order.
+    All randomness of a step comes from its number (``np.random.default_rng((seed, stream,
+    step))``), so a stage that is restored after n steps continues as if it had never stopped.
+    Every worker calls all methods, in the same order.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Stage(Protocol):
         """
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Everything that training changes: arrays by name, and the rest as JSON has it."""
+        """Everything that training changes: arrays by name, and the rest in JSON's types."""
 
     def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
         """Puts back what ``state`` gave."""
@@ -76,7 +76,7 @@ class LoopConfig:
 
 
 class Stopwatch:
-    """Where the time of a step goes: ``with watch("data"): ...``."""
+    """Measures the parts of a step: ``with watch("data"): ...``."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
@@ -103,16 +103,16 @@ def train_stage(
 ) -> dict[str, Value]:
     """Trains ``stage`` to its last step; returns the last validation's numbers.
 
-    folder: of the run; checkpoints lie in ``FOLDER/checkpoints/STAGE``. settings: what must be
-    the same for a run to be resumed, as JSON has it. resume: go on from the newest checkpoint,
-    where there is one; else all checkpoints of the stage are removed.
+    folder: of the run; checkpoints are in ``FOLDER/checkpoints/STAGE``. settings: what must be
+    the same for a run to be resumed, in JSON's types. resume: continue from the newest checkpoint,
+    if there is one; otherwise all checkpoints of the stage are removed.
 
-    Ctrl-C and SIGTERM save after the step at hand and exit with status 130: the training is not
-    done. Raises InputError for a checkpoint of other settings, a loss that is not finite (the
-    last good checkpoint stays) and a disk that cannot be written.
+    Ctrl-C and SIGTERM save after the current step and exit with 130: the training is not done.
+    Raises InputError for a checkpoint of other settings, a loss that is not finite (the last good
+    checkpoint stays) and a disk that cannot be written.
     """
     checkpoints = CheckpointFolder(stage_folder(folder, stage.name), config.keep)
-    settings = json.loads(json.dumps(settings))  # tuples as the lists that come back
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in a checkpoint
     if workers.rank() == 0 and not resume:
         checkpoints.clear()
     done, best, stop = 0, math.inf, False
@@ -170,7 +170,7 @@ def train_stage(
             if stop:
                 break
     if stop:
-        workers.wait_for_all()  # msrun kills worker 0, which saves, where another has ended
+        workers.wait_for_all()  # or msrun would kill worker 0, which saves, when another ends
         log.error(
             "%s: terminated; saved after step %d of %d; the same command continues there",
             *(stage.name, done, stage.steps),
@@ -180,14 +180,14 @@ def train_stage(
 
 
 def stage_folder(folder: Path, stage: str) -> Path:
-    """Where the checkpoints of a stage of the run ``folder`` lie."""
+    """The folder of a stage's checkpoints in the run ``folder``."""
     return folder / "checkpoints" / stage
 
 
 def check_resumable(
     folder: Path, stage: str, settings: Mapping[str, object], data: DataRecord | None
 ) -> int | None:
-    """Raises InputError where a stage cannot continue from the checkpoint that it has.
+    """Raises InputError if a stage cannot continue from the checkpoint that it has.
 
     folder: of the run. settings: those of ``train_stage`` that are known before training. data:
     the images, whose digest is in ``settings``. Returns the step of the checkpoint, None for none.
@@ -210,7 +210,7 @@ def _loss_of(metrics: Mapping[str, Value]) -> float:
 
 
 def check_finite(loss: float, stage: str, step: int) -> float:
-    """The loss itself; raises InputError where it is NaN or infinite."""
+    """The loss itself; raises InputError if it is NaN or infinite."""
     if not np.isfinite(loss):
         raise InputError(
             f"{stage} loss is {loss} at step {step}; expected a finite number "
@@ -244,9 +244,10 @@ def _check_settings(folder: Path, saved: object, settings: object, name: str = "
 
 @contextmanager
 def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether Ctrl-C or SIGTERM came since the block began.
+    """Yields a function that tells whether Ctrl-C or SIGTERM came since the block began.
 
-    Another one, ``_PATIENCE`` seconds later, raises KeyboardInterrupt: some steps take minutes.
+    Another one, more than ``_PATIENCE`` seconds later, raises KeyboardInterrupt: a step may take
+    minutes.
     """
     came: list[float] = []
 

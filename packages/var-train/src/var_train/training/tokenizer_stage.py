@@ -49,8 +49,8 @@ class TokenizerStageConfig:
     adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
     ema: float = 0.0
-    """Decay at each step of the averaged weights, which are validated and saved; 0 saves the last
-    weights instead."""
+    """Decay of the averaged weights at each step. They are validated and saved; with 0, the last
+    weights are."""
     flip: bool = False
     """Mirror half of the training images left to right."""
     validation_images: int = 1000
@@ -64,10 +64,10 @@ class TokenizerStageConfig:
 
 
 class TokenizerTraining:
-    """The stage as the training loop runs it, on this worker.
+    """The stage as the training loop runs it, on this worker; trains ``tokenizer`` in place.
 
-    Raises InputError where a batch is larger than the data, not divided by the workers, or too
-    small for the codebook.
+    Raises InputError for a batch that is larger than the data, not a multiple of the workers, or
+    too small for the codebook.
     """
 
     name = "tokenizer"
@@ -94,9 +94,9 @@ class TokenizerTraining:
 
     # ------------------------------------------------------------ the step
     def train_step(self, step: int) -> dict[str, float | list[float]]:
-        """Takes one step; all that is random in it is drawn from the seed and its number.
+        """Takes one step; its randomness comes from the seed and the number of the step.
 
-        It is drawn for the whole batch, of which each worker takes its share.
+        Random numbers are drawn for the whole batch, of which each worker takes its share.
         """
         config = self._config
         rng = np.random.default_rng((self._seed, _STEPS, step))
@@ -140,7 +140,7 @@ class TokenizerTraining:
                 "discriminator": check_finite(mean_discriminator, "discriminator", step),
                 "adaptive_weight": check_finite(float(self._adaptive_weight), "adversarial", step),
             }
-        if finite:  # else the weights stayed as they were, and so do codes and averages
+        if finite:  # otherwise weights, codes and averages stay as they are
             number = step - self._optimizer.skipped
             metrics |= self._keeper.follow(
                 number, self.steps, ids_bl.asnumpy(), vectors_blz.asnumpy(), kept_kb, rng
@@ -165,7 +165,7 @@ class TokenizerTraining:
 
     # ------------------------------------------------------------ compilation
     def _compile(self) -> None:
-        """Builds the steps as closures, which MindSpore compiles when they are first called."""
+        """Builds the steps as closures; MindSpore compiles them at their first call."""
         tokenizer, config = self._tokenizer, self._config
         self._change = augment if config.adversary.augment else _unchanged
         rng = np.random.default_rng((self._seed, _DISCRIMINATOR))
@@ -257,9 +257,9 @@ class TokenizerTraining:
 
     # ------------------------------------------------------------ held-out images
     def validate(self, step: int) -> dict[str, Value]:
-        """Figures of held-out images (``TokenizerFigures``) with the weights to be saved.
+        """Figures of held-out images (``TokenizerFigures``) with the weights to save.
 
-        The loss is the PSNR with its sign turned: the lowest is the best.
+        The loss is the negative PSNR: the lowest is the best.
         """
         with averaged(self._ema):
             figures = measure_tokenizer(
@@ -275,13 +275,13 @@ class TokenizerTraining:
         }
 
     def finish(self) -> None:
-        """Leaves the tokenizer with the weights that are to be saved."""
+        """Gives the tokenizer the weights to save."""
         if self._ema is not None:
             self._ema.copy_to_parameters()
 
     # ------------------------------------------------------------ resumption
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """All that the coming steps depend on."""
+        """All that later steps depend on."""
         arrays = parameter_arrays("tokenizer", self._tokenizer.get_parameters())
         arrays |= parameter_arrays("discriminator", self._discriminator.get_parameters())
         arrays |= {f"codebook/{name}": array for name, array in self._keeper.arrays().items()}

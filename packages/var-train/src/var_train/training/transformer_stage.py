@@ -45,13 +45,13 @@ class TransformerStageConfig:
     """Parts that a worker's share of the batch is computed in, one after another."""
     optimizer: AdamWConfig = field(default_factory=lambda: AdamWConfig(learning_rate=2e-3))
     base_rate: float | None = None
-    """Rate at the peak for a batch of 256; where it is given, the peak is BASE_RATE * batch / 256
-    and optimizer.learning_rate is not read."""
+    """Peak rate for a batch of 256. If given, the peak is BASE_RATE * batch / 256, and
+    optimizer.learning_rate is not read."""
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     recompute: bool = False
-    """Compute each block again in the backward pass, to save the memory of what it kept."""
+    """Compute each block again in the backward pass, to save memory."""
     shard_optimizer: bool = False
-    """Keep the moments of a weight on one of the workers alone, to save memory."""
+    """Keep the moments of a weight on one worker only, to save memory."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all tokens."""
     condition_drop: float = 0.1
@@ -60,14 +60,14 @@ class TransformerStageConfig:
     """Rate of the last block, growing linearly from 0 at the first; None for the published
     0.1 * depth / 24."""
     scale_weights: tuple[float, ...] = ()
-    """What a token of each scale counts in the loss, relative to the others; () for all alike."""
+    """Weight of each scale's tokens in the loss, relative to the others; () for equal weights."""
     progressive: float = 0.0
     """Share of the steps over which the scales join one after another, coarse to fine."""
     progressive_start: int = 2
-    """Scales at the first step, where they join one after another."""
+    """Scales at the first step, if they join one after another."""
     ema: float = 0.0
-    """Decay at each step of the averaged weights, which are validated and saved; 0 saves the last
-    weights instead."""
+    """Decay of the averaged weights at each step. They are validated and saved; with 0, the last
+    weights are."""
     flip: bool = False
     """Mirror half of the training images left to right."""
     validation_images: int = 10_000
@@ -118,7 +118,7 @@ class TransformerStageConfig:
         return replace(self.optimizer, learning_rate=self.base_rate * self.batch / 256)
 
     def check(self, model: TransformerConfig, images: int) -> None:
-        """Raises InputError where ``model`` or the number of training images do not fit."""
+        """Raises InputError if ``model`` or the number of training images does not fit."""
         scales = len(model.schedule)
         steps_of(self.epochs, images, self.batch)
         if self.scale_weights and len(self.scale_weights) != scales:
@@ -139,10 +139,10 @@ class TransformerStageConfig:
 
 
 class TransformerTraining:
-    """The stage as the training loop runs it, on this worker: trains ``model`` in place.
+    """The stage as the training loop runs it, on this worker; trains ``model`` in place.
 
-    Raises InputError where the tokenizer is not the model's, a batch is larger than the data or
-    not divided by the workers, or the scales are not as many as the settings say.
+    Raises InputError for a tokenizer that is not the model's, a batch that is larger than the data
+    or not a multiple of the workers, and settings for another number of scales.
     """
 
     name = "transformer"
@@ -157,7 +157,7 @@ class TransformerTraining:
         seed: int,
         sampling: SamplingConfig | None = None,
     ) -> None:
-        """sampling: of the grids of samples; its ``per_class`` is not read."""
+        """sampling: how grids of samples are drawn; its ``per_class`` is not read."""
         check_pair(model, tokenizer)
         for source in (train, val):
             if isinstance(source, TokenSet):
@@ -183,9 +183,9 @@ class TransformerTraining:
 
     # ------------------------------------------------------------ the step
     def train_step(self, step: int) -> dict[str, float | list[float]]:
-        """Takes one step; all that is random in it is drawn from the seed and its number.
+        """Takes one step; its randomness comes from the seed and the number of the step.
 
-        It is drawn for the whole batch, of which each worker takes its share.
+        Random numbers are drawn for the whole batch, of which each worker takes its share.
         """
         config, scale = self._config, self._loss_scale.value
         losses: list[float] = []
@@ -197,7 +197,7 @@ class TransformerTraining:
                 inputs = self._inputs(part, self._scales_at(step))
             with self._watch("forward_backward"):
                 loss, found = self._gradients(*inputs, Tensor(np.float32(scale)))
-                found = ms.mutable(found)  # plain tuples would be compiled in as constants
+                found = ms.mutable(found)  # plain tuples would be compiled as constants
                 gradients = found if gradients is None else ms.mutable(self._add(gradients, found))
                 losses.append(float(loss))
         with self._watch("optimizer"):
@@ -262,9 +262,9 @@ class TransformerTraining:
 
     # ------------------------------------------------------------ compilation
     def _compile(self) -> None:
-        """Builds the steps as closures, which MindSpore compiles when they are first called.
+        """Builds the steps as closures; MindSpore compiles them at their first call.
 
-        Gradients and update are two graphs, so that their times are told apart.
+        Gradients and update are two graphs, so that each can be timed.
         """
         model, config = self._model, self._config
         parameters = model.trainable_params()
@@ -273,7 +273,7 @@ class TransformerTraining:
         self._optimizer = optimizer = AdamW(parameters, config.adamw, is_decayed, sharding)
         self._ema = Ema(parameters, config.ema) if config.ema else None
         average = AllReduceMean(parameters)
-        once = config.accumulation == 1  # averaged while the backward pass goes on, or at the end
+        once = config.accumulation == 1  # average during the backward pass, or at the end
         smoothing, add = config.label_smoothing, ops.HyperMap()
 
         def loss_of(
@@ -328,11 +328,11 @@ class TransformerTraining:
 
     # ------------------------------------------------------------ held-out images
     def validate(self, step: int) -> dict[str, Value]:
-        """Held-out images, teacher forced, with labels, without dropout, by the final weights.
+        """Measures held-out images: teacher forced, with labels, no dropout, weights to save.
 
-        ``loss`` is the mean cross entropy a token in nats and ``accuracy`` how often the
-        likeliest token is the right one; ``scale_loss`` and ``scale_accuracy`` are K numbers
-        each, the last for the finest scale. ``samples`` is a grid of generated images.
+        ``loss`` is the mean cross entropy of a token in nats, ``accuracy`` the share of tokens
+        whose likeliest prediction is right; ``scale_loss`` and ``scale_accuracy`` are K numbers
+        each, coarse to fine. ``samples`` is a grid of generated images.
         """
         with averaged(self._ema):
             found: dict[str, Value] = dict(self._measured())
@@ -349,7 +349,7 @@ class TransformerTraining:
         batches = padded_batches(count, share)
         for number in range(workers.rank(), len(batches), workers.size()):
             ids_bl, labels_b = self._val.batch(chosen[batches[number]])
-            wanted = min(share, count - number * share)  # what fills the last batch is cut off
+            wanted = min(share, count - number * share)  # cut off what fills the last batch up
             ids_bl = Tensor(ids_bl)
             loss_bl, hit_bl = self._measure(
                 Tensor(labels_b), self._tokenizer.training_inputs(ids_bl), ids_bl
@@ -377,13 +377,13 @@ class TransformerTraining:
         return sample_grid(images_ncyx, [str(label) for label in rows], columns)
 
     def finish(self) -> None:
-        """Leaves the model with the weights that are to be saved."""
+        """Gives the model the weights to save."""
         if self._ema is not None:
             self._ema.copy_to_parameters()
 
     # ------------------------------------------------------------ resumption
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """All that the coming steps depend on."""
+        """All that later steps depend on."""
         arrays = parameter_arrays("transformer", list(self._model.get_parameters()))
         moments, optimizer = self._optimizer.snapshot("optimizer")
         arrays |= moments
