@@ -47,6 +47,7 @@ _FIELDS = {
     "shard": "shard size",
 }
 _TOKENS = ("ids", "flipped", "labels")
+_DTYPES = {"U16": np.dtype(np.uint16), "I32": np.dtype(np.int32)}
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,10 @@ class CacheIndex:
             "labels": ((images,), len(self.classes)),
         }
         return noted == arrays_checksum(arrays) and all(
-            array.shape == shape and array.min() >= 0 and array.max() < end
+            array.dtype in _DTYPES.values()
+            and array.shape == shape
+            and array.min() >= 0
+            and array.max() < end
             for array, (shape, end) in ((arrays[n], expected[n]) for n in _TOKENS)
         )
 
@@ -322,5 +326,4 @@ def _write_shard(
 
 def _mapped(path: Path, tensor: TensorHeader) -> np.ndarray:
     """A tensor of a shard, left on the disk until its rows are read."""
-    dtype = {"U16": np.uint16, "I32": np.int32}[tensor.dtype]
-    return np.memmap(path, dtype, "r", tensor.begin, tensor.shape)
+    return np.memmap(path, _DTYPES[tensor.dtype], "r", tensor.begin, tensor.shape)
