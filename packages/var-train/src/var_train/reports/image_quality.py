@@ -8,8 +8,9 @@ from var_tokenizer.common import InputError
 
 def squared_errors(output_ncyx: np.ndarray, images_ncyx: np.ndarray) -> np.ndarray:
     """(N,): the mean squared error of each image."""
-    error_ncyx = output_ncyx - np.ascontiguousarray(images_ncyx)
-    return (error_ncyx**2).mean((1, 2, 3))
+    # in one layout, because the last bit of a mean depends on the order of its terms
+    output_ncyx, images_ncyx = (np.ascontiguousarray(i) for i in (output_ncyx, images_ncyx))
+    return ((output_ncyx - images_ncyx) ** 2).mean((1, 2, 3))
 
 
 def psnr(squared_error_n: np.ndarray) -> np.ndarray:
