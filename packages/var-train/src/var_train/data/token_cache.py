@@ -15,6 +15,7 @@ import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -47,7 +48,7 @@ _FIELDS = {
     "shard": "shard size",
 }
 _TOKENS = ("ids", "flipped", "labels")
-_DTYPES = {"U16": np.dtype(np.uint16), "I32": np.dtype(np.int32)}
+_DTYPES: dict[str, np.dtype[Any]] = {"U16": np.dtype(np.uint16), "I32": np.dtype(np.int32)}
 
 
 @dataclass(frozen=True)
