@@ -38,7 +38,7 @@ log = logging.getLogger("var_transformer")
 
 Value = str | int | float | bool | None  # of a control, as a client sent it
 Update = tuple[Any, ...]  # for the gallery, the status line, the download, and the session's state
-_MOMENT = 2.0  # seconds
+_QUEUE_LAG = 2.0  # seconds for which the queue may keep a job that has ended
 _LONGEST = 80  # characters of a wrong value in a message
 
 
@@ -92,7 +92,7 @@ class Handlers:
         more_smooth: bool,
         request: gr.Request,
     ) -> Iterator[Update]:
-        """Draws pictures of a class: the pictures, what was done, and a file of them all."""
+        """Draws pictures of a class. Yields them, a sentence, and a file of them all."""
         with _errors_shown():
             labels, seed, sampler = self._request(
                 label, images, seed, cfg, top_k, top_p, temperature, more_smooth
@@ -124,7 +124,7 @@ class Handlers:
         more_smooth: bool,
         request: gr.Request,
     ) -> Iterator[Update]:
-        """Redraws what is marked in a picture: the pictures, what was done, a file of them all."""
+        """Redraws what is marked in a picture. Yields pictures, a sentence, and a file of them."""
         with _errors_shown():
             labels, seed, sampler = self._request(
                 label, images, seed, cfg, top_k, top_p, temperature, more_smooth
@@ -160,8 +160,7 @@ class Handlers:
         self, drawn_nyxc: np.ndarray | None, request: gr.Request
     ) -> tuple[gr.Button, gr.DownloadButton]:
         """The buttons to stop and to download, after a job of the session."""
-        # the queue keeps a job for a moment after it sent the results
-        end = time.monotonic() + _MOMENT
+        end = time.monotonic() + _QUEUE_LAG
         while (pending := self._sessions.pending(request.session_hash)) and time.monotonic() < end:
             time.sleep(0.05)
         return gr.Button(interactive=pending), gr.DownloadButton(interactive=drawn_nyxc is not None)
@@ -256,7 +255,7 @@ class Handlers:
 
 
 def chosen_index(event: gr.SelectData) -> int:
-    """The number of the picture that was clicked in the gallery."""
+    """The index of the picture that was clicked in the gallery."""
     return event.index
 
 
