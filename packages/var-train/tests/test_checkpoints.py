@@ -80,7 +80,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before_with_a_warning(tmp_path_f
         assert "falling back to the one before" in warnings[0] and path.name in warnings[0]
 
 
-def test_where_all_are_damaged_it_says_so(tmp_path):
+def test_a_folder_of_damaged_checkpoints_is_an_error(tmp_path):
     folder = CheckpointFolder(tmp_path)
     folder.save(snapshot(1)).write_bytes(b"")
     with pytest.raises(InputError, match="no checkpoint is whole"):

@@ -40,8 +40,8 @@ def codes(tokenizer: Tokenizer) -> np.ndarray:
     return tokenizer.quantize.embedding.weight.asnumpy().copy()
 
 
-def keeper(tokenizer: Tokenizer, **health: object) -> CodebookKeeper:
-    keeper = CodebookKeeper(tokenizer, CodebookConfig(**health), BATCH)
+def started(tokenizer: Tokenizer, **settings: object) -> CodebookKeeper:
+    keeper = CodebookKeeper(tokenizer, CodebookConfig(**settings), BATCH)
     keeper.start(IMAGES, np.random.default_rng(1))
     return keeper
 
@@ -54,8 +54,8 @@ def follow(keeper: CodebookKeeper, ids_bl, vectors_blz, step=0, steps=100, kept=
     return keeper.follow(step, steps, ids_bl, vectors_blz, kept, np.random.default_rng(step))
 
 
-def test_data_initialization_places_every_code_on_a_vector_that_was_looked_up(tokenizer):
-    keeper(tokenizer, start="data")
+def test_the_data_start_places_codes_among_the_encoders_vectors(tokenizer):
+    started(tokenizer, start="data")
     # the second placing used the vectors of the first codebook: repeat the first to find them
     first = np.random.default_rng(1)
     CodebookKeeper(tokenizer, CodebookConfig(), BATCH).start(IMAGES, first)
@@ -75,7 +75,7 @@ def test_kmeans_lies_closer_to_the_vectors_than_random_codes(tokenizer):
             total += np.linalg.norm(flat[:, None] - codes(tokenizer), axis=-1).min(1).mean()
         return total
 
-    keeper(tokenizer, start="kmeans")
+    started(tokenizer, start="kmeans")
     clustered = mean_distance()
     codebook = tokenizer.quantize.embedding.weight
     codebook.set_data(type(codebook)(np.random.default_rng(5).standard_normal((16, 3), np.float32)))
@@ -83,11 +83,11 @@ def test_kmeans_lies_closer_to_the_vectors_than_random_codes(tokenizer):
 
 
 def test_moving_averages_draw_a_code_to_its_vectors_every_scale_alike(tokenizer):
-    health = keeper(tokenizer, update="ema", ema_decay=0.5, revive_every=0)
+    keeper = started(tokenizer, update="ema", ema_decay=0.5, revive_every=0)
     before = codes(tokenizer)
     vectors = np.random.default_rng(2).standard_normal((BATCH, 21, 3)).astype(np.float32)
     for step in range(30):
-        follow(health, tokens(7), vectors, step)
+        follow(keeper, tokens(7), vectors, step)
     after = codes(tokenizer)
     means = [part.mean((0, 1)) for part in CONFIG.schedule.split(vectors)]
     np.testing.assert_allclose(after[7], np.mean(means, 0), atol=1e-4)
@@ -95,24 +95,24 @@ def test_moving_averages_draw_a_code_to_its_vectors_every_scale_alike(tokenizer)
 
 
 def test_dropped_scales_neither_move_nor_count(tokenizer):
-    health = keeper(tokenizer, update="ema", ema_decay=0.0, revive_every=0)
+    keeper = started(tokenizer, update="ema", ema_decay=0.0, revive_every=0)
     before = codes(tokenizer)
     kept = KEPT.copy()
     kept[1:] = 0
     ids = tokens(np.r_[3, np.full(20, 5)])
-    metrics = follow(health, ids, np.ones((BATCH, 21, 3), np.float32), kept=kept)
+    metrics = follow(keeper, ids, np.ones((BATCH, 21, 3), np.float32), kept=kept)
     np.testing.assert_allclose(codes(tokenizer)[3], 1)
     np.testing.assert_array_equal(codes(tokenizer)[5], before[5])
     assert metrics["perplexity"][1:] == [0.0, 0.0]
 
 
-def test_revival_moves_the_codes_that_nobody_used_onto_vectors_of_the_batch(tokenizer):
-    health = keeper(tokenizer, revive_every=2)
+def test_revival_places_dead_codes_on_vectors_of_the_batch(tokenizer):
+    keeper = started(tokenizer, revive_every=2)
     before = codes(tokenizer)
     vectors = 50 + np.random.default_rng(3).standard_normal((BATCH, 21, 3)).astype(np.float32)
     used = [0, 1, 2, 3]
     for step in range(2):
-        metrics = follow(health, tokens(np.resize(used, 21)), vectors, step)
+        metrics = follow(keeper, tokens(np.resize(used, 21)), vectors, step)
     assert metrics["revived"] == 12
     np.testing.assert_array_equal(codes(tokenizer)[used], before[used])
     batch = {tuple(v) for v in vectors.reshape(-1, 3)}
@@ -120,53 +120,53 @@ def test_revival_moves_the_codes_that_nobody_used_onto_vectors_of_the_batch(toke
 
 
 def test_a_scale_of_too_few_codes_gets_the_least_used_ones(tokenizer):
-    health = keeper(tokenizer, revive_every=1)
+    keeper = started(tokenizer, revive_every=1)
     ids = np.zeros((BATCH, 21), np.int32)  # the 1x1 scale uses one code, though 5 are its due
     ids[:, 1:] = np.resize(np.arange(16), (BATCH, 20))
     vectors = np.random.default_rng(3).standard_normal((BATCH, 21, 3)).astype(np.float32)
-    metrics = follow(health, ids, vectors)
+    metrics = follow(keeper, ids, vectors)
     placed = {tuple(v) for v in codes(tokenizer)} & {tuple(v) for v in vectors[:, 0]}
     assert metrics["revived"] == len(placed) == 4
 
 
 def test_the_last_quarter_of_the_steps_revives_none(tokenizer):
-    health = keeper(tokenizer, revive_every=1)
-    assert follow(health, tokens(0), np.zeros((BATCH, 21, 3), np.float32), 75, 100)["revived"] == 0
+    keeper = started(tokenizer, revive_every=1)
+    assert follow(keeper, tokens(0), np.zeros((BATCH, 21, 3), np.float32), 75, 100)["revived"] == 0
 
 
-def test_no_scale_is_called_collapsed_while_the_codebook_still_spreads(tokenizer, caplog):
-    health = keeper(tokenizer, revive_every=0)
+def test_a_scale_is_not_called_collapsed_while_the_codebook_spreads(tokenizer, caplog):
+    keeper = started(tokenizer, revive_every=0)
     for step in range(200):
-        follow(health, tokens(0), np.zeros((BATCH, 21, 3), np.float32), step, 1000)
+        follow(keeper, tokens(0), np.zeros((BATCH, 21, 3), np.float32), step, 1000)
     assert not caplog.records
 
 
 def test_a_collapsed_scale_is_named_in_a_warning_once(tokenizer, caplog):
-    health = keeper(tokenizer, revive_every=0)
+    keeper = started(tokenizer, revive_every=0)
     rng = np.random.default_rng(4)
     with caplog.at_level(logging.WARNING):
         for step in range(203):
             ids = rng.integers(0, 16, (BATCH, 21)).astype(np.int32)
-            follow(health, ids, np.zeros((BATCH, 21, 3), np.float32), step, 1000)
+            follow(keeper, ids, np.zeros((BATCH, 21, 3), np.float32), step, 1000)
         assert not caplog.records
         for step in range(203, 800):
-            follow(health, tokens(0), np.zeros((BATCH, 21, 3), np.float32), step, 1000)
+            follow(keeper, tokens(0), np.zeros((BATCH, 21, 3), np.float32), step, 1000)
     warned = [r.getMessage() for r in caplog.records]
     assert sorted(w.split("scale ")[1].split(" ")[0] for w in warned) == ["1x1", "2x2", "4x4"]
 
 
-def test_restored_state_goes_on_as_if_it_had_never_stopped(tokenizer):
+def test_a_restored_codebook_continues_exactly(tokenizer):
     rng = np.random.default_rng(6)
     steps = [
         (rng.integers(0, 16, (BATCH, 21)).astype(np.int32), rng.random((BATCH, 21, 3), np.float32))
         for _ in range(6)
     ]
-    health = keeper(tokenizer, update="ema", revive_every=4)
+    keeper = started(tokenizer, update="ema", revive_every=4)
     for step, (ids, vectors) in enumerate(steps[:3]):
-        follow(health, ids, vectors, step)
-    saved, codebook = {n: a.copy() for n, a in health.arrays().items()}, codes(tokenizer)
+        follow(keeper, ids, vectors, step)
+    saved, codebook = {n: a.copy() for n, a in keeper.arrays().items()}, codes(tokenizer)
     for step, (ids, vectors) in enumerate(steps[3:], 3):
-        follow(health, ids, vectors, step)
+        follow(keeper, ids, vectors, step)
     expected = codes(tokenizer)
 
     again = CodebookKeeper(tokenizer, CodebookConfig(update="ema", revive_every=4), BATCH)
@@ -213,7 +213,7 @@ def test_hits_count_each_scales_codes_apart():
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_as_many_workers_as_there_are_take_the_vectors_that_one_would(monkeypatch, count):
+def test_any_number_of_workers_takes_the_same_vectors(monkeypatch, count):
     rng = np.random.default_rng(0)
     scales = [rng.standard_normal((n, 3)).astype(np.float32) for n in (4, 16)]
     indices = [np.array([3, 0, 3]), np.array([15, 1])]

@@ -102,9 +102,7 @@ def test_an_interrupt_while_a_checkpoint_is_written_leaves_it_whole(tmp_path, mo
     assert again.done == 10
 
 
-def test_a_signal_that_comes_twice_at_once_counts_once_and_a_later_one_ends_at_once(
-    tmp_path, monkeypatch
-):
+def test_a_repeated_signal_counts_once_and_a_later_one_ends_at_once(tmp_path, monkeypatch):
     twice = Counting(lambda step: [signal.raise_signal(signal.SIGTERM) for _ in range(2)])
     with pytest.raises(SystemExit):
         trained(tmp_path / "twice", twice)
@@ -121,7 +119,7 @@ def test_a_stage_that_is_done_says_so_and_compiles_nothing(tmp_path, caplog, mon
     assert "tokenizer: all 10 steps are done" in caplog.text
 
 
-def test_a_bar_says_what_takes_the_place_of_steps(caplog, monkeypatch):
+def test_a_bar_says_what_happens_between_steps(caplog, monkeypatch):
     monkeypatch.setattr("var_tokenizer.common.progress.next_line", lambda elapsed: 0.001)
     caplog.set_level(logging.INFO)
 
@@ -184,7 +182,7 @@ def test_the_help_of_a_run_fits_on_two_screens_and_names_every_setting(capsys, m
 
 
 @pytest.mark.parametrize("kind", [RunConfig, TokenizeConfig, TokenizerEvaluationConfig])
-def test_no_help_talks_of_exceptions(capsys, monkeypatch, kind):
+def test_help_does_not_mention_exceptions(capsys, monkeypatch, kind):
     text = shown(capsys, monkeypatch, kind, "--help-all" if kind is RunConfig else "--help")
     assert "Raises" not in text and "InputError" not in text
 
@@ -247,9 +245,7 @@ def test_a_command_that_is_interrupted_exits_with_130_and_leaves_no_half_file(
         ),
     ],
 )
-def test_settings_that_make_no_sense_are_one_line(
-    main, words, message, capsys, caplog, monkeypatch
-):
+def test_unusable_settings_are_one_line(main, words, message, capsys, caplog, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["command", *words])
     with pytest.raises(SystemExit) as end:
         main()
@@ -258,7 +254,7 @@ def test_settings_that_make_no_sense_are_one_line(
     assert said.startswith(message) and "\n" not in said
 
 
-def test_words_that_are_no_settings_are_explained(capsys, monkeypatch):
+def test_unknown_options_are_explained(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["command", "--bogus", "3"])
     with pytest.raises(SystemExit) as end:
         run_command()

@@ -41,7 +41,7 @@ def test_a_best_loss_of_zero_is_still_the_best_after_a_resumption(tmp_path, loss
     assert found.stem == f"step-{best:09d}"
 
 
-def test_a_run_of_version_0_1_0_resumes_though_a_setting_has_another_name_now(tmp_path):
+def test_a_run_of_version_0_1_0_resumes_under_the_new_name_of_a_setting(tmp_path):
     def settings(name: str) -> dict:
         optimizer = {"learning_rate": 0.1, name: "lin0"}
         stage = {"optimizer": optimizer, "adversary": {"optimizer": optimizer}}

@@ -86,7 +86,7 @@ def compiled(optimizer):
 
 
 @pytest.mark.parametrize("kernels", [True, False])
-def test_a_model_may_have_as_many_parameters_as_the_deepest_preset_and_more(monkeypatch, kernels):
+def test_adamw_takes_more_parameters_than_the_deepest_preset_has(monkeypatch, kernels):
     """MindSpore compiles a loop into calls inside calls, of which it allows 1,000."""
     use_kernels(monkeypatch, kernels)
     parameters = [Parameter(Tensor(np.ones(2, np.float32)), name=f"p{n}") for n in range(600)]
@@ -107,7 +107,9 @@ def test_moments_are_dealt_to_the_workers_in_order_and_evenly(sizes, workers):
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_the_kernel_and_the_composed_update_agree_and_skip_what_is_not_finite(monkeypatch, broken):
+def test_the_kernel_and_the_composed_update_agree_and_skip_non_finite_gradients(
+    monkeypatch, broken
+):
     rng = np.random.default_rng(0)
     steps = [[rng.standard_normal(s).astype(np.float32) for s in ((70, 333), (5,))] for _ in "1234"]
     steps[0][1][2] = steps[2][0][1, 1] = broken  # the first step, too: moments are 0 then
@@ -133,7 +135,7 @@ def test_the_kernel_and_the_composed_update_agree_and_skip_what_is_not_finite(mo
             np.testing.assert_allclose(kernel, composed, rtol=2e-6, atol=1e-7)
 
 
-def test_a_gradient_that_is_never_finite_again_ends_the_training():
+def test_a_hundred_non_finite_gradients_end_the_training():
     """It changes no weights, so the steps left would be for nothing."""
     optimizer = AdamW([Parameter(Tensor(np.ones(2, np.float32)))], AdamWConfig(), lambda _: False)
     for _ in range(3):

@@ -37,7 +37,7 @@ def test_a_preset_trains_the_published_architecture(name):
     assert size.shared_adaln == (name == "d36-s")
 
 
-def test_what_is_given_beside_a_preset_wins(monkeypatch):
+def test_options_override_a_preset(monkeypatch):
     changes = ("--train-transformer.batch", "256", "--transformer.depth", "2")
     monkeypatch.setattr(sys, "argv", ["run", "--preset", "d20", *changes])
     run = read_run_config()

@@ -126,7 +126,7 @@ def test_the_same_seed_trains_the_same_weights(finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_stage_by_stage_trains_the_same_models_as_all_at_once(finished, tmp_path):
+def test_stages_run_one_by_one_train_the_same_models(finished, tmp_path):
     data, first, second = finished.parent / "images", tmp_path / "first", tmp_path / "second"
     result = run("--stage", "tokenizer", "--data", data, "--out", first, *SMALL.split())
     assert result.returncode == 0, result.stderr
@@ -211,9 +211,7 @@ def replace_an_image(data: Path) -> None:
         (replace_an_image, "1 image(s) changed: train/cat/1.png"),
     ],
 )
-def test_other_data_than_a_finished_runs_is_refused_before_anything_is_written(
-    again, refusal, stage, change, said
-):
+def test_changed_data_is_refused_before_anything_is_written(again, refusal, stage, change, said):
     before = contents(again / "out")
     change(again / "images")
     arguments = ("--data", again / "images", "--out", again / "out", "--stage", stage)
@@ -222,7 +220,7 @@ def test_other_data_than_a_finished_runs_is_refused_before_anything_is_written(
     assert contents(again / "out") == before
 
 
-def test_other_settings_of_the_second_stage_are_refused_before_the_first_is_trained(again, refusal):
+def test_changed_settings_of_the_second_stage_are_refused_before_the_first_trains(again, refusal):
     before = contents(again / "out")
     arguments = ("--data", again / "images", "--out", again / "out", *SMALL.split())
     message = refusal(*arguments, "--train-transformer.label-smoothing", 0.1)
@@ -231,7 +229,7 @@ def test_other_settings_of_the_second_stage_are_refused_before_the_first_is_trai
 
 
 @pytest.mark.parametrize("stage", ["all", "tokenizer"])
-def test_a_tokenizer_that_a_transformer_belongs_to_is_not_trained_anew(again, refusal, stage):
+def test_a_tokenizer_is_not_retrained_under_its_transformer(again, refusal, stage):
     shutil.rmtree(again / "out" / "checkpoints" / "tokenizer")
     before = contents(again / "out")
     arguments = ("--data", again / "images", "--out", again / "out", "--stage", stage)
@@ -241,7 +239,7 @@ def test_a_tokenizer_that_a_transformer_belongs_to_is_not_trained_anew(again, re
     assert contents(again / "out") == before
 
 
-def test_starting_anew_forgets_both_stages_at_once(again, refusal, monkeypatch):
+def test_no_resume_removes_the_checkpoints_of_both_stages(again, refusal, monkeypatch):
     def stopped(*_: object) -> None:
         raise InputError("stopped in the first stage")
 
@@ -253,7 +251,7 @@ def test_starting_anew_forgets_both_stages_at_once(again, refusal, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_finished_run_goes_on_where_new_images_were_taken_away_and_the_folder_was_moved(again):
+def test_a_finished_run_accepts_its_old_images_in_a_moved_folder(again):
     arguments = ("--out", again / "out", *SMALL.split())
     new = add_images(again / "images")
     assert run("--data", again / "images", *arguments).returncode == 2
@@ -266,7 +264,7 @@ def test_a_finished_run_goes_on_where_new_images_were_taken_away_and_the_folder_
 
 
 @pytest.mark.slow
-def test_names_that_are_not_utf_8_go_through_a_whole_run(tmp_path):
+def test_a_run_takes_names_that_are_not_utf_8(tmp_path):
     cat, dog = os.fsdecode(b"c\xe4t"), os.fsdecode(b"d\xf6g")
     data = write_image_tree(tmp_path / os.fsdecode(b"im\xe4ges"), (cat, dog))
     for split in ("train", "val"):
@@ -281,7 +279,7 @@ def test_names_that_are_not_utf_8_go_through_a_whole_run(tmp_path):
     assert (out / "samples.png").stat().st_size > 0
 
 
-def test_init_says_where_its_classes_have_other_names(tmp_path, caplog):
+def test_init_reports_classes_with_other_names(tmp_path, caplog):
     tokenizer = Tokenizer(tiny.tokenizer(), 0)
     model = Transformer(tiny.transformer(num_classes=2), 0)
     model.class_names = ("cat", "dog")

@@ -104,7 +104,7 @@ ADVERSARIAL = """
 """
 
 
-def test_two_workers_train_the_tokenizer_as_one_does_with_an_adversary_too(work, tmp_path):
+def test_two_workers_train_an_adversarial_tokenizer_as_one_does(work, tmp_path):
     curves = {}
     for workers in ("one", "two"):
         out = tmp_path / workers
@@ -126,7 +126,7 @@ def test_two_workers_train_the_tokenizer_as_one_does_with_an_adversary_too(work,
                 assert ours[name] == pytest.approx(theirs[name], rel=rel), (name, ours["step"])
 
 
-def test_two_workers_that_share_the_moments_do_what_two_that_do_not_do(work, tmp_path):
+def test_sharded_moments_give_the_same_checkpoints(work, tmp_path):
     every, shard = ("--loop.checkpoint-every", "3"), "--train-transformer.shard-optimizer"
     plain, sharded, resumed = (tmp_path / name for name in ("plain", "sharded", "resumed"))
     assert msrun(work, plain, 2, *every).wait(300) == 0, Path(f"{plain}.txt").read_text()
@@ -189,9 +189,7 @@ def newest(saves: Path) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_save_and_end_no_chain_as_done_and_the_run_goes_on(
-    work, tmp_path, number
-):
+def test_an_interrupted_run_saves_and_exits_with_130(work, tmp_path, number):
     out, said, chain = tmp_path / "out", tmp_path / "stderr.txt", tmp_path / "chain"
     words = shlex.join([sys.executable, *command(work, out, 400)])
     # the process group as a terminal's Ctrl-C sees it: a shell with `train && upload`
@@ -217,7 +215,7 @@ def child_of(parent: int) -> int:
     return int(Path(f"/proc/{parent}/task/{parent}/children").read_text().split()[0])
 
 
-def test_one_worker_that_is_interrupted_stops_all_of_them_with_their_work_saved(work, tmp_path):
+def test_one_interrupted_worker_stops_all_and_their_work_is_saved(work, tmp_path):
     out = tmp_path / "out"
     process = msrun(work, out, 4000)
     log = Path(f"{out}.logs") / "worker_0.log"

@@ -61,7 +61,7 @@ def test_a_resumed_run_gives_the_same_losses_and_weights_on_non_square_images():
 
 
 @pytest.mark.slow
-def test_every_remedy_and_loss_together_resume_exactly_and_repeat():
+def test_all_remedies_and_losses_together_resume_and_repeat_exactly():
     config = TokenizerStageConfig(
         epochs=1,
         batch=4,
@@ -131,7 +131,7 @@ def test_the_discriminator_sees_changed_images_only_where_augment_says_so(change
     assert found == pytest.approx(float(hinge_loss(judge(images), judge(output))), rel=1e-4)
 
 
-def test_a_step_whose_gradient_overflows_moves_neither_weights_nor_averages_nor_codes():
+def test_an_overflowing_step_moves_no_weights_averages_or_codes():
     config = TokenizerStageConfig(
         batch=8, ema=0.9, codebook=CodebookConfig(update="ema", revive_every=1)
     )

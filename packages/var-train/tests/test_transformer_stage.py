@@ -122,7 +122,7 @@ def test_a_step_that_overflows_is_skipped_and_counted():
     assert stage.train_step(1)["loss_scale"] == largest.loss_scale / 2
 
 
-def test_averages_neither_move_nor_count_a_step_that_overflows():
+def test_averages_skip_a_step_that_overflows():
     largest = PrecisionConfig("float16", loss_scale=2.0**24)
     stage = training(TransformerStageConfig(batch=8, precision=largest, ema=0.9))
     before, step = weights(stage), 0
@@ -138,7 +138,7 @@ def test_averages_neither_move_nor_count_a_step_that_overflows():
 
 
 @pytest.mark.slow
-def test_a_run_with_skipped_steps_may_be_resumed_at_any_of_its_steps():
+def test_a_run_with_skipped_steps_resumes_at_any_step():
     """The averages, the moments, the loss scale and the counts of updates go on from each."""
     largest = PrecisionConfig("float16", loss_scale=2.0**24, growth_every=3)
     config = TransformerStageConfig(

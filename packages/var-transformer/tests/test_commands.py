@@ -62,7 +62,7 @@ def test_a_package_lists_its_commands(capsys):
 @pytest.mark.parametrize(
     "kind", [SampleConfig, edit_command.EditConfig, ServeConfig, CostConfig, BuildConfig]
 )
-def test_no_help_talks_of_exceptions(capsys, kind):
+def test_help_does_not_mention_exceptions(capsys, kind):
     with pytest.raises(SystemExit) as end:
         tyro.cli(kind, args=["--help"])
     text = capsys.readouterr().out
