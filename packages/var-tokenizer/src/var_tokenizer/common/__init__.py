@@ -20,27 +20,11 @@ from var_tokenizer.common.checks import (
     checked_integers,
     is_integer,
 )
-from var_tokenizer.common.compiled import (
-    CompiledPasses,
-    one_at_a_time,
-)
-from var_tokenizer.common.errors import (
-    InputError,
-    quoted,
-)
-from var_tokenizer.common.files import (
-    check_private,
-    open_regular,
-    replacing,
-)
-from var_tokenizer.common.foreign import (
-    format_of,
-)
-from var_tokenizer.common.kernels import (
-    KernelLibrary,
-    kernels_in_use,
-    on_cpu,
-)
+from var_tokenizer.common.compiled import CompiledPasses, one_at_a_time
+from var_tokenizer.common.errors import InputError, quoted
+from var_tokenizer.common.files import check_private, open_regular, replacing
+from var_tokenizer.common.foreign import format_of
+from var_tokenizer.common.kernels import KernelLibrary, kernels_in_use, on_cpu
 from var_tokenizer.common.pictures import (
     MAX_PIXELS,
     PICTURE_SUFFIXES,
