@@ -31,7 +31,7 @@ class Architecture:
 
 
 class Shaped:
-    """Shapes by name, with errors that say which tensor is missing or misshapen."""
+    """Shapes by native name, with errors that say which tensor is missing or misshapen."""
 
     def __init__(self, weights: Weights) -> None:
         self.source = weights.source
@@ -61,7 +61,7 @@ def infer_tokenizer(
 ) -> tuple[TokenizerConfig, frozenset[str]]:
     """Configuration from names and shapes, and which of its fields are assumed.
 
-    scales: the schedule, where known from elsewhere; the file only says how many scales it has.
+    scales: the schedule, where known; the file only tells the number of its scales.
     Raises InputError for a file that cannot be a tokenizer.
     """
     shaped = Shaped(weights)
@@ -101,7 +101,7 @@ def _published_scales(source: str, count: int) -> tuple[Scale, ...]:
 
 
 def scales_of_hits(hits: Entry) -> tuple[int, ...] | None:
-    """Square scales from the codebook statistics, or None where they do not show any.
+    """Square scales read off the codebook statistics, or None where these show none.
 
     Training counts how often each scale uses each code. Every image adds as many hits to a
     scale as that has tokens, so the row sums stand in the ratio of the scales' areas.
@@ -123,7 +123,7 @@ def infer_transformer(
 ) -> tuple[TransformerConfig, frozenset[str]]:
     """Configuration from names and shapes, and which of its fields are assumed.
 
-    scales, heads: where known from elsewhere. Raises InputError for a file that cannot be a
+    scales, heads: where known. Raises InputError for a file that cannot be a
     transformer.
     """
     shaped = Shaped(weights)

@@ -32,7 +32,7 @@ Kind = Literal["tokenizer", "transformer"]
 
 @dataclass(frozen=True, kw_only=True)
 class ReadConfig:
-    """What all three commands may be told about a file."""
+    """What all three commands can be told about a file."""
 
     only: Annotated[Kind | None, tyro.conf.arg(metavar="tokenizer|transformer")] = None
     """Which model of a trainer checkpoint that holds both."""
@@ -202,7 +202,7 @@ def _show_inspection(found: Inspection) -> None:
 
 
 def _shown(name: str | Path) -> str:
-    """A name out of a file or a file system, for a table: neither its codes nor its markup act."""
+    """A name from a file or a file system, for a table: escape codes and markup do not act."""
     return escape(quoted(name))
 
 
@@ -265,7 +265,7 @@ def _forward_table(forward: ForwardDifference) -> Table:
 def _show(*tables: Table) -> None:
     console = Console()
     if not console.is_terminal:
-        console = Console(width=160)  # a pipe has no width: names and checksums stay whole
+        console = Console(width=160)  # a pipe has no width: keep names and checksums whole
     for table in tables:
         for column in table.columns:
             column.overflow = "fold"

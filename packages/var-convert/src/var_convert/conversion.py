@@ -1,4 +1,4 @@
-"""From one format to another, with nothing changed and nothing half-written."""
+"""Conversion from one format to another: nothing changed, nothing half-written."""
 
 import logging
 import os
@@ -26,7 +26,7 @@ Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written. not_finite: tensors with a NaN or an infinity, in the source or since."""
+    """What was written. not_finite: the tensors written with a NaN or an infinity."""
 
     target: Path
     kind: str
@@ -77,7 +77,7 @@ def write_model(
     try:
         with replacing(target) as temporary:
             WRITERS[target.suffix](temporary, watch.over(tensors), model.metadata)
-    except (OSError, RuntimeError) as error:  # PyTorch and MindSpore report a full disk as these
+    except (OSError, RuntimeError) as error:  # a full disk: PyTorch and MindSpore raise these
         reason = quoted((str(error).splitlines() or [type(error).__name__])[0])
         raise InputError(f"{quoted(target)}: cannot write: {reason}") from error
     not_finite = tuple(name for name in tensors if name in watch.not_finite)
@@ -101,7 +101,7 @@ def _check_space(target: Path, needed: int) -> None:
     """Raises InputError where the disk of ``target`` has no room for ``needed`` bytes."""
     folder = next(parent for parent in target.absolute().parents if parent.exists())
     disk = shutil.disk_usage(folder)
-    if disk.total and needed > disk.free:  # pseudo file systems have no size: writing will tell
+    if disk.total and needed > disk.free:  # pseudo file systems report no size
         raise InputError(
             f"{quoted(target)}: needs {needed / 1e9:.2f} GB; "
             f"{disk.free / 1e9:.2f} GB are free in {quoted(folder)}"
@@ -109,7 +109,7 @@ def _check_space(target: Path, needed: int) -> None:
 
 
 class _Watch:
-    """Sees every element on its way from source to target: counts it, and minds the bad ones."""
+    """Counts the elements that pass from source to target, and notes tensors with bad ones."""
 
     def __init__(self, total: int, progress: Progress) -> None:
         self.not_finite: set[str] = set()
@@ -121,8 +121,8 @@ class _Watch:
     def _over(self, name: str, entry: Entry) -> Entry:
         def read(start: int, stop: int) -> np.ndarray:
             elements = entry.read(start, stop)
-            weighs = entry.is_floating and name != MASK  # the mask is infinite by design
-            if weighs and not np.isfinite(widen(elements, entry.dtype)).all():
+            checked = entry.is_floating and name != MASK  # the mask is infinite by design
+            if checked and not np.isfinite(widen(elements, entry.dtype)).all():
                 self.not_finite.add(name)
             self._done += elements.nbytes
             self._progress(self._done, self._total)

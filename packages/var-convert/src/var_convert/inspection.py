@@ -1,4 +1,4 @@
-"""What a file holds."""
+"""What a file holds: kind, architecture, tensors, checksum."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,11 +27,13 @@ class TensorSummary:
 class Inspection:
     """path: the file. assumed: fields of ``config`` that the file leaves open.
 
-    parameters: learned numbers, without statistics and derived buffers. dtype: theirs, several
-    joined with "+". tensors: all in the file, under its own names. checksum: of the weights as
-    float32 numbers, the same in every format. not_finite: tensors with NaN or infinite values.
-    class_names, tokenizer: a transformer's, and the checksum of its tokenizer; None where the file
-    does not say. rounded_from: the checksum that a tokenizer had before it was rounded, likewise.
+    parameters: the number of learned elements, without statistics and derived buffers. dtype: their
+    type; several are joined with "+". tensors: all in the file, under its own names. checksum: of
+    the weights as float32 numbers, the same in every format. not_finite: tensors with NaN or
+    infinite values.
+    class_names, tokenizer: of a transformer, the names of its classes and the checksum of its
+    tokenizer. rounded_from: the checksum that a tokenizer had before it was rounded. These three
+    are None where the file does not say.
     """
 
     path: Path

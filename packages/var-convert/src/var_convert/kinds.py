@@ -29,7 +29,7 @@ def choose_kind(shown: str, models: Sequence[Weights], only: str | None) -> tupl
 
 
 def is_native(weights: Weights) -> bool:
-    """Whether this project wrote the file, so that its metadata says what it holds."""
+    """Whether this project wrote the file: then its metadata says what it holds."""
     return weights.metadata.get("format") == "var-mindspore"
 
 

@@ -57,10 +57,10 @@ class OpenedModel:
     """source: how messages name it. tensors: learned tensors and statistics, native names.
 
     stored: every tensor of the file, under the file's own names.
-    uniform_phi_names: the file it once came from spells the shared convolutions ``qresi_ls.{k}``
-    although the published spelling for their number is another. notes: what else a native file
-    says of the model (a transformer's class names and its tokenizer's checksum, the checksum of
-    the tokenizer that this one was rounded from), in the form of its metadata.
+    uniform_phi_names: the original file spells the shared convolutions ``qresi_ls.{k}`` where the
+    published spelling for their number differs. notes: what else a native file's metadata says of
+    the model: a transformer's class names and its tokenizer's checksum, or the checksum of the
+    tokenizer that this one was rounded from.
     """
 
     source: str
@@ -80,7 +80,7 @@ class OpenedModel:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What a file carries besides the tensors, so that nothing need be inferred again."""
+        """What a file carries beside the tensors, so that nothing has to be inferred again."""
         note = {"phi_names": "qresi_ls"} if self.uniform_phi_names else {}
         return {
             "format": "var-mindspore",
@@ -100,7 +100,7 @@ class OpenedModel:
     def as_dtype(self, dtype: str | None) -> "OpenedModel":
         """All floating tensors as ``dtype`` (safetensors name); None leaves each as it is.
 
-        A tokenizer that is rounded notes what it was: transformers know it by its checksum.
+        A rounded tokenizer notes its former checksum, by which its transformer knows it.
         """
         tensors = {name: entry.as_dtype(dtype) for name, entry in self.tensors.items()}
         model = dataclasses.replace(self, tensors=tensors)
@@ -161,10 +161,10 @@ def open_model(
 
 
 def _sibling_scales(transformer: Weights) -> Sequence[Scale] | None:
-    """The schedule of the transformer that was trained on this very tokenizer's tokens."""
+    """The schedule of the transformer in the same file, which reads this tokenizer's tokens."""
     try:
         return transformer_scales(transformer)
-    except InputError:  # then the tokenizer has to do without
+    except InputError:  # the tokenizer is inferred without it
         return None
 
 
@@ -174,8 +174,8 @@ def _checked(
     architecture = _architecture(weights, kind, scales, heads)
     config = architecture.config
     tensors = _native_tensors(weights)
-    # However large a configuration a hostile file claims, a few more than it holds will do to
-    # say what is missing.
+    # A hostile file may claim any size: a few more names than it holds tensors suffice to say
+    # what is missing.
     expected = dict(islice(expected_shapes(config), len(tensors) + 100))
     learned = {name: entry for name, entry in tensors.items() if not is_derived(name)}
     _check_learned(weights.source, expected, learned)
@@ -183,7 +183,7 @@ def _checked(
     return OpenedModel(
         weights.source,
         architecture,
-        {name: learned[name] for name in expected},  # in one order, whatever the file's
+        {name: learned[name] for name in expected},  # in one order for all files
         weights.tensors,
         _has_uniform_phi_names(weights, config),
         _notes(weights, config),
@@ -191,7 +191,7 @@ def _checked(
 
 
 def _notes(weights: Weights, config: Config) -> dict[str, str]:
-    """What a native file says beside its configuration; raises InputError where it is no sense."""
+    """What a native file says beside its configuration; raises InputError where it is malformed."""
     if not is_native(weights):
         return {}
     fields = ["class_names", TOKENIZER]
@@ -255,7 +255,7 @@ def _check_learned(
 
 
 def _check_derived(source: str, config: Config, tensors: Mapping[str, Entry]) -> None:
-    """Raises InputError where a derived buffer is not what the architecture makes of it."""
+    """Raises InputError where a derived buffer differs from what the architecture implies."""
     shapes = derived_shapes(config)
     for name, entry in tensors.items():
         if not is_derived(name):
@@ -290,7 +290,7 @@ def _numbers(entry: Entry) -> Iterator[np.ndarray]:
 
 
 def tell_assumptions(model: OpenedModel) -> None:
-    """Logs what of the architecture the file left open, and how to say otherwise."""
+    """Logs which fields of the architecture were assumed, and which option overrides them."""
     config = model.config
     if "scales" in model.architecture.assumed:
         published = len(config.scales) == len(SCALES_256)

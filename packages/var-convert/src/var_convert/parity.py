@@ -1,4 +1,4 @@
-"""Running the MindSpore model beside the PyTorch reference on the same random input."""
+"""Parity: the MindSpore model beside the PyTorch reference, on the same random input."""
 
 import tempfile
 from collections.abc import Sequence
@@ -34,10 +34,10 @@ BATCH = 1  # at published size activations are gigabytes an image; guidance make
 class IdDifference:
     """Token ids of two implementations.
 
-    differing: tokens that are not the same. unexplained: of the tokens of an image's first
-    scale with any difference, those that differ although the nearest code was nearer than the
-    second by more than NEAR_TIE, relative to its squared distance. Finer scales encode what
-    coarser ones left over, so that after a first difference they are not comparable.
+    differing: the number of tokens that differ. unexplained: of the tokens of each image's first
+    scale with a difference, those that differ although the nearest code was nearer than the second
+    by more than NEAR_TIE, relative to its squared distance. Finer scales encode what coarser ones
+    left over, so after a first difference they cannot be compared.
     """
 
     tokens: int
@@ -49,7 +49,7 @@ class IdDifference:
 class ForwardDifference:
     """ids: the tokenizer's, of an image; the transformer's, generated with top_k=1.
 
-    Others: the largest absolute difference; None where the kind of model has no such output.
+    The others: largest absolute differences; None where this kind of model has no such output.
     """
 
     ids: IdDifference
@@ -110,7 +110,7 @@ def _compare_tokenizers(torch_side: OpenedModel, native: Path) -> ForwardDiffere
 
 
 def _compare_transformers(torch_side: OpenedModel, native: Path, made: Path) -> ForwardDifference:
-    """The images need a tokenizer: a small one with random weights, the same on both sides."""
+    """A small random tokenizer, the same on both sides, makes the images."""
     import torch
     from var_tokenizer import Tokenizer
     from var_transformer import Transformer, generate

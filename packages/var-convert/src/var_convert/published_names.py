@@ -1,4 +1,4 @@
-"""What the published checkpoints hold: names, shapes and derived buffers of an architecture."""
+"""What a published checkpoint of some architecture holds: names, shapes, derived buffers."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ MASK = "attn_bias_for_masking"
 
 # ------------------------------------------------------------------------- config -> shapes
 def expected_shapes(config: Config) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Native name and shape of every learned tensor and statistic, in the order of the model."""
+    """Native name and shape of every learned tensor and statistic, in the model's order."""
     if isinstance(config, TokenizerConfig):
         return tokenizer_shapes(config)
     return transformer_shapes(config)
@@ -51,22 +51,22 @@ def derived_values(name: str, config: Config) -> np.ndarray:
 
 
 def is_derived(name: str) -> bool:
-    """Whether a tensor of that name is a derived buffer, of whatever architecture."""
+    """Whether a tensor of that name is a derived buffer, in any architecture."""
     return name in (LEVELS, MASK) or name.endswith(".attn.zero_k_bias")
 
 
 def dtype_model_of(derived: str) -> str:
-    """The learned tensor whose element type a floating derived buffer shares.
+    """The learned tensor whose element type a floating derived buffer takes.
 
-    ``model.half()`` and its like convert all floating tensors alike, so this makes a round trip
-    of any uniformly typed file exact.
+    ``model.half()`` converts all floating tensors alike, so the round trip of a uniformly typed
+    file is exact.
     """
     return "pos_1LC" if derived == MASK else derived.replace("zero_k_bias", "q_bias")
 
 
 # ------------------------------------------------------------------------- names of the phis
 def native_name(name: str) -> str:
-    """One native spelling, ``qresi_ls.{k}``, for the shared convolutions of any count."""
+    """The native spelling of the shared convolutions, ``qresi_ls.{k}`` for any count."""
     tail = name.removeprefix(PHI)
     if tail == name:
         return name

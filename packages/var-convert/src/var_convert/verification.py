@@ -21,8 +21,8 @@ from var_convert.parity import ForwardDifference, compare_forward
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """largest: absolute; infinite where one side has a NaN and the other has not, or where the
-    tensor is missing on a side or has another shape there.
+    """largest: the largest absolute difference of two elements; infinite where only one side has a
+    NaN, or where the tensor is missing on one side or of another shape.
     """
 
     name: str

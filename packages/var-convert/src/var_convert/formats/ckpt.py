@@ -24,7 +24,7 @@ def read_ckpt(path: Path) -> list[Weights]:
     try:
         with _quiet(), _page_cache_counted_as_free():
             loaded = mindspore.load_checkpoint(str(path))
-    except Exception as error:  # whatever a damaged file provokes inside MindSpore
+    except Exception as error:  # a damaged file may raise anything inside MindSpore
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise InputError(
             f"{quoted(path)}: not a readable MindSpore .ckpt file: {quoted(reason)}"
@@ -38,7 +38,7 @@ def read_ckpt(path: Path) -> list[Weights]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without MindSpore's own account of a failure, which the exception gives as well."""
+    """Silences MindSpore's log of a failure: the exception says the same."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -49,10 +49,10 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _page_cache_counted_as_free() -> Iterator[None]:
-    """Takes MindSpore's estimate of the free memory out of its way.
+    """Disables MindSpore's check of the free memory.
 
-    It refuses a file larger than the memory that holds nothing at all, and after a few gigabytes
-    of reading or writing the page cache holds most of it. A real lack raises MemoryError.
+    MindSpore counts the page cache as taken, so after a few gigabytes of reading or writing it
+    refuses files that fit. A real lack of memory raises MemoryError.
     """
     from mindspore.train import serialization
 

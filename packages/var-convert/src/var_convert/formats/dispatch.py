@@ -1,4 +1,4 @@
-"""The three containers, chosen by suffix."""
+"""Which format a file is in, and the reader and writer of each."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,7 +38,7 @@ def check_suffix(path: Path) -> None:
 def read_weights(path: Path) -> list[Weights]:
     """The models of a file, tensors not yet read.
 
-    Where the suffix is none of the three (``.pt``, ``.bin``), the content says.
+    Where the suffix is none of the three (``.pt``, ``.bin``), the content decides.
 
     Raises InputError for a file that is missing, empty, damaged, of an unknown format, or of
     another one than its suffix says.

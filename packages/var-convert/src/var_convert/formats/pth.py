@@ -1,4 +1,4 @@
-"""Reading and writing PyTorch's .pth. Imports PyTorch, the extra ``[torch]``, only when called."""
+"""Reading PyTorch's .pth safely, and writing it. Imports PyTorch only when called."""
 
 import warnings
 import zipfile
@@ -24,8 +24,8 @@ TRAINER_KEYS = ("vae_local", "var_wo_ddp")
 def read_pth(path: Path) -> list[Weights]:
     """The models of the file: one for a plain state dict, up to two for a trainer checkpoint.
 
-    Loads tensors and plain containers only, so that nothing in the file can run code. Raises
-    InputError where the file needs more than that, is damaged, or PyTorch is missing.
+    Only tensors and plain containers are loaded (``weights_only``), so nothing in the file can run
+    code. Raises InputError where the file needs more than that, is damaged, or PyTorch is missing.
     """
     torch, shown = _torch(path), quoted(path)
     archive = zipfile.is_zipfile(path)
@@ -33,9 +33,9 @@ def read_pth(path: Path) -> list[Weights]:
         _refuse_compressed(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on old formats, of no use to whoever reads
+            warnings.simplefilter("ignore")  # about old formats; of no use to the user
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
-    except Exception as error:  # whatever a damaged or hostile file provokes inside PyTorch
+    except Exception as error:  # a damaged or hostile file may raise anything inside PyTorch
         raise InputError(f"{shown}: not a .pth of weights alone: {_reason(error)}") from error
     if not isinstance(loaded, Mapping):
         raise InputError(f"{shown}: holds a {type(loaded).__name__}; expected a state dict")
@@ -73,18 +73,18 @@ def _torch(path: Path) -> ModuleType:
 
 
 def _reason(error: Exception) -> str:
-    """What PyTorch says is wrong, in one line, without its advice to load unsafely."""
+    """PyTorch's reason in one line, without its advice to load unsafely."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "Unsupported" in line or "GLOBAL" in line]
     return quoted((telling or lines or [type(error).__name__])[0].split(". ")[0])
 
 
 def _refuse_compressed(path: Path) -> None:
-    """A few megabytes can be deflated from terabytes; PyTorch stores its files as they are."""
+    """A few compressed megabytes can inflate to terabytes; PyTorch never compresses its files."""
     try:
         with zipfile.ZipFile(path) as archive:
             stored = all(m.compress_type == zipfile.ZIP_STORED for m in archive.infolist())
-    except Exception as error:  # whatever a damaged or hostile archive provokes
+    except Exception as error:  # a damaged or hostile archive may raise anything
         raise InputError(f"{quoted(path)}: not a readable .pth file: {_reason(error)}") from error
     if not stored:
         raise InputError(
@@ -138,8 +138,8 @@ def _entry(torch: ModuleType, source: str, name: str, tensor: "Tensor") -> Entry
 def write_pth(path: Path, tensors: Mapping[str, Entry], metadata: Mapping[str, str]) -> None:
     """Writes a state dict that ``load_state_dict(strict=True)`` takes.
 
-    ``metadata`` rides along as an attribute of the OrderedDict, where PyTorch's own
-    ``state_dict()`` keeps its version notes: it is no key, so loading strictly does not see it.
+    ``metadata`` is an attribute of the OrderedDict, as PyTorch's own version notes are: it is no
+    key, so strict loading does not see it.
     """
     torch = _torch(path)
     state = OrderedDict((name, _tensor(torch, entry)) for name, entry in tensors.items())

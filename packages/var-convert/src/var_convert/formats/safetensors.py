@@ -29,8 +29,8 @@ def _entry(path: Path, name: str, about: TensorHeader) -> Entry:
     def read(start: int, stop: int) -> np.ndarray:
         if start == stop:
             return np.empty(0, dtype)
-        # "c": writable for PyTorch's sake, never written to the file. Each piece is a mapping of
-        # its own, so that its pages are released with it.
+        # "c": PyTorch wants writable memory; nothing is written to the file. Each piece has its
+        # own mapping, so that its pages are released with it.
         offset = about.begin + start * dtype.itemsize
         piece = np.memmap(path, dtype, "c", offset=offset, shape=(stop - start,))
         return np.require(piece, requirements="A")

@@ -1,4 +1,4 @@
-"""Named tensors of one model as a file holds them: described at once, read piece by piece."""
+"""The named tensors of one model in a file: known at once, read piece by piece."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -55,7 +55,7 @@ class Entry:
 
 
 def entry_of(array: np.ndarray, dtype: str) -> Entry:
-    """An entry whose elements are in memory already."""
+    """An entry whose elements are in memory."""
     flat = array.reshape(-1)
     return Entry(dtype, tuple(array.shape), lambda start, stop: flat[start:stop])
 
