@@ -25,6 +25,7 @@ from var_tokenizer.common import InputError
 from var_transformer import ascend_c
 from var_transformer.attention.base import (
     NextScaleAttention,
+    PlainSegment,
     check_tokens,
     last_scale,
     visible_mask,
@@ -100,11 +101,7 @@ class AscendAttention(NextScaleAttention):
         return x_blc.reshape(b, length, self.heads, self.head_width)
 
     def attend(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        segment: tuple[int, int, bool, int],
+        self, queries: Tensor, keys: Tensor, values: Tensor, segment: PlainSegment
     ) -> Tensor:
         _, end, masked, reach = segment
         # the operator masks where it is True

@@ -1,6 +1,7 @@
 """The interface that every backend of next-scale attention implements, and what they share."""
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 from mindspore import Tensor, nn, ops
@@ -11,6 +12,8 @@ from var_tokenizer.common import InputError
 from var_transformer.attention.cache import KeysValues
 from var_transformer.attention.segments import Plan, cut
 from var_transformer.model.operators import UnitLength
+
+PlainSegment: TypeAlias = tuple[int, int, bool, int]  # a Segment as graphs read it
 
 
 class NextScaleAttention(nn.Cell):
@@ -79,7 +82,9 @@ class NextScaleAttention(nn.Cell):
         q_blc, k_blc, v_blc = ops.split(qkv_bl3c, qkv_bl3c.shape[-1] // 3, 2)
         return self.construct(q_blc, k_blc, v_blc, score_scale, k, past)
 
-    def _all_scales(self, queries: Tensor, keys: Tensor, values: Tensor, plan: tuple) -> Tensor:
+    def _all_scales(
+        self, queries: Tensor, keys: Tensor, values: Tensor, plan: tuple[PlainSegment, ...]
+    ) -> Tensor:
         if len(plan) == 1:
             return self.attend(queries, keys, values, plan[0])
         sizes = tuple(end - begin for begin, end, _, _ in plan)
@@ -113,11 +118,7 @@ class NextScaleAttention(nn.Cell):
         raise NotImplementedError
 
     def attend(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        segment: tuple[int, int, bool, int],
+        self, queries: Tensor, keys: Tensor, values: Tensor, segment: PlainSegment
     ) -> Tensor:
         """One segment's queries over its keys; ``segment`` is (begin, end, masked, reach)."""
         raise NotImplementedError
@@ -133,7 +134,7 @@ class NextScaleAttention(nn.Cell):
         raise NotImplementedError
 
 
-def _plain(plan: Plan) -> tuple[tuple[int, int, bool, int], ...]:
+def _plain(plan: Plan) -> tuple[PlainSegment, ...]:
     return tuple((s.begin, s.end, s.masked, s.reach) for s in plan)
 
 

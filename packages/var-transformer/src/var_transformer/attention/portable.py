@@ -3,7 +3,7 @@
 from mindspore import Tensor, ops
 from var_tokenizer import ScaleSchedule
 
-from var_transformer.attention.base import NextScaleAttention, visible_mask
+from var_transformer.attention.base import NextScaleAttention, PlainSegment, visible_mask
 from var_transformer.attention.cache import KeysValues
 from var_transformer.attention.segments import scores_and
 
@@ -42,11 +42,7 @@ class PortableAttention(NextScaleAttention):
         return x_blc.reshape(b, length, self.heads, c // self.heads).transpose(0, 2, 1, 3)
 
     def attend(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        segment: tuple[int, int, bool, int],
+        self, queries: Tensor, keys: Tensor, values: Tensor, segment: PlainSegment
     ) -> Tensor:
         _, end, masked, _ = segment
         scores_bhll = self.scores(queries, keys)
