@@ -174,7 +174,7 @@ def test_the_help_of_a_run_fits_on_two_screens_and_names_every_setting(capsys, m
     assert len(text.splitlines()) <= 100
     assert "--train-transformer.epochs 8  .batch 64" in text and ".scales 1 2 3 4" in text
     everything = shown(capsys, monkeypatch, RunConfig, "--help-all")
-    for option in re.findall(r"│ (--[a-z.-]+)", everything):
+    for option in re.findall(r"│ (--[a-z0-9.-]+)", everything):
         name = option.removeprefix("--").split(".")[-1]
         assert re.search(rf"[.-]{name.removeprefix('no-')}\b", text), option
     assert "--train-transformer.batch 768" not in text
