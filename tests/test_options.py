@@ -1,11 +1,8 @@
 """No option does nothing: every field of every configuration is read by some line."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from field_reads import Sources
 
 PACKAGES = Path(__file__).parents[1] / "packages"
