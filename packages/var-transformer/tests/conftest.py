@@ -38,6 +38,11 @@ def make_model():
     return lambda **changes: randomized(Transformer(tiny.transformer(**changes)))
 
 
+@pytest.fixture(scope="session")
+def smaller(make_model) -> Transformer:
+    return make_model(depth=1, width=16)
+
+
 @pytest.fixture
 def no_model_runs(monkeypatch):
     """Fails a test in which a transformer or the tokenizer's decoder runs."""
@@ -52,12 +57,12 @@ def no_model_runs(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def pair(model, tokenizer, make_model, tmp_path_factory):
+def pair(model, tokenizer, smaller, tmp_path_factory):
     """A folder with the files of both models, a smaller transformer, and one with class names."""
     folder = tmp_path_factory.mktemp("pair")
     model.save(folder / "m.safetensors")
     tokenizer.save(folder / "t.safetensors")
-    make_model(depth=1, width=16).save(folder / "small.safetensors")
+    smaller.save(folder / "small.safetensors")
     named = Transformer.load(folder / "m.safetensors")
     named.class_names = ("cat", "dog", "0", "fox", "10")
     named.save(folder / "named.safetensors")

@@ -4,15 +4,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 from var_tokenizer.common import InputError
-from var_transformer import (
-    Refiner,
-    Sampler,
-    Transformer,
-    box_mask,
-    edit,
-    generate,
-    tokens_to_redraw,
-)
+from var_transformer import Sampler, Transformer, box_mask, edit, generate, tokens_to_redraw
 from var_transformer.generation.filters import draw, softmax
 
 LABELS = np.array([1, 4, 1])
@@ -34,19 +26,27 @@ BAD_LABELS = [
     (np.array([True]), r"labels have shape \(1,\) and dtype bool; expected \(B,\) ints"),
     (np.array([], np.int32), "labels are empty; expected at least one"),
     (np.array([2**32]), "labels hold 4294967296; expected 0 to 4"),
+    (np.array([1, 6]), "labels hold 6; expected 0 to 4"),
+    (np.array([-1]), "labels hold -1; expected 0 to 4"),
 ]
 
 
 @pytest.mark.parametrize(("labels", "message"), BAD_LABELS)
-def test_labels_that_are_no_classes_are_refused(model, tokenizer, labels, message):
-    for call in (
-        lambda: model.logits(labels, INPUTS[: len(labels)]),
-        lambda: model.condition(labels),
-        lambda: generate(model, tokenizer, labels),
-        lambda: edit(model, tokenizer, IMAGE, MASK, labels),
-    ):
-        with pytest.raises(InputError, match=message):
-            call()
+def test_a_model_refuses_labels_that_are_no_classes(model, labels, message):
+    with pytest.raises(InputError, match=message):
+        model.logits(labels, INPUTS[: len(labels)])
+    with pytest.raises(InputError, match=message):
+        model.condition(labels)
+
+
+@pytest.mark.parametrize(("labels", "message"), BAD_LABELS)
+def test_labels_that_are_no_classes_are_refused_before_any_model_runs(
+    model, tokenizer, no_model_runs, labels, message
+):
+    with pytest.raises(InputError, match=message):
+        generate(model, tokenizer, labels)
+    with pytest.raises(InputError, match=message):
+        edit(model, tokenizer, IMAGE, MASK, labels)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,7 @@ def test_labels_that_are_no_classes_are_refused(model, tokenizer, labels, messag
         (INPUTS > 0, "inputs have dtype bool; expected finite floats"),
         (INPUTS.astype(np.int32), "inputs have dtype int32; expected finite floats"),
         (INPUTS[:1], r"inputs have shape \(1, 13, 8\); expected \(3, 13, 8\)"),
+        (INPUTS[..., :7], r"inputs have shape \(3, 13, 7\); expected \(3, 13, 8\)"),
     ],
 )
 def test_inputs_that_no_tokenizer_gives_are_refused(model, inputs, message):
@@ -114,10 +115,20 @@ def test_a_scale_that_cannot_follow_is_refused(model, scale, inputs, message):
         ),
         ({"guided_scales": 2}, "guided_scales is 2; expected a tuple"),
         ({"more_smooth": "no"}, "more_smooth is 'no'; expected True or False"),
+        ({"cfg": -0.5}, "cfg is -0.5; expected a number of at least 0"),
+        ({"top_p": 1.01}, "top_p is 1.01; expected a number from 0 to 1"),
+        ({"top_p": (0.5, -0.1)}, "top_p is -0.1; expected a number from 0 to 1"),
+        ({"top_k": -1}, "top_k is -1; expected an integer of at least 0"),
+        ({"temperature": 0.0}, "temperature is 0.0; expected a number above 0"),
+        ({"guidance": "cubic"}, "guidance .*'cubic'; .* linear, constant, none"),
+        (
+            {"guided_scales": (-1,)},
+            "a scale of guided_scales is -1; expected an integer of at least 0",
+        ),
         ({"more_smooth": NAN}, "more_smooth is nan; expected True or False"),
     ],
 )
-def test_settings_of_another_type_are_refused(model, tokenizer, no_model_runs, settings, message):
+def test_settings_without_a_meaning_are_refused(model, tokenizer, no_model_runs, settings, message):
     for call in (
         lambda: Sampler(**settings),
         lambda: generate(model, tokenizer, LABELS, **settings),
@@ -131,20 +142,20 @@ def test_settings_of_another_type_are_refused(model, tokenizer, no_model_runs, s
     [
         ({"seed": True}, "seed is True; expected an integer of at least 0"),
         ({"seed": NAN}, "seed is nan; expected an integer of at least 0"),
+        ({"seed": -1}, "seed is -1; expected an integer of at least 0"),
+        ({"seed": 0.5}, "seed is 0.5; expected an integer of at least 0"),
+        ({"numbers": [0, 1, -2]}, "numbers is -2; expected an integer of at least 0"),
+        ({"numbers": [0]}, "numbers has 1 entries; expected one for each label"),
+        ({"top_k": 33}, "top_k is 33; expected 0 to 32, the vocabulary"),
         ({"numbers": [0, 1, True]}, "numbers is True; expected an integer of at least 0"),
         ({"numbers": [0, 1, 1.9]}, "numbers is 1.9; expected an integer of at least 0"),
     ],
 )
-def test_seeds_and_numbers_that_are_no_integers_are_refused(
+def test_arguments_that_do_not_suit_the_model_or_labels_are_refused(
     model, tokenizer, no_model_runs, arguments, message
 ):
     with pytest.raises(InputError, match=message):
         generate(model, tokenizer, LABELS, **arguments)
-
-
-def test_a_refiner_of_true_scales_is_refused(model, tokenizer, no_model_runs):
-    with pytest.raises(InputError, match="scales is True; expected an integer from 1 to 2"):
-        generate(model, tokenizer, LABELS, refiner=Refiner(model, True))
 
 
 @pytest.mark.parametrize(
@@ -159,11 +170,18 @@ def test_a_refiner_of_true_scales_is_refused(model, tokenizer, no_model_runs):
         ({"image": np.zeros((3, 0, 6), np.float32)}, r"image has shape \(3, 0, 6\); expected"),
         ({"mask": MASK.astype(np.float32)}, "mask has dtype float32; expected bool"),
         ({"mask": MASK.astype(np.uint8)}, "mask has dtype uint8; expected bool"),
+        ({"mask": np.ones((6, 5), bool)}, r"mask has shape \(6, 5\); expected \(6, 6\)"),
+        ({"image": IMAGE[0]}, r"image has shape \(6, 6\); expected \(3, H, W"),
+        (
+            {"image": np.zeros((3, 8, 8), np.float32), "mask": np.ones((8, 8), bool)},
+            r"\(1, 3, 8, 8\); expected \(B, 3, 6, 6\)",
+        ),
         ({"label": True}, "labels have shape .* and dtype bool"),
         ({"label": 1.9}, "labels have shape .* and dtype float64"),
+        ({"sampler": Sampler(top_k=33)}, "top_k is 33; expected 0 to 32"),
     ],
 )
-def test_arrays_that_are_no_image_or_mask_are_refused(
+def test_bad_input_of_edit_is_refused_before_any_model_runs(
     model, tokenizer, no_model_runs, change, message
 ):
     arguments = {"image": IMAGE, "mask": MASK, "label": 1} | change
@@ -174,6 +192,9 @@ def test_arrays_that_are_no_image_or_mask_are_refused(
 def test_values_that_are_no_box_or_mask_are_refused(tokenizer):
     for box in ((0, 0, 2.5, 3), (0, 0, NAN, 3), (False, 0, 2, 3), (0, 0, 2)):
         with pytest.raises(InputError, match=r"box is .*; expected four integers"):
+            box_mask(box, 6, 6)
+    for box in ((0, 0, 0, 3), (0, 0, 7, 3), (-1, 0, 3, 3), (4, 0, 2, 3)):
+        with pytest.raises(InputError, match=r"box is .*; expected \(y0, x0, y1, x1\) with"):
             box_mask(box, 6, 6)
     for mask, message in ((MASK * NAN, "dtype float64; expected bool"), (MASK[0], r"\(6,\)")):
         with pytest.raises(InputError, match=message):

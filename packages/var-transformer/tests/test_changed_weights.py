@@ -73,11 +73,6 @@ def changing(request, make_config):
 
 
 @pytest.fixture(scope="module")
-def smaller(make_model):
-    return make_model(depth=1, width=16)
-
-
-@pytest.fixture(scope="module")
 def both(changing, smaller, make_config, tokenizer):
     """Two sets of weights, each with what every pass gives of a transformer made with them."""
     backend = BACKENDS[

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from var_tokenizer import ScaleSchedule
-from var_tokenizer.common import InputError
 from var_transformer import Sampler, box_mask, edit, generate, tokens_to_redraw
 
 LABELS = np.array([1, 4, 1])  # three, as in the other tests: shapes compile once
@@ -62,35 +61,6 @@ def test_a_token_is_redrawn_by_the_share_of_its_rectangle_inside_the_mask():
     assert [m.sum() for m in tokens_to_redraw(point, schedule)] == [0, 0, 1]
     for mask, expected in ((np.zeros((12, 12), bool), 0), (np.ones((12, 12), bool), 1)):
         assert [m.mean() for m in tokens_to_redraw(mask, schedule)] == [expected] * 3
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"mask": np.ones((6, 5), bool)}, r"mask has shape \(6, 5\); expected \(6, 6\)"),
-        ({"mask": np.ones((6, 6))}, "mask has dtype float64; expected bool"),
-        ({"image": np.zeros((6, 6), np.float32)}, r"image has shape \(6, 6\); expected \(3, H, W"),
-        (
-            {"image": np.zeros((3, 8, 8), np.float32), "mask": np.ones((8, 8), bool)},
-            r"\(1, 3, 8, 8\); expected \(B, 3, 6, 6\)",
-        ),
-        ({"image": np.full((3, 6, 6), 255.0)}, r"\[255, 255\]; expected \[-1, 1\]"),
-        ({"label": 6}, "6; expected 0 to 4"),
-        ({"sampler": Sampler(top_k=33)}, "top_k is 33; expected 0 to 32"),
-    ],
-)
-def test_bad_input_of_edit_is_refused_before_any_model_runs(
-    model, tokenizer, image, no_model_runs, change, message
-):
-    arguments = {"image": image, "mask": np.ones((6, 6), bool), "label": 1} | change
-    with pytest.raises(InputError, match=message):
-        edit(model, tokenizer, **arguments)
-
-
-@pytest.mark.parametrize("box", [(0, 0, 0, 3), (0, 0, 7, 3), (-1, 0, 3, 3), (4, 0, 2, 3)])
-def test_a_box_that_is_empty_or_leaves_the_image_is_an_error(box):
-    with pytest.raises(InputError, match="box is"):
-        box_mask(box, 6, 6)
 
 
 def test_edit_stays_a_function_when_its_command_is_imported():

@@ -58,9 +58,9 @@ def test_the_log_of_a_command_has_lines_of_this_project_alone(pair, tmp_path):
     assert all(line.startswith("INFO: ") for line in lines), lines
 
 
-def test_the_images_of_sample_are_those_of_generate(sampled, model, tokenizer, make_model):
+def test_the_images_of_sample_are_those_of_generate(sampled, model, tokenizer, smaller):
     labels = np.array([1, 1, 3, 3])
-    refiner = Refiner(make_model(depth=1, width=16), 1)
+    refiner = Refiner(smaller, 1)
     settings = {"cfg": 2.0, "top_k": (5, 4, 3), "seed": 7}
     out = generate(model, tokenizer, labels, refiner=refiner, **settings)
     for n, pixels in enumerate(to_pixels(out.images)):

@@ -57,11 +57,6 @@ def wrong_ones(orders, todo, expected):
 
 
 @pytest.fixture(scope="module")
-def smaller(make_model):
-    return make_model(depth=1, width=16)
-
-
-@pytest.fixture(scope="module")
 def expected(model, tokenizer, smaller):
     return {name: call() for name, call in calls(model, tokenizer, smaller).items()}
 
