@@ -101,7 +101,7 @@ def _published_scales(source: str, count: int) -> tuple[Scale, ...]:
 
 
 def scales_of_hits(hits: Entry) -> tuple[int, ...] | None:
-    """Square scales read off the codebook statistics, or None where these show none.
+    """Square scales read off the codebook statistics, or None if these show none.
 
     Training counts how often each scale uses each code. Every image adds as many hits to a
     scale as that has tokens, so the row sums stand in the ratio of the scales' areas.

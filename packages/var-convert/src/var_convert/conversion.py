@@ -68,7 +68,7 @@ def write_model(
 ) -> Conversion:
     """Writes an opened model in the format of the suffix of ``target``, replacing what is there.
 
-    Raises InputError where it cannot be written, and then leaves the target as it was.
+    Raises InputError if it cannot be written, and then leaves the target as it was.
     """
     tensors = model.published() if target.suffix == ".pth" else model.tensors
     total = sum(entry.nbytes for entry in tensors.values())
@@ -98,7 +98,7 @@ def _check_request(target: Path, only: str | None, dtype: str | None, force: boo
 
 
 def _check_space(target: Path, needed: int) -> None:
-    """Raises InputError where the disk of ``target`` has no room for ``needed`` bytes."""
+    """Raises InputError if the disk of ``target`` has no room for ``needed`` bytes."""
     folder = next(parent for parent in target.absolute().parents if parent.exists())
     disk = shutil.disk_usage(folder)
     if disk.total and needed > disk.free:  # pseudo file systems report no size

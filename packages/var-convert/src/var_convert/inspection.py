@@ -33,7 +33,7 @@ class Inspection:
     infinite values.
     class_names, tokenizer: of a transformer, the names of its classes and the checksum of its
     tokenizer. rounded_from: the checksum that a tokenizer had before it was rounded. These three
-    are None where the file does not say.
+    are None if the file does not say.
     """
 
     path: Path

@@ -15,7 +15,7 @@ def choose_kind(shown: str, models: Sequence[Weights], only: str | None) -> tupl
     """The kind to open of the models in a file, and these models by kind.
 
     shown: how messages name the file. only: the kind that is asked for, if any. Raises InputError
-    where the file holds none of that kind, or two models and nothing says which.
+    if the file holds none of that kind, or two models and nothing says which.
     """
     found = {kind_of(weights): weights for weights in models}
     if only is None and len(found) > 1:
@@ -36,7 +36,7 @@ def is_native(weights: Weights) -> bool:
 def kind_of(weights: Weights) -> str:
     """Which of KINDS it is, by its metadata or else by the tensors' names.
 
-    Raises InputError where it is neither.
+    Raises InputError if it is neither.
     """
     if is_native(weights):
         kind = weights.metadata.get("kind")

@@ -136,7 +136,7 @@ def open_model(
 ) -> OpenedModel:
     """The model of a file, or the one of kind ``only`` of a trainer checkpoint that holds two.
 
-    scales, heads, using_znorm: replace what the file says or leaves open. Raises InputError where
+    scales, heads, using_znorm: replace what the file says or leaves open. Raises InputError if
     the file is unusable, holds no model of that kind, or is not exactly what its architecture
     needs.
     """
@@ -191,7 +191,7 @@ def _checked(
 
 
 def _notes(weights: Weights, config: Config) -> dict[str, str]:
-    """What a native file says beside its configuration; raises InputError where it is malformed."""
+    """What a native file says beside its configuration; raises InputError if it is malformed."""
     if not is_native(weights):
         return {}
     fields = ["class_names", TOKENIZER]
@@ -255,7 +255,7 @@ def _check_learned(
 
 
 def _check_derived(source: str, config: Config, tensors: Mapping[str, Entry]) -> None:
-    """Raises InputError where a derived buffer differs from what the architecture implies."""
+    """Raises InputError if a derived buffer differs from what the architecture implies."""
     shapes = derived_shapes(config)
     for name, entry in tensors.items():
         if not is_derived(name):

@@ -49,7 +49,7 @@ class IdDifference:
 class ForwardDifference:
     """ids: the tokenizer's, of an image; the transformer's, generated with top_k=1.
 
-    The others: largest absolute differences; None where this kind of model has no such output.
+    The others: largest absolute differences; None if this kind of model has no such output.
     """
 
     ids: IdDifference
@@ -71,7 +71,7 @@ class ForwardDifference:
 def compare_forward(torch_side: OpenedModel, mindspore_side: OpenedModel) -> ForwardDifference:
     """Runs both models on a random image, or on a random label and random inputs.
 
-    Raises InputError where PyTorch is not installed.
+    Raises InputError if PyTorch is not installed.
     """
     try:
         import torch  # noqa: F401

@@ -33,7 +33,7 @@ class TensorDifference:
 
 @dataclass(frozen=True)
 class Verification:
-    """architecture: one line for each field that differs. forward: None where not asked for."""
+    """architecture: one line for each field that differs. forward: None if not asked for."""
 
     kind: str
     architecture: tuple[str, ...]

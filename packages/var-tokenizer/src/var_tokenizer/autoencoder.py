@@ -13,7 +13,7 @@ from var_tokenizer.operators import conv2d, conv2d_plus, group_norm, upsampled_c
 
 
 class Conv2d(nn.Cell):
-    """A convolution. ``weight`` is (O, k, k, I), the layout that the matrix product wants."""
+    """A convolution. ``weight`` is (O, k, k, I), the layout that the matrix product needs."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class Upsample(nn.Cell):
 
 
 class Level(nn.Cell):
-    """The blocks of one resolution, with attention after each at the coarsest, then the resize."""
+    """The blocks of one resolution, then the resize. At the coarsest, attention follows each."""
 
     def __init__(
         self,

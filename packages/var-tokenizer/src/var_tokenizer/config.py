@@ -1,4 +1,4 @@
-"""What a tokenizer is made of."""
+"""The architecture of a tokenizer."""
 
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ class TokenizerConfig:
     """Look up the code at the smallest angle instead of the smallest distance."""
 
     def __post_init__(self) -> None:
-        """Raises InputError that names the field, its value and what is allowed."""
+        """Raises an InputError that names the field, its value and what is allowed."""
         object.__setattr__(self, "scales", self.schedule.scales)
         for field, least in (
             ("vocab_size", 2),

@@ -1,9 +1,9 @@
-"""How the weights of a tokenizer begin: every rule of the published model, in one place.
+"""The published initialization of a tokenizer: every rule, in one place.
 
-Convolutions begin as PyTorch's do, norms as the identity, codes as standard normal vectors
+Convolutions start like PyTorch's, norms as the identity, codes as standard normal vectors
 (training may place them on data: ``var_train.training.codebook``). Weights are drawn in the order
-in which the cells are built. Where the generator is None a file will supply them, and they are
-zeros in memory that nobody has written to, which takes no room.
+in which the cells are built. If the generator is None, a file will supply them. They are then
+zeros in memory that is never written, which takes no room.
 """
 
 import math
@@ -39,7 +39,7 @@ def codes(rng: Rng, config: TokenizerConfig) -> Parameter:
 
 
 def usage(config: TokenizerConfig) -> Parameter:
-    """The running usage (K, V) of the codes: none so far; not trained."""
+    """The running usage (K, V) of the codes: zeros; not trained."""
     counts = np.zeros((len(config.scales), config.vocab_size), np.float32)
     return Parameter(Tensor(counts), requires_grad=False)
 

@@ -1,8 +1,8 @@
-"""The operators of the autoencoder, each in the form that is fast on the device at hand.
+"""The operators of the autoencoder, each in the form that is fast on the current device.
 
 Feature maps are channels-last, (B, Y, X, C). On the CPU ``nn.Conv2d``, ``nn.GroupNorm``, ``Pad``
 and strided slices are 10 to 100 times slower than PyTorch. There each operator is a C++ kernel
-(``cpp/``), or, where the package was installed without a compiler, composed of the MindSpore
+(``cpp/``), or, if the package was installed without a compiler, is composed of the MindSpore
 operators that are fast: a convolution is a lookup of pixel rows and one matrix product. Every
 other device uses MindSpore's own kernels. The models call these names and never ask for the
 device.
@@ -24,7 +24,7 @@ _MAX_COLUMNS = 16 * 2**20  # floats of unfolded pixels held at once: 64 MiB
 
 _matmul_nt = ops.MatMul(transpose_b=True)
 _matmul_tn = ops.MatMul(transpose_a=True)
-# primitives, because functions of mindspore.ops do not all compile inside of a bprop
+# primitives, because not all functions of mindspore.ops compile inside a bprop
 _gather = ops.Gather()
 _concat = ops.Concat()
 _add_n = ops.AddN()
@@ -46,7 +46,7 @@ def _source_pixels(
 ) -> np.ndarray:
     """(B * Y' * X', kernel**2) int32: the pixel row each tap of each output pixel reads.
 
-    ``pads`` zeros stand (before, after) the pixels of both axes; a tap outside of the image
+    There are ``pads`` zeros (before, after) the pixels of both axes; a tap outside the image
     reads row B * Y * X, where the caller keeps zeros.
     """
     b, y, x = shape_byx
@@ -69,7 +69,7 @@ def _reading_pixels(
 ) -> np.ndarray:
     """(B * Y * X, kernel**2) int32: the output row that reads a pixel through each tap.
 
-    Where none does, the row after the last output.
+    If no output does, the row after the last output.
     """
     source, pixels = _source_pixels(shape_byx, kernel, stride, pads), int(np.prod(shape_byx))
     table = np.full((pixels, kernel * kernel), len(source), np.int32)
@@ -94,13 +94,13 @@ def _chunks(rows: int, width: int) -> tuple:
 
 
 class _KernelConv2d(nn.Cell):
-    """Convolution by Winograd's way or oneDNN, as the shapes ask for."""
+    """Convolution by Winograd's algorithm or oneDNN, whichever suits the shapes."""
 
     def __init__(
         self, kernel: int, stride: int, pads: tuple[int, int], upsampled: bool = False
     ) -> None:
         super().__init__()
-        # what the shapes of the arrays leave open
+        # what the shapes of the arrays do not determine
         self.geometry = Tensor(np.array([stride, pads[0], upsampled], np.int32))
         setting = (kernel, stride, pads, upsampled)
 
@@ -197,7 +197,7 @@ class _UnfoldedConv2d(nn.Cell):
         return grad_x.reshape(x_byxc.shape), grad_weight, _sum(grad, 0)
 
     def _with_zeros(self, rows: Tensor) -> Tensor:
-        # Gather rejects indices outside of the table, and ops.EmbeddingLookup, which reads zeros
+        # Gather rejects indices outside the table, and ops.EmbeddingLookup, which reads zeros
         # there, breaks training graphs: updates of parameters are lost (MindSpore 2.10.0)
         if self.kernel == 1 and self.stride == 1:
             return rows
@@ -211,7 +211,7 @@ class _UnfoldedConv2d(nn.Cell):
 
 
 class _NativeConv2d(nn.Cell):
-    """Convolution by MindSpore's own kernel, which wants channels first."""
+    """Convolution by MindSpore's own kernel, which expects channels first."""
 
     def __init__(self, kernel: int, stride: int, pads: tuple[int, int]) -> None:
         super().__init__()
@@ -323,7 +323,7 @@ class _RowsGroupNorm(nn.Cell):
 
     def _statistics(self, x_bnc: Tensor) -> tuple[Tensor, Tensor]:
         b, _, c = x_bnc.shape
-        # relative to a pixel of the group: the rounded mean of equal pixels is not theirs
+        # relative to a pixel of the group: the rounded mean of equal pixels may differ from them
         first_bgi = x_bnc[:, 0].reshape(b, self.groups, c // self.groups)
         first_bgi = first_bgi[:, :, :1] + _zeros_like(first_bgi)
         x_bnc = x_bnc - first_bgi.reshape(b, 1, c)
@@ -378,7 +378,7 @@ class _WithSilu(nn.Cell):
 def group_norm(groups: int, epsilon: float = 1e-6, silu: bool = False) -> nn.Cell:
     """The group norm ``f(x (B,Y,X,C), gain (C), bias (C)) -> (B,Y,X,C)``.
 
-    silu: with x * sigmoid(x) after it.
+    silu: whether x * sigmoid(x) follows.
     """
     form = _form(_KernelGroupNorm, _RowsGroupNorm, _NativeGroupNorm)
     if form is _KernelGroupNorm:
@@ -413,6 +413,6 @@ class _ComposedNearest(nn.Cell):
 def nearest_code() -> nn.Cell:
     """The search ``f(vectors (N,z), codes (V,z)) -> (N) int32``.
 
-    Gives the first of the codes at the smallest Euclidean distance; without a gradient.
+    Gives the first of the codes at the smallest Euclidean distance. It has no gradient.
     """
     return _form(_KernelNearest, _ComposedNearest, _ComposedNearest)()

@@ -101,7 +101,7 @@ class MultiScaleQuantizer(nn.Cell):
     def encode(self, latent_byxz: Tensor) -> tuple[Tensor, Tensor]:
         """Algorithm 1: each scale quantizes what the coarser ones left over.
 
-        Returns the ids (B, L) int32 and the vectors (B, L, z) whose nearest codes they are.
+        Returns the ids (B, L) int32 and the vectors (B, L, z) that they are the nearest codes of.
         """
         rest = latent_byxz
         ids: tuple[Tensor, ...] = ()
@@ -123,11 +123,11 @@ class MultiScaleQuantizer(nn.Cell):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The training pass: straight-through latent map, loss, ids (B, L), vectors (B, L, z).
 
-        After every scale the running sum and the latent map are drawn to each other: the
+        After every scale the running sum and the latent map are pulled together: the
         codes and refinements to the map with weight 1, the map to them (the commitment) with
         weight ``beta``; the mean over the K scales is the loss (VQ-VAE, arXiv:1711.00937).
-        kept_kb: see ``Tokenizer.construct``; a scale that an image is reconstructed without adds
-        nothing to its loss. The vectors were looked up, the ids are what was found.
+        kept_kb: see ``Tokenizer.construct``; a scale that is left out of an image's reconstruction
+        adds nothing to its loss. The vectors are what was looked up, the ids what was found.
         """
         target = ops.stop_gradient(latent_byxz)
         total, loss = ops.zeros_like(latent_byxz), 0.0

@@ -32,7 +32,7 @@ from var_tokenizer.shapes import tokenizer_shapes
 
 
 class LatentCodec(Protocol):
-    """All that the transformer needs of a tokenizer. It never sees the autoencoder."""
+    """All that the transformer needs from a tokenizer. It never sees the autoencoder."""
 
     @property
     def schedule(self) -> ScaleSchedule: ...
@@ -98,7 +98,7 @@ class _Mixture(_Pass):
 
 
 class _PassOverScales(_Pass):
-    """One that reads ids (B, L), the scales one after another."""
+    """A pass that reads ids (B, L), the scales one after another."""
 
     def __init__(self, tokenizer: "Tokenizer") -> None:
         super().__init__(tokenizer)
@@ -188,7 +188,7 @@ class Tokenizer(nn.Cell):
         """Writes weights and configuration as a native file, atomically.
 
         If the weights are still those of a rounded file, as ``var-convert --dtype`` writes it, the
-        new file notes the checksum that they were rounded from, too.
+        new file also notes the checksum from before rounding.
         """
         metadata = {}
         if self._rounded is not None and self.checksum() == self._rounded[1]:
@@ -217,8 +217,9 @@ class Tokenizer(nn.Cell):
     def belongs_to(self, checksum: str) -> bool:
         """Whether the weights have this checksum, or were rounded from weights that have it.
 
-        Sums them up at the first call, and again when they have moved, as after loading others.
-        Changes in place, as in training, go unnoticed until ``checksum`` is called.
+        Computes the checksum at the first call, and again when the weights have moved in memory,
+        as after loading others. Changes in place, as in training, go unnoticed until
+        ``checksum`` is called.
         """
         if self._summed is not None and self._summed[0] == self._places():
             own = self._summed[1]
@@ -233,7 +234,7 @@ class Tokenizer(nn.Cell):
     def encode(self, images: Array) -> list[Tensor]:
         """Images (B, 3, H, W) in [-1, 1] to the ids of each scale: K int32 arrays (B, s_y * s_x).
 
-        ``read_images`` reads image files and PIL images as such. Images of ``generate`` are in
+        ``read_images`` gives such images from files and PIL images. Images of ``generate`` are in
         [0, 1]: pass ``2 * images - 1``. Raises InputError for another shape, for numbers that are
         not floats, and for values outside [-1, 1] or NaN.
         """

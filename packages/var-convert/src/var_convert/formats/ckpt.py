@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def read_ckpt(path: Path) -> list[Weights]:
-    """The one model of the file. Raises InputError where MindSpore cannot read it."""
+    """The one model of the file. Raises InputError if MindSpore cannot read it."""
     import mindspore
 
     try:

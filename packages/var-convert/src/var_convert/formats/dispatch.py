@@ -28,7 +28,7 @@ _SUFFIXES = {"PyTorch": ".pth", "MindSpore": ".ckpt", "safetensors": ".safetenso
 
 
 def check_suffix(path: Path) -> None:
-    """Raises InputError where the suffix of ``path`` names none of the three formats."""
+    """Raises InputError if the suffix of ``path`` names none of the three formats."""
     if path.suffix not in READERS:
         raise InputError(
             f"{quoted(path)}: suffix {path.suffix!r}; expected one of {', '.join(READERS)}"

@@ -25,7 +25,7 @@ def read_pth(path: Path) -> list[Weights]:
     """The models of the file: one for a plain state dict, up to two for a trainer checkpoint.
 
     Only tensors and plain containers are loaded (``weights_only``), so nothing in the file can run
-    code. Raises InputError where the file needs more than that, is damaged, or PyTorch is missing.
+    code. Raises InputError if the file needs more than that, is damaged, or PyTorch is missing.
     """
     torch, shown = _torch(path), quoted(path)
     archive = zipfile.is_zipfile(path)

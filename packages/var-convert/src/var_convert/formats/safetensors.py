@@ -12,7 +12,7 @@ from var_convert.formats.weights import Entry, Weights
 
 
 def read_safetensors(path: Path) -> list[Weights]:
-    """The one model of the file. Raises InputError where it is not valid safetensors."""
+    """The one model of the file. Raises InputError if it is not valid safetensors."""
     metadata, header = read_header(path)
     tensors = {name: _entry(path, name, about) for name, about in header.items()}
     return [Weights(quoted(path), tensors, metadata)]

@@ -154,7 +154,7 @@ class TorchTransformer(Reference):
     logits = forward  # the name that the MindSpore model gives it
 
     def shared_modulation(self, condition_bc: Tensor) -> Tensor | None:
-        """(B, 1, 6, C) for all blocks, or None where each block has its own."""
+        """(B, 1, 6, C) for all blocks, or None if each block has its own."""
         if not self.config.shared_adaln:
             return None
         return self.shared_ada_lin(condition_bc).unflatten(1, (1, 6, -1))

@@ -1,4 +1,4 @@
-"""The small interface that the four packages share; README.md beside this file is its map."""
+"""The small interface that the four packages share; its map is README.md, next to this file."""
 
 from var_tokenizer.common.checkpoint import (
     check_tensors,

@@ -98,7 +98,7 @@ def open_checkpoint(
     """
     path, shown = Path(path), quoted(path)
     if not path.is_file():
-        what = "is no file" if path.exists() else "no such file"
+        what = "not a file" if path.exists() else "no such file"
         raise InputError(f"{shown}: {what}; expected a {kind} (.safetensors)")
     try:
         found = format_of(path)
@@ -106,7 +106,7 @@ def open_checkpoint(
         raise InputError(f"{shown}: cannot read it: {error.strerror}") from error
     if found in ("PyTorch", "MindSpore"):
         raise InputError(
-            f"{shown}: a {found} checkpoint; expected a native {kind}, which this makes of it: "
+            f"{shown}: a {found} checkpoint; expected a native {kind}; this command makes one: "
             f"{conversion(path, found, kind)}"
         )
     metadata, tensors = read_header(path)
@@ -118,7 +118,7 @@ def open_checkpoint(
             )
         raise InputError(
             f"{shown}: no var-mindspore configuration in its metadata; expected a native {kind}, "
-            f"which this makes of published names: {conversion(path, 'safetensors', kind)}"
+            f"which this makes from published names: {conversion(path, 'safetensors', kind)}"
         )
     if metadata.get("kind") != kind:
         noted = quoted(metadata.get("kind", "model of no kind"))
@@ -133,7 +133,7 @@ def open_checkpoint(
 def parse_config(text: str, config_type: type[Config]) -> Config:
     """A configuration from the JSON text in a file, checked by its own class.
 
-    Raises InputError that says what is wrong. The text may be anything.
+    Raises an InputError that says what is wrong. The text may come from anyone.
     """
     try:
         fields = json.loads(text, object_pairs_hook=unique_fields)
@@ -145,14 +145,14 @@ def parse_config(text: str, config_type: type[Config]) -> Config:
 
 
 def noted_checksum(metadata: Mapping[str, str], field: str, source: str) -> str | None:
-    """The checksum under ``field`` in a native file's metadata, or None where there is none.
+    """The checksum under ``field`` in a native file's metadata, or None if there is none.
 
-    Raises InputError where it is not a checksum. source: the name of the file in that message.
+    Raises InputError if it is not a checksum. source: the name of the file in that message.
     """
     checksum = metadata.get(field)
     if checksum is not None and not re.fullmatch("sha256:[0-9a-f]{64}", checksum):
         raise InputError(
-            f"{source}: {field} in its metadata is no checksum; expected sha256: and 64 digits"
+            f"{source}: {field} in its metadata is not a checksum; expected sha256: and 64 digits"
         )
     return checksum
 

@@ -1,4 +1,4 @@
-"""Checks of what users give: numbers, flags, names and arrays, refused in one form of message."""
+"""Checks of numbers, flags, names and arrays that users give; all messages have one form."""
 
 import math
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ _ROUNDING = 1e-3  # beyond [-1, 1]; an eighth of a step of 8-bit pixels
 
 
 def is_integer(value: object) -> TypeGuard[int | np.integer]:
-    """Whether it is an integer, of Python or NumPy. True and False are not."""
+    """Whether it is an integer, Python's or NumPy's. True and False are not."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
@@ -27,7 +27,7 @@ def is_number(value: object) -> TypeGuard[float | np.integer | np.floating]:
 def check_integer(field: str, value: object, least: int, most: int | None = None) -> int:
     """``value`` as Python's int.
 
-    Raises InputError unless it is an integer, of Python or NumPy, from ``least`` to ``most``.
+    Raises InputError unless it is an integer, Python's or NumPy's, from ``least`` to ``most``.
     """
     if not is_integer(value) or value < least or (most is not None and value > most):
         bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
@@ -45,9 +45,9 @@ def check_number(
     below: float | None = None,
     finite: bool = True,
 ) -> None:
-    """Raises InputError unless ``value`` is a number within the bounds that are given.
+    """Raises InputError unless ``value`` is a number within the given bounds.
 
-    NaN never is one; infinity is where ``finite`` is False.
+    NaN never is; infinity may be if ``finite`` is False.
     """
     fits = (
         is_number(value)
@@ -67,7 +67,7 @@ def check_number(
 
 
 def check_flag(field: str, value: object) -> bool:
-    """``value`` as Python's bool. Raises InputError unless it is one, of Python or NumPy."""
+    """``value`` as Python's bool. Raises InputError unless it is one, Python's or NumPy's."""
     if not isinstance(value, bool | np.bool_):
         raise InputError(f"{field} is {value!r}; expected True or False")
     return bool(value)
@@ -106,7 +106,7 @@ def checked_floats(
         expected = f"floats in {span}" if span else "finite floats"
         raise InputError(f"{field} have dtype {values.dtype}; expected {expected}{source}")
     values = np.asarray(values, np.float32)
-    lowest, highest = values.min(), values.max()  # NaN where one of the values is
+    lowest, highest = values.min(), values.max()  # NaN if any value is
     expected = f"{span or 'finite floats'}{source}"
     if np.isnan(lowest):
         raise InputError(f"{field} hold NaN; expected {expected}")
@@ -118,7 +118,7 @@ def checked_floats(
 def checked_images(field: str, images: Array) -> np.ndarray:
     """``images`` as float32. Raises InputError for values outside [-1, 1].
 
-    A rounding error beyond it is accepted and stays.
+    Values that rounding took just outside are accepted unchanged.
     """
     return checked_floats(field, images, -1 - _ROUNDING, 1 + _ROUNDING, "var_tokenizer.read_images")
 

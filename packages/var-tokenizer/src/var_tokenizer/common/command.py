@@ -24,11 +24,11 @@ from var_tokenizer.common.errors import InputError, quoted
 Config = TypeVar("Config")
 
 UNUSABLE, INTERRUPTED, UNREAD = 2, 130, 141
-"""The exit codes that all commands share, beside 0."""
+"""The exit codes that all commands share, besides 0."""
 
 PACKAGES = ("var_tokenizer", "var_transformer", "var_train", "var_convert")
 
-_RETRY = 0.1  # seconds until an interrupt that MindSpore would mistake comes again
+_RETRY = 0.1  # seconds before an interrupt that MindSpore would mishandle is raised again
 _MINDSPORE = f"{Path(mindspore.__file__).parent}/"
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class _StderrHandler(logging.Handler):
         try:
             sys.stderr.write(f"{self.format(record)}\n")
             sys.stderr.flush()
-        except Exception:  # like every logging handler: a closed stderr must not stop a training
+        except Exception:  # like every logging handler: a closed stderr must not stop a run
             self.handleError(record)
 
 
@@ -55,7 +55,7 @@ class _OneLine(logging.Formatter):
 
 
 def start_log() -> None:
-    """Logs to stderr, one ``LEVEL: message`` line a record: ours from INFO, others from WARNING."""
+    """Logs to stderr as ``LEVEL: message``: our records from INFO up, others from WARNING up."""
     handler = _StderrHandler()
     handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -71,8 +71,8 @@ def exit_codes(interrupted: str = "interrupted") -> Iterator[None]:
 
     2 and one line for unusable input (InputError). 130 and the line ``interrupted`` for Ctrl-C or
     SIGTERM, which cannot be told apart: MindSpore turns Ctrl-C into SIGTERM once it has run a
-    graph. A compilation that is under way finishes first. 141, as in shells, where nobody reads
-    the output any more.
+    graph. A compilation in progress finishes first. 141, as in shells, if nobody reads the output
+    any more.
     """
     start_log()
     received: list[int] = []
@@ -97,7 +97,7 @@ def exit_codes(interrupted: str = "interrupted") -> Iterator[None]:
     except KeyboardInterrupt:
         log.error("%s", interrupted)
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # as of `--help | head`
+    except BrokenPipeError:  # for example, `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
         sys.exit(UNREAD)
     except Exception:
@@ -121,10 +121,10 @@ def _in_mindspore(frame: FrameType | None) -> bool:
 
 
 def read_settings(kind: type[Config] | Mapping[str, type[Config]], **options: Any) -> Config:  # noqa: ANN401
-    """Builds a ``kind`` from the command line, or that of the subcommand where ``kind`` maps them.
+    """Builds a ``kind`` from the command line; if ``kind`` is a mapping, by its subcommand.
 
-    options: those of ``tyro.cli``. Raises the InputErrors of the classes, which tyro would frame
-    and wrap to the terminal's width: no log could be searched for them.
+    options: those of ``tyro.cli``. Raises the InputErrors of the classes. tyro would frame them
+    and wrap them to the terminal's width, so that searching a log would not find them.
     """
 
     def parse() -> Config:

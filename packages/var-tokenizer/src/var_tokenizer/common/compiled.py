@@ -1,4 +1,4 @@
-"""What every compiled pass of a model needs: one thread at a time, and the current weights."""
+"""Compiled passes of a model: one thread at a time, and always with the current weights."""
 
 import threading
 from collections.abc import Iterator
@@ -32,12 +32,12 @@ class CompiledPasses:
         ]
         self._addresses: list[int] = []
         self._memory: list[Tensor] = []  # what the graphs read
-        self._settled = False  # whether all of it is where it will stay
+        self._settled = False  # whether all of it has reached its final place
         self.moves = 0  # how many times a parameter was moved back
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Within the block only this thread uses MindSpore, and graphs read the current weights.
+        """Inside the block, only this thread uses MindSpore, and graphs read the current weights.
 
         Raises InputError for a parameter that got another shape or type after the first pass.
         """

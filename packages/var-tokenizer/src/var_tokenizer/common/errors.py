@@ -2,7 +2,7 @@
 
 import os
 
-_LONGEST = 1000  # characters of a name that are shown
+_LONGEST = 1000  # characters of a name to show
 
 
 class InputError(ValueError):

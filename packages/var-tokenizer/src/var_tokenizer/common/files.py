@@ -13,7 +13,7 @@ from var_tokenizer.common.errors import InputError, quoted
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``, and renames it to ``path`` when the block ends.
+    """Yields a temporary path next to ``path``, and renames it to ``path`` when the block ends.
 
     If the block raises, the temporary file is removed and ``path`` stays as it was. The temporary
     file has the suffix of ``path``, because writers choose a format by it, and the permissions
@@ -45,8 +45,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 def check_private(folder: Path) -> None:
     """Raises InputError unless ``folder`` is the user's own and nobody else can write to it.
 
-    For caches, whose contents are run and removed. A link is not accepted, and nobody else may be
-    able to put another folder in its place.
+    For caches, because their contents are executed and deleted. Refuses a link, and a folder
+    that others could replace with their own.
     """
     about = folder.lstat()
     if not stat.S_ISDIR(about.st_mode):
@@ -62,7 +62,7 @@ def check_private(folder: Path) -> None:
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Opens a regular file to read bytes. Raises InputError for anything else.
+    """Opens a regular file for reading bytes. Raises InputError for anything else.
 
     Opening a named pipe or a terminal would wait for its other end, and opening a device may
     start it.

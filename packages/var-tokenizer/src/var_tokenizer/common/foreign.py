@@ -14,7 +14,7 @@ _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # as PyTorch wr
 
 
 def format_of(path: str | os.PathLike[str]) -> Format | None:
-    """The format of a file of weights, from its first bytes; None if it has no known one.
+    """The format of a file of weights, from its first bytes; None if it is unknown.
 
     Nothing is unpickled. Raises OSError if the file cannot be read.
     """

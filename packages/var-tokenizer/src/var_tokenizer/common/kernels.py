@@ -15,7 +15,7 @@ from mindspore.ops import CustomRegOp, DataType
 log = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
-_POOL = "var_tokenizer._kernels"  # has the threads that all libraries share
+_POOL = "var_tokenizer._kernels"  # owns the threads that all libraries share
 _REFUSALS = {1: "the processor lacks instructions that it was built for", 2: "oneDNN does not load"}
 
 
@@ -25,21 +25,21 @@ def on_cpu() -> bool:
 
 
 def kernels_in_use(packages: Sequence[str]) -> list[str]:
-    """Those of ``packages``, e.g. "var_tokenizer", whose kernels cells built now call."""
+    """Those of ``packages`` (e.g. "var_tokenizer") whose kernels a cell built now would call."""
     return [name for name in packages if on_cpu() and not _opened(f"{name}._kernels")[1]]
 
 
 def _thread_count() -> int:
-    """OMP_NUM_THREADS where the user sets it, else the processors of the process.
+    """OMP_NUM_THREADS if the user set it, else the number of processors this process may use.
 
-    As Python found the variable when it started: importing MindSpore sets it to 1.
+    Read from the environment that Python started with: importing MindSpore sets it to 1.
     """
     count = os.environ.get("OMP_NUM_THREADS", "")
     return int(count) if count.isdecimal() and int(count) else len(os.sched_getaffinity(0))
 
 
 def _opened(module: str) -> tuple[str, str]:
-    """The path of a library that is ready, and why it is not; either is empty."""
+    """The path of a library, or "" and the reason why it cannot be used."""
     specs = importlib.util.find_spec(module), importlib.util.find_spec(_POOL)
     path, pool_path = (spec and spec.origin for spec in specs)
     if not path or not pool_path:
@@ -59,7 +59,7 @@ def _opened(module: str) -> tuple[str, str]:
 class KernelLibrary:
     """The kernels of ``module``, an extension module's name, e.g. ``var_tokenizer._kernels``.
 
-    They are missing where the package was installed without a compiler. Operators are then composed
+    They are missing if the package was installed without a compiler. Operators are then composed
     of MindSpore's own.
 
     ``cpp/common`` has the C++ that all libraries share: ``open_kernels``, which readies a library,
@@ -72,7 +72,7 @@ class KernelLibrary:
 
     @cached_property
     def path(self) -> str | None:
-        """Where the library is; None where it cannot be used, which is logged once."""
+        """Where the library is; None if it cannot be used, which is logged once."""
         path, reason = _opened(self.module)
         if not reason:
             return path
@@ -80,7 +80,7 @@ class KernelLibrary:
         return None
 
     def if_usable(self) -> "KernelLibrary | None":
-        """The library, for float32 arrays; None where cells built now cannot use it."""
+        """The library, for float32 arrays; None if cells built now cannot use it."""
         return self if on_cpu() and self.path is not None else None
 
     def operator(
@@ -93,11 +93,11 @@ class KernelLibrary:
     ) -> ops.Custom:
         """Kernel ``name`` as an operator.
 
-        shapes: from the shapes of the inputs to the shape of the output, or to those of several. Or
-        the number of inputs, where the library says the shape of the one output (RESULT_SHAPE):
-        such an operator also runs in graphs that are compiled for sizes not yet known.
+        shapes: a function from the shapes of the inputs to that of the output, or to those of
+        several. Or the number of inputs, if the library infers the shape of its one output
+        (RESULT_SHAPE): such an operator also runs in graphs compiled for sizes not yet known.
         setting: what else ``shapes`` depends on. MindSpore remembers the shapes that it inferred,
-        and would use those of another setting.
+        and would reuse them for another setting.
         """
         dtypes = dtype if outputs == 1 else (dtype,) * outputs
         path, registered, infer = f"{self.path}:{name}", None, None

@@ -1,8 +1,8 @@
 """The one reader of image files, and the ranges of pixels.
 
-Files may come from anyone. The format is one of a short list and told by content, the size is
-checked before anything is decoded, and everything else in a file (profiles, comments, further
-frames, damaged or hostile metadata) is ignored as far as the format allows.
+Files may come from anyone. The format must be on a short list and is recognized by content. The
+size is checked before anything is decoded. Everything else in a file (profiles, comments, further
+frames, damaged or hostile metadata) is ignored where the format allows it.
 
 Pixels are uint8 ``(N, Y, X, 3)``. Models read and write float32 ``(N, 3, Y, X)`` in [-1, 1];
 generated images are in [0, 1].
@@ -47,7 +47,7 @@ def to_model_range(pixels_nyxc: np.ndarray) -> np.ndarray:
 
 
 def to_floats(pixels: np.ndarray) -> np.ndarray:
-    """uint8 as float32 in [-1, 1], in the layout that it has."""
+    """uint8 as float32 in [-1, 1], in the same layout."""
     images = pixels.astype(np.float32)
     images /= 127.5
     images -= 1
@@ -55,12 +55,12 @@ def to_floats(pixels: np.ndarray) -> np.ndarray:
 
 
 def to_unit_range(images_ncyx: np.ndarray) -> np.ndarray:
-    """Images in [-1, 1], as models give them, in [0, 1], as users get them."""
+    """Images from [-1, 1], the range of models, to [0, 1], the range of users."""
     return (images_ncyx + 1) / 2
 
 
 def to_pixels(images_ncyx: np.ndarray) -> np.ndarray:
-    """(N, 3, Y, X) in [0, 1] as uint8 (N, Y, X, 3), rounded; what lies outside is clipped."""
+    """(N, 3, Y, X) in [0, 1] as uint8 (N, Y, X, 3), rounded and clipped."""
     pixels_ncyx = np.rint(np.clip(images_ncyx, 0, 1) * 255)
     return np.ascontiguousarray(pixels_ncyx.transpose(0, 2, 3, 1), dtype=np.uint8)
 
@@ -113,7 +113,7 @@ def read_picture(
 ) -> Image.Image:
     """An image file as an RGB picture of 8 bits, upright.
 
-    source: a path, the file's bytes or an open binary file; the format is told by content. An
+    source: a path, the file's bytes or an open binary file; the format is recognized by content. An
     animation gives its first frame. The picture is turned as its EXIF orientation says. Palette,
     grey and CMYK become RGB, 16 bits are cut to the high byte, and transparency is laid over the
     colour ``background``.
@@ -124,7 +124,7 @@ def read_picture(
     """
     with _decoded(source, max_pixels) as (image, orientation):
         picture = _turned(_flat(image, background), orientation)
-        picture.info = {}  # so that nobody turns it again or passes on its metadata
+        picture.info = {}  # so that no caller turns it again or passes on its metadata
         return picture
 
 
@@ -168,7 +168,7 @@ def _decoded(source: PictureFile, max_pixels: int) -> Iterator[tuple[Image.Image
     name = _name(source)
     with _named(name), _opened(source) as file:
         size = file.seek(0, os.SEEK_END)
-        if size > 8 * max_pixels:  # more than four channels of 16 bits take
+        if size > 8 * max_pixels:  # more than four channels of 16 bits need
             raise InputError(
                 f"{name}: {size} bytes; expected at most {8 * max_pixels}, as {max_pixels} pixels"
             )
@@ -221,7 +221,7 @@ def _name(source: PictureFile) -> str:
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Turns every failure into an InputError that names the file: a broken one raises anything.
+    """Turns every failure into an InputError that names the file: a broken file can raise anything.
 
     Even MemoryError: a file can lie about the size of its tables.
     """
@@ -267,9 +267,10 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _scale_transparent_colour(image: ImageFile.ImageFile) -> None:
-    """Scales the transparent colour of a PNG to 8 bits, where Pillow does so with the pixels.
+    """Scales the transparent colour of a PNG to 8 bits if Pillow has scaled the pixels.
 
-    Pillow leaves the colour in the depth of the file. Grey of 16 bits stays, in colour and pixels.
+    Pillow leaves the colour at the depth of the file. It leaves 16-bit grey unscaled, both colour
+    and pixels.
     """
     colour = image.info.get("transparency")
     if image.format != "PNG" or colour is None or not image.tile:

@@ -31,7 +31,7 @@ def next_line(elapsed: float) -> float:
     """Seconds until the next line, ``elapsed`` seconds after the start.
 
     Every 5 s at first, then less and less often, and every 5 minutes from minute 25 on: about 30
-    lines in the first half hour and 12 in each later hour, whatever the number of steps.
+    lines in the first half hour and 12 in each later hour, however many steps there are.
     """
     return min(max(FIRST, _GROWTH * elapsed), _LONGEST)
 
@@ -40,7 +40,7 @@ class LoggedProgress(Progress):
     """Rich's progress bar; where stderr is not a terminal, a log line for each task instead.
 
     A line holds the description, steps and total, the fields that are not empty (loss, speed),
-    and the time left. A thread writes it, so that lines come during a long compilation, too.
+    and the time left. A thread writes it, so lines keep coming during a long compilation.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ def progress_bar(
 
 @contextmanager
 def working(on: str, silent: bool = False) -> Iterator[None]:
-    """Shows what a block is doing and for how long, where it cannot tell how much is left."""
+    """Shows what a block is doing and for how long, when nobody can tell how much is left."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with LoggedProgress(*columns, silent=silent, transient=True) as bar:
         bar.add_task(on, total=None)

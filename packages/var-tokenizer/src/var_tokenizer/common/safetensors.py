@@ -74,7 +74,7 @@ def read_tensors(path: Path, tensors: Mapping[str, TensorHeader]) -> dict[str, n
                     f"{quoted(path)}: tensor {quoted(name)} has dtype {tensor.dtype}; "
                     f"expected one of {', '.join(_NUMPY_DTYPES)}"
                 )
-            # read, not mapped: a mapped file would stay in memory beside the arrays
+            # read, not mapped: a mapped file would stay in memory in addition to the arrays
             file.seek(tensor.begin)
             count = math.prod(tensor.shape)
             array = np.fromfile(file, _NUMPY_DTYPES[tensor.dtype], count)

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 def build_tokenizer(config: RunConfig) -> Tokenizer:
     """The tokenizer to train, or the trained one of the stage transformer.
 
-    Raises InputError where it is unusable or does not fit the settings.
+    Raises InputError if it is unusable or does not fit the settings.
     """
     if config.trains_tokenizer:
         tokenizer = Tokenizer(config.tokenizer, config.seed)
@@ -62,7 +62,7 @@ def build_transformer(
 ) -> tuple[Transformer, str | None]:
     """The transformer before training, and the checksum of the weights of ``init``.
 
-    Raises InputError where ``init`` is unusable or does not fit the tokenizer or the settings.
+    Raises InputError if ``init`` is unusable or does not fit the tokenizer or the settings.
     """
     backend = BackendConfig(dtype=DTYPES[config.train_transformer.precision.dtype])
     if config.init is None:

@@ -17,7 +17,7 @@ Source = ImageSet | ImageFolder | TokenCache
 def load_data(config: RunConfig, tokenizer: Tokenizer) -> tuple[Source, Source]:
     """The training and the held-out data: a token cache, an image tree or the digits.
 
-    Raises InputError where it is unusable or does not fit the tokenizer.
+    Raises InputError if it is unusable or does not fit the tokenizer.
     """
     if config.tokens is not None:
         with working("checking the tokens", silent=workers.rank() > 0):

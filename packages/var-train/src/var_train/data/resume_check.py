@@ -44,7 +44,7 @@ class DataRecord:
     times_n: np.ndarray
     """(N,) int64, nanoseconds."""
     hashes_n: np.ndarray | None
-    """(N,) uint64; None where the contents were not read."""
+    """(N,) uint64; None if the contents were not read."""
 
     @classmethod
     def of(cls, train: ImageFiles, val: ImageFiles) -> "DataRecord":

@@ -70,7 +70,7 @@ class CacheIndex:
 
     @classmethod
     def read(cls, folder: Path) -> "CacheIndex":
-        """Raises InputError where ``folder`` is no token cache."""
+        """Raises InputError if ``folder`` is no token cache."""
         path = folder / "index.json"
         try:
             fields = json.loads(path.read_text())
@@ -193,7 +193,7 @@ def write_cache(
     """Encodes images, as they are and mirrored, into ``folder``; workers share the work.
 
     Shards that are whole and made of the same image files stay. splits: the images of "train" and
-    "val". shard, batch: images a file and at once. Raises InputError where the folder holds other
+    "val". shard, batch: images a file and at once. Raises InputError if the folder holds other
     tokens.
     """
     names = [f"{name}/{file}" for name in SPLITS for file in splits[name].files.names]
@@ -232,7 +232,7 @@ def write_cache(
 
 
 def _replaced(path: Path, files: ImageFiles) -> list[str] | None:
-    """The images of a whole shard that were replaced since; None where its notes are damaged."""
+    """The images of a whole shard that were replaced since; None if its notes are damaged."""
     try:
         with safe_open(path, framework="numpy") as file:
             made_of = {name: file.get_tensor(name) for name in ("index", "size", "time", "hash")}
@@ -271,7 +271,7 @@ def _hash_of(files: ImageFiles, index: int) -> int:
 
 
 def _claim(folder: Path, index: CacheIndex) -> None:
-    """Writes the index. Raises InputError where another one is there."""
+    """Writes the index. Raises InputError if another one is there."""
     path = folder / "index.json"
     if path.exists():
         before = CacheIndex.read(folder)

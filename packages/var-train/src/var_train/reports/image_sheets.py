@@ -28,7 +28,7 @@ def sample_grid(images_ncyx: np.ndarray, row_labels: Sequence[str], columns: int
     """uint8 (Y, X, 3): a grid with one labelled row a class.
 
     images_ncyx: (N, 3, Y, X) in [0, 1], row after row; N = rows * ``columns``. row_labels: one
-    text a row. Raises InputError where the numbers do not agree.
+    text a row. Raises InputError if the numbers do not agree.
     """
     rows = len(row_labels)
     if rows < 1 or columns < 1 or len(images_ncyx) != rows * columns:
@@ -46,7 +46,7 @@ def reconstruction_sheet(
 
     originals_ncyx: (N, 3, Y, X) in [0, 1], one column each. progressive: K arrays like it, after
     1, 2, ... K scales; the last is the reconstruction. captions: K + 2 texts, one a row, such as
-    "original", "reconstruction", "after 1x1", ... Raises InputError where the numbers do not agree.
+    "original", "reconstruction", "after 1x1", ... Raises InputError if the numbers do not agree.
     """
     if not progressive or len(captions) != len(progressive) + 2:
         raise InputError(

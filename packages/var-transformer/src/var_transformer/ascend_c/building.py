@@ -35,7 +35,7 @@ def directory() -> Path:
 def build(soc: str) -> Path:
     """Compiles the kernels for a chip, e.g. "Ascend910B2", and the operators; returns the folder.
 
-    Raises InputError where CANN or its compiler is missing, or compilation fails.
+    Raises InputError if CANN or its compiler is missing, or compilation fails.
     """
     cann, compiler = os.environ.get("ASCEND_HOME_PATH"), shutil.which("bisheng")
     if cann is None or compiler is None or "ASCEND_OPP_PATH" not in os.environ:

@@ -75,7 +75,7 @@ def graph_cache(**settings: object) -> Iterator[None]:
 
 
 def _root() -> Path | None:
-    """The folder of all graphs, made if need be; None where it cannot be made or is not safe."""
+    """The folder of all graphs, made if need be; None if it cannot be made or is not safe."""
     try:
         given = Path(
             os.environ.get("XDG_CACHE_HOME", "")

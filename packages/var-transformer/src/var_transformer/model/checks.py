@@ -59,7 +59,7 @@ def check_class_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]
 def parse_class_names(
     metadata: Mapping[str, str], source: str, num_classes: int
 ) -> tuple[str, ...] | None:
-    """The class names in the metadata of a native file; None where it has none.
+    """The class names in the metadata of a native file; None if it has none.
 
     The metadata may hold anything. Raises InputError, which names the file as ``source``, unless
     the names are one string for each class.

@@ -20,7 +20,7 @@ _kernels = KernelLibrary("var_transformer._kernels")
 
 
 def kernels() -> KernelLibrary | None:
-    """The C++ kernels, for float32 arrays; None where cells that are built now cannot use them."""
+    """The C++ kernels, for float32 arrays; None if cells that are built now cannot use them."""
     return _kernels.if_usable()
 
 

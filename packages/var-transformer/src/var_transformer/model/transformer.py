@@ -177,7 +177,7 @@ class Transformer(nn.Cell):
     ``logits``, ``condition`` and ``extend`` run one at a time (``construct`` does not wait).
 
     ``class_names`` (one for each class) and ``tokenizer_checksum`` (of the tokenizer whose tokens
-    it predicts) are None where they are unknown, as in published weights. ``save`` writes them to
+    it predicts) are None if they are unknown, as in published weights. ``save`` writes them to
     the file.
     """
 
@@ -234,7 +234,7 @@ class Transformer(nn.Cell):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes weights, configuration, class names and the tokenizer's checksum, atomically.
 
-        Raises InputError where the class names are not one string for each class.
+        Raises InputError if the class names are not one string for each class.
         """
         metadata = {}
         if self.class_names is not None:

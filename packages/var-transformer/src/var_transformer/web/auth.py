@@ -62,7 +62,7 @@ class Login:
 
 
 def check_origin(headers: "Headers", hosts: frozenset[str]) -> None:
-    """Raises RefusedError where another site uses a visitor's browser to reach the page.
+    """Raises RefusedError if another site uses a visitor's browser to reach the page.
 
     That is, through a host name of its own that leads here, or with a request from one of its
     pages. hosts: the names that the page is known by, without ports.
@@ -81,7 +81,7 @@ def check_origin(headers: "Headers", hosts: frozenset[str]) -> None:
 
 
 def _host(netloc: str) -> tuple[str | None, int | None]:
-    """(name, port) of a Host header; the name is None where it holds anything else."""
+    """(name, port) of a Host header; the name is None if it holds anything else."""
     if not _NETLOC.fullmatch(netloc):
         return None, None
     try:

@@ -16,7 +16,7 @@ from var_transformer.web.auth import RefusedError
 def private_folder() -> Iterator[Path]:
     """A new folder (mode 0700) for what visitors upload and are shown; deleted at the end.
 
-    Enter it before Gradio is imported, which then keeps its files there. Raises InputError where
+    Enter it before Gradio is imported, which then keeps its files there. Raises InputError if
     it cannot be made.
     """
     try:

@@ -42,7 +42,7 @@ class Sessions:
 
     # ------------------------------------------------------------ jobs
     def check_jobs(self, session: str | None, address: str) -> None:
-        """Raises RefusedError where a session, its address or all visitors have too many jobs.
+        """Raises RefusedError if a session, its address or all visitors have too many jobs.
 
         session: None for a job that is a session of its own.
         """
@@ -96,7 +96,7 @@ class Sessions:
     def upload(self, address: str, size: int) -> Iterator[None]:
         """Counts ``size`` bytes while they arrive from an address.
 
-        Raises RefusedError where they are too many, together with those in the folder.
+        Raises RefusedError if they are too many, together with those in the folder.
         """
         if size > limits.MAX_UPLOAD:
             raise RefusedError(413, f"An upload may have {limits.MAX_UPLOAD} bytes.")

@@ -25,7 +25,7 @@ class CallValidator:
     def read(self, body: bytes, name: str | None, named: bool) -> dict[str, Any]:
         """A call in Gradio's form, without anything that it should not hold.
 
-        name: the function's, from the address; None where the body holds its number. named:
+        name: the function's, from the address; None if the body holds its number. named:
         whether the body holds parameters by name, not in a list.
 
         Raises RefusedError for a call that is not well formed.
@@ -110,7 +110,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def check_session(name: object) -> str:
-    """The name of a session or job; raises RefusedError where it cannot be one."""
+    """The name of a session or job; raises RefusedError if it cannot be one."""
     if not isinstance(name, str) or not _SESSION.fullmatch(name):
         raise RefusedError(400, "A session must have a name of 1 to 64 letters and digits.")
     return name
