@@ -4,6 +4,7 @@ from var_tokenizer.common import InputError
 from var_train.data.digits import load_digits_split
 from var_train.data.image_sources import ImageSet
 from var_train.reports.digit_metrics import DigitJudge, distinct, nearest_train_distance
+from var_train.reports.report_json import digit_figures
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +105,11 @@ def test_nearest_distances_are_euclidean_over_all_values():
 def test_images_of_another_range_or_shape_are_refused(judge, images, named):
     with pytest.raises(InputError, match=named):
         judge.accuracy(images, np.zeros(len(images)))
+
+
+def test_a_report_of_one_image_a_class_says_nothing_of_distinctness(split):
+    train, test = split
+    reals = channels_first(test)
+    ones = np.stack([reals[test.labels_n == k][0] for k in range(10)]) / 255
+    figures = digit_figures(ones, np.arange(10), reals / 127.5 - 1, train, test)
+    assert figures["distinct"] is None and figures["generated_accuracy"] > 0.8

@@ -55,14 +55,16 @@ def digit_figures(
     """How real the digits look, held against real ones (``digit_metrics``).
 
     generated, reconstructions: (N, 3, Y, X) in [0, 1] and [-1, 1]. labels_n: of ``generated``.
+    "distinct" is None where a class has one image, which differs from no other.
     """
+    fewest = np.unique(labels_n, return_counts=True)[1].min()
     judge = DigitJudge(train)
     real_val = val.images_nyxc.transpose(0, 3, 1, 2)
     return {
         "judge_accuracy": judge.accuracy(real_val, val.labels_n),
         "reconstruction_accuracy": judge.accuracy(to_unit_range(reconstructions), val.labels_n),
         "generated_accuracy": judge.accuracy(generated, labels_n),
-        "distinct": distinct(generated, labels_n, train),
+        "distinct": distinct(generated, labels_n, train) if fewest > 1 else None,
         "nearest_train_distance": nearest_train_distance(generated, train, val),
     }
 
