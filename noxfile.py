@@ -15,6 +15,7 @@ PACKAGES = ("var-tokenizer", "var-transformer", "var-train", "var-convert")
 TORCH = "torch==2.13.0"  # a range would take a CUDA build of several GB
 PYTHON = "3.11"
 RUFF = "ruff==0.17.6"
+MYPY = "mypy==2.4.1"
 
 
 def install(session: nox.Session, *packages: str, extras: tuple[str, ...] = ()) -> None:
@@ -27,7 +28,7 @@ def install_for_tests(session: nox.Session, *pins: str) -> None:
     web = str(ROOT / "packages" / "var-transformer") + "[web]"
     browser = ("selenium", "axe-selenium-python")
     notebooks = ("ipykernel==7.4.0", "nbclient==0.11.0")
-    tools = ("pytest", "hypothesis", "ninja", *browser, *notebooks)
+    tools = ("pytest", "hypothesis", "ninja", MYPY, *browser, *notebooks)
     install(session, *PACKAGES, extras=(web, TORCH, *tools, *pins))
 
 
@@ -59,7 +60,7 @@ def types(session: nox.Session) -> None:
 
     All that mypy reads is pinned, or a release elsewhere would turn this red.
     """
-    tools = ("mypy==2.4.1", "nox==2026.10.20")
+    tools = (MYPY, "nox==2026.10.20")
     libraries = ("numpy==1.26.4", "pillow==12.3.0", "rich==15.0.0", "safetensors==0.8.0")
     session.install(*tools, *libraries, "tyro==1.0.17")
     session.run("mypy")
