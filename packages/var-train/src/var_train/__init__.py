@@ -1,8 +1,8 @@
-"""Training of VAR: its two stages, their settings, the data, and whole runs."""
+"""Training of VAR: two stages, their settings, the data, and whole runs."""
 
 import var_tokenizer  # noqa: F401 (first: it quiets MindSpore's import in commands)
 
-# A command module (run, tokenize, evaluate) would hide a function of its name: choose others.
+# Export no function named run, tokenize or evaluate: the command module would hide it.
 from var_train.commands.pipeline import run_training
 from var_train.commands.presets import PRESETS, published_stage
 from var_train.commands.run_config import RunConfig, TransformerSizeConfig, preset_defaults

@@ -21,7 +21,8 @@ log = logging.getLogger("var_train")
 class TokenizeConfig:
     """Encode an image tree into a token cache, each image as it is and mirrored.
 
-    If it is killed, the same command goes on where it stopped. Under msrun, workers share the work.
+    If it is killed, the same command continues where it stopped. Under msrun, workers share the
+    work.
     """
 
     tokenizer: Path
@@ -35,7 +36,7 @@ class TokenizeConfig:
     batch: int = 32
     """Images at once."""
     shard: int = 4096
-    """Images a file."""
+    """Images in a file."""
 
     def __post_init__(self) -> None:
         """Raises InputError for a value below 1."""

@@ -1,1 +1,1 @@
-"""What the commands of this package share: their command line and the presets."""
+"""What the commands share: the settings of a run, its command line, and presets."""

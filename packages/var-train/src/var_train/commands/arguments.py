@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config", bound="DataclassInstance")
 
-_GLUE = "\0"  # keeps a setting and its value on one line
+_GLUE = "\0"  # stands for a space, so that a setting and its value stay on one line
 
 sizes = ConstructorRegistry()
 """For ``tyro.cli(..., registry=sizes)``."""
@@ -58,7 +58,7 @@ def _size_rule(
 
 
 def parse(default: Config, prog: str) -> Config:
-    """Reads the command line over ``default``, a dataclass with groups of settings (dataclasses).
+    """``default``, a dataclass with groups of settings (dataclasses), changed by the command line.
 
     ``--help`` explains the fields outside of groups, and lists the others with their defaults;
     ``--help-all`` explains every field.
@@ -97,7 +97,7 @@ def _help(default: Config, prog: str) -> None:
 
 
 def _settings(group: "DataclassInstance", prefix: str) -> Iterator[str]:
-    """What a group is and its settings, ``--loop.keep 3 .validations 5``; then its own groups."""
+    """What a group is, and its settings, ``--loop.keep 3 .validations 5``; then its subgroups."""
     names = {f.name: getattr(group, f.name) for f in fields(group)}
     inner: dict[str, Any] = {name: value for name, value in names.items() if is_dataclass(value)}
     words = [f".{_written(n, value)}" for n, value in names.items() if n not in inner]

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def build_tokenizer(config: RunConfig) -> Tokenizer:
-    """The tokenizer to train, or the trained one of the stage transformer.
+    """The tokenizer to train; for the stage transformer, the trained one.
 
     Raises InputError if it is unusable or does not fit the settings.
     """
@@ -97,7 +97,7 @@ def build_transformer(
 def _compare_init(
     config: RunConfig, name: str, init: Transformer, tokenizer: Tokenizer, classes: tuple[str, ...]
 ) -> None:
-    """Logs how the run differs from what the weights of ``init``, of that name, were trained on."""
+    """Logs how the run's data differ from what the weights of ``init`` were trained on."""
     known = init.tokenizer_checksum
     if config.stage == "all" or (known is not None and not tokenizer.belongs_to(known)):
         log.warning(

@@ -4,8 +4,8 @@ Where each number is from. [paper] is arXiv:2404.02905, section 4 and appendix; 
 training command and the defaults that its authors published for each model, where the paper gives
 a range or nothing:
 
-- AdamW with betas 0.9 and 0.95, weight decay 0.05, 1e-4 a batch of 256, 768 to 1024 images a
-  step, 200 to 350 epochs, width 64 * depth, heads = depth, drop path 0.1 * depth / 24 [paper];
+- AdamW with betas 0.9 and 0.95, weight decay 0.05, rate 1e-4 for a batch of 256, 768 to 1024 images
+  a step, 200 to 350 epochs, width 64 * depth, heads = depth, drop path 0.1 * depth / 24 [paper];
 - batch and epochs of each model; a rate of 8e-5 from d24 on; a weight decay that ends at 0.08 for
   d30 and d36-s; the rate schedule lin0 with 2 % warmup and its end; clipping at 2, condition drop
   0.1, no label smoothing, no mirroring, all scales from the first step on, float16 [release].
@@ -36,7 +36,7 @@ class _Recipe:
 Preset = Literal["d16", "d20", "d24", "d30", "d36-s"]
 
 PRESETS: tuple[Preset, ...] = get_args(Preset)
-"""The names, which ``TransformerConfig.preset`` knows, too."""
+"""The names, which ``TransformerConfig.preset`` accepts, too."""
 
 _RECIPES: dict[Preset, _Recipe] = {
     "d16": _Recipe(batch=768, epochs=200, base_rate=1e-4, final=0.1),

@@ -32,7 +32,7 @@ class TransformerSizeConfig:
     heads: int = 4
     """Attention heads; they divide the width."""
     shared_adaln: bool = False
-    """One modulation layer for all blocks, not one each."""
+    """One modulation layer for all blocks, instead of one for each."""
 
     @classmethod
     def of(cls, model: TransformerConfig) -> "TransformerSizeConfig":
@@ -180,7 +180,7 @@ def _config_in(path: Path, kind: str, config_type: type[ModelConfig]) -> ModelCo
 def check_given(
     path: Path, group: str, brought: TokenizerConfig | TransformerSizeConfig, given: object
 ) -> None:
-    """Raises InputError if settings of ``group`` contradict those that a file brings."""
+    """Raises InputError if settings of ``group`` contradict those in a file."""
     for name, theirs in asdict(brought).items():
         ours = getattr(given, name)
         if ours != theirs:

@@ -1,4 +1,4 @@
-"""The folder of a run: what may go on in it, and what is written before training begins."""
+"""The folder of a run: whether it can continue, and what is written before training begins."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ def begin_run(
                 "expected all (--stage transformer goes on with OUT/tokenizer.safetensors, "
                 "--no-resume starts from the beginning)"
             )
-    workers.wait_for_all()  # every worker has read what worker 0 writes now
+    workers.wait_for_all()  # until every worker has read what worker 0 is about to write
     metrics = MetricsLog(config.out, config.resume)
     if workers.rank() == 0:
         for folder in (stage_folder(config.out, name) for name in names):
@@ -70,7 +70,7 @@ def _settings(
         "seed": config.seed,
         **given,
     }
-    if stage == "transformer":  # it changes no number
+    if stage == "transformer":  # it has no effect on the results
         del parts["train_transformer"]["shard_optimizer"]
     else:
         network = config.train_tokenizer.losses.feature_network

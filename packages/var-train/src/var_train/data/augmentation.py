@@ -1,7 +1,7 @@
 """Augmentation: mirrored training images, and what a discriminator sees (arXiv:2006.10738).
 
 ``augment`` changes real and reconstructed images alike and lets the gradient pass, so that a
-discriminator cannot learn a small set of training images by heart.
+discriminator cannot memorize a small set of training images.
 """
 
 import numpy as np
@@ -18,11 +18,11 @@ def mirror(pixels_byxc: np.ndarray, flip: np.ndarray | None) -> np.ndarray:
 def draw_augmentation(
     rng: np.random.Generator, batch: int, image_size: tuple[int, int], own: slice = slice(None)
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What ``augment`` needs: drawn for all ``batch`` images, returned for the B ``own`` ones.
+    """Random numbers for ``augment``: drawn for all ``batch`` images, returned for the B ``own``.
 
     Colours (3, B): brightness in [-0.5, 0.5], saturation in [0, 2], contrast in [0.5, 1.5].
     Pixels (B * Y * X,) int32: which pixel moves here, by a shift of up to an eighth of the side;
-    B * Y * X where none does. Uncut (B, Y, X, 1): 0 in a box of half the side, else 1.
+    B * Y * X if none does. Uncut (B, Y, X, 1): 0 in a box of half the side, else 1.
     """
     rows, columns = image_size
     colours_3b = rng.uniform([[-0.5], [0.0], [0.5]], [[0.5], [2.0], [1.5]], (3, batch))

@@ -10,8 +10,8 @@ from var_tokenizer.common import InputError
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     """(n,) int64, read only: the order of ``n`` images in an epoch, a permutation of 0..n-1.
 
-    It depends on nothing but its arguments (seed and epoch of 0 or more), so a resumed run sees
-    the images that an uninterrupted one would have seen.
+    It depends on its arguments alone (seed and epoch, at least 0), so a resumed run sees the
+    images that an uninterrupted one would have seen.
     """
     order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(n)
     order.flags.writeable = False

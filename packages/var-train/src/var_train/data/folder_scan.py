@@ -1,8 +1,8 @@
 """Which images a folder holds, for training, tokenizing and evaluation alike.
 
-A file counts as an image by its name (``is_picture_name``), whatever its content. The scan takes
-regular files and links to them at any depth, and follows links to folders, each folder once. It
-skips hidden names, such as ``._0.png`` and ``.ipynb_checkpoints``, and what operating systems
+A file counts as an image by its name (``is_picture_name``); its content does not matter. The scan
+takes regular files and links to them at any depth, and follows links to folders, each folder once.
+It skips hidden names, such as ``._0.png`` and ``.ipynb_checkpoints``, and what operating systems
 leave behind (``IGNORED``).
 """
 
@@ -89,10 +89,10 @@ def scan_tree(root: Path, val_fraction: float | None = None) -> tuple[ImageFiles
 
     Without ``val_fraction``, those of ROOT/train/CLASS and ROOT/val/CLASS. With it, a number
     between 0 and 1, ``hold_out`` takes about this share of each class to validate on: of
-    ROOT/train/CLASS if ROOT has nothing beside train but other splits, else of ROOT/CLASS.
+    ROOT/train/CLASS if ROOT has nothing besides train but other splits, else of ROOT/CLASS.
 
     Raises InputError for a folder that is missing, empty, without classes or cannot be listed,
-    for a class without images, and where the classes of train and val differ.
+    for a class without images, and if the classes of train and val differ.
     """
     if not root.is_dir():
         raise InputError(f"{quoted(root)}: no such folder; expected {LAYOUT}")
@@ -182,9 +182,9 @@ def scan_folder(folder: Path) -> ImageFiles:
 def hold_out(files: ImageFiles, fraction: float) -> tuple[ImageFiles, ImageFiles]:
     """Splits ``files`` into training and validation images, about ``fraction`` of each class.
 
-    Whether an image is held out depends on its class and name alone, so it stays where it is
-    whatever else is added, removed or listed first. Only if this left a class without images on
-    one side, the image that comes closest changes sides.
+    Whether an image is held out depends on its class and name alone, so adding,
+    removing or reordering other images does not move it. Only if this would leave a class without
+    images on one side, the image that comes closest changes sides.
 
     Raises InputError for a class of one image.
     """
@@ -207,7 +207,7 @@ def hold_out(files: ImageFiles, fraction: float) -> tuple[ImageFiles, ImageFiles
 def content_hash(path: Path) -> int:
     """64 bits of BLAKE2b of a file's content.
 
-    Reads no more than the largest image can take, in case the file has no end. Raises InputError
+    Reads no more than the largest image can take, in case the file is endless. Raises InputError
     if it cannot be read.
     """
     digest = blake2b(digest_size=8)

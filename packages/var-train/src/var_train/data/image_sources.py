@@ -1,6 +1,6 @@
 """Labelled images, from memory or read from a folder when a batch asks for them.
 
-Images are pixels here, uint8 (N, Y, X, 3). Who gives them to a model brings them into its range:
+Images are pixels here, uint8 (N, Y, X, 3). The caller converts them to the range of a model:
 ``to_floats`` for passes that read channels last, ``to_model_range`` for ``Tokenizer.encode``.
 """
 
@@ -87,7 +87,7 @@ class ImageSet:
 class ImageFolder:
     """Images that are decoded when a batch asks for them: an ``ImageSource``.
 
-    ``UnreadableImages`` says what stands in for an unreadable one. Threads may share it.
+    ``UnreadableImages`` chooses substitutes for unreadable ones. Threads may share it.
     """
 
     def __init__(self, files: ImageFiles, image_size: tuple[int, int]) -> None:
@@ -97,7 +97,7 @@ class ImageFolder:
         self.image_size = image_size
         self._unreadable = UnreadableImages(files)
         self._pool = ThreadPoolExecutor(thread_name_prefix="decode")
-        # a class that cannot be read at all is better found now than hours into a run
+        # better to find a class that cannot be read at all now than hours into a run
         firsts = np.searchsorted(files.labels_n, np.arange(len(files.classes), dtype=np.int32))
         work = self._pool.map(self._read, firsts.tolist())
         _finish(work, len(firsts), f"checking {files.folder}")
@@ -119,7 +119,7 @@ class ImageFolder:
     def sources(self, index: int) -> list[int]:
         """The files that the image at ``index``, which was read before, depends on.
 
-        Its own and, if that is unreadable, those after it up to the one that stands in.
+        Its own file and, if that is unreadable, those after it up to the substitute.
         """
         sources = []
         for candidate in self._unreadable.candidates(index):
@@ -129,7 +129,7 @@ class ImageFolder:
         return sources
 
     def _read(self, index: int) -> np.ndarray:
-        """The image at ``index``, or the one that stands in for it."""
+        """The image at ``index``, or its substitute."""
         for candidate in self._unreadable.candidates(index):
             if candidate in self._unreadable:
                 continue
@@ -210,7 +210,7 @@ def _decode_all(files: ImageFiles, image_size: tuple[int, int]) -> ImageSet:
 
 
 def _finish(work: Iterator[object], total: int, description: str) -> None:
-    """Runs ``work`` on ``total`` images to its end and shows how far it is."""
+    """Runs ``work`` on ``total`` images to its end, with a progress bar."""
     with counted(total, description, "images") as advance:
         for _ in work:
             advance()

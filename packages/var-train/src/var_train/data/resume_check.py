@@ -1,12 +1,12 @@
-"""Whether a run that goes on still has the images that it was trained on.
+"""Whether a resumed run still has the images that it was trained on.
 
 The settings of a checkpoint hold ``DataRecord.settings``: the names of the classes and a digest of
 the files. Images that fit into memory are read at every start anyway, so their digest is of names
-and contents; that of larger data is of names and sizes. It holds no path, so a run goes on after
-its folder was moved or copied. ``checkpoints/STAGE/data.safetensors`` lists the files one by one,
-to say which of them changed, with their times: where images are not read, a file that was written
-anew while others were not counts as another image, even if its size is the same; where the times
-of all files differ, they are a copy.
+and contents; that of larger data is of names and sizes. It holds no path, so a run can continue
+after its folder was moved or copied. ``checkpoints/STAGE/data.safetensors`` lists the files one by
+one, to say which of them changed, with their times. If images are not read at the start, a file
+that was rewritten while others were not counts as another image, even if its size is the same; if
+the times of all files differ, they count as a copy.
 """
 
 import hashlib
@@ -61,7 +61,7 @@ class DataRecord:
 
     @property
     def settings(self) -> dict[str, object]:
-        """What must stay the same for a run to go on, in JSON's types."""
+        """What must stay the same for a run to continue, in JSON's types."""
         digest = hashlib.sha256("\0".join(self.names).encode("utf-8", "surrogateescape"))
         digest.update((self.sizes_n if self.hashes_n is None else self.hashes_n).tobytes())
         return {
@@ -130,7 +130,7 @@ def check_data(
         raise InputError(
             f"{quoted(folder)}: was trained on other data: {problem}; expected the same images "
             "under the same names (put them back, or --no-resume starts from the beginning, or "
-            "another --out starts beside it)"
+            "another --out starts a new run)"
         )
 
 
@@ -164,7 +164,7 @@ def _kind(settings: Mapping[str, object]) -> str:
 
 
 def _other_files(before: DataRecord, now: DataRecord) -> str | None:
-    """Which files were added, removed or changed; None if none was."""
+    """Which files were added, removed or changed; None if none were."""
     gone, new = (
         sorted(set(a) - set(b)) for a, b in ((before.names, now.names), (now.names, before.names))
     )
@@ -186,7 +186,7 @@ def _other_files(before: DataRecord, now: DataRecord) -> str | None:
 
 
 def _rewritten(before: DataRecord, now: DataRecord) -> str | None:
-    """Which files of unknown content were written anew; None if none was, or all were."""
+    """Which files of unknown content were rewritten; None if none were, or all were."""
     if now.hashes_n is not None:
         return None
     newer_n = before.times_n != now.times_n

@@ -5,9 +5,9 @@
     CACHE/val/...
 
 A row of ``ids`` holds the K token maps of an image one after another. A shard also notes the
-index, size, time and content hash of every image file that it was made of, so that a repeated
-command finds the shards of which an image was replaced and writes only those anew. Where a file's
-time changed but not its size, its content decides.
+index, size, time and content hash of every image file that it was made from, so that a repeated
+command finds the shards with replaced images and rewrites only those. If a file's time changed but
+not its size, its content decides.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ from var_train.reports.progress_bars import step_bar
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val")
-FORMAT = 2  # of the index and the shards; 1 did not note which image files they are of
+FORMAT = 2  # of the index and the shards; 1 did not note the image files
 _FIELDS = {
     "classes": "list of classes",
     "images": "number of images",
@@ -61,7 +61,7 @@ class CacheIndex:
     scales: tuple[Scale, ...]
     classes: tuple[str, ...]
     shard: int
-    """Images a shard; the last one of a split has what is left."""
+    """Images in a shard; the last one of a split has the rest."""
     images: dict[str, int]
     """Of each split."""
     files: str
@@ -70,7 +70,7 @@ class CacheIndex:
 
     @classmethod
     def read(cls, folder: Path) -> "CacheIndex":
-        """Raises InputError if ``folder`` is no token cache."""
+        """Raises InputError if ``folder`` is not a token cache."""
         path = folder / "index.json"
         try:
             fields = json.loads(path.read_text())
@@ -106,7 +106,7 @@ class CacheIndex:
         ]
 
     def has_whole(self, path: Path, images: int) -> bool:
-        """Whether a shard of ``images`` is there, with its checksum and tokens in range."""
+        """Whether a shard of ``images`` exists, with the right checksum and tokens in range."""
         try:
             with safe_open(path, framework="numpy") as file:
                 arrays = {name: file.get_tensor(name) for name in _TOKENS}
@@ -129,12 +129,12 @@ class CacheIndex:
 
 
 class TokenCache:
-    """One split of a finished cache: a ``TokenSource`` that reads rows where they lie on disk."""
+    """One split of a finished cache: a ``TokenSource`` that reads rows straight from disk."""
 
     mirrors = True
 
     def __init__(self, folder: Path, split: str, tokenizer: Tokenizer) -> None:
-        """Checks all shards, of several workers each its part: no step has to check tokens.
+        """Checks all shards, so that no step has to check tokens. Workers share the work.
 
         Raises InputError unless the cache is whole and of this tokenizer.
         """
@@ -192,9 +192,9 @@ def write_cache(
 ) -> None:
     """Encodes images, as they are and mirrored, into ``folder``; workers share the work.
 
-    Shards that are whole and made of the same image files stay. splits: the images of "train" and
-    "val". shard, batch: images a file and at once. Raises InputError if the folder holds other
-    tokens.
+    Keeps shards that are whole and were made from the same image files. splits: the images of
+    "train" and "val". shard: images in a file. batch: images at once. Raises InputError if the
+    folder holds other tokens.
     """
     names = [f"{name}/{file}" for name in SPLITS for file in splits[name].files.names]
     index = CacheIndex(
@@ -232,7 +232,7 @@ def write_cache(
 
 
 def _replaced(path: Path, files: ImageFiles) -> list[str] | None:
-    """The images of a whole shard that were replaced since; None if its notes are damaged."""
+    """The images of a whole shard that have been replaced; None if its notes are damaged."""
     try:
         with safe_open(path, framework="numpy") as file:
             made_of = {name: file.get_tensor(name) for name in ("index", "size", "time", "hash")}
@@ -248,11 +248,11 @@ def _replaced(path: Path, files: ImageFiles) -> list[str] | None:
 
 
 def _made_of(source: ImageFolder, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """What a shard notes of the files that its ``rows``, read before, are made of."""
+    """What a shard notes about the files that its ``rows``, read before, come from."""
     files = source.files
     index_n = np.unique([i for row in rows.tolist() for i in source.sources(row)])
     hashes_n = np.array([_hash_of(files, index) for index in index_n], np.uint64)
-    # a file that was replaced after the folder was listed may not be what was encoded
+    # if a file was replaced after the folder was listed, it may not be the one encoded
     same_n = np.array([files.is_as_listed(index) for index in index_n])
     return {
         "index": index_n,
@@ -263,7 +263,7 @@ def _made_of(source: ImageFolder, rows: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _hash_of(files: ImageFiles, index: int) -> int:
-    """The hash of a file's content; 0 where it cannot be read."""
+    """The hash of a file's content; 0 if it cannot be read."""
     try:
         return content_hash(files.path(index))
     except InputError:
@@ -271,7 +271,7 @@ def _hash_of(files: ImageFiles, index: int) -> int:
 
 
 def _claim(folder: Path, index: CacheIndex) -> None:
-    """Writes the index. Raises InputError if another one is there."""
+    """Writes the index. Raises InputError if there is a different one."""
     path = folder / "index.json"
     if path.exists():
         before = CacheIndex.read(folder)
@@ -326,5 +326,5 @@ def _write_shard(
 
 
 def _mapped(path: Path, tensor: TensorHeader) -> np.ndarray:
-    """A tensor of a shard, left on the disk until its rows are read."""
+    """A tensor of a shard, left on disk until its rows are read."""
     return np.memmap(path, _DTYPES[tensor.dtype], "r", tensor.begin, tensor.shape)

@@ -1,8 +1,8 @@
 """Where the transformer's training takes tokens from: memory, images, or a cache of shards.
 
-Tokens are ids (N, L) here, the K scales of an image one after another; ``ScaleSchedule.split`` is
-the view of them by scale. They are checked once, where they enter a training (``TokenSet``,
-``TokenCache``) and not by each step.
+Tokens are ids (N, L) here, the K scales of an image one after another; ``ScaleSchedule.split``
+gives views by scale. They are checked once, when training receives them (``TokenSet``,
+``TokenCache``), and not at each step.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from var_train.reports.progress_bars import step_bar
 
 
 class TokenSource(Protocol):
-    """Tokens of N labelled images; some sources have those of the mirrored images, too."""
+    """Tokens of N labelled images; some sources also have those of the mirrored images."""
 
     @property
     def mirrors(self) -> bool:
@@ -49,7 +49,7 @@ class TokenSet:
     ids_nl: np.ndarray
     labels_n: np.ndarray
     flipped_nl: np.ndarray | None = None
-    """Like ``ids_nl``, of the mirrored images."""
+    """Like ``ids_nl``, but of the mirrored images."""
 
     def __post_init__(self) -> None:
         shape = (len(self.labels_n), self.ids_nl.shape[-1])
@@ -108,7 +108,7 @@ def tokens_of(
     batch: int,
     flip: bool = False,
 ) -> TokenSource:
-    """``source`` as tokens: images in memory are encoded now, others batch by batch.
+    """The tokens of ``source``: images in memory are encoded now, others batch by batch.
 
     batch, flip: see ``encode_all``.
     """

@@ -1,4 +1,4 @@
-"""Truncated and otherwise unreadable images: what stands in for them, and how they are reported.
+"""Truncated and otherwise unreadable images: their substitutes, and how they are reported.
 
 The next readable image of the class stands in, so a batch keeps its size, an epoch its number of
 images, and a repeated run sees the same ones.
@@ -36,7 +36,7 @@ class UnreadableImages:
         yield from range(first, index)
 
     def stand_ins(self) -> Iterator[tuple[int, int]]:
-        """Each unreadable image and the one that stands in for it.
+        """Each unreadable image and its substitute.
 
         Raises InputError for a class without a readable image.
         """
@@ -47,7 +47,7 @@ class UnreadableImages:
             yield index, found
 
     def class_error(self, index: int) -> InputError:
-        """What to raise where no image of the class of ``index`` can be read."""
+        """What to raise if no image of the class of ``index`` can be read."""
         files = self._files
         name = files.classes[files.labels_n[index]]
         folder = files.folder / name if len(files.classes) > 1 else files.folder
@@ -55,7 +55,7 @@ class UnreadableImages:
         return InputError(f"{quoted(folder)}: no readable image; expected at least one ({first})")
 
     def add(self, index: int, error: InputError) -> bool:
-        """Notes why an image cannot be read; False where that was known."""
+        """Notes why an image cannot be read; False if that was known."""
         with self._lock:
             known = index in self._errors
             self._errors.setdefault(index, str(error))
@@ -71,7 +71,7 @@ class UnreadableImages:
             self.check_count()
 
     def report_all(self) -> None:
-        """One warning of all that were noted. Raises InputError as ``check_count`` does."""
+        """Warns once about all noted images. Raises InputError as ``check_count`` does."""
         self.check_count()
         errors = self._sorted_errors()
         if errors:
@@ -82,7 +82,7 @@ class UnreadableImages:
             )
 
     def check_count(self) -> None:
-        """Raises InputError with the list where more than 10 and more than 1 % are unreadable."""
+        """Raises InputError with the list if more than 10 and more than 1 % are unreadable."""
         errors, total = self._sorted_errors(), len(self._files)
         if len(errors) > max(10, total / 100):
             raise InputError(

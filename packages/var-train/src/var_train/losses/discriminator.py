@@ -17,13 +17,13 @@ class AdversaryConfig:
     """The adversarial loss."""
 
     weight: float = 0.0
-    """Of the adversarial loss, before the adaptive weight; 0 trains without a discriminator."""
+    """Weight of the loss, before the adaptive weight; 0 trains without a discriminator."""
     start: float = 0.5
     """Share of the steps before it starts, while reconstructions are not worth judging yet."""
     channels: int = 64
     """Channels of the discriminator's first layer, a multiple of 32."""
     layers: int = 2
-    """Halvings of the resolution; each doubles the channels, up to 8 times the first layer's."""
+    """How often the resolution is halved; each time the channels double, at most to 8 times."""
     augment: bool = True
     """Shift, recolour and cut what the discriminator sees (``data.augmentation``)."""
     optimizer: AdamWConfig = field(
@@ -43,7 +43,7 @@ class AdversaryConfig:
 class PatchDiscriminator(nn.Cell):
     """Images (B, Y, X, 3) in [-1, 1] to a logit for each patch, (B, y, x, 1): real is positive.
 
-    It has group norm where the original has batch norm, so a judgement depends on its image alone.
+    It uses group norm, not the original's batch norm, so a verdict depends on one image alone.
     """
 
     def __init__(self, config: AdversaryConfig, rng: np.random.Generator) -> None:

@@ -1,4 +1,4 @@
-"""The perceptual loss, by features of a network that the user supplies; FID reads these, too."""
+"""The perceptual loss, from features of a network that the user supplies; FID uses them, too."""
 
 import re
 import shlex
@@ -9,7 +9,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from var_tokenizer import Conv2d
 from var_tokenizer.common import InputError, format_of, quoted, read_header, read_tensors
 
-_MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, as torchvision's networks want
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, as torchvision's networks expect
 _STD = np.array([0.229, 0.224, 0.225], np.float32)
 _LAYER = re.compile(r"(?:features\.)?([0-9]{1,4})\.(weight|bias)")
 
@@ -20,7 +20,7 @@ class FeatureNetwork(nn.Cell):
     Its file is .safetensors with torchvision's names, ``features.N.weight`` (O, I, 3, 3) and
     ``features.N.bias`` (O,). Layers are numbered as torchvision does: a convolution 2 above the
     one before it follows a ReLU, one 3 above follows a ReLU and a pooling. Other names are
-    ignored, so ``torchvision.models.vgg16(...).state_dict()``, saved as it is, will do. Images are
+    ignored, so ``torchvision.models.vgg16(...).state_dict()``, saved unchanged, will do. Images are
     (B, Y, X, 3) in [-1, 1]; the network normalizes them by ImageNet's mean and deviation.
     """
 

@@ -19,13 +19,13 @@ class ReconstructionLossConfig:
     """Weights of the parts of the reconstruction loss."""
 
     l1: float = 1.0
-    """Of the mean absolute error."""
+    """Weight of the mean absolute error."""
     l2: float = 1.0
-    """Of the mean squared error."""
+    """Weight of the mean squared error."""
     structure: float = 0.0
-    """Of the gradient and frequency loss (``StructureLoss``); it needs no network."""
+    """Weight of the gradient and frequency loss (``StructureLoss``), which needs no network."""
     perceptual: float = 1.0
-    """Of the distance between features of ``feature_network``."""
+    """Weight of the distance between features of ``feature_network``."""
     feature_network: Path | None = None
     """A .safetensors file of a VGG-like network (``FeatureNetwork``). Without one there is no
     perceptual loss."""

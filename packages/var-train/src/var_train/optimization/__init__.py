@@ -1,1 +1,1 @@
-"""How a gradient becomes a change of the weights."""
+"""From gradients to new weights: AdamW, learning rates, averages, loss scale."""

@@ -22,7 +22,7 @@ class AdamWConfig:
     """AdamW and its learning-rate schedule."""
 
     learning_rate: float = 3e-4
-    """Its peak."""
+    """Peak of the learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of the first and the second moment."""
     weight_decay: float = 0.05
@@ -145,7 +145,7 @@ class _Update(nn.Cell):
 
 
 class _KernelUpdate(nn.Cell):
-    """The same in one pass of C++, for float32, without scaled copies of the gradients."""
+    """The same in one pass, in C++, for float32, without scaled copies of the gradients."""
 
     def __init__(self, library: KernelLibrary, betas: tuple[float, float]) -> None:
         super().__init__()
@@ -225,7 +225,7 @@ class AdamW(nn.Cell):
     ) -> Tensor:
         """Updates the parameters in place; returns the global norm before clipping.
 
-        divisor: the gradients are divided by it first (loss scale, accumulated parts).
+        divisor: what to divide the gradients by first (loss scale, accumulated parts).
         """
         squares = self.map(ops.partial(_sum_of_squares, self.update.sum_of_squares), gradients)
         norm = ops.sqrt(ops.addn(squares)) / divisor
@@ -258,8 +258,8 @@ class AdamW(nn.Cell):
     def snapshot(self, prefix: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays, under ``prefix``, and JSON state of a ``Snapshot``.
 
-        Worker 0 gets all moments, sharded or not; with sharding the others get no arrays, but have
-        to call it, too.
+        Worker 0 gets all moments, sharded or not; with sharding the others get no arrays, but must
+        call it, too.
         """
         state = {"skipped": self.skipped}
         if self.sharding is None:

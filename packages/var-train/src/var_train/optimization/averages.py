@@ -40,7 +40,7 @@ class Ema(nn.Cell):
         self._update = update
 
     def update(self, number: int) -> None:
-        """Takes in the weights after update ``number`` (0-based).
+        """Adds the weights after update ``number`` (0-based) to the average.
 
         A skipped step is not an update: do not pass it here and do not count it.
         """
@@ -49,7 +49,7 @@ class Ema(nn.Cell):
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside the block the model has the averaged weights: to validate, sample or save."""
+        """Gives the model the averaged weights inside the block: to validate, sample or save."""
         own = [Tensor(p.asnumpy().copy()) for p in self.parameters]
         self.copy_to_parameters()
         try:

@@ -32,7 +32,7 @@ class PrecisionConfig:
 
 
 class LossScale:
-    """The dynamic loss scale of float16; 1 for other types, whose range of exponents needs none."""
+    """The dynamic loss scale of float16; 1 for other types, whose exponents have enough range."""
 
     def __init__(self, config: PrecisionConfig) -> None:
         self._dynamic = config.dtype == "float16"

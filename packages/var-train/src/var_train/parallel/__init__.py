@@ -1,1 +1,1 @@
-"""Many workers as one: shared gradients, a spread optimizer, and watching one another."""
+"""Many workers as one: averaged gradients, a sharded optimizer, and watching each other."""

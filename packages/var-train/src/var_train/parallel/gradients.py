@@ -55,7 +55,7 @@ class AllReduceMean(nn.Cell):
                 self.all_reduce.add_prim_attr("fusion", 1)
 
     def construct(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """As many gradients, averaged over the workers."""
+        """The gradients, averaged over the workers."""
         if self.workers == 1:
             return gradients
         if not self.flat:

@@ -1,8 +1,8 @@
 """The optimizer's state, sharded over the workers (ZeRO, stage 1, arXiv:1910.02054).
 
 MindSpore's own optimizer parallelism needs its semi-automatic parallel mode on an Ascend or a GPU;
-this needs AllGather alone. Whole parameters are dealt out: each worker keeps the moments of its
-own and updates these, then every worker receives what the others updated.
+this needs AllGather alone. Each worker owns some whole parameters, keeps their moments and
+updates them; then every worker receives what the others updated.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ def deal(sizes: Sequence[int], worker_count: int) -> tuple[int, ...]:
 
 
 class Sharding(nn.Cell):
-    """Which of two or more workers updates which parameter, and the exchange afterwards."""
+    """Which of two or more workers updates which parameters, and the exchange afterwards."""
 
     def __init__(self, parameters: Sequence[Parameter]) -> None:
         """parameters: float32, the same on every worker."""

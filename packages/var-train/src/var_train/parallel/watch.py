@@ -38,7 +38,7 @@ class _LastLine(logging.Handler):
         self.note(record.getMessage())
 
     def note(self, text: str) -> None:
-        """Makes the first line of ``text`` the last log line that the others see."""
+        """Makes the first line of ``text`` this worker's last log line, as the others see it."""
         life = {
             "host": socket.gethostname(),
             "process": os.getpid(),
@@ -55,7 +55,7 @@ class _LastLine(logging.Handler):
 def watched(folder: Path) -> Iterator[None]:
     """While the block runs, the death of another worker ends this one with status 1.
 
-    folder: shared by all workers. A single worker watches nobody. After an exception the sign of
+    folder: shared by all workers. Does nothing for a single worker. After an exception the sign of
     life stays, untouched, so that the others notice.
 
     Raises InputError if the folder cannot be written.
@@ -75,7 +75,7 @@ def watched(folder: Path) -> Iterator[None]:
     logger = logging.getLogger("var_train")
     logger.addHandler(handler)
     log.info("worker %d of %d", workers.rank(), workers.size())
-    workers.wait_for_all()  # no sign of life of an earlier run is left now
+    workers.wait_for_all()  # until no sign of life of an earlier run is left
     thread = threading.Thread(target=_look, args=(own, paths, stop), daemon=True)
     thread.start()
     try:

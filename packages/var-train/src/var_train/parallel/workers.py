@@ -16,7 +16,7 @@ from var_tokenizer.common import InputError
 def start() -> None:
     """Joins the other workers if ``msrun`` started this process; call it first.
 
-    The scheduler that ``msrun`` starts beside the workers never returns from here.
+    The scheduler, which ``msrun`` starts along with the workers, never returns from here.
     """
     if "MS_ROLE" in os.environ and not communication.GlobalComm.INITED:
         # A collective on the CPU gives up after 30 s, but worker 0 may take longer to sample or
@@ -33,12 +33,12 @@ def size() -> int:
 
 
 def rank() -> int:
-    """The number of this worker, from 0; worker 0 alone writes files."""
+    """The number of this worker, from 0. Only worker 0 writes files."""
     return communication.get_rank() if communication.GlobalComm.INITED else 0
 
 
 def share(batch: int, accumulation: int = 1) -> int:
-    """The images that a worker computes at once, of ``batch`` images a step.
+    """How many of the ``batch`` images of a step a worker computes at once.
 
     Raises InputError for a batch that is not a multiple of workers times accumulation.
     """
@@ -81,7 +81,7 @@ def any_worker(flag: bool) -> bool:
 
 
 def wait_for_all() -> None:
-    """Returns when every worker has called it."""
+    """Waits until every worker has called it."""
     gather(np.zeros(1, np.int32))
 
 

@@ -1,1 +1,1 @@
-"""What a run shows: its progress and log, the figures it reports, and the images it draws."""
+"""What a run shows: progress and log, the figures it reports, and the images it draws."""

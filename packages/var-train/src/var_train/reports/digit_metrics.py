@@ -1,4 +1,4 @@
-"""How real digits look that a run made: a judge, how distinct they are, and nearest neighbours.
+"""How real generated digits look: a judge, how distinct they are, and nearest neighbours.
 
 Images are (N, 3, Y, X), float in [0, 1] or uint8; distances are Euclidean over all 3 * Y * X
 values in [0, 1].
@@ -25,7 +25,7 @@ class DigitJudge:
         self._svm.fit(_judged(_real_values(train)), train.labels_n)
 
     def accuracy(self, images_ncyx: np.ndarray, labels_n: np.ndarray) -> float:
-        """Share of ``images_ncyx`` that it gives their label, 0 to 1.
+        """The share of ``images_ncyx`` that it labels correctly, 0 to 1.
 
         Raises InputError for no images, for values out of range, and for sides that are not
         multiples of 8.

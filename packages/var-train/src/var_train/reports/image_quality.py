@@ -39,7 +39,7 @@ def fid(real_nf: np.ndarray, other_nf: np.ndarray) -> float:
     mean_f = real_nf.mean(0, dtype=np.float64) - other_nf.mean(0, dtype=np.float64)
     real_mf, other_mf = _covariance_root(real_nf), _covariance_root(other_nf)
     # For covariances A'A and B'B, the trace of the root of their product is the sum of the singular
-    # values of AB', which are real whatever the rank. The matrix root itself (sqrtm) turns complex
+    # values of AB', which are real for any rank. The matrix root itself (sqrtm) turns complex
     # or NaN for fewer images than features.
     overlap = np.linalg.svd(real_mf @ other_mf.T, compute_uv=False).sum()
     distance = mean_f @ mean_f + (real_mf**2).sum() + (other_mf**2).sum() - 2 * overlap

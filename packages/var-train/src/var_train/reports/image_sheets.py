@@ -18,7 +18,7 @@ from var_tokenizer.common import (
 
 from var_train.data.image_sources import ImageSource
 
-CELL = 64  # pixels that the shorter side of a cell has at least
+CELL = 64  # pixels of the shorter side of a cell, at least
 GUTTER = 4
 MARGIN = 12
 INK = (40, 40, 40)
@@ -61,7 +61,7 @@ def save_reconstructions(
 ) -> None:
     """Writes a sheet of held-out images, their reconstructions, and the image after each scale.
 
-    batch: images at once; that of the rest of the run saves a compilation.
+    batch: images at once; use the batch of the rest of the run to save a compilation.
     """
     indices = np.linspace(0, len(images) - 1, min(columns, batch)).astype(int)
     originals = to_model_range(images.batch(np.resize(indices, batch))[0])

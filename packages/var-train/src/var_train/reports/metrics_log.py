@@ -18,7 +18,7 @@ class MetricsLog:
     """Records the values of steps in ``FOLDER/metrics.jsonl`` and for TensorBoard.
 
     A line of ``metrics.jsonl`` is a JSON object ``{"stage", "step", "seconds", ...}``; "seconds"
-    adds up the time of all processes that wrote to the file. A validation has the stage
+    counts the time of all processes that wrote to the file. A validation has the stage
     "validation" and names the stage that it measures as "of". Pictures, uint8 (Y, X, 3), become
     files in ``FOLDER/pictures``. TensorBoard reads ``FOLDER/tensorboard``.
 

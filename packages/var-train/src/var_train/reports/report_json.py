@@ -52,7 +52,7 @@ def digit_figures(
     train: ImageSet,
     val: ImageSet,
 ) -> dict[str, object]:
-    """How real the digits look, held against real ones (``digit_metrics``).
+    """How real the digits look, compared with real ones (``digit_metrics``).
 
     generated, reconstructions: (N, 3, Y, X) in [0, 1] and [-1, 1]. labels_n: of ``generated``.
     "distinct" is None where a class has one image, which differs from no other.

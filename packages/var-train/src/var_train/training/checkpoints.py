@@ -26,7 +26,7 @@ _DAMAGED = (SafetensorError, OSError, ValueError, KeyError, TypeError, Recursion
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a stage needs to continue.
+    """Everything a stage needs to continue.
 
     step: finished steps. arrays: by name. state: the rest, in JSON's types.
     """
@@ -40,14 +40,14 @@ class CheckpointFolder:
     """The checkpoints of one stage. One process writes them, any number may read."""
 
     def __init__(self, folder: Path, keep: int = 3) -> None:
-        """keep: how many of the newest stay, 1 or more; the best stays beside them."""
+        """keep: how many of the newest stay, at least 1; the best stays, too."""
         self.folder = Path(folder)
         self.keep = keep
 
     def save(self, snapshot: Snapshot, best: bool = False) -> Path:
         """Writes ``snapshot`` and removes old checkpoints.
 
-        When it returns, the file is on the disk; a process that is killed before that leaves the
+        When it returns, the file is on disk; a process that is killed before that leaves the
         earlier checkpoints as they were. best: this is the best so far.
 
         Raises InputError if it cannot be written (a full disk, say).

@@ -40,8 +40,8 @@ class CodebookConfig:
     revive_every: int = 20
     """Steps between revivals, 0 for never. A revival places the codes that no image has used since
     the last one on vectors of the current batch. A scale that uses fewer codes than its even share
-    gets these first, and if they are too few, the least used codes as well. The last quarter of
-    the steps revives none."""
+    gets these first and, if they are too few, the least used codes as well. No code is revived in
+    the last quarter of the steps."""
     scale_dropout: float = 0.0
     """Share of the images that are reconstructed from their first scales alone, a random number of
     them, so that every prefix decodes well."""
@@ -197,7 +197,7 @@ class CodebookKeeper:
         self._set(codes_n, taken(flat, indices))
 
     def _set(self, chosen: np.ndarray, codes_nz: np.ndarray) -> None:
-        """Puts codes in new places, where their averages start again."""
+        """Moves codes to new places and restarts their averages there."""
         self._count_v[chosen] = 1.0
         self._sum_vz[chosen] = codes_nz
         self._assign(chosen, codes_nz)
@@ -225,7 +225,7 @@ class CodebookKeeper:
 
     # ------------------------------------------------------------ resumption
     def arrays(self) -> dict[str, np.ndarray]:
-        """All that later steps depend on, beside the tokenizer's own parameters."""
+        """Everything that later steps depend on, besides the tokenizer's own parameters."""
         return {"hits": self._hits_sv, "count": self._count_v, "sum": self._sum_vz}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:

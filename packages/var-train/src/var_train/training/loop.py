@@ -52,7 +52,7 @@ class Stage(Protocol):
         """
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Everything that training changes: arrays by name, and the rest in JSON's types."""
+        """Everything that training changes: arrays by name, the rest in JSON's types."""
 
     def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
         """Puts back what ``state`` gave."""
@@ -65,7 +65,7 @@ class LoopConfig:
     checkpoint_every: int = 500
     """Steps between checkpoints; each validation writes one too."""
     keep: int = 3
-    """How many of the newest checkpoints stay, beside the best."""
+    """How many of the newest checkpoints stay, besides the best."""
     validations: int = 5
     """How many times the held-out images are measured, evenly over the run."""
 
@@ -104,12 +104,12 @@ def train_stage(
     """Trains ``stage`` to its last step; returns the last validation's numbers.
 
     folder: of the run; checkpoints are in ``FOLDER/checkpoints/STAGE``. settings: what must be
-    the same for a run to be resumed, in JSON's types. resume: continue from the newest checkpoint,
+    the same to resume the run, in JSON's types. resume: continue from the newest checkpoint,
     if there is one; otherwise all checkpoints of the stage are removed.
 
     Ctrl-C and SIGTERM save after the current step and exit with 130: the training is not done.
     Raises InputError for a checkpoint of other settings, a loss that is not finite (the last good
-    checkpoint stays) and a disk that cannot be written.
+    checkpoint stays), and a disk that cannot be written.
     """
     checkpoints = CheckpointFolder(stage_folder(folder, stage.name), config.keep)
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in a checkpoint
@@ -205,7 +205,7 @@ def check_resumable(
 
 
 def _loss_of(metrics: Mapping[str, Value]) -> float:
-    """The loss; infinity where it was not measured."""
+    """The loss; infinity if it was not measured."""
     return cast(float, metrics.get("loss", math.inf))
 
 
@@ -238,7 +238,7 @@ def _check_settings(folder: Path, saved: object, settings: object, name: str = "
         raise InputError(
             f"{quoted(folder)}: was trained with {name} = {saved}, now it is {settings}; expected "
             "the same settings (--no-resume starts from the beginning, another --out starts "
-            "beside it)"
+            "a new run)"
         )
 
 
@@ -258,7 +258,7 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
             handler(number, frame)
         if len(came) == 1:
             log.warning(
-                "interrupted: saves after the step at hand; another Ctrl-C ends without saving"
+                "interrupted: saving after the current step; another Ctrl-C ends without saving"
             )
 
     before: dict[int, Any] = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}

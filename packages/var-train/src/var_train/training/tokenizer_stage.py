@@ -54,7 +54,7 @@ class TokenizerStageConfig:
     flip: bool = False
     """Mirror half of the training images left to right."""
     validation_images: int = 1000
-    """Held-out images that are measured, at most."""
+    """How many held-out images to measure, at most."""
 
     def __post_init__(self) -> None:
         """Raises InputError for a value out of range."""
@@ -281,7 +281,7 @@ class TokenizerTraining:
 
     # ------------------------------------------------------------ resumption
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """All that later steps depend on."""
+        """Everything that later steps depend on."""
         arrays = parameter_arrays("tokenizer", self._tokenizer.get_parameters())
         arrays |= parameter_arrays("discriminator", self._discriminator.get_parameters())
         arrays |= {f"codebook/{name}": array for name, array in self._keeper.arrays().items()}
@@ -315,7 +315,7 @@ def _is_matrix(parameter: Parameter) -> bool:
 
 
 def _unchanged(images_byxc: Tensor, *_: Tensor) -> Tensor:
-    """In place of ``augment``."""
+    """Replaces ``augment``."""
     return images_byxc
 
 

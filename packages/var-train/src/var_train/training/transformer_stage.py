@@ -71,7 +71,7 @@ class TransformerStageConfig:
     flip: bool = False
     """Mirror half of the training images left to right."""
     validation_images: int = 10_000
-    """Held-out images that are measured, at most."""
+    """How many held-out images to measure, at most."""
     samples_per_class: int = 4
     """Columns of the grid of samples that each validation draws; 0 for none."""
 
@@ -383,7 +383,7 @@ class TransformerTraining:
 
     # ------------------------------------------------------------ resumption
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """All that later steps depend on."""
+        """Everything that later steps depend on."""
         arrays = parameter_arrays("transformer", list(self._model.get_parameters()))
         moments, optimizer = self._optimizer.snapshot("optimizer")
         arrays |= moments
@@ -403,13 +403,13 @@ class TransformerTraining:
 
 @dataclass(frozen=True)
 class _Part:
-    """What is drawn for the images that a worker computes at once: a part of its share."""
+    """The random draws for the images that a worker computes at once: a part of its share."""
 
     indices_b: np.ndarray
     flip_b: np.ndarray | None
     unlabelled_b: np.ndarray
     keep_d2b11: np.ndarray
-    """Of ``draw_drop_path``."""
+    """The result of ``draw_drop_path``."""
 
 
 def is_decayed(parameter: Parameter) -> bool:
