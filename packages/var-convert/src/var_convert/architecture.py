@@ -1,8 +1,8 @@
-"""Names and shapes of a file's tensors -> the architecture of its model.
+"""The architecture of a model, from the names and shapes of its tensors.
 
-A file of published names determines nearly all of its architecture. Two things it may leave open
-are filled by a published rule and reported as assumed: a tokenizer's scale schedule, and the
-number of heads of a transformer without QK-L2 norm.
+A file of published names determines nearly all of its architecture. It may leave two things open,
+which are filled in by a published rule and reported as assumed: a tokenizer's scale schedule, and
+the number of heads of a transformer without QK-L2 norm.
 """
 
 import math
@@ -61,7 +61,7 @@ def infer_tokenizer(
 ) -> tuple[TokenizerConfig, frozenset[str]]:
     """Configuration from names and shapes, and which of its fields are assumed.
 
-    scales: the schedule, where known; the file only tells the number of its scales.
+    scales: the schedule, if known; the file only holds the number of its scales.
     Raises InputError for a file that cannot be a tokenizer.
     """
     shaped = Shaped(weights)
@@ -94,17 +94,17 @@ def _published_scales(source: str, count: int) -> tuple[Scale, ...]:
     """The first ``count`` scales of the published 256 px schedule."""
     if count > len(SCALES_256):
         raise InputError(
-            f"{source}: a tokenizer of {count} scales, and nothing in it says which; "
+            f"{source}: a tokenizer of {count} scales, and nothing in it says which ones; "
             "give them with --scales, e.g. --scales 1,2,3,4"
         )
     return SCALES_256[:count]
 
 
 def scales_of_hits(hits: Entry) -> tuple[int, ...] | None:
-    """Square scales read off the codebook statistics, or None if these show none.
+    """Square scales inferred from the codebook statistics; None if they show none.
 
-    Training counts how often each scale uses each code. Every image adds as many hits to a
-    scale as that has tokens, so the row sums stand in the ratio of the scales' areas.
+    Training counts how often each scale uses each code. Every image adds one hit for each
+    token of a scale, so the row sums are in the ratio of the scales' areas.
     """
     if not hits.is_floating:
         return None
@@ -123,7 +123,7 @@ def infer_transformer(
 ) -> tuple[TransformerConfig, frozenset[str]]:
     """Configuration from names and shapes, and which of its fields are assumed.
 
-    scales, heads: where known. Raises InputError for a file that cannot be a
+    scales, heads: if known. Raises InputError for a file that cannot be a
     transformer.
     """
     shaped = Shaped(weights)

@@ -32,19 +32,19 @@ Kind = Literal["tokenizer", "transformer"]
 
 @dataclass(frozen=True, kw_only=True)
 class ReadConfig:
-    """What all three commands can be told about a file."""
+    """The options of all three commands about a file."""
 
     only: Annotated[Kind | None, tyro.conf.arg(metavar="tokenizer|transformer")] = None
     """Which model of a trainer checkpoint that holds both."""
     scales: Annotated[str | None, tyro.conf.arg(metavar="SIZES")] = None
-    """Scale schedule where a foreign file does not tell it, e.g. 1,2,3 or 1,2x3,4x6."""
+    """Scale schedule, if a foreign file does not say, e.g. 1,2,3 or 1,2x3,4x6."""
     heads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Attention heads of a foreign transformer without QK-L2 norm, if not width / 64."""
     using_znorm: bool = False
-    """A foreign tokenizer looks codes up by angle, which its file does not tell."""
+    """A foreign tokenizer looks codes up by angle, which its file does not say."""
 
     def arguments(self) -> dict[str, Any]:
-        """As ``convert``, ``inspect`` and ``verify`` take them."""
+        """The options as keywords of ``convert``, ``inspect`` and ``verify``."""
         scales = None if self.scales is None else parse_scales(self.scales)
         return {
             "only": self.only,
@@ -69,9 +69,9 @@ class ConvertConfig(ReadConfig):
         Literal["float32", "float16", "bfloat16"] | None,
         tyro.conf.arg(metavar="float32|float16|bfloat16"),
     ] = None
-    """Element type of all floating tensors; without it each stays as it is."""
+    """Element type of all floating tensors; without it, each keeps its own."""
     force: bool = False
-    """Replace DST where it exists."""
+    """Replace DST if it exists."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class InspectConfig(ReadConfig):
 class VerifyConfig(ReadConfig):
     """Compare the architecture of A and B, and every tensor.
 
-    Exits with 0 where they agree, 1 where they differ, 2 where a file is unusable.
+    Exits with 0 if they agree, 1 if they differ, 2 if a file is unusable.
     """
 
     a: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
@@ -202,7 +202,7 @@ def _show_inspection(found: Inspection) -> None:
 
 
 def _shown(name: str | Path) -> str:
-    """A name from a file or a file system, for a table: escape codes and markup do not act."""
+    """A name from a file or a file system, safe for a table: no escape codes, no markup."""
     return escape(quoted(name))
 
 
@@ -265,7 +265,7 @@ def _forward_table(forward: ForwardDifference) -> Table:
 def _show(*tables: Table) -> None:
     console = Console()
     if not console.is_terminal:
-        console = Console(width=160)  # a pipe has no width: keep names and checksums whole
+        console = Console(width=160)  # a pipe has no width: do not break names and checksums
     for table in tables:
         for column in table.columns:
             column.overflow = "fold"

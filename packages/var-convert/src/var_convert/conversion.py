@@ -1,4 +1,4 @@
-"""Conversion from one format to another: nothing changed, nothing half-written."""
+"""Conversion from one format to another: changes nothing, leaves nothing half-written."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ from var_convert.published_names import MASK, Config
 log = logging.getLogger(__name__)
 
 DTYPES = ("float32", "float16", "bfloat16")
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
+Progress = Callable[[int, int], None]  # bytes done, bytes in total
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def convert(
     """Writes the model of ``source`` as ``target``; suffixes choose the formats.
 
     only: "tokenizer" or "transformer", of a trainer checkpoint that holds both. dtype: "float32",
-    "float16" or "bfloat16" for all floating tensors; None keeps each as it is. scales, heads,
+    "float16" or "bfloat16" for all floating tensors; None leaves them unchanged. scales, heads,
     using_znorm: what a foreign file leaves open (see README). force: replace a target that exists.
 
     Raises InputError for anything unusable, and then leaves the target as it was.

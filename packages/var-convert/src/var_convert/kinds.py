@@ -12,9 +12,9 @@ KINDS = ("tokenizer", "transformer")
 
 
 def choose_kind(shown: str, models: Sequence[Weights], only: str | None) -> tuple[str, Models]:
-    """The kind to open of the models in a file, and these models by kind.
+    """The kind of model to open in a file, and the file's models by kind.
 
-    shown: how messages name the file. only: the kind that is asked for, if any. Raises InputError
+    shown: how messages name the file. only: the requested kind, if any. Raises InputError
     if the file holds none of that kind, or two models and nothing says which.
     """
     found = {kind_of(weights): weights for weights in models}
@@ -29,7 +29,7 @@ def choose_kind(shown: str, models: Sequence[Weights], only: str | None) -> tupl
 
 
 def is_native(weights: Weights) -> bool:
-    """Whether this project wrote the file: then its metadata says what it holds."""
+    """Whether this project wrote the file, so that its metadata says what it holds."""
     return weights.metadata.get("format") == "var-mindspore"
 
 

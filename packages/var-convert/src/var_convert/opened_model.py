@@ -80,7 +80,7 @@ class OpenedModel:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What a file carries beside the tensors, so that nothing has to be inferred again."""
+        """What a file holds besides the tensors, so that nothing has to be inferred again."""
         note = {"phi_names": "qresi_ls"} if self.uniform_phi_names else {}
         return {
             "format": "var-mindspore",
@@ -92,15 +92,15 @@ class OpenedModel:
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Of a transformer, where the file says them."""
+        """A transformer's class names, if the file has them."""
         if isinstance(self.config, TokenizerConfig):
             return None
         return parse_class_names(self.notes, self.source, self.config.num_classes)
 
     def as_dtype(self, dtype: str | None) -> "OpenedModel":
-        """All floating tensors as ``dtype`` (safetensors name); None leaves each as it is.
+        """All floating tensors as ``dtype`` (safetensors name); None leaves them unchanged.
 
-        A rounded tokenizer notes its former checksum, by which its transformer knows it.
+        A rounded tokenizer notes its former checksum, by which its transformer recognizes it.
         """
         tensors = {name: entry.as_dtype(dtype) for name, entry in self.tensors.items()}
         model = dataclasses.replace(self, tensors=tensors)
@@ -191,7 +191,7 @@ def _checked(
 
 
 def _notes(weights: Weights, config: Config) -> dict[str, str]:
-    """What a native file says beside its configuration; raises InputError if it is malformed."""
+    """The notes in a native file's metadata; raises InputError if they are malformed."""
     if not is_native(weights):
         return {}
     fields = ["class_names", TOKENIZER]
@@ -267,7 +267,7 @@ def _check_derived(source: str, config: Config, tensors: Mapping[str, Entry]) ->
         ):
             raise InputError(
                 f"{source}: tensor {quoted(name)} ({LONG_NAMES[entry.dtype]}, {entry.shape}) is "
-                "not what the architecture makes of it; expected the published buffer, unchanged"
+                "not what the architecture implies; expected the published buffer, unchanged"
             )
 
 
@@ -281,7 +281,7 @@ def _has_uniform_phi_names(weights: Weights, config: Config) -> bool:
 
 
 def checksum_of(tensors: Mapping[str, Entry]) -> str:
-    """Of weights under native names; see ``weights_checksum``."""
+    """The checksum of weights under native names; see ``weights_checksum``."""
     return weights_checksum((name, e.shape, _numbers(e)) for name, e in tensors.items())
 
 

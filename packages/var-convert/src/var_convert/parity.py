@@ -1,4 +1,4 @@
-"""Parity: the MindSpore model beside the PyTorch reference, on the same random input."""
+"""Parity: the MindSpore model against the PyTorch reference, on the same random input."""
 
 import tempfile
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ NEAR_TIE = 1e-4
 IMAGE_LIMIT = 1e-4
 INPUT_LIMIT = 1e-4
 LOGIT_LIMIT = 1e-3
-BATCH = 1  # at published size activations are gigabytes an image; guidance makes it two
+BATCH = 1  # at published size an image takes gigabytes of activations; guidance doubles the batch
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ForwardDifference:
 
     @property
     def agrees(self) -> bool:
-        """Whether all is within the project's limits of parity."""
+        """Whether everything is within the project's limits of parity."""
         return (
             self.ids.unexplained == 0
             and self.images <= IMAGE_LIMIT

@@ -1,4 +1,4 @@
-"""What a published checkpoint of some architecture holds: names, shapes, derived buffers."""
+"""The content of a published checkpoint of any architecture: names, shapes, derived buffers."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from var_transformer import TransformerConfig, transformer_shapes
 Config = TokenizerConfig | TransformerConfig
 Shapes = dict[str, tuple[int, ...]]
 
-HITS = "quantize.ema_vocab_hit_SV"  # statistics, no parameter
+HITS = "quantize.ema_vocab_hit_SV"  # statistics, not a parameter
 PHI = "quantize.quant_resi."  # the shared residual convolutions
 LEVELS = "lvl_1L"
 MASK = "attn_bias_for_masking"
@@ -25,7 +25,7 @@ def expected_shapes(config: Config) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 # ------------------------------------------------------------------------- derived buffers
 def derived_shapes(config: Config) -> Shapes:
-    """What the published transformer stores besides its learned tensors: name -> shape.
+    """The buffers that a published transformer stores besides its learned tensors: name -> shape.
 
     lvl_1L int64: the scale index of each token. attn_bias_for_masking: 0 where a query sees a
     key, -inf elsewhere. blocks.*.attn.zero_k_bias: zeros. The published tokenizer has none.

@@ -21,13 +21,13 @@ from var_convert.parity import ForwardDifference, compare_forward
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """largest: the largest absolute difference of two elements; infinite where only one side has a
-    NaN, or where the tensor is missing on one side or of another shape.
+    """largest: the largest absolute difference of two elements; infinite if only one side has a
+    NaN, or if the tensor is missing on one side or has another shape.
     """
 
     name: str
     largest: float
-    a: str  # dtype and shape in the first file, "-" where it is missing
+    a: str  # dtype and shape in the first file, "-" if it is missing
     b: str
 
 
@@ -91,7 +91,7 @@ def verify(
 
 
 def _fill_in(model: OpenedModel, other: OpenedModel) -> OpenedModel:
-    """What ``model`` had to assume, taken from the other file where that knows it."""
+    """What ``model`` had to assume, taken from the other file if that knows."""
     known = model.architecture.assumed - other.architecture.assumed
     fields = {field: getattr(other.config, field) for field in known}
     if len(fields.get("scales", model.config.scales)) != len(model.config.scales):
@@ -126,7 +126,7 @@ def _described(entry: Entry | None) -> str:
 
 
 def largest_difference(one: Entry, two: Entry) -> float:
-    """max |one - two| of two tensors of a shape; NaN equals NaN and nothing else."""
+    """max |one - two| of two tensors of one shape; NaN equals only NaN."""
     largest = 0.0
     for piece_one, piece_two in zip(one.pieces(), two.pieces(), strict=True):
         x = widen(piece_one, one.dtype).astype(np.float64)

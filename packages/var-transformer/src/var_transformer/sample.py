@@ -35,7 +35,7 @@ class SampleConfig(DrawConfig):
     classes with its first 10 images, or --columns) and settings.json. For --classes none, CLASS
     is the number after the last class. The same command continues an interrupted run, byte for
     byte. Image n depends on the models, the sampler, the seed, n and its class; another batch
-    size changes it by rounding alone.
+    size changes only its rounding.
     """
 
     classes: str
@@ -88,8 +88,8 @@ class Plan:
 def run(config: SampleConfig) -> None:
     """Carries out ``config``.
 
-    Raises InputError for unusable files or settings, and for an ``out`` that another run with
-    other settings has begun, before any model runs or any file is written.
+    Raises InputError for unusable files or settings, and for an ``out`` begun by a run with
+    other settings, before any model runs or any file is written.
     """
     plan = make_plan(config)
     most = config.batch or fitting_batch(plan.model, plan.tokenizer, config.sampler)
@@ -112,7 +112,7 @@ def run(config: SampleConfig) -> None:
 
 
 def make_plan(config: SampleConfig) -> Plan:
-    """Loads the models and lists the images; raises InputError for what cannot be drawn."""
+    """Loads the models and lists the images; raises InputError if they cannot be drawn."""
     model, tokenizer, names = config.load()
     config.sampler.check(len(tokenizer.schedule), tokenizer.vocab_size)
     refiner = None
@@ -162,8 +162,8 @@ def _settings(config: SampleConfig, plan: Plan, batch: int) -> dict[str, object]
 def _draw(config: SampleConfig, plan: Plan, batch: int) -> None:
     """Draws the images whose files are missing, and writes them.
 
-    Batches begin at multiples of the batch size, and one whose files are there in part is drawn
-    whole: an interrupted run computes what an uninterrupted one would have.
+    Batches begin at multiples of the batch size, and a partly written batch is drawn again as a
+    whole, so an interrupted run computes what an uninterrupted one would have.
     """
     count = len(plan.paths)
     with progress_bar() as bar:
@@ -211,8 +211,8 @@ def _save_grid(config: SampleConfig, paths: list[Path]) -> None:
 def save_shuffled(config: SampleConfig, paths: list[Path], labels_n: np.ndarray) -> None:
     """Writes samples.npz, in an order that depends on the seed and the number of images alone.
 
-    The evaluator takes the Inception Score of consecutive parts of the array. In the order of
-    classes each part would have few of them, and a perfect model would score badly.
+    The evaluator takes the Inception Score of consecutive parts of the array. In class order,
+    each part would have few classes, and a perfect model would score badly.
     """
     order_n = np.random.default_rng([config.seed, *b"npz"]).permutation(len(paths))
     save_npz([paths[n] for n in order_n], labels_n[order_n], config.out / "samples.npz")

@@ -34,8 +34,8 @@ class ServeConfig(PairConfig):
     port: int = 7860
     """The port to listen on."""
     allowed_host: tuple[str, ...] = ()
-    """Names by which browsers reach the page, beside --host and localhost. Requests by other names
-    are refused."""
+    """Names by which browsers reach the page, besides --host and localhost. Requests under other
+    names are refused."""
     auth: str | None = None
     """USER:FILE asks visitors for the user's name and the password in the first line of the file,
     which nobody else may be able to read."""
@@ -95,7 +95,7 @@ def run(config: ServeConfig) -> None:
         log.info("serving %s; Ctrl-C ends it", server.url)
 
         def compile_graphs() -> None:
-            """Draws a picture for nobody, so that the first visitor does not wait."""
+            """Draws a picture and discards it, so that the first visitor does not wait."""
             graphs = graph_cache(command="serve", models=[model.config, tokenizer.config])
             with graphs, working("compiling for the first visitor"):
                 generate(model, tokenizer, [0])

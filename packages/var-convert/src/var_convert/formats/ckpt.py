@@ -38,7 +38,7 @@ def read_ckpt(path: Path) -> list[Weights]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences MindSpore's log of a failure: the exception says the same."""
+    """Silences MindSpore's log of a failure, which repeats the exception."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -49,10 +49,10 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _page_cache_counted_as_free() -> Iterator[None]:
-    """Disables MindSpore's check of the free memory.
+    """Disables MindSpore's check of free memory.
 
-    MindSpore counts the page cache as taken, so after a few gigabytes of reading or writing it
-    refuses files that fit. A real lack of memory raises MemoryError.
+    MindSpore counts the page cache as used, so after reading or writing a few gigabytes it
+    refuses files that would fit. A real lack of memory raises MemoryError.
     """
     from mindspore.train import serialization
 
@@ -88,7 +88,7 @@ def write_ckpt(path: Path, tensors: Mapping[str, Entry], metadata: Mapping[str, 
         with _quiet():
             mindspore.save_checkpoint(parameters, str(path), append_dict=dict(metadata))
     finally:
-        path.with_suffix(".tmp").unlink(missing_ok=True)  # MindSpore's own, where it failed
+        path.with_suffix(".tmp").unlink(missing_ok=True)  # MindSpore's own, if it failed
 
 
 def _tensor(mindspore: ModuleType, entry: Entry) -> "Tensor":

@@ -28,7 +28,7 @@ _SUFFIXES = {"PyTorch": ".pth", "MindSpore": ".ckpt", "safetensors": ".safetenso
 
 
 def check_suffix(path: Path) -> None:
-    """Raises InputError if the suffix of ``path`` names none of the three formats."""
+    """Raises InputError unless the suffix of ``path`` is that of one of the three formats."""
     if path.suffix not in READERS:
         raise InputError(
             f"{quoted(path)}: suffix {path.suffix!r}; expected one of {', '.join(READERS)}"
@@ -38,10 +38,10 @@ def check_suffix(path: Path) -> None:
 def read_weights(path: Path) -> list[Weights]:
     """The models of a file, tensors not yet read.
 
-    Where the suffix is none of the three (``.pt``, ``.bin``), the content decides.
+    For any other suffix (``.pt``, ``.bin``), the content decides.
 
     Raises InputError for a file that is missing, empty, damaged, of an unknown format, or of
-    another one than its suffix says.
+    a different one from what its suffix says.
     """
     shown = quoted(path)
     if not path.is_file():

@@ -25,7 +25,7 @@ SHORT_NAMES = {long: short for short, long in LONG_NAMES.items()}
 
 
 def widen(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Elements of a floating ``dtype`` in a type NumPy calculates with, none changed."""
+    """Elements of a floating ``dtype`` in a type that NumPy computes with; values do not change."""
     if dtype == "BF16":
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array.astype(np.float32) if dtype == "F16" else array

@@ -33,7 +33,7 @@ def read_pth(path: Path) -> list[Weights]:
         _refuse_compressed(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about old formats; of no use to the user
+            warnings.simplefilter("ignore")  # about old formats; useless to the user
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except Exception as error:  # a damaged or hostile file may raise anything inside PyTorch
         raise InputError(f"{shown}: not a .pth of weights alone: {_reason(error)}") from error
@@ -73,7 +73,7 @@ def _torch(path: Path) -> ModuleType:
 
 
 def _reason(error: Exception) -> str:
-    """PyTorch's reason in one line, without its advice to load unsafely."""
+    """PyTorch's reason in one line, without its advice to disable safe loading."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "Unsupported" in line or "GLOBAL" in line]
     return quoted((telling or lines or [type(error).__name__])[0].split(". ")[0])
@@ -138,7 +138,7 @@ def _entry(torch: ModuleType, source: str, name: str, tensor: "Tensor") -> Entry
 def write_pth(path: Path, tensors: Mapping[str, Entry], metadata: Mapping[str, str]) -> None:
     """Writes a state dict that ``load_state_dict(strict=True)`` takes.
 
-    ``metadata`` is an attribute of the OrderedDict, as PyTorch's own version notes are: it is no
+    ``metadata`` is an attribute of the OrderedDict, like PyTorch's own version notes. It is not a
     key, so strict loading does not see it.
     """
     torch = _torch(path)

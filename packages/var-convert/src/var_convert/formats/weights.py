@@ -1,4 +1,4 @@
-"""The named tensors of one model in a file: known at once, read piece by piece."""
+"""The named tensors of one model in a file: listed at once, read piece by piece."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""VAR in PyTorch: what parity tests, ``var-convert verify --forward`` and benchmarks compare with.
+"""VAR in PyTorch: the reference of parity tests, ``verify --forward`` and benchmarks.
 
     tok = TorchTokenizer.from_file("vae.pth")           # or .safetensors, .ckpt
     model = TorchTransformer.from_file("var_d16.pth")

@@ -33,7 +33,7 @@ def torch_generate(
     """Images for ``labels_b`` (B,), scale by scale, with a key-value cache.
 
     cfg: guidance at the last scale; it grows from 0 at the first. top_k, top_p: 0 means off;
-    top_k=1 leaves nothing to chance. generator: source of randomness, the global one by default.
+    top_k=1 always draws the likeliest. generator: source of randomness, the global one by default.
     """
     count, schedule, quantizer = len(labels_b), model.config.schedule, tokenizer.quantize
     no_class_b = torch.full_like(labels_b, model.config.num_classes)

@@ -1,4 +1,4 @@
-"""How both models of the reference get the weights of a file."""
+"""How both models of the reference load the weights of a file."""
 
 import os
 from pathlib import Path

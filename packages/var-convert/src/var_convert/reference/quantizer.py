@@ -19,7 +19,7 @@ class Refinements(nn.Module):
         super().__init__()
         z, count, scale_count = config.latent_channels, config.phi_count, len(config.scales)
         self.qresi_ls = nn.ModuleList(conv(z, z) for _ in range(count))
-        # The published code spaces four convolutions by another rule than any other number.
+        # The published code spaces four convolutions by a rule of their own.
         margin = 1 / (3 * count) if count == 4 else 1 / (2 * count)
         places = torch.linspace(margin, 1 - margin, count, dtype=torch.float64, device="cpu")
         self.choice = [

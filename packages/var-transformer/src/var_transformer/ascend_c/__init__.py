@@ -1,15 +1,15 @@
-"""Fused operators in Ascend C for what surrounds the attention.
+"""Fused operators in Ascend C for the steps around the attention.
 
     python -m var_transformer.ascend_c        # on a machine with CANN
 
-builds them once; from then on ``operators()`` gives them. It gives None on any other device and
-where they were not built: callers then compose MindSpore's operators. Importing builds nothing.
+builds them once; from then on ``operators()`` returns them. It returns None on any other device
+and if they were not built: callers then compose MindSpore's operators. Importing builds nothing.
 
 The kernels have no backward: their cells compose it.
 
 | file | what |
 | --- | --- |
-| ``tiling.h`` | shares rows among cores, cuts tiles for the unified buffer; plain C++ |
+| ``tiling.h`` | divides rows among cores and into tiles for the unified buffer; plain C++ |
 | ``modulated_norm.h``, ``unit_heads.h``, ``vector.h`` | the kernels |
 | ``kernels.cpp``, ``launch.h`` | their entry points |
 | ``operators.cc``, ``operators.yaml`` | the kernels as operators of MindSpore |

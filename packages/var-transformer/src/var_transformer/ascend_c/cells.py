@@ -1,4 +1,4 @@
-"""Cells of the fused operators, whose backward is composed of MindSpore's operators.
+"""Cells of the fused operators; their backward is composed of MindSpore's operators.
 
 ``operators`` is the module that ``building.load`` returns.
 """
@@ -55,7 +55,7 @@ class ModulatedNorm(nn.Cell):
 
 
 class UnitHeads(nn.Cell):
-    """Queries and keys to length 1 a head, queries times a scale; all three to a half type.
+    """Scales queries and keys to length 1 per head, queries by a scale; all three to a half type.
 
     ``f(qkv (B,L,3*H*d), scale (H,) float32) -> q, k, v (B,L,H,d)``; heads as ``takes_heads``, of
     float32 or already of the half type.
@@ -89,7 +89,7 @@ class UnitHeads(nn.Cell):
 
 
 def _unit(x_blhd: Tensor) -> tuple[Tensor, Tensor]:
-    """x / max(|x|, 1e-12) a head, and 1 / max(|x|, 1e-12) (B,L,H,1)."""
+    """x / max(|x|, 1e-12) for each head, and 1 / max(|x|, 1e-12) (B,L,H,1)."""
     squared_blh1 = (x_blhd * x_blhd).sum(-1, keepdims=True)
     rate_blh1 = ops.rsqrt(ops.maximum(squared_blh1, 1e-24))
     return x_blhd * rate_blh1, rate_blh1

@@ -26,7 +26,7 @@ __all__ = ["BackendConfig", "Cache", "KeysValues", "NextScaleAttention", "build"
 
 @dataclass(frozen=True)
 class BackendConfig:
-    """Which attention computes, and in which type.
+    """Which attention to use, and in which type.
 
     name: "ascend" (fused operators, float16 or bfloat16), "portable" (any device and type), or
     "auto": ascend on an Ascend in one of its types, C++ kernels on a CPU that has them, portable
@@ -48,7 +48,7 @@ class BackendConfig:
 
     @property
     def fused(self) -> bool:
-        """Whether the fused operators of Ascend compute, on the device that is set now."""
+        """Whether Ascend's fused operators are used on the current device."""
         if self.name != "auto":
             return self.name == "ascend"
         return ms.get_context("device_target") == "Ascend" and self.dtype != ms.float32

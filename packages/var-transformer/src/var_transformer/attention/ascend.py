@@ -1,4 +1,4 @@
-"""Next-scale attention on Ascend's fused operators.
+"""Next-scale attention with Ascend's fused operators.
 
 Training runs ``ops.flash_attention_score``, generation ``ops.fused_infer_attention_score``:
 
@@ -104,9 +104,9 @@ class AscendAttention(NextScaleAttention):
         self, queries: Tensor, keys: Tensor, values: Tensor, segment: PlainSegment
     ) -> Tensor:
         _, end, masked, reach = segment
-        # the operator masks where it is True
+        # True where the operator masks
         mask_ll = visible_mask(self.scales, end, False, True) if masked else None
-        # a band: keys farther ahead than any scale is long are not multiplied at all
+        # a band: keys farther ahead than the longest scale are not multiplied at all
         return ops.flash_attention_score(
             queries,
             keys,
@@ -148,11 +148,11 @@ class AscendAttention(NextScaleAttention):
     ) -> tuple[Tensor, KeysValues]:
         b, length, heads, d = keys.shape
         check_cache(past[0].shape, (b, self.offsets[-1], heads, d))
-        # to the operator, images are the blocks of a paged cache
+        # the operator takes images for the blocks of a paged cache
         slots = _slots(b, self.offsets[-1], self.offsets[k], self.offsets[k + 1])
         flat = (b, length, heads * d)
         written = self.write(keys.reshape(flat), values.reshape(flat), past[0], past[1], slots)
-        # a graph orders operators by data alone: depend makes the write come first
+        # a graph orders operators by data alone: depend puts the write first
         return self._over_cache(ops.depend(queries, written), k, past), ()
 
     def _over_cache(self, queries: Tensor, k: int, past: KeysValues) -> Tensor:
@@ -185,7 +185,7 @@ def check_cache(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
 
 @constexpr
 def _slots(batch: int, length: int, begin: int, end: int) -> Tensor:
-    """(B * (end - begin),) int32: where the rows of one scale lie in a cache of all."""
+    """(B * (end - begin),) int32: where the rows of one scale are in the cache of all scales."""
     rows = np.arange(batch)[:, None] * length + np.arange(begin, end)[None, :]
     return Tensor(rows.reshape(-1).astype(np.int32))
 

@@ -1,4 +1,4 @@
-"""The interface that every backend of next-scale attention implements, and what they share."""
+"""The interface of every backend of next-scale attention, what backends share, and the mask."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -35,14 +35,14 @@ class NextScaleAttention(nn.Cell):
         cost: Callable[[Plan], float],
         banded: bool = False,
     ) -> None:
-        """cost: of segments, cut where it is least. banded: whether a masked call takes a band."""
+        """cost: of a plan; the cheapest is used. banded: whether a masked call takes a band."""
         super().__init__()
         self.heads = heads
         self.scales = schedule.scales
         self.offsets = schedule.offsets
         self.tokens = schedule.tokens
         prefixes = (ScaleSchedule(schedule.scales[: k + 1]) for k in range(len(schedule)))
-        # one for each number of first scales that training may stop at; graphs read plain tuples
+        # progressive training may stop at any scale: a plan for each; graphs read plain tuples
         self.plans = tuple(_plain(cut(prefix, cost, banded)) for prefix in prefixes)
         self.unit_length = UnitLength() if unit_length else None
 
@@ -55,11 +55,11 @@ class NextScaleAttention(nn.Cell):
         k: int | Tensor | None,
         past: KeysValues,
     ) -> tuple[Tensor, KeysValues]:
-        """Mixed values (B, L, C), and the cache of this block, () where it is written in place.
+        """Mixed values (B, L, C), and the cache of this block, () if it is written in place.
 
-        score_scale: one number or (1, H, 1, 1). k: the scale that the tokens are, as
+        score_scale: one number or (1, H, 1, 1). k: the scale of the tokens, as
         ``graph_input`` gives it; None for all scales at once, or for the first few. past: the
-        cache of this block; () where k is None.
+        cache of this block; () if k is None.
         Raises InputError for a number of tokens that the schedule does not have.
         """
         queries, keys, values = self.heads_of(q_blc, k_blc, v_blc, score_scale)
@@ -143,7 +143,7 @@ def _plain(plan: Plan) -> tuple[PlainSegment, ...]:
 def visible_mask(
     scales: tuple[Scale, ...], end: int, visible: float | bool, hidden: float | bool
 ) -> Tensor:
-    """(end, end): what the first ``end`` queries (rows) see of as many keys (columns)."""
+    """(end, end): the block-causal mask of the first ``end`` queries (rows) and keys (columns)."""
     see_ll = ScaleSchedule(scales).visible[:end, :end]
     mask_ll = np.where(see_ll, visible, hidden)
     return Tensor(mask_ll if mask_ll.dtype == bool else mask_ll.astype(np.float32))
@@ -151,7 +151,7 @@ def visible_mask(
 
 @constexpr
 def last_scale(count: int, offsets: tuple[int, ...]) -> int:
-    """The index of the scale that a sequence of ``count`` tokens ends with."""
+    """The index of the last scale in a sequence of ``count`` tokens."""
     if count not in offsets[1:]:
         raise InputError(
             f"sequence has {count} tokens; expected {offsets[-1]}, those of the schedule "

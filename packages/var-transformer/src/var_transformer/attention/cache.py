@@ -16,7 +16,7 @@ class Cache:
     """Keys and values of a batch, after the first ``scales`` scales of the schedule.
 
     tensors: keys and values of block 0, of block 1, ...; the first axis is the images, the rest
-    is up to the backend. Where the backend writes in place, caches of later scales share the
+    is up to the backend. If the backend writes in place, caches of later scales share the
     tensors of earlier ones.
     """
 
@@ -37,18 +37,18 @@ class Cache:
             raise InputError(f"cache holds {self.scales} scales; scale {k} expects {k}")
 
     def after(self, tensors: KeysValues) -> "Cache":
-        """The cache one scale later; no tensors where they were written in place."""
+        """The cache one scale later. tensors: () if they were written in place."""
         return replace(self, tensors=tensors or self.tensors, scales=self.scales + 1)
 
     def first(self, count: int) -> "Cache":
         """The cache of the first ``count`` images alone; the memory of this one is freed.
 
-        The tensors are copied, because a graph that is given a slice, a view of a larger tensor,
-        copies it at every call: what it writes in place would be lost.
+        The tensors are copied, because a graph copies a slice, a view of a larger tensor, at
+        every call: what it writes in place would be lost.
         """
         first = []
         with one_at_a_time:
-            for tensor in self.tensors:  # one by one: both caches never take memory at once
+            for tensor in self.tensors:  # one by one: the two caches are never both in memory
                 first.append(tensor[:count].copy())
                 tensor.untyped_storage().resize_(0)
         return replace(self, batch=count, tensors=tuple(first))
@@ -56,7 +56,7 @@ class Cache:
     def release(self) -> None:
         """Frees the memory of all caches of this batch; none of them can be used any more.
 
-        A compiled function keeps its last arguments, so that without this the cache would take
+        A compiled function keeps its last arguments, so without this the cache would still take
         memory while the decoder runs and the next generation fills its own.
         """
         with one_at_a_time:

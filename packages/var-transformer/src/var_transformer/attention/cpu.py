@@ -16,7 +16,7 @@ _LANES = 16  # floats that the kernels take at once
 
 
 class CpuAttention(NextScaleAttention):
-    """Never lays out heads or scores in memory; casts other types to float32.
+    """Stores neither separate heads nor scores in memory; casts other types to float32.
 
     The cache of a block is two buffers, written in place: keys (B, H, d, L rounded up to whole
     vectors) and values (B, H, L, d). The head width is a multiple of 16.
@@ -73,7 +73,7 @@ class CpuAttention(NextScaleAttention):
         return self.cached(qkv_bl3c, scale_h, begin, self.unit, *past).astype(dtype), ()
 
     def graph_input(self, k: int) -> Tensor:
-        """The position of the first token: the same operators take every number of tokens."""
+        """The position of the first token: one operator takes any number of tokens."""
         return Tensor(np.array([self.offsets[k]], np.int32))
 
     def empty_cache(self, batch: int) -> KeysValues:
@@ -84,7 +84,7 @@ class CpuAttention(NextScaleAttention):
 
 
 class _AllScales(nn.Cell):
-    """Mixed values (B, L, C), and the logarithm that the gradient needs, a head and query."""
+    """Mixed values (B, L, C), and for each head and query the logarithm that the gradient needs."""
 
     def __init__(
         self, library: KernelLibrary, schedule: ScaleSchedule, heads: int, unit_length: bool

@@ -1,4 +1,4 @@
-"""The peaks of the devices, for estimates.
+"""The peak rates of devices, for estimates.
 
 Peak = cores x 16 x 16 x 16 multiply-adds a cycle x clock; bandwidth = cores x bytes a cycle x
 clock. Cores, clock and ``ddr_rate`` are those of CANN's platform
@@ -13,10 +13,10 @@ from var_tokenizer.common import check_choice
 
 @dataclass(frozen=True)
 class Device:
-    """Limits of one device, in units a second.
+    """Limits of one device, in units per second.
 
-    flops: of half-precision matrix products (float32 on the CPU), two a multiply-add. bandwidth:
-    bytes to and from memory. launch: seconds to start an operator, where the host dispatches one
+    flops: of half-precision matrix products (float32 on the CPU), two per multiply-add. bandwidth:
+    bytes to and from memory. launch: seconds to start an operator, as the host dispatches one
     after another. memory: bytes. itemsize: bytes of one element in the type it computes with.
     """
 

@@ -1,4 +1,4 @@
-"""Where block-causal attention over all scales is cut into calls.
+"""How block-causal attention over all scales is cut into calls.
 
 Every scale sees a prefix of the keys (``ScaleSchedule.visible``), so a fine scale is one unmasked
 call. Coarse scales are many and small: one masked call for all of them wastes scores but saves
@@ -15,10 +15,10 @@ from var_transformer.attention.devices import Device
 
 
 class Segment(NamedTuple):
-    """One call: queries begin to end against keys 0 to end; masked where it joins scales.
+    """One call: queries begin to end against keys 0 to end; masked if it joins scales.
 
-    reach: how far ahead of itself a query of a masked call sees, in tokens. Where the operator
-    takes a band, keys farther ahead cost nothing; where it does not, reach is end - 1.
+    reach: how far ahead of itself a query of a masked call sees, in tokens. If the operator
+    takes a band, keys farther ahead cost nothing; if not, reach is end - 1.
     """
 
     begin: int
@@ -28,7 +28,7 @@ class Segment(NamedTuple):
 
     @property
     def scores(self) -> int:
-        """Query-key products a head and image."""
+        """Query-key products for one head and image."""
         # a masked call begins at 0, and its band leaves out a triangle
         out = max(self.end - 1 - self.reach, 0) if self.masked else 0
         return (self.end - self.begin) * self.end - out * (out + 1) // 2
@@ -47,7 +47,7 @@ def cut_at(schedule: ScaleSchedule, coarse: int, banded: bool = False) -> Plan:
 
 
 def cut(schedule: ScaleSchedule, cost: Callable[[Plan], float], banded: bool = False) -> Plan:
-    """The segments that cost the least."""
+    """The plan with the least cost."""
     return min((cut_at(schedule, k + 1, banded) for k in range(len(schedule))), key=cost)
 
 
@@ -57,12 +57,12 @@ def scores(plan: Plan) -> int:
 
 
 def scores_and(launch: float) -> Callable[[Plan], float]:
-    """A cost function: the scores, where starting a call costs as much as ``launch`` scores."""
+    """A cost function: the scores, plus ``launch`` scores for starting each call."""
     return lambda plan: len(plan) * launch + scores(plan)
 
 
 def launch_scores(device: Device, heads: int, head_width: int) -> float:
-    """What starting a call costs, in scores of one head and image.
+    """The cost of starting a call, in scores of one head and image.
 
     heads: of all images together. A score is 2 * head_width multiply-adds: one product with the
     key, one with the value.

@@ -11,7 +11,7 @@ LARGEST_BATCH = 64
 
 
 def fitting_batch(model: Transformer, tokenizer: Tokenizer, sampler: Sampler) -> int:
-    """Images that half of the free memory holds at once, 1 to 64."""
+    """How many images fit into half of the free memory at once, 1 to 64."""
     fitting = int(0.5 * _free_bytes() / bytes_per_image(model, tokenizer, sampler))
     return max(min(fitting, LARGEST_BATCH), 1)
 
@@ -35,7 +35,7 @@ def bytes_per_image(model: Transformer, tokenizer: Tokenizer, sampler: Sampler) 
 
 
 def _free_bytes() -> int:
-    """Memory that is free for new use; 4 GiB where the system does not say."""
+    """Bytes of free memory; 4 GiB if the system does not say."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable:"))

@@ -52,7 +52,7 @@ def read_class_names(path: str | os.PathLike[str], num_classes: int) -> tuple[st
 def names_of(model: Transformer, path: str | os.PathLike[str] | None) -> tuple[str, ...] | None:
     """The names of the model's classes: those in the file, or else the model's own.
 
-    Raises InputError like ``read_class_names``, and where the file has the WordNet ids of the
+    Raises InputError like ``read_class_names``, and if the file has the WordNet ids of the
     model's classes in another order.
     """
     if path is None:
@@ -71,9 +71,9 @@ def names_of(model: Transformer, path: str | os.PathLike[str] | None) -> tuple[s
 def class_number(text: str, num_classes: int, names: Sequence[str] | None) -> int:
     """The class that ``text`` means; ``num_classes`` for "none", which is no class.
 
-    text: a name, one of its synonyms, or a number. Names come first: where the classes are named
+    text: a name, one of its synonyms, or a number. Names come first: if the classes are named
     0, 1, 2 and 10, the text "10" means the last one, number 3. Among names that differ only in
-    case, the one that is written like ``text`` wins.
+    case, the one spelled like ``text`` wins.
 
     Raises InputError for an unknown class, or a name that several classes share.
     """
@@ -94,10 +94,10 @@ def class_number(text: str, num_classes: int, names: Sequence[str] | None) -> in
 
 
 def class_numbers(text: str, num_classes: int, names: Sequence[str] | None) -> list[int]:
-    """The classes of a list with commas, such as "cat,3,10-19" or "all", in its order.
+    """The classes in a comma-separated list, such as "cat,3,10-19" or "all", in its order.
 
-    Each entry is what ``class_number`` takes, a range of two of them, or "all". A name that
-    contains commas may be written as it is.
+    Each entry is what ``class_number`` takes, a range of two of them, or "all". A name with
+    commas may be written in full.
 
     Raises InputError like ``class_number``, and for a range that runs backwards.
     """
@@ -118,7 +118,7 @@ def class_numbers(text: str, num_classes: int, names: Sequence[str] | None) -> l
 
 
 def number_ranges(text: str) -> list[range]:
-    """The numbers of a list with commas, such as "57,60-63", as ranges in its order.
+    """The numbers in a comma-separated list, such as "57,60-63", as ranges in its order.
 
     Raises InputError for anything else, and for a range that runs backwards.
     """
@@ -135,7 +135,7 @@ def number_ranges(text: str) -> list[range]:
 
 
 def other_numbers(classes: Iterable[int], names: Sequence[str] | None) -> str:
-    """What to tell the user about classes whose names are other numbers than theirs; or nothing."""
+    """A note on classes whose names are numbers, but not their own; "" if there are none."""
     told = [
         f"{quoted(names[n])} is number {n}"
         for n in dict.fromkeys(classes)

@@ -1,8 +1,8 @@
 """A cache of compiled graphs in the user's cache folder, for the next process; evicts old ones.
 
 MindSpore's own cache identifies a graph only by its number in the order of compilation: it would
-give one model's graphs to another. So each sequence of graphs has a folder, named by all that the
-sequence depends on, and only a command's own process uses it, which compiles nothing before.
+give one model's graphs to another. So each sequence of graphs has a folder, named after everything
+that the sequence depends on. Only a command uses it, because its process compiles nothing before.
 """
 
 import hashlib
@@ -26,18 +26,18 @@ from var_tokenizer.common import InputError, check_private, kernels_in_use
 log = logging.getLogger("var_transformer")
 
 _PACKAGES = ("var_tokenizer", "var_transformer")
-_MOST = 16  # folders; a new one replaces the one that was unused for longest
+_MOST = 16  # folders; a new one replaces the least recently used one
 _DAY = 24 * 60 * 60  # seconds
 
 
 @contextmanager
 def graph_cache(**settings: object) -> Iterator[None]:
-    """In the block, graphs come from the folder of ``settings``, or are stored there.
+    """Inside the block, graphs are loaded from the folder of ``settings``, or stored there.
 
     settings: everything that decides which graphs the block compiles, and in which order; written
     as JSON, or by ``str``. The block must compile all of these graphs or none. A folder appears
-    whole or not at all. There is no cache where the folder cannot be written, where others could
-    write to it, and where Python was not started as a command of this package.
+    whole or not at all. Nothing is cached if the folder cannot be written, if others could
+    write to it, or if Python was not started as a command of this package.
     """
     root = _root() if _is_command() else None
     if root is None:
@@ -59,7 +59,7 @@ def graph_cache(**settings: object) -> Iterator[None]:
     except OSError:
         yield
         return
-    # MindSpore would read the script's imports, and fails on a script started by `python -m`; the
+    # MindSpore would read the script's imports, but fails on a script started by `python -m`; the
     # folder's name holds what graphs depend on
     api.entry_script_path = __file__
     ms.set_context(enable_compile_cache=True, compile_cache_path=str(temporary or folder))
@@ -94,7 +94,7 @@ def _root() -> Path | None:
 
 
 def _evict(root: Path) -> None:
-    """Removes the folders unused for longest, to make room, and what killed processes left."""
+    """Removes the least recently used folders, to make room, and what killed processes left."""
     used = {path: path.stat().st_mtime for path in root.iterdir()}
     finished = sorted((p for p in used if p.name[0] != "."), key=lambda p: used[p], reverse=True)
     left = [p for p in used if p.name[0] == "." and used[p] < time.time() - _DAY]

@@ -20,7 +20,7 @@ _GUTTER = 2  # pixels between the cells of a grid
 
 
 def image_name(number: int, label: int) -> str:
-    """The file name of image ``number``, which is of class ``label``."""
+    """The file name of image ``number`` of class ``label``."""
     return f"{number:06d}_{label}.png"
 
 
@@ -39,7 +39,7 @@ def read_equal(paths: Iterable[Path]) -> Iterator[np.ndarray]:
 
 
 def grid(pixels_nyxc: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """One array of images of one size, uint8 (H, W, 3), in rows of ``columns`` on white."""
+    """A grid of images of one size, uint8 (H, W, 3), in rows of ``columns`` on white."""
     height, width, _ = pixels_nyxc[0].shape
     rows = math.ceil(len(pixels_nyxc) / columns)
     step_y, step_x = height + _GUTTER, width + _GUTTER
@@ -51,16 +51,16 @@ def grid(pixels_nyxc: Sequence[np.ndarray], columns: int) -> np.ndarray:
 
 
 def animation_path(png: Path, kind: AnimationFormat) -> Path:
-    """The animation's path beside that of the image, NAME.png: NAME.gif or NAME.anim.png."""
+    """The path of the animation of the image NAME.png: NAME.gif or NAME.anim.png."""
     return png.with_suffix(_SUFFIX[kind])
 
 
 def save_animation(
     frames_kyxc: Sequence[np.ndarray], path: str | os.PathLike[str], kind: AnimationFormat
 ) -> None:
-    """Writes K frames, uint8 (H, W, 3), as an endless GIF or APNG, whole or not at all.
+    """Writes K frames, uint8 (H, W, 3), as a looping GIF or APNG, whole or not at all.
 
-    Each frame lasts 0.3 s, the last one 2 s. GIF has 256 colours a frame; APNG keeps all.
+    Each frame lasts 0.3 s, the last one 2 s. GIF has 256 colours per frame; APNG keeps all.
     """
     frames = [Image.fromarray(pixels_yxc) for pixels_yxc in frames_kyxc]
     durations = [_FRAME_MS] * (len(frames) - 1) + [_LAST_FRAME_MS]

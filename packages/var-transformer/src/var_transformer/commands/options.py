@@ -53,7 +53,7 @@ class PairConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DrawConfig(PairConfig):
-    """How images are drawn, and the files that they become."""
+    """How images are drawn, and which files are written."""
 
     out: Path
     """The folder for everything that the command writes."""
@@ -68,11 +68,11 @@ class DrawConfig(PairConfig):
         check_integer("seed", self.seed, 0)
 
     def path(self, number: int, label: int) -> Path:
-        """Where the image of this number and class goes."""
+        """The path of the image of this number and class."""
         return self.out / image_name(number, label)
 
     def save(self, pixels_yxc: np.ndarray, frames_kyxc: list[np.ndarray], path: Path) -> None:
-        """Writes an image, uint8 (H, W, 3), and its animation, if one is wanted, before it."""
+        """Writes an image, uint8 (H, W, 3). Writes its animation, if wanted, first."""
         if self.animate is not None:
             save_animation(frames_kyxc, animation_path(path, self.animate), self.animate)
         save_png(pixels_yxc, path)
@@ -84,6 +84,6 @@ class DrawConfig(PairConfig):
 
 
 def log_other_numbers(classes: list[int], names: Names) -> None:
-    """Tells the user of classes whose names are numbers, but not their own."""
+    """Tells the user about classes whose names are numbers, but not their own."""
     if others := other_numbers(classes, names):
         log.info("classes are given by name, and files named by number: class %s", others)

@@ -1,4 +1,4 @@
-"""Continuing an interrupted run: only with the settings that it began with."""
+"""Continues an interrupted run, but only with the settings it began with."""
 
 import hashlib
 import json
@@ -11,8 +11,8 @@ from var_tokenizer.common import InputError, open_regular, quoted, replacing
 def begin_or_resume(out: Path, settings: dict[str, Any], *, keep_batch: bool) -> int:
     """Records what the images in ``out`` depend on, or compares it with an earlier run's record.
 
-    Returns the batch size, ``settings["batch"]``, or with ``keep_batch`` the earlier run's: matrix
-    products with other numbers of rows differ in the last bits, and so, rarely, a pixel by 1.
+    Returns the batch size, ``settings["batch"]``, or with ``keep_batch`` the earlier run's: with
+    another batch, matrix products differ in the last bits, and so, rarely, a pixel by 1.
 
     Raises InputError for other settings than the earlier run's, and for images without a record.
     """

@@ -1,1 +1,1 @@
-"""What a training step and a generation cost on paper: ``python -m var_transformer.cost``."""
+"""Estimates what a training step and a generation cost: ``python -m var_transformer.cost``."""

@@ -1,4 +1,4 @@
-"""What a training step and a generation cost on a device, part by part, on paper.
+"""Estimates what each part of a training step and of a generation costs on a device.
 
 python -m var_transformer.cost --preset d16 --batch 96 --device ascend-910b
 """
@@ -19,7 +19,7 @@ from var_transformer.cost import parts as priced
 from var_transformer.cost.parts import Part, total
 from var_transformer.model.config import TransformerConfig
 
-# Seconds that a port of VAR-d16 to MindSpore publishes for Ascend 910B.
+# Seconds that a MindSpore port of VAR-d16 reports for Ascend 910B.
 PUBLISHED_STEP = {("d16", 96): 1.70}
 PUBLISHED_IMAGE = {("d16", 8): 0.32}
 
@@ -106,7 +106,7 @@ def tables(options: CostConfig) -> list[Table]:
 
 
 def _calls(config: TransformerConfig, batch: int, on: Device, plans: dict[str, Plan]) -> Table:
-    """What each way to cut saves in scores, and costs in launches and copies."""
+    """What each way to cut saves in scores and costs in launches and copies."""
     table = Table(title=f"Attention of a training step of batch {batch} on {on.name}")
     columns = ("launches", "scores", "of the full mask", "copied (GB)", "roofline (ms)")
     for column in ("", *columns):
@@ -144,7 +144,7 @@ def _table(
     unit: str,
     images: int,
 ) -> Table:
-    """One row a part; both variants side by side where they differ."""
+    """One row for each part; both variants where they differ."""
     table = Table(title=f"{title}\n{variants[0]} -> {variants[1]} where they differ")
     columns = ("part", "multiply-adds (G)", "bytes moved (GB)", "launches", "memory (GB)")
     for column in (*columns, "roofline (ms)"):

@@ -1,10 +1,10 @@
-"""What a training step and a generation cost: products, bytes, launches and memory of each part.
+"""The cost of training and generation: products, bytes, launches and memory of each part.
 
 These are counts from the architecture, not measurements. Every operator reads its operands from
 memory and writes its results there; a matrix product, a fused attention call and each element-wise
 operator is one launch. A backward pass costs two products for each of the forward's, as both
-operands get a gradient, and twice the bytes. (Fused attention: five for two, as it computes the
-weights again.)
+operands get a gradient, and twice the bytes. (Fused attention: five for two, because it computes
+the weights again.)
 """
 
 import math
@@ -72,7 +72,7 @@ def elementwise(name: str, arrays: int, elements: int, launches: int, itemsize: 
 
 
 class AttentionWork(NamedTuple):
-    """What attention over all scales does, in one block.
+    """The work of attention over all scales, in one block.
 
     scores: for one head and image. called, copied: token rows that the calls, and the splits,
     joins and sums around them, read and write. calls, copies: their launches.
@@ -95,7 +95,7 @@ class AttentionWork(NamedTuple):
 
 
 def forward_work(plan: Plan) -> AttentionWork:
-    """What ``NextScaleAttention`` does over all scales."""
+    """The work of ``NextScaleAttention`` over all scales."""
     called = sum(2 * (s.end - s.begin) + 2 * s.end for s in plan)
     if len(plan) == 1:
         return AttentionWork(scores(plan), called, 0, 1, 0)
@@ -161,7 +161,7 @@ def training_step(
     device: Device,
     fused: bool = False,
 ) -> list[Part]:
-    """Forward, backward and AdamW of ``batch`` images, every part of all blocks together.
+    """Forward, backward and AdamW for ``batch`` images, each part summed over the blocks.
 
     fused: the forward pass has the operators of ``ascend_c``; the gradient is composed.
     """
@@ -221,7 +221,7 @@ def generation(
     device: Device,
     fused: bool = False,
 ) -> list[Part]:
-    """``batch`` images with guidance: every scale's pass, and the decoder.
+    """A generation of ``batch`` images with guidance: a pass for each scale, and the decoder.
 
     in_place: keys and values are written into their cache; else old and new are joined. fused:
     with the operators of ``ascend_c``, of which one writes the cache.

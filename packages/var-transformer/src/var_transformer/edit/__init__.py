@@ -1,7 +1,7 @@
 """Zero-shot editing: the function ``edit``, and ``python -m var_transformer.edit``.
 
 This is a package so that importing the command's module does not replace the function
-``var_transformer.edit`` by a module of that name.
+``var_transformer.edit`` with a module of that name.
 """
 
 from var_transformer.generation.editing import box_mask, edit, tokens_to_redraw

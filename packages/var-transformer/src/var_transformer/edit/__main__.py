@@ -1,4 +1,4 @@
-"""``python -m var_transformer.edit``: redraws a part of an image, as of a chosen class."""
+"""``python -m var_transformer.edit``: redraws part of an image, as a chosen class."""
 
 import logging
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class EditConfig(DrawConfig):
-    """Redraw a part of an image: in-painting, out-painting or editing by class.
+    """Redraw part of an image: in-painting, out-painting or editing by class.
 
     Exactly one of --mask, --box and --keep-box says which part. OUT gets a PNG file for each
     variant, NUMBER_CLASS.png, of the tokenizer's size. An image of another size is resized to
@@ -51,7 +51,7 @@ class EditConfig(DrawConfig):
     keep_box: Box | None = None
     """Y0 X0 Y1 X1 in pixels: the outside is redrawn (out-painting)."""
     keep: bool = False
-    """Where nothing is redrawn, put the image's own pixels back: else they are the tokenizer's."""
+    """Keep the image's own pixels where nothing is redrawn, instead of their reconstruction."""
     count: int = 1
     """How many variants to draw."""
 
@@ -85,7 +85,7 @@ def run(config: EditConfig) -> None:
     frames: list[np.ndarray] = []
 
     def finished(images_bcyx: np.ndarray) -> np.ndarray:
-        """uint8 (B, H, W, 3) of images in [0, 1], with the image's own pixels where they stay."""
+        """uint8 (B, H, W, 3) from images in [0, 1], with the original's pixels where they stay."""
         pixels_byxc = to_pixels(images_bcyx)
         return np.where(mask_yx[..., None], pixels_byxc, pixels_yxc) if config.keep else pixels_byxc
 

@@ -20,7 +20,7 @@ from var_transformer.model.transformer import Transformer
 
 
 class ImageCodec(LatentCodec, Protocol):
-    """What editing asks of a tokenizer: it also reads images."""
+    """What editing needs from a tokenizer, which must also read images."""
 
     def encode(self, images: Array) -> list[Tensor]:
         """Images (B, 3, H, W) in [-1, 1] to ids; raises InputError for another shape."""
@@ -52,7 +52,7 @@ def edit(
 
     A mask that is false everywhere gives the tokenizer's reconstruction; one that is true
     everywhere gives what ``generate`` gives. Pixels outside the mask are decoded from the image's
-    own tokens: close to the image, but no copy of it.
+    own tokens: close to the image, but not a copy.
 
     Raises InputError as ``generate`` does, and for an image or mask of another shape or range.
     """

@@ -7,7 +7,7 @@ from var_tokenizer.common import InputError
 def filter_logits(logits_blv: np.ndarray, top_k: int = 0, top_p: float = 0.0) -> np.ndarray:
     """Logits with all but the likeliest tokens set to -inf.
 
-    top_k: keeps the k largest and all that equal the k-th; 0 keeps all. top_p: keeps the
+    top_k: keeps the k largest and all equal to the k-th; 0 keeps all. top_p: keeps the
     smallest set of likeliest tokens whose probabilities sum to at least top_p; among equal ones it
     keeps the later. 0 and 1 keep all.
     """
@@ -54,7 +54,7 @@ def draw(probabilities_blv: np.ndarray, uniform_bl: np.ndarray) -> np.ndarray:
 
 
 def gumbel_mixture(logits_blv: np.ndarray, uniform_blv: np.ndarray, ratio: float) -> np.ndarray:
-    """Weights (B, l, V) that mix codes in place of one drawn code ("more smooth" sampling).
+    """Weights (B, l, V) that mix codes, instead of one drawn code ("more smooth" sampling).
 
     A Gumbel softmax (arXiv:1611.01144) of the sharpened logits, whose temperature falls with
     ``ratio``, the position of the scale in [0, 1], as in the released sampler. uniform_blv:

@@ -51,12 +51,13 @@ def generate(
     """Generates one image for each label.
 
     labels: (B,) ints in [0, num_classes]; num_classes means "no class". sampler: how tokens are
-    drawn. seed: at least 0. Image n draws from the random stream (seed, n), where n counts the
-    batch from 0 or is what ``numbers``, B ints from 0, says. on_scale: called with k and the
-    images so far, (B, 3, H, W) in [0, 1], after every scale; what it raises ends the generation.
+    drawn. seed: at least 0. Image n draws from the random stream (seed, n), where n is
+    the place in the batch, from 0, or the entry of ``numbers``, B ints of at least 0. on_scale:
+    called after every scale with k and the images so far, (B, 3, H, W) in [0, 1]; an exception
+    from it ends the generation.
     refiner: a smaller model for the last scales.
 
-    In place of ``sampler``, the fields of a ``Sampler`` may be given as keywords, or cfg, top_k,
+    Instead of ``sampler``, the fields of a ``Sampler`` may be given as keywords, or cfg, top_k,
     top_p, seed and more_smooth by position: ``generate(model, tokenizer, labels, cfg=1.5)``.
 
     Raises InputError for a label, number or setting of the sampler out of range; for a tokenizer
@@ -95,7 +96,7 @@ def draw_scales(
     on_scale: OnScale | None = None,
     refiner: Refiner | None = None,
 ) -> Generation:
-    """The loop over the scales, for arguments that were checked."""
+    """The loop over the scales; its arguments are already checked."""
     scales = len(tokenizer.schedule)
     refined = 0 if refiner is None else refiner.scales
     plan = sampler.plan(scales, refined)
@@ -107,7 +108,7 @@ def draw_scales(
         if refiner is not None and k == scales - refined:
             passes.release()
             passes = GuidedPasses(refiner.model, labels_b, settings.unconditional)
-            for drafted in range(k):  # for the keys and values of the draft
+            for drafted in range(k):  # to have the keys and values of the draft
                 passes.logits(drafted, inputs[drafted], *guided)
         logits_blv = passes.logits(k, inputs[k], *guided)
         if settings.temperature != 1:

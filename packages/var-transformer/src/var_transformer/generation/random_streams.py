@@ -1,4 +1,4 @@
-"""The random stream of image n: (seed, n), whatever batch the image is drawn in."""
+"""The random stream of image n: (seed, n), whichever batch the image is in."""
 
 from collections.abc import Sequence
 

@@ -14,14 +14,14 @@ class Refiner:
     """A smaller transformer that draws the last ``scales`` scales.
 
     The larger one drafts the coarse scales, which decide the image. The last scales hold most of
-    the tokens and need less of a model.
+    the tokens, and a smaller model suffices for them.
     """
 
     model: Transformer
     scales: int
 
     def check(self, model: Transformer, tokenizer: LatentCodec) -> None:
-        """Raises InputError unless it can go on where ``model`` stops."""
+        """Raises InputError unless it can take over from ``model``."""
         check_pair(self.model, tokenizer)
         ours, theirs = self.model.config.num_classes, model.config.num_classes
         if ours != theirs:

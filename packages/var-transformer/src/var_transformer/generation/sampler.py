@@ -20,10 +20,10 @@ Number = TypeVar("Number", int, float)
 
 @dataclass(frozen=True)
 class ScaleSettings:
-    """What one scale draws with.
+    """The settings of one scale.
 
-    strength: of guidance, at least 0. unconditional: whether the unconditional half must run, as
-    this scale is guided or a later one of the same model, which needs its cache. ratio: the
+    strength: of guidance, at least 0. unconditional: whether the unconditional half must run,
+    because this scale or a later one of the same model is guided and needs its cache. ratio: the
     position of the scale in [0, 1].
     """
 
@@ -44,8 +44,8 @@ class Sampler:
     guidance: Guidance = "linear"
     """Over the scales: from 0 up to cfg, as published; cfg throughout; or none."""
     guided_scales: tuple[int, ...] | None = None
-    """Scales that are guided, from 0; by default all. The scales after the last of them skip the
-    unconditional half of the work; the scales before must run it for its cache."""
+    """Scales that are guided, from 0; by default all. Scales after the last of them skip the
+    unconditional half of the work; scales before it must run it for its cache."""
     top_k: int | tuple[int, ...] = 0
     """Draw from the k likeliest tokens; 0 for all. One value, or one for each scale."""
     top_p: float | tuple[float, ...] = 0.0
@@ -54,10 +54,10 @@ class Sampler:
     temperature: float | tuple[float, ...] = 1.0
     """Divides the guided logits, before the filters. One value, or one for each scale."""
     more_smooth: bool = False
-    """Mix codes by a Gumbel softmax in place of drawing one."""
+    """Mix codes by a Gumbel softmax instead of drawing one."""
 
     def __post_init__(self) -> None:
-        """Raises InputError that names the field and its value."""
+        """Raises an InputError that names the field and its value."""
         for field in ("top_k", "top_p", "temperature"):
             value = getattr(self, field)
             if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):

@@ -16,8 +16,8 @@ _LONGEST_NAME = 1000  # characters of a class name
 def check_pair(model: "Transformer", tokenizer: LatentCodec) -> None:
     """Raises InputError unless the transformer predicts the tokens of this tokenizer.
 
-    Where the transformer knows the checksum of the tokenizer that it was trained with, the
-    tokenizer must have those very weights.
+    If the transformer knows the checksum of the tokenizer that it was trained with, the
+    tokenizer must have exactly those weights.
     """
     config = model.config
     for field, ours, theirs in (

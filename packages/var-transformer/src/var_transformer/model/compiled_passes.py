@@ -36,7 +36,7 @@ class _Condition(_Pass):
 
 
 class _Extend(_Pass):
-    """In one graph for each scale."""
+    """Scale k, in one graph for each scale."""
 
     @ms.jit
     def construct(
@@ -51,7 +51,7 @@ class _Extend(_Pass):
 
 
 def _extend_any(model: "Transformer") -> _Pass:
-    """``_Extend`` in one graph for all scales."""
+    """Like ``_Extend``, in one graph for all scales."""
     any_length = Tensor(shape=(None, None, model.config.width), dtype=ms.float32)
 
     class ExtendAny(_Pass):
@@ -71,7 +71,7 @@ def _extend_any(model: "Transformer") -> _Pass:
 
 
 class TransformerPasses(CompiledPasses):
-    """``logits``, ``condition`` and ``extend``, compiled when first called; unchecked."""
+    """``logits``, ``condition`` and ``extend``, compiled when first called. They check nothing."""
 
     def __init__(self, model: "Transformer") -> None:
         super().__init__(model)

@@ -23,8 +23,8 @@ class TransformerConfig:
         published rule: width = 64 * depth, heads = depth.
     num_classes: labels 0..num_classes-1; the label num_classes means "no class".
     vocab_size, latent_channels, scales: those of the tokenizer whose tokens it predicts.
-    shared_adaln: one modulation layer for all blocks, each with a learned offset, not one a block.
-    qk_l2_norm: queries and keys are scaled to length 1, and scores by a learned scale a head.
+    shared_adaln: one modulation layer for all blocks, each with a learned offset; else one each.
+    qk_l2_norm: queries and keys are scaled to length 1, and scores by a learned scale per head.
     """
 
     depth: int = 16
@@ -38,7 +38,7 @@ class TransformerConfig:
     qk_l2_norm: bool = True
 
     def __post_init__(self) -> None:
-        """Raises InputError that names the field, its value and what is allowed."""
+        """Raises an InputError that names the field, its value and what is allowed."""
         object.__setattr__(self, "scales", self.schedule.scales)
         for field, least in (
             ("depth", 1),

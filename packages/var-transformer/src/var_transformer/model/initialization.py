@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 
 def weight_std(config: TransformerConfig) -> float:
-    """Of every weight without a rule of its own: sqrt(1 / (3 C))."""
+    """For every weight without a rule of its own: sqrt(1 / (3 C))."""
     return math.sqrt(1 / (3 * config.width))
 
 
 def residual_std(config: TransformerConfig) -> float:
-    """Of the last layer of a branch: smaller the more branches add up in the residual stream."""
+    """For the last layer of a branch: smaller, because the sum of 2 * depth branches grows."""
     return weight_std(config) / math.sqrt(2 * config.depth)
 
 
 def head_std(config: TransformerConfig) -> float:
-    """Of the layer that gives the logits (published as init_head): close to zero."""
+    """For the layer that gives the logits (published as init_head): close to zero."""
     return 0.02 * weight_std(config)
 
 
 def shared_modulation_std(config: TransformerConfig) -> float:
-    """Of the offset that each block adds to the shared AdaLN layer: 1 / sqrt(C)."""
+    """For the offset that each block adds to the shared AdaLN layer: 1 / sqrt(C)."""
     return config.width**-0.5
 
 
@@ -57,7 +57,7 @@ def initialize(model: "Transformer", seed: int) -> None:
     std, residual = weight_std(config), residual_std(config)
 
     def normal(parameter: Parameter, std: float) -> np.ndarray:
-        # published as truncated at +-2, which no weight of such a small deviation reaches
+        # published as truncated at +-2, which no weight reaches with such a small deviation
         return (std * rng.standard_normal(parameter.shape)).astype(np.float32)
 
     def draw(parameter: Parameter, std: float) -> None:

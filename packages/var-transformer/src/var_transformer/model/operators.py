@@ -1,8 +1,8 @@
 """The operators of the transformer, each in the form that is fast on the device.
 
-The CPU runs C++ kernels (``cpp/``) on float32. For other types, or where the package was installed
+The CPU runs C++ kernels (``cpp/``) on float32. For other types, or if the package was installed
 without a compiler, it composes MindSpore's operators. Every other device runs MindSpore's kernels;
-an Ascend also runs the fused operators of ``ascend_c`` where they were built. The model calls these
+an Ascend also runs the fused operators of ``ascend_c`` if they were built. The model calls these
 names and never asks for the device.
 """
 
@@ -20,7 +20,7 @@ _kernels = KernelLibrary("var_transformer._kernels")
 
 
 def kernels() -> KernelLibrary | None:
-    """The C++ kernels, for float32 arrays; None if cells that are built now cannot use them."""
+    """The C++ kernels, for float32 arrays; None if cells built now cannot use them."""
     return _kernels.if_usable()
 
 

@@ -10,7 +10,7 @@ Shapes = Iterator[tuple[str, tuple[int, ...]]]
 def transformer_shapes(config: TransformerConfig) -> Shapes:
     """Name and shape of every tensor of a native file, in order.
 
-    Takes next to no memory, whatever sizes the configuration claims.
+    Takes almost no memory, however large the sizes that the configuration claims.
     """
     c, schedule = config.width, config.schedule
     yield "pos_start", (1, schedule.tokens[0], c)

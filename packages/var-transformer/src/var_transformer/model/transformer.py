@@ -40,7 +40,7 @@ _MAX_LOG_SCALE = math.log(100)  # of the learned attention scale
 
 
 def _zeros(*shape: int) -> Parameter:
-    # the array itself, not a copy: memory that nobody has written to takes no room
+    # the array itself, not a copy: memory that is never written takes no room
     return Parameter(Tensor.from_numpy(np.zeros(shape, np.float32)))
 
 
@@ -74,7 +74,7 @@ class SiLU(nn.Cell):
 
 
 class Attention(nn.Cell):
-    """Multi-head self-attention; with QK-L2 norm, cosine scores times a learned scale a head.
+    """Multi-head self-attention; with QK-L2 norm, cosine scores times a learned scale per head.
 
     The scale is exp(min(scale_mul, log 100)); without QK-L2 it is 0.25 / sqrt(d), as published.
     """
@@ -173,7 +173,7 @@ class Transformer(nn.Cell):
     ``seed`` draws the weights as published; with None they are zeros. ``Transformer.load`` reads
     them from a file. ``backend`` chooses the attention; by default the best for the device.
 
-    Weights may be changed at any time in any of MindSpore's ways, and threads may share a model:
+    Weights may be changed at any time, in any way that MindSpore offers. Threads may share a model:
     ``logits``, ``condition`` and ``extend`` run one at a time (``construct`` does not wait).
 
     ``class_names`` (one for each class) and ``tokenizer_checksum`` (of the tokenizer whose tokens
@@ -254,7 +254,7 @@ class Transformer(nn.Cell):
 
         labels: (B,) in [0, num_classes], where num_classes means "no class". inputs: what the
         tokenizer's ``teacher_inputs`` gives, (B, L - tokens of scale 0, z).
-        Raises InputError for a label out of range, and for inputs of another shape or that are no
+        Raises InputError for a label out of range, and for inputs of another shape or that are not
         finite floats.
         """
         with self._compiled.turn():
@@ -292,7 +292,7 @@ class Transformer(nn.Cell):
         class_bc = self.class_emb(labels_b)
         start_blc = class_bc.expand_dims(1) + self.pos_start
         x_blc = ops.concat((start_blc, self.word_embed(inputs_blz)), 1)
-        length = x_blc.shape[1]  # of the first few scales, where the later ones are not trained yet
+        length = x_blc.shape[1]  # of the first few scales, while the later ones are not trained yet
         level_lc = self.lvl_embed(self.scale_of_token[:length])
         x_blc = x_blc + level_lc + self.pos_1LC[:, :length]
         modulations = self.modulations(class_bc)

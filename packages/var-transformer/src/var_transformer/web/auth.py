@@ -1,4 +1,4 @@
-"""Who may use the page: the password, and the names and sites by which it may be asked."""
+"""Who may use the page: the password, and the host names and sites that requests may come by."""
 
 import base64
 import hmac
@@ -21,7 +21,7 @@ _NETLOC = re.compile(r"[\w.:\[\]-]*", re.ASCII)  # a name and a port, and nothin
 
 
 class RefusedError(Exception):
-    """A request is refused. Carries the HTTP status and a sentence for its sender."""
+    """Refuses a request with an HTTP status and a sentence for its sender."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)

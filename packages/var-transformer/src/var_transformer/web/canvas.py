@@ -36,7 +36,7 @@ def canvas_size(image_size: tuple[int, int]) -> tuple[int, int]:
 
 
 def make_canvas(image_size: tuple[int, int]) -> gr.ImageEditor:
-    """The editor for images of (rows, columns); ``read_canvas`` reads its value as it was sent."""
+    """The editor for images of (rows, columns); ``read_canvas`` reads the value that it sends."""
     height, width = canvas_size(image_size)
     canvas = gr.ImageEditor(
         label="Picture",
@@ -53,7 +53,7 @@ def make_canvas(image_size: tuple[int, int]) -> gr.ImageEditor:
         elem_id="canvas",
         elem_classes="coarse" if min(image_size) < _SIDE // 2 else None,
     )
-    # set on the instance: of a subclass, Gradio would write a file beside its source
+    # set on the instance: for a subclass, Gradio would write a file next to its source
     canvas.data_model = None  # Gradio's would refuse a value of another shape without a reason
     canvas.api_info = lambda: _API_INFO
     canvas.example_payload = lambda: _EXAMPLE
@@ -63,13 +63,13 @@ def make_canvas(image_size: tuple[int, int]) -> gr.ImageEditor:
 def read_canvas(
     painted: object, image_size: tuple[int, int], folder: Path
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The picture as (3, H, W) in [-1, 1], and the mask (H, W) bool, true where it is redrawn.
+    """The picture (3, H, W) in [-1, 1], and the mask (H, W) bool, true where it is redrawn.
 
     painted: what the editor or a client sent. image_size: (H, W). A picture of another size is
     cropped to the same shape. Its transparent parts and what any layer covers are redrawn.
 
     Raises InputError for an empty canvas, files that are not pictures or too large, layers of
-    another size than the picture's, too many of them, and where nothing is marked.
+    another size than the picture's, too many of them, and an empty mask.
     """
     if painted is not None and not isinstance(painted, dict):
         raise InputError("the canvas is not an object with background and layers")
@@ -98,7 +98,7 @@ def read_canvas(
 
 
 def _fit(image: Image.Image, image_size: tuple[int, int]) -> Image.Image:
-    """The image resized by the mean of each cell, cropped to its centre where the shape differs."""
+    """The image resized by the mean of each cell, cropped to its centre if the shape differs."""
     return ImageOps.fit(image, image_size[::-1], Image.Resampling.BOX)
 
 

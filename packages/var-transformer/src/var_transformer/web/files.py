@@ -14,7 +14,7 @@ from var_transformer.web.auth import RefusedError
 
 @contextmanager
 def private_folder() -> Iterator[Path]:
-    """A new folder (mode 0700) for what visitors upload and are shown; deleted at the end.
+    """A new folder (mode 0700) for uploads and the pictures shown to visitors; deleted at the end.
 
     Enter it before Gradio is imported, which then keeps its files there. Raises InputError if
     it cannot be made.

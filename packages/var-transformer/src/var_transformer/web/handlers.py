@@ -72,7 +72,7 @@ class Handlers:
         return [*classes, ("No class", NONE)]
 
     def _text(self, number: int) -> str:
-        """The text that means a class: its number, unless that is another's name."""
+        """The text that means a class: its number, unless that is the name of another class."""
         for text in (str(number), *(self._names or ())[number : number + 1]):
             with suppress(InputError):
                 if class_number(text, self._model.config.num_classes, self._names) == number:
@@ -92,7 +92,7 @@ class Handlers:
         more_smooth: bool,
         request: gr.Request,
     ) -> Iterator[Update]:
-        """Draws pictures of a class. Yields them, a sentence, and a file of them all."""
+        """Draws pictures of a class. Yields pictures, a sentence, and a file with all of them."""
         with _errors_shown():
             labels, seed, sampler = self._request(
                 label, images, seed, cfg, top_k, top_p, temperature, more_smooth
@@ -124,7 +124,7 @@ class Handlers:
         more_smooth: bool,
         request: gr.Request,
     ) -> Iterator[Update]:
-        """Redraws what is marked in a picture. Yields pictures, a sentence, and a file of them."""
+        """Redraws the marked part of a picture. Yields pictures, a sentence, and a file."""
         with _errors_shown():
             labels, seed, sampler = self._request(
                 label, images, seed, cfg, top_k, top_p, temperature, more_smooth
@@ -282,7 +282,7 @@ def _shown(value: object) -> str:
 
 
 def _save(pixels_nyxc: np.ndarray, label: int, folder: Path) -> Path:
-    """One picture as a PNG file, several as a ZIP file of them."""
+    """One picture as a PNG file, several as a ZIP file."""
     paths = [folder / image_name(n, label) for n in range(len(pixels_nyxc))]
     for path, pixels_yxc in zip(paths, pixels_nyxc, strict=True):
         save_png(pixels_yxc, path)
@@ -296,7 +296,7 @@ def _save(pixels_nyxc: np.ndarray, label: int, folder: Path) -> Path:
 
 @contextmanager
 def _errors_shown() -> Iterator[None]:
-    """Shows errors in the page: what is wrong with a visitor's input, or that something failed."""
+    """Shows errors on the page: what is wrong with a visitor's input, or that something failed."""
     try:
         yield
     except InputError as error:

@@ -229,7 +229,7 @@ class Guard:
                 call["session_hash"] = None
             await self._forward(scope, call, receive, send)
             return
-        async with self._joining:  # so that nobody joins between the check and the job
+        async with self._joining:  # so that no other request joins between the check and the job
             self._sessions.check_jobs(call["session_hash"], _address(scope))
             await self._forward(scope, call, receive, send)
 
@@ -294,7 +294,7 @@ class Guard:
             await send(message)
 
     def _sweep(self) -> None:
-        """Deletes what Gradio leaves of forms that it refuses, and of parts that it ignores."""
+        """Deletes what Gradio leaves behind of forms it refuses and parts it ignores."""
         for path in self._folder.iterdir():
             if path.is_file():
                 path.unlink(missing_ok=True)

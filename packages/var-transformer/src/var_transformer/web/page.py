@@ -1,4 +1,4 @@
-"""The page's layout and looks, in Gradio. It asks no other host for anything."""
+"""The page's layout and looks, in Gradio. It loads nothing from other hosts."""
 
 import os
 
@@ -73,8 +73,8 @@ def make_page(
 ) -> gr.Blocks:
     """The page for a pair of models.
 
-    names: of the classes, if known. max_images: that a visitor may ask for at once. streamer: runs
-    the generations. sessions: counts who is there. folder: for the page's files.
+    names: of the classes, if known. max_images: how many a visitor may ask for at once. streamer:
+    runs the generations. sessions: counts the visitors. folder: for the page's files.
     """
     handlers = Handlers(model, tokenizer, names, max_images, streamer, sessions, folder)
     with gr.Blocks(
@@ -197,7 +197,7 @@ def mount(page: gr.Blocks) -> FastAPI:
 
 
 def _theme() -> gr.themes.Base:
-    """Gradio's own theme, with a contrast of text of at least 4.5 to 1."""
+    """Gradio's own theme, with a text contrast of at least 4.5 to 1."""
     theme = gr.themes.Default(
         primary_hue=gr.themes.colors.indigo,
         font=["system-ui", "sans-serif"],

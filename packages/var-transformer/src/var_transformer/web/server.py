@@ -19,7 +19,7 @@ from var_transformer.web.streaming import Streamer
 
 
 class Server(uvicorn.Server):
-    """Serves a page; ``url`` is where."""
+    """Serves a page at ``url``."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Server(uvicorn.Server):
         """Listens, so that a port in use is an InputError; ``run`` answers.
 
         host, port: to listen on; port 0 for any free one. allowed_hosts: names of this server
-        beside ``host`` and the loopback names. login: None lets everyone in who reaches the page.
+        besides ``host`` and the loopback names. login: None lets everyone in who reaches the page.
         """
         self._page, self._streamer = page, streamer
         app = mount(page)

@@ -1,4 +1,4 @@
-"""The open sessions, their jobs in the queue and their uploads, and when one has too many."""
+"""The open sessions, their queued jobs and their uploads, and the limits on these."""
 
 import time
 from collections import Counter, defaultdict
@@ -24,7 +24,7 @@ class Sessions:
     def __init__(self) -> None:
         self._listening: Counter[str] = Counter()
         self._open: Counter[str] = Counter()
-        self._arriving: Counter[str] = Counter()  # bytes of uploads under way
+        self._arriving: Counter[str] = Counter()  # bytes of uploads in progress
         self._uploads: defaultdict[str, dict[Path, int]] = defaultdict(dict)
         self.queue: Queue  # Gradio's, once there is a page
 
@@ -72,7 +72,7 @@ class Sessions:
         return next((session for session, jobs in ended if job in jobs), None)
 
     def wait_for_listener(self, session: str) -> bool:
-        """Whether somebody waits for a session's job that is about to begin."""
+        """Whether anyone waits for a session's job that is about to begin."""
         joined = [job.enqueue_time for job in self._jobs() if job.session_hash == session]
         end = min(joined, default=0.0) + limits.LISTENER_SECONDS
         while not self.is_waiting(session):
@@ -82,11 +82,11 @@ class Sessions:
         return True
 
     def is_waiting(self, session: str) -> bool:
-        """Whether somebody listens for the results of a session."""
+        """Whether anyone listens for the results of a session."""
         return self._listening[session] > 0
 
     def gone(self, session: str) -> str | None:
-        """Why nobody waits for a session's running job any more, or None."""
+        """Why no one waits for a session's running job any more, or None."""
         if self.is_waiting(session):
             return None
         return "the visitor stopped it" if self._open[session] else "the visitor left"

@@ -19,14 +19,14 @@ class TimeOverError(Exception):
 
 
 class _EndedError(Exception):
-    """A generation was stopped because nobody waits for it."""
+    """A generation was stopped because no one waits for it."""
 
 
 class Streamer:
     """Runs generations one after another, in a single thread that owns the models."""
 
     def __init__(self, scales: int, seconds: float) -> None:
-        """scales: the models' number of them. seconds: how long a generation may take."""
+        """scales: how many the models have. seconds: how long a generation may take."""
         self._scales, self._seconds = scales, seconds
         self._thread = ThreadPoolExecutor(1, "model")
         self._closed = threading.Event()
@@ -47,9 +47,9 @@ class Streamer:
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Yields k and the images (B, 3, H, W) in [0, 1] after every scale k.
 
-        draw: calls ``generate`` or ``edit`` with the ``on_scale`` that it gets. gone: why nobody
+        draw: calls ``generate`` or ``edit`` with the ``on_scale`` that it gets. gone: why no one
         waits for the generation any more, or None. Between two scales the generation stops when
-        its time is over (TimeOverError), and, without an error, when nobody waits for it or this
+        its time is over (TimeOverError) or, without an error, when no one waits for it or this
         iterator or the streamer was closed. Raises what ``draw`` raises.
         """
         frames: queue.Queue[tuple[int, np.ndarray] | None] = queue.Queue()

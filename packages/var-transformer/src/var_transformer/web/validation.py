@@ -17,7 +17,7 @@ _FILE_KEYS = {"path", "url", "meta", "is_stream", "orig_name", "mime_type"}
 
 
 class CallValidator:
-    """Reads calls of a page's functions, and refuses those that are not well formed."""
+    """Reads calls of a page's functions, and refuses malformed ones."""
 
     def __init__(self, page: gr.Blocks, folder: Path) -> None:
         self._page, self._folder = page, folder
@@ -28,7 +28,7 @@ class CallValidator:
         name: the function's, from the address; None if the body holds its number. named:
         whether the body holds parameters by name, not in a list.
 
-        Raises RefusedError for a call that is not well formed.
+        Raises RefusedError for a malformed call.
         """
         call = _parsed(body)
         if not isinstance(call, dict):
