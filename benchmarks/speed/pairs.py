@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +27,6 @@ import numpy as np
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
-from weights import make
 from worker import THREADS, TRAINING_BATCH
 
 log = logging.getLogger("benchmark")
@@ -41,13 +41,8 @@ class Side:
 
     def __init__(self, side: str, part: str, weights: Path) -> None:
         self.name = side
-        command = [
-            sys.executable,
-            str(Path(__file__).with_name("worker.py")),
-            side,
-            part,
-            str(weights),
-        ]
+        worker = Path(__file__).with_name("worker.py")
+        command = [sys.executable, str(worker), side, part, str(weights)]
         environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -90,6 +85,33 @@ class Report:
         for part, of in self.peak_memory_bytes.items():
             found[f"memory_{part}"] = of["ours"] / of["torch"]
         return {name: round(ratio, 3) for name, ratio in found.items()}
+
+
+def make_weights(folder: Path) -> None:
+    """Random ones of d16 and its tokenizer, drawn by PyTorch, where they are missing in a folder.
+
+    ``vae.safetensors`` and ``var.safetensors``, carried over by var-convert.
+    """
+    import torch
+    from var_convert import convert
+    from var_convert.reference import TorchTokenizer, TorchTransformer
+    from var_tokenizer import TokenizerConfig
+    from var_transformer import TransformerConfig
+
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    models: dict[str, Callable[[], torch.nn.Module]] = {
+        "vae": lambda: TorchTokenizer(TokenizerConfig()),
+        "var": lambda: TorchTransformer(TransformerConfig.preset("d16")),
+    }
+    for name, build in models.items():
+        target = folder / f"{name}.safetensors"
+        if not target.exists():
+            log.info("drawing %s", target)
+            source = folder / f"{name}.pth"
+            torch.save(build().state_dict(), source)
+            convert(source, target)
+            source.unlink()
 
 
 def ratio(samples: dict[str, list[float]]) -> float:
@@ -197,7 +219,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=Path("runs/bench"))
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler()])
-    make(options.weights)
+    make_weights(options.weights)
     report = Report()
     for part in options.parts:
         if part == "first":

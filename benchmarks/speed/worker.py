@@ -10,10 +10,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,11 +39,29 @@ class Stopwatch:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
+    def attach(self, part: str, target: object, *methods: str) -> None:
+        """From now on times these methods of ``target`` as ``part``, to the end of their work."""
+        for name in methods:
+            setattr(target, name, self._timed(part, getattr(target, name)))
+
+    def _timed(self, part: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: object, **named: object) -> object:
+            start = time.perf_counter()
+            result = method(*arguments, **named)
+            first = result[0] if isinstance(result, tuple) else result
+            if hasattr(first, "asnumpy"):  # graphs run on while their results are not read
+                first.asnumpy()
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+            return result
+
+        return timed
+
+    def split(self, job: Job) -> dict[str, float]:
+        """Seconds of a job by part; "sampling" is what is attached to none."""
         start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        job()
+        self.seconds["sampling"] = time.perf_counter() - start - sum(self.seconds.values())
+        return self.seconds
 
 
 def images_of(batch: int, side: int) -> np.ndarray:
@@ -78,60 +96,29 @@ def ours(part: str, weights: Path) -> dict[str, Job]:
     if part == "codec":
         images, ids = images_of(1, tokenizer.config.image_size[0]), ids_of(tokenizer.config, 1)
         return {
-            "encode": lambda: np.concatenate(
-                [np.asarray(i) for i in tokenizer.encode(images)], 1
-            ).tolist(),
+            "encode": lambda: tokenizer.encode_sequence(images).tolist(),
             "decode": lambda: digest(tokenizer.decode(ids)),
         }
     model = Transformer.load(weights / "var.safetensors")
     sampling: dict[str, Any] = {"cfg": CFG, "top_k": TOP_K, "top_p": TOP_P}
 
-    def split() -> dict[str, float]:
-        watch = Stopwatch()
-        timed: list[Any] = [_Timed(target, watch, _OURS) for target in (model, tokenizer)]
-        start = time.perf_counter()
-        generate(*timed, labels_of(1), **sampling)
-        watch.seconds["sampling"] = time.perf_counter() - start - sum(watch.seconds.values())
-        return watch.seconds
-
     def images_of_labels(batch: int) -> list[float]:
         return digest(generate(model, tokenizer, labels_of(batch), **sampling).images)
 
+    def likeliest() -> list[list[int]]:
+        return np.concatenate(
+            generate(model, tokenizer, labels_of(1), cfg=CFG, top_k=1).ids, 1
+        ).tolist()
+
+    def split() -> dict[str, float]:
+        watch = Stopwatch()
+        watch.attach("transformer", model, "condition", "extend")
+        watch.attach("tokenizer", tokenizer, "add_scale", "scale_input")
+        watch.attach("decoder", tokenizer, "decode_latent")
+        return watch.split(lambda: images_of_labels(1))
+
     jobs: dict[str, Job] = {f"generate_b{b}": partial(images_of_labels, b) for b in (1, 4)}
-    jobs["likeliest"] = lambda: np.concatenate(
-        generate(model, tokenizer, labels_of(1), cfg=CFG, top_k=1).ids, 1
-    ).tolist()
-    return jobs | {"split": split}
-
-
-_OURS = {
-    "condition": "transformer",
-    "extend": "transformer",
-    "add_scale": "tokenizer",
-    "scale_input": "tokenizer",
-    "decode_latent": "decoder",
-}
-
-
-class _Timed:
-    """``target``, whose methods in ``parts`` are timed to the end of their work."""
-
-    def __init__(self, target: object, watch: Stopwatch, parts: dict[str, str]) -> None:
-        self._target, self._watch, self._parts = target, watch, parts
-
-    def __getattr__(self, name: str) -> object:
-        value = getattr(self._target, name)
-        if name not in self._parts:
-            return value
-
-        def timed(*arguments: object, **named: object) -> object:
-            with self._watch.part(self._parts[name]):
-                result = value(*arguments, **named)
-                first = result[0] if isinstance(result, tuple) else result
-                first.asnumpy()  # graphs run on while their results are not read
-            return result
-
-        return timed
+    return jobs | {"likeliest": likeliest, "split": split}
 
 
 def _our_step(model: "Transformer") -> Job:
@@ -182,11 +169,7 @@ def _training_batch(config: "TransformerConfig") -> tuple[np.ndarray, np.ndarray
 # -------------------------------------------------------------------------------- PyTorch
 def reference(part: str, weights: Path) -> dict[str, Job]:
     import torch
-    from var_convert.reference import (
-        TorchTokenizer,
-        TorchTransformer,
-        torch_generate,
-    )
+    from var_convert.reference import TorchTokenizer, TorchTransformer, torch_generate
 
     torch.set_num_threads(THREADS)
     if part == "train":
@@ -216,36 +199,12 @@ def reference(part: str, weights: Path) -> dict[str, Job]:
         return digest(torch_generate(model, tokenizer, labels, **sampling).images)
 
     def split() -> dict[str, float]:
-        watch, seconds = Stopwatch(), [0.0]
+        watch = Stopwatch()
         modules = (model.class_emb, model.word_embed, *model.blocks, model.head_nm, model.head)
-        hooks = []
         for module in modules:
-            hooks.append(
-                module.register_forward_pre_hook(
-                    lambda *_: seconds.__setitem__(0, seconds[0] - time.perf_counter())
-                )
-            )
-            hooks.append(
-                module.register_forward_hook(
-                    lambda *_: seconds.__setitem__(0, seconds[0] + time.perf_counter())
-                )
-            )
-        decode_latent = tokenizer.decode_latent
-
-        def timed(latent: torch.Tensor) -> torch.Tensor:
-            with watch.part("decoder"):
-                return decode_latent(latent)
-
-        tokenizer.__dict__["decode_latent"] = timed
-        start = time.perf_counter()
-        generate(1)
-        total = time.perf_counter() - start
-        del tokenizer.__dict__["decode_latent"]
-        for hook in hooks:
-            hook.remove()
-        watch.seconds["transformer"] = seconds[0]
-        watch.seconds["sampling"] = total - sum(watch.seconds.values())
-        return watch.seconds
+            watch.attach("transformer", module, "forward")
+        watch.attach("decoder", tokenizer, "decode_latent")
+        return watch.split(lambda: generate(1))
 
     jobs: dict[str, Job] = {f"generate_b{b}": partial(generate, b) for b in (1, 4)}
     jobs["likeliest"] = lambda: torch.cat(
@@ -264,7 +223,7 @@ def _reference_step(model: "TorchTransformer") -> Job:
     labels, inputs, ids = (torch.tensor(a) for a in _training_batch(model.config))
     groups: dict[bool, list[torch.Tensor]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
-        groups[is_decayed(_Named(name, parameter.ndim))].append(parameter)
+        groups[is_decayed(SimpleNamespace(name=name, ndim=parameter.ndim))].append(parameter)
     optimizer = torch.optim.AdamW(
         [
             {"params": groups[True], "weight_decay": WEIGHT_DECAY},
@@ -285,13 +244,6 @@ def _reference_step(model: "TorchTransformer") -> Job:
         return [loss.item(), norm.item()]
 
     return step
-
-
-class _Named:
-    """What ``decays`` asks of a parameter."""
-
-    def __init__(self, name: str, ndim: int) -> None:
-        self.name, self.ndim = name, ndim
 
 
 def _multiply_adds(job: Job) -> float:
