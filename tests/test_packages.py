@@ -37,7 +37,7 @@ def imports(folder: Path) -> Iterator[tuple[Path, str, tuple[str, ...]]]:
 
 
 def public_names(module: str) -> set[str]:
-    """Those in ``__all__``; of a module without it, those that it defines without a ``_``."""
+    """Those in ``__all__``; without it, what is defined without a ``_`` or imported as itself."""
     package, _, inner = module.partition(".")
     path = source(package) / inner.replace(".", "/")
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
@@ -51,6 +51,8 @@ def public_names(module: str) -> set[str]:
                 return set(ast.literal_eval(node.value))
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):
             defined.add(node.name)
+        elif isinstance(node, ast.ImportFrom):
+            defined |= {alias.name for alias in node.names if alias.asname == alias.name}
     return {name for name in defined if not name.startswith("_")}
 
 

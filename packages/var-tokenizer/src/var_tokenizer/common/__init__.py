@@ -1,91 +1,44 @@
 """The small interface that the four packages share; its map is README.md, next to this file."""
 
-from var_tokenizer.common.checkpoint import (
-    check_tensors,
-    noted_checksum,
-    open_checkpoint,
-    parse_config,
-    weights_checksum,
-    write_checkpoint,
-)
-from var_tokenizer.common.checks import (
-    Array,
-    check_choice,
-    check_flag,
-    check_integer,
-    check_number,
-    check_shape,
-    checked_floats,
-    checked_images,
-    checked_integers,
-    is_integer,
-)
-from var_tokenizer.common.compiled import CompiledPasses, one_at_a_time
-from var_tokenizer.common.errors import InputError, quoted
-from var_tokenizer.common.files import check_private, open_regular, replacing
-from var_tokenizer.common.foreign import format_of
-from var_tokenizer.common.kernels import KernelLibrary, kernels_in_use, on_cpu
-from var_tokenizer.common.pictures import (
-    MAX_PIXELS,
-    PICTURE_SUFFIXES,
-    fit_picture,
-    is_picture_name,
-    read_alpha,
-    read_picture,
-    save_png,
-    to_floats,
-    to_model_range,
-    to_pixels,
-    to_unit_range,
-)
-from var_tokenizer.common.safetensors import (
-    TensorHeader,
-    arrays_checksum,
-    read_header,
-    read_tensors,
-)
-
-__all__ = [
-    "MAX_PIXELS",
-    "PICTURE_SUFFIXES",
-    "Array",
-    "CompiledPasses",
-    "InputError",
-    "KernelLibrary",
-    "TensorHeader",
-    "arrays_checksum",
-    "check_choice",
-    "check_flag",
-    "check_integer",
-    "check_number",
-    "check_private",
-    "check_shape",
-    "check_tensors",
-    "checked_floats",
-    "checked_images",
-    "checked_integers",
-    "fit_picture",
-    "format_of",
-    "is_integer",
-    "is_picture_name",
-    "kernels_in_use",
-    "noted_checksum",
-    "on_cpu",
-    "one_at_a_time",
-    "open_checkpoint",
-    "open_regular",
-    "parse_config",
-    "quoted",
-    "read_alpha",
-    "read_header",
-    "read_picture",
-    "read_tensors",
-    "replacing",
-    "save_png",
-    "to_floats",
-    "to_model_range",
-    "to_pixels",
-    "to_unit_range",
-    "weights_checksum",
-    "write_checkpoint",
-]
+from var_tokenizer.common.checkpoint import check_tensors as check_tensors
+from var_tokenizer.common.checkpoint import noted_checksum as noted_checksum
+from var_tokenizer.common.checkpoint import open_checkpoint as open_checkpoint
+from var_tokenizer.common.checkpoint import parse_config as parse_config
+from var_tokenizer.common.checkpoint import weights_checksum as weights_checksum
+from var_tokenizer.common.checkpoint import write_checkpoint as write_checkpoint
+from var_tokenizer.common.checks import Array as Array
+from var_tokenizer.common.checks import check_choice as check_choice
+from var_tokenizer.common.checks import check_flag as check_flag
+from var_tokenizer.common.checks import check_integer as check_integer
+from var_tokenizer.common.checks import check_number as check_number
+from var_tokenizer.common.checks import check_shape as check_shape
+from var_tokenizer.common.checks import checked_floats as checked_floats
+from var_tokenizer.common.checks import checked_images as checked_images
+from var_tokenizer.common.checks import checked_integers as checked_integers
+from var_tokenizer.common.checks import is_integer as is_integer
+from var_tokenizer.common.compiled import CompiledPasses as CompiledPasses
+from var_tokenizer.common.compiled import one_at_a_time as one_at_a_time
+from var_tokenizer.common.errors import InputError as InputError
+from var_tokenizer.common.errors import quoted as quoted
+from var_tokenizer.common.files import check_private as check_private
+from var_tokenizer.common.files import open_regular as open_regular
+from var_tokenizer.common.files import replacing as replacing
+from var_tokenizer.common.foreign import format_of as format_of
+from var_tokenizer.common.kernels import KernelLibrary as KernelLibrary
+from var_tokenizer.common.kernels import kernels_in_use as kernels_in_use
+from var_tokenizer.common.kernels import on_cpu as on_cpu
+from var_tokenizer.common.pictures import MAX_PIXELS as MAX_PIXELS
+from var_tokenizer.common.pictures import PICTURE_SUFFIXES as PICTURE_SUFFIXES
+from var_tokenizer.common.pictures import fit_picture as fit_picture
+from var_tokenizer.common.pictures import is_picture_name as is_picture_name
+from var_tokenizer.common.pictures import read_alpha as read_alpha
+from var_tokenizer.common.pictures import read_picture as read_picture
+from var_tokenizer.common.pictures import save_png as save_png
+from var_tokenizer.common.pictures import to_floats as to_floats
+from var_tokenizer.common.pictures import to_model_range as to_model_range
+from var_tokenizer.common.pictures import to_pixels as to_pixels
+from var_tokenizer.common.pictures import to_unit_range as to_unit_range
+from var_tokenizer.common.safetensors import TensorHeader as TensorHeader
+from var_tokenizer.common.safetensors import arrays_checksum as arrays_checksum
+from var_tokenizer.common.safetensors import read_header as read_header
+from var_tokenizer.common.safetensors import read_tensors as read_tensors
