@@ -8,10 +8,44 @@
 #include "common/kernel.h"
 #include "common/threads.h"
 #include "direct.h"
-#include "upsampling.h"
 #include "winograd.h"
 
 namespace {
+
+// The size of a map whose pixels are repeated
+struct Map {
+    int64_t b, y, x, c;
+};
+
+// (b, y, x, c) -> (b, 2y, 2x, c): each pixel becomes 2x2
+void upsample(const Map& map, const float* x, float* out) {
+    const int64_t width = map.x, c = map.c;
+    parallel_for(map.b * map.y, [&](int64_t y) {
+        float* to = out + y * 4 * width * c;
+        for (int64_t i = 0; i < width; ++i) {
+            const float* from = x + (y * width + i) * c;
+            std::copy(from, from + c, to + 2 * i * c);
+            std::copy(from, from + c, to + (2 * i + 1) * c);
+        }
+        std::copy(to, to + 2 * width * c, to + 2 * width * c);
+    });
+}
+
+// gradient of the result (b, 2y, 2x, c) -> gradient of x (b, y, x, c)
+void upsample_grad(const Map& map, const float* grad, float* out) {
+    const int64_t width = map.x, c = map.c;
+    parallel_for(map.b * map.y, [&](int64_t y) {
+        for (int64_t i = 0; i < width; ++i) {
+            const float* above = grad + (y * 4 * width + 2 * i) * c;
+            const float* below = above + 2 * width * c;
+            float* to = out + (y * width + i) * c;
+#pragma omp simd
+            for (int64_t j = 0; j < c; ++j) {
+                to[j] = above[j] + above[c + j] + below[j] + below[c + j];
+            }
+        }
+    });
+}
 
 // x (B, Y, X, C), weight (O, k, k, C), out (B, Y', X', O); geometry (3) int32: stride, zeros before
 // the pixels of both axes, and 1 where each pixel of x stands for 2x2, else 0
@@ -72,6 +106,14 @@ std::mutex one_at_a_time;
 // ends.
 Buffer& repeated = *new Buffer;
 
+// x as the direct convolution reads it
+float* full_size(const Geometry& g, float* x) {
+    if (!g.upsampled) return x;
+    float* full_x = repeated.floats(g.pixels() * g.full.c);
+    upsample(g.stored(), x, full_x);
+    return full_x;
+}
+
 void convolve(const Geometry& g, float* x, float* weight, float* bias, const float* plus,
               float* out) {
     const direct::Shape& s = g.full;
@@ -82,12 +124,7 @@ void convolve(const Geometry& g, float* x, float* weight, float* bias, const flo
     if (g.winograd() && winograd::takes(s.c, s.o)) {
         return winograd::convolve(g.winograd_shape(), x, weight, bias, plus, out);
     }
-    if (g.upsampled) {
-        float* full_x = repeated.floats(g.pixels() * s.c);
-        upsample(g.stored(), x, full_x);
-        x = full_x;
-    }
-    direct::convolve(direct::forward, s, x, weight, bias, out);
+    direct::convolve(direct::forward, s, full_size(g, x), weight, bias, out);
     if (plus) {
         parallel_for(s.b * s.out_y, [&](int64_t row) {
             const int64_t begin = row * s.out_x * s.o, end = begin + s.out_x * s.o;
@@ -167,10 +204,5 @@ KERNEL(conv2d_grad_weight) {
         winograd::grad_weight(g.winograd_shape(), x, grad, grad_weight);
         return sum_rows(g.pixels(), s.o, grad, grad_bias);
     }
-    if (g.upsampled) {
-        float* full_x = repeated.floats(g.pixels() * s.c);
-        upsample(g.stored(), x, full_x);
-        x = full_x;
-    }
-    direct::convolve(direct::backward_weights, s, x, grad_weight, grad_bias, grad);
+    direct::convolve(direct::backward_weights, s, full_size(g, x), grad_weight, grad_bias, grad);
 }

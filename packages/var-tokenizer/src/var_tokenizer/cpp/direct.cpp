@@ -42,27 +42,16 @@ class Convolution {
         check(memory_set_data_handle(weights_.get(), blocked));
         if (reorder_ && pass_ != backward_weights)
             execute(reorder_, {{arg_src, plain_.get()}, {arg_dst, weights_.get()}});
-        if (pass_ == forward) {
-            execute(primitive_, {{arg_src, src_.get()},
-                                 {arg_weights, weights_.get()},
-                                 {arg_bias, bias_.get()},
-                                 {arg_dst, dst_.get()},
-                                 {arg_scratchpad, scratchpad_.get()}});
-        } else if (pass_ == backward_data) {
-            execute(primitive_, {{arg_diff_src, src_.get()},
-                                 {arg_weights, weights_.get()},
-                                 {arg_diff_dst, dst_.get()},
-                                 {arg_scratchpad, scratchpad_.get()}});
-        } else {
-            execute(primitive_, {{arg_src, src_.get()},
-                                 {arg_diff_weights, weights_.get()},
-                                 {arg_diff_bias, bias_.get()},
-                                 {arg_diff_dst, dst_.get()},
-                                 {arg_scratchpad, scratchpad_.get()}});
-            if (reorder_) {
-                execute(reorder_, {{arg_src, weights_.get()}, {arg_dst, plain_.get()}});
-            }
-        }
+        const bool to_src = pass_ == backward_data, to_weights = pass_ == backward_weights;
+        std::vector<Argument> arguments{
+            {to_src ? arg_diff_src : arg_src, src_.get()},
+            {to_weights ? arg_diff_weights : arg_weights, weights_.get()},
+            {pass_ == forward ? arg_dst : arg_diff_dst, dst_.get()},
+            {arg_scratchpad, scratchpad_.get()}};
+        if (!to_src) arguments.push_back({to_weights ? arg_diff_bias : arg_bias, bias_.get()});
+        execute(primitive_, arguments);
+        if (reorder_ && to_weights)
+            execute(reorder_, {{arg_src, weights_.get()}, {arg_dst, plain_.get()}});
     }
 
    private:

@@ -87,20 +87,30 @@ inline void times_GT(const Vector (&u)[6], Vector (&g)[3]) {
     g[2] = u[5] + (1.0f / 3) * (sum_far - sum_near);
 }
 
-// G g G^T of a kernel of 3x3 vectors, at the points of U (points, c, block)
-void transform_kernel(const Vector (&g)[9], int64_t c, float* u) {
-    Vector columns[6][3];
-    for (int x = 0; x < 3; ++x) {
-        const Vector column[3] = {g[x], g[3 + x], g[6 + x]};
-        Vector along[6];
-        times_G(column, along);
-        for (int p = 0; p < 6; ++p) columns[p][x] = along[p];
+// T X T^T (m x m): put(p, q, element) for each, where get(p, q) is an element of X (n x n), and
+// times(x, y) sets y = T x.
+template <int n, int m, typename Times, typename Get, typename Put>
+inline void on_both_sides(Times times, Get get, Put put) {
+    Vector half[m][n];
+    for (int q = 0; q < n; ++q) {
+        Vector x[n], y[m];
+        for (int p = 0; p < n; ++p) x[p] = get(p, q);
+        times(x, y);
+        for (int p = 0; p < m; ++p) half[p][q] = y[p];
     }
-    for (int p = 0; p < 6; ++p) {
-        Vector values[6];
-        times_G(columns[p], values);
-        for (int q = 0; q < 6; ++q) store(u + (p * 6 + q) * c * block, values[q]);
+    for (int p = 0; p < m; ++p) {
+        Vector y[m];
+        times(half[p], y);
+        for (int q = 0; q < m; ++q) put(p, q, y[q]);
     }
+}
+
+// G g G^T of kernels of 3x3 vectors, get(tap), at the points of U (points, c, block)
+template <typename Get>
+void transform_kernel(Get get, int64_t c, float* u) {
+    on_both_sides<3, 6>(
+        times_G, [&](int p, int q) { return get(p * 3 + q); },
+        [&](int p, int q, Vector value) { store(u + (p * 6 + q) * c * block, value); });
 }
 
 // weight (o, 3, 3, c) -> U (o / block, points, c, block)
@@ -116,9 +126,8 @@ void transform_weight(const Shape& s, const float* weight, float* u) {
             }
         }
         for (int j = 0; j < lanes; ++j) {
-            Vector g[9];
-            for (int tap = 0; tap < 9; ++tap) g[tap] = load(turned[j][tap]);
-            transform_kernel(g, s.c, u + (o / block * points * s.c + c + j) * block + o % block);
+            transform_kernel([&](int tap) { return load(turned[j][tap]); }, s.c,
+                             u + (o / block * points * s.c + c + j) * block + o % block);
         }
     });
 }
@@ -127,9 +136,8 @@ void transform_weight(const Shape& s, const float* weight, float* u) {
 void transform_transposed_weight(const Shape& s, const float* weight, float* u) {
     parallel_for(s.c, [&](int64_t c) {
         for (int64_t o = 0; o < s.o; o += lanes) {
-            Vector g[9];
-            for (int tap = 0; tap < 9; ++tap) g[tap] = load(weight + (c * 9 + 8 - tap) * s.o + o);
-            transform_kernel(g, s.c, u + (o / block * points * s.c + c) * block + o % block);
+            transform_kernel([&](int tap) { return load(weight + (c * 9 + 8 - tap) * s.o + o); },
+                             s.c, u + (o / block * points * s.c + c) * block + o % block);
         }
     });
 }
@@ -143,20 +151,29 @@ struct Group {
     int64_t rows(int64_t i) const { return begin(i + 1) - begin(i); }
 };
 
+// A tile of results: its image, its first row and column, and which of its 4x4 lie in the map
+struct Tile {
+    int64_t image, top, left, rows, columns;
+    Tile(const Shape& s, int64_t i) {
+        const int64_t across = (s.x + 3) / 4, down = (s.y + 3) / 4;
+        image = i / across / down, top = i / across % down * 4, left = i % across * 4;
+        rows = s.y - top, columns = s.x - left;
+    }
+    bool has(int row, int column) const { return row < rows && column < columns; }
+};
+
 // B^T d B of the group's tiles of pixels -> V (points, blocks, c / lanes, rows, lanes)
 void transform_pixels(const Shape& s, const Group& group, const float* x, float* v) {
-    const int64_t across = (s.x + 3) / 4, down = (s.y + 3) / 4, halve = s.upsampled ? 1 : 0;
-    const int64_t stored_x = s.x >> halve, stored_y = s.y >> halve;
+    const int64_t halve = s.upsampled ? 1 : 0, stored_x = s.x >> halve, stored_y = s.y >> halve;
     for (int64_t i = 0; i < group.blocks; ++i) {
         const int64_t rows = group.rows(i);
         for (int64_t r = 0; r < rows; ++r) {
-            const int64_t tile = group.first + group.begin(i) + r;
-            const int64_t top = tile / across % down * 4 - 1, left = tile % across * 4 - 1;
-            const float* image = x + tile / across / down * stored_y * stored_x * s.c;
+            const Tile tile(s, group.first + group.begin(i) + r);
+            const float* image = x + tile.image * stored_y * stored_x * s.c;
             const float* at[6][6];
             for (int64_t p = 0; p < 6; ++p) {
                 for (int64_t q = 0; q < 6; ++q) {
-                    const int64_t row = top + p, column = left + q;
+                    const int64_t row = tile.top + p - 1, column = tile.left + q - 1;
                     const bool inside = row >= 0 && row < s.y && column >= 0 && column < s.x;
                     at[p][q] = inside
                                    ? image + ((row >> halve) * stored_x + (column >> halve)) * s.c
@@ -165,20 +182,12 @@ void transform_pixels(const Shape& s, const Group& group, const float* x, float*
             }
             float* to = v + group.begin(i) * s.c + r * lanes;
             for (int64_t c = 0; c < s.c; c += lanes) {
-                Vector columns[6][6];
-                for (int q = 0; q < 6; ++q) {
-                    Vector d[6], along[6];
-                    for (int p = 0; p < 6; ++p) d[p] = at[p][q] ? load(at[p][q] + c) : Vector{};
-                    times_BT(d, along);
-                    for (int p = 0; p < 6; ++p) columns[p][q] = along[p];
-                }
-                for (int p = 0; p < 6; ++p) {
-                    Vector values[6];
-                    times_BT(columns[p], values);
-                    for (int q = 0; q < 6; ++q) {
-                        store(to + (p * 6 + q) * group.count * s.c + c * rows, values[q]);
-                    }
-                }
+                on_both_sides<6, 6>(
+                    times_BT,
+                    [&](int p, int q) { return at[p][q] ? load(at[p][q] + c) : Vector{}; },
+                    [&](int p, int q, Vector value) {
+                        store(to + (p * 6 + q) * group.count * s.c + c * rows, value);
+                    });
             }
         }
     }
@@ -216,14 +225,11 @@ constexpr Multiply multiply_rows[max_rows + 1] = {
 // A^T M A of M (points, count, block) -> channels o .. o + block - 1 of the group's pixels
 void transform_products(const Shape& s, const Group& group, const float* m, int64_t o,
                         const float* bias, const float* plus, float* out) {
-    const int64_t across = (s.x + 3) / 4, down = (s.y + 3) / 4;
     for (int64_t t = 0; t < group.count; ++t) {
-        const int64_t tile = group.first + t;
-        const int64_t top = tile / across % down * 4, left = tile % across * 4;
-        const int64_t corner = ((tile / across / down * s.y + top) * s.x + left) * s.o + o;
-        const int64_t rows = std::min<int64_t>(4, s.y - top);
-        const int64_t columns = std::min<int64_t>(4, s.x - left);
+        const Tile tile(s, group.first + t);
+        const int64_t corner = ((tile.image * s.y + tile.top) * s.x + tile.left) * s.o + o;
         for (int64_t half = 0; half < block; half += lanes) {
+            const Vector added = bias ? load(bias + o + half) : Vector{};
             Vector down_columns[4][6];
             for (int q = 0; q < 6; ++q) {
                 Vector products[6], along[4];
@@ -233,11 +239,10 @@ void transform_products(const Shape& s, const Group& group, const float* m, int6
                 times_AT(products, along);
                 for (int p = 0; p < 4; ++p) down_columns[p][q] = along[p];
             }
-            const Vector added = bias ? load(bias + o + half) : Vector{};
-            for (int p = 0; p < rows; ++p) {
+            for (int p = 0; p < 4 && p < tile.rows; ++p) {
                 Vector pixels[4];
                 times_AT(down_columns[p], pixels);
-                for (int q = 0; q < columns; ++q) {
+                for (int q = 0; q < 4 && q < tile.columns; ++q) {
                     const int64_t to = corner + (p * s.x + q) * s.o + half;
                     const Vector value = pixels[q] + added;
                     store(out + to, plus ? value + load(plus + to) : value);
@@ -277,30 +282,19 @@ void convolve_transformed(const Shape& s, const float* x, const float* u, const 
 // block)
 void transform_gradient(const Shape& s, const Group& group, const float* grad, int64_t o,
                         float* d) {
-    const int64_t across = (s.x + 3) / 4, down = (s.y + 3) / 4;
     for (int64_t t = 0; t < group.count; ++t) {
-        const int64_t tile = group.first + t;
-        const int64_t top = tile / across % down * 4, left = tile % across * 4;
-        const int64_t corner = ((tile / across / down * s.y + top) * s.x + left) * s.o + o;
-        const int64_t rows = std::min<int64_t>(4, s.y - top);
-        const int64_t columns = std::min<int64_t>(4, s.x - left);
+        const Tile tile(s, group.first + t);
+        const int64_t corner = ((tile.image * s.y + tile.top) * s.x + tile.left) * s.o + o;
         for (int64_t half = 0; half < block; half += lanes) {
-            Vector along_columns[6][4];
-            for (int q = 0; q < 4; ++q) {
-                Vector pixels[4] = {}, along[6];
-                for (int p = 0; p < rows && q < columns; ++p) {
-                    pixels[p] = load(grad + corner + (p * s.x + q) * s.o + half);
-                }
-                times_A(pixels, along);
-                for (int p = 0; p < 6; ++p) along_columns[p][q] = along[p];
-            }
-            for (int p = 0; p < 6; ++p) {
-                Vector values[6];
-                times_A(along_columns[p], values);
-                for (int q = 0; q < 6; ++q) {
-                    store(d + ((p * 6 + q) * group.count + t) * block + half, values[q]);
-                }
-            }
+            const float* from = grad + corner + half;
+            on_both_sides<4, 6>(
+                times_A,
+                [&](int p, int q) {
+                    return tile.has(p, q) ? load(from + (p * s.x + q) * s.o) : Vector{};
+                },
+                [&](int p, int q, Vector value) {
+                    store(d + ((p * 6 + q) * group.count + t) * block + half, value);
+                });
         }
     }
 }
@@ -342,22 +336,16 @@ void transform_sums(const Shape& s, int64_t parts, const float* u, float* weight
         alignas(64) float turned[lanes][9][lanes];  // input channels, taps, output channels
         for (int j = 0; j < lanes; ++j) {
             const float* from = u + (o / block * points * s.c + c + j) * block + o % block;
-            Vector columns[3][6];
-            for (int q = 0; q < 6; ++q) {
-                Vector values[6] = {}, along[3];
-                for (int64_t part = 0; part < parts; ++part) {
-                    for (int p = 0; p < 6; ++p) {
-                        values[p] += load(from + part * size + (p * 6 + q) * s.c * block);
+            on_both_sides<6, 3>(
+                times_GT,
+                [&](int p, int q) {
+                    Vector sum = {};
+                    for (int64_t part = 0; part < parts; ++part) {
+                        sum += load(from + part * size + (p * 6 + q) * s.c * block);
                     }
-                }
-                times_GT(values, along);
-                for (int p = 0; p < 3; ++p) columns[p][q] = along[p];
-            }
-            for (int p = 0; p < 3; ++p) {
-                Vector taps[3];
-                times_GT(columns[p], taps);
-                for (int q = 0; q < 3; ++q) store(turned[j][p * 3 + q], taps[q]);
-            }
+                    return sum;
+                },
+                [&](int p, int q, Vector tap) { store(turned[j][p * 3 + q], tap); });
         }
         for (int i = 0; i < lanes; ++i) {
             for (int tap = 0; tap < 9; ++tap) {
@@ -368,8 +356,8 @@ void transform_sums(const Shape& s, int64_t parts, const float* u, float* weight
     });
 }
 
-Buffer& transformed =
-    *new Buffer;  // never destroyed: a thread may be at work when the process ends
+// Never destroyed: a thread may be at work when the process ends.
+Buffer& transformed = *new Buffer;
 
 }  // namespace
 
