@@ -21,6 +21,7 @@ from var_tokenizer.common.kernels import KernelLibrary, Shape, on_cpu
 
 _kernels = KernelLibrary("var_tokenizer._kernels")
 _MAX_COLUMNS = 16 * 2**20  # floats of unfolded pixels held at once: 64 MiB
+_EPSILON = 1e-6  # of every group norm, as published
 
 _matmul_nt = ops.MatMul(transpose_b=True)
 _matmul_tn = ops.MatMul(transpose_a=True)
@@ -232,27 +233,27 @@ def conv2d(kernel: int, stride: int = 1, pads: tuple[int, int] | None = None) ->
     return _form(_KernelConv2d, _UnfoldedConv2d, _NativeConv2d)(kernel, stride, pads)
 
 
-class _ThenPlus(nn.Cell):
-    def __init__(self, conv: nn.Cell) -> None:
-        super().__init__()
-        self.conv = conv
+class _Around(nn.Cell):
+    """Composed with another operator."""
 
+    def __init__(self, inner: nn.Cell) -> None:
+        super().__init__()
+        self.inner = inner
+
+
+class _ThenPlus(_Around):
     def construct(
         self, x_byxc: Tensor, weight_ohwi: Tensor, bias_o: Tensor, plus_byxo: Tensor
     ) -> Tensor:
-        return self.conv(x_byxc, weight_ohwi, bias_o) + plus_byxo
+        return self.inner(x_byxc, weight_ohwi, bias_o) + plus_byxo
 
 
-class _AfterUpsampling(nn.Cell):
-    def __init__(self, conv: nn.Cell) -> None:
-        super().__init__()
-        self.conv = conv
-
+class _AfterUpsampling(_Around):
     def construct(self, x_byxc: Tensor, weight_ohwi: Tensor, bias_o: Tensor) -> Tensor:
         b, y, x, c = x_byxc.shape
         rows = ops.concat((x_byxc, x_byxc), 3).reshape(b, y, 2 * x * c)
         repeated = ops.concat((rows, rows), 2).reshape(b, 2 * y, 2 * x, c)
-        return self.conv(repeated, weight_ohwi, bias_o)
+        return self.inner(repeated, weight_ohwi, bias_o)
 
 
 def conv2d_plus(kernel: int) -> nn.Cell:
@@ -280,10 +281,10 @@ def _constant(shape: tuple, value: float) -> Tensor:
 class _KernelGroupNorm(nn.Cell):
     """Group norm, and the SiLU after it, in one kernel."""
 
-    def __init__(self, groups: int, epsilon: float, silu: bool) -> None:
+    def __init__(self, groups: int, silu: bool) -> None:
         super().__init__()
         self.groups = Tensor(np.array([groups], np.int32))
-        self.epsilon = Tensor(np.array([epsilon], np.float32))
+        self.epsilon = Tensor(np.array([_EPSILON], np.float32))
         name = "group_norm_silu" if silu else "group_norm"
         self.forward = _kernels.operator(name, lambda x, *_: x)
         self.backward = _kernels.operator(
@@ -302,9 +303,9 @@ class _KernelGroupNorm(nn.Cell):
 class _RowsGroupNorm(nn.Cell):
     """Group norm over channels-last rows; sums over pixels are matrix products."""
 
-    def __init__(self, groups: int, epsilon: float) -> None:
+    def __init__(self, groups: int) -> None:
         super().__init__()
-        self.groups, self.epsilon = groups, epsilon
+        self.groups = groups
         self.bmm = ops.BatchMatMul()
         self.mean = ops.ReduceMean(keep_dims=True)
         self.sum = ops.ReduceSum()
@@ -330,7 +331,7 @@ class _RowsGroupNorm(nn.Cell):
         mean_b1c = self._over_group(self._means(x_bnc)).reshape(b, 1, c)
         centred = x_bnc - mean_b1c
         variance_bc = self._over_group(self._means(centred * centred))
-        return centred, ops.rsqrt(variance_bc + self.epsilon).reshape(b, 1, c)
+        return centred, ops.rsqrt(variance_bc + _EPSILON).reshape(b, 1, c)
 
     def construct(self, x_byxc: Tensor, gain_c: Tensor, bias_c: Tensor) -> Tensor:
         b, y, x, c = x_byxc.shape
@@ -355,48 +356,37 @@ class _RowsGroupNorm(nn.Cell):
 
 
 class _NativeGroupNorm(nn.Cell):
-    def __init__(self, groups: int, epsilon: float) -> None:
+    def __init__(self, groups: int) -> None:
         super().__init__()
-        self.groups, self.epsilon = groups, epsilon
+        self.groups = groups
 
     def construct(self, x_byxc: Tensor, gain_c: Tensor, bias_c: Tensor) -> Tensor:
         x_bcyx = x_byxc.transpose(0, 3, 1, 2)
-        y_bcyx = ops.group_norm(x_bcyx, self.groups, gain_c, bias_c, self.epsilon)
+        y_bcyx = ops.group_norm(x_bcyx, self.groups, gain_c, bias_c, _EPSILON)
         return y_bcyx.transpose(0, 2, 3, 1)
 
 
-class _WithSilu(nn.Cell):
-    def __init__(self, norm: nn.Cell) -> None:
-        super().__init__()
-        self.norm = norm
-
+class _WithSilu(_Around):
     def construct(self, x_byxc: Tensor, gain_c: Tensor, bias_c: Tensor) -> Tensor:
-        y_byxc = self.norm(x_byxc, gain_c, bias_c)
+        y_byxc = self.inner(x_byxc, gain_c, bias_c)
         return y_byxc * ops.sigmoid(y_byxc)
 
 
-def group_norm(groups: int, epsilon: float = 1e-6, silu: bool = False) -> nn.Cell:
+def group_norm(groups: int, silu: bool = False) -> nn.Cell:
     """The group norm ``f(x (B,Y,X,C), gain (C), bias (C)) -> (B,Y,X,C)``.
 
     silu: whether x * sigmoid(x) follows.
     """
     form = _form(_KernelGroupNorm, _RowsGroupNorm, _NativeGroupNorm)
     if form is _KernelGroupNorm:
-        return form(groups, epsilon, silu)
-    norm = form(groups, epsilon)
+        return form(groups, silu)
+    norm = form(groups)
     return _WithSilu(norm) if silu else norm
 
 
 # ---------------------------------------------------------------- nearest code
-class _KernelNearest(nn.Cell):
-    def __init__(self) -> None:
-        super().__init__()
-        self.nearest = _kernels.operator(
-            "nearest_code", lambda vectors, codes: (vectors[0],), dtype=ms.int32
-        )
-
-    def construct(self, vectors_nz: Tensor, codes_vz: Tensor) -> Tensor:
-        return self.nearest(vectors_nz, codes_vz)
+def _kernel_nearest() -> ops.Custom:
+    return _kernels.operator("nearest_code", lambda vectors, _: (vectors[0],), dtype=ms.int32)
 
 
 class _ComposedNearest(nn.Cell):
@@ -410,9 +400,9 @@ class _ComposedNearest(nn.Cell):
         return self.argmin(length_v - 2 * _matmul_nt(vectors_nz, codes_vz))
 
 
-def nearest_code() -> nn.Cell:
+def nearest_code() -> nn.Cell | ops.Custom:
     """The search ``f(vectors (N,z), codes (V,z)) -> (N) int32``.
 
     Gives the first of the codes at the smallest Euclidean distance. It has no gradient.
     """
-    return _form(_KernelNearest, _ComposedNearest, _ComposedNearest)()
+    return _form(_kernel_nearest, _ComposedNearest, _ComposedNearest)()

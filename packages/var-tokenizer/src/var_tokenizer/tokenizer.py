@@ -9,22 +9,8 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from var_tokenizer.autoencoder import Conv2d, Decoder, Encoder
-from var_tokenizer.common.checkpoint import (
-    noted_checksum,
-    open_checkpoint,
-    weights_checksum,
-    write_checkpoint,
-)
-from var_tokenizer.common.checks import (
-    Array,
-    check_integer,
-    check_shape,
-    checked_floats,
-    checked_images,
-    checked_integers,
-)
-from var_tokenizer.common.compiled import CompiledPasses
-from var_tokenizer.common.errors import InputError, quoted
+from var_tokenizer.common import CompiledPasses, InputError, checkpoint, checks, quoted
+from var_tokenizer.common.checks import Array
 from var_tokenizer.config import TokenizerConfig
 from var_tokenizer.quantizer import MultiScaleQuantizer
 from var_tokenizer.schedule import ScaleSchedule
@@ -150,10 +136,9 @@ class Tokenizer(nn.Cell):
     latent maps take turns (``construct`` does not).
     """
 
-    _rounded: tuple[str, str] | None = (
-        None  # checksums before and after rounding, of a rounded file
-    )
-    _summed: tuple[tuple[int, ...], str] | None = None  # addresses of the weights, their checksum
+    # of a rounded file: the checksums before and after; addresses of the weights, their checksum
+    _rounded: tuple[str, str] | None = None
+    _summed: tuple[tuple[int, ...], str] | None = None
 
     def __init__(self, config: TokenizerConfig, seed: int | None = 0) -> None:
         super().__init__()
@@ -171,10 +156,10 @@ class Tokenizer(nn.Cell):
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":
         """Reads a native file; raises InputError for one that is not a whole tokenizer."""
-        checkpoint = open_checkpoint(path, "tokenizer", TokenizerConfig)
-        checkpoint.check(tokenizer_shapes(checkpoint.config))
-        rounded_from = noted_checksum(checkpoint.metadata, "rounded_from", quoted(path))
-        tokenizer, tensors = cls(checkpoint.config, seed=None), checkpoint.read()
+        file = checkpoint.open_checkpoint(path, "tokenizer", TokenizerConfig)
+        file.check(tokenizer_shapes(file.config))
+        rounded_from = checkpoint.noted_checksum(file.metadata, "rounded_from", quoted(path))
+        tokenizer, tensors = cls(file.config, seed=None), file.read()
         for name, parameter in tokenizer.parameters_and_names():
             array = tensors.pop(name)
             if array.ndim == 4:
@@ -193,7 +178,9 @@ class Tokenizer(nn.Cell):
         metadata = {}
         if self._rounded is not None and self.checksum() == self._rounded[1]:
             metadata["rounded_from"] = self._rounded[0]
-        write_checkpoint(path, "tokenizer", self.config, self.published_tensors(), metadata)
+        checkpoint.write_checkpoint(
+            path, "tokenizer", self.config, self.published_tensors(), metadata
+        )
 
     def published_tensors(self) -> dict[str, np.ndarray]:
         """Published name -> float32 array in the published layout (convolutions OIHW)."""
@@ -210,7 +197,7 @@ class Tokenizer(nn.Cell):
         the published size.
         """
         tensors = self.published_tensors()
-        checksum = weights_checksum((n, a.shape, [a]) for n, a in tensors.items())
+        checksum = checkpoint.weights_checksum((n, a.shape, [a]) for n, a in tensors.items())
         self._summed = (self._places(), checksum)
         return checksum
 
@@ -238,10 +225,8 @@ class Tokenizer(nn.Cell):
         [0, 1]: pass ``2 * images - 1``. Raises InputError for another shape, for numbers that are
         not floats, and for values outside [-1, 1] or NaN.
         """
-        return [
-            Tensor(np.ascontiguousarray(i))
-            for i in self.schedule.split(self.encode_sequence(images))
-        ]
+        scales = self.schedule.split(self.encode_sequence(images))
+        return [Tensor(np.ascontiguousarray(ids_bl)) for ids_bl in scales]
 
     def encode_sequence(self, images: Array) -> np.ndarray:
         """Like ``encode``, but one array int32 (B, L), scale after scale.
@@ -257,9 +242,8 @@ class Tokenizer(nn.Cell):
         Codes placed on some of them lie where the data is. Raises InputError as ``encode`` does.
         """
         with self._compiled.turn():
-            return self.schedule.split(
-                self._compiled.encode(self._check_images(images))[1].asnumpy()
-            )
+            vectors_blz = self._compiled.encode(self._check_images(images))[1].asnumpy()
+        return self.schedule.split(vectors_blz)
 
     def decode(self, ids: Sequence[Array] | Array) -> Tensor:
         """Ids of all K scales to images (B, 3, H, W) in [-1, 1].
@@ -325,8 +309,8 @@ class Tokenizer(nn.Cell):
             if len(np.shape(tokens)) == 3:
                 field = f"weights of scale {k}"
                 expected = (batch, self.schedule.tokens[k], self.vocab_size)
-                check_shape(field, np.shape(tokens), expected)
-                weights_blv = Tensor(checked_floats(field, tokens))
+                checks.check_shape(field, np.shape(tokens), expected)
+                weights_blv = Tensor(checks.checked_floats(field, tokens))
                 contribution = self._compiled.mixture(weights_blv, k)
             else:
                 ids_bl = Tensor(self._check_tokens(tokens, k, batch))
@@ -377,34 +361,34 @@ class Tokenizer(nn.Cell):
     # ------------------------------------------------------------ checks
     def _check_images(self, images: Array) -> Tensor:
         """Images (B, 3, H, W) as the encoder reads them, channels last."""
-        check_shape("images", np.shape(images), ("B", 3, *self.config.image_size))
-        images_bcyx = checked_images("images", images)
+        checks.check_shape("images", np.shape(images), ("B", 3, *self.config.image_size))
+        images_bcyx = checks.checked_images("images", images)
         return Tensor(np.ascontiguousarray(images_bcyx.transpose(0, 2, 3, 1)))
 
     def _check_ids(self, ids: Sequence[Array] | Array) -> Tensor:
         """Ids of K scales, one after another: (B, L)."""
         tokens = self.schedule.tokens
         if isinstance(ids, np.ndarray | Tensor) and ids.ndim == 2:
-            check_shape("ids", np.shape(ids), ("B", self.schedule.length))
-            return Tensor(checked_integers("ids", ids, self.vocab_size))
+            checks.check_shape("ids", np.shape(ids), ("B", self.schedule.length))
+            return Tensor(checks.checked_integers("ids", ids, self.vocab_size))
         if len(ids) != len(tokens):
             raise InputError(f"ids has {len(ids)} scales; expected {len(tokens)}")
-        check_shape("ids of scale 0", np.shape(ids[0]), ("B", tokens[0]))
+        checks.check_shape("ids of scale 0", np.shape(ids[0]), ("B", tokens[0]))
         batch = len(ids[0])
         parts = [self._check_tokens(ids[k], k, batch) for k in range(len(tokens))]
         return Tensor(np.concatenate(parts, 1))
 
     def _check_tokens(self, ids: Array, k: int, batch: int | str) -> np.ndarray:
         field = f"ids of scale {k}"
-        check_shape(field, np.shape(ids), (batch, self.schedule.tokens[k]))
-        return checked_integers(field, ids, self.vocab_size)
+        checks.check_shape(field, np.shape(ids), (batch, self.schedule.tokens[k]))
+        return checks.checked_integers(field, ids, self.vocab_size)
 
     def _check_scale(self, k: int) -> None:
-        check_integer("scale", k, 0, len(self.schedule) - 1)
+        checks.check_integer("scale", k, 0, len(self.schedule) - 1)
 
     def _check_latent(self, latent: Array) -> Tensor:
         expected = ("B", *self.schedule.sizes[-1], self.latent_channels)
-        check_shape("latent maps", np.shape(latent), expected)
-        values_byxz = checked_floats("latent maps", latent)
+        checks.check_shape("latent maps", np.shape(latent), expected)
+        values_byxz = checks.checked_floats("latent maps", latent)
         on_device = isinstance(latent, Tensor) and latent.dtype == ms.float32
         return latent if on_device else Tensor(values_byxz)
