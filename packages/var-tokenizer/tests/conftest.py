@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tiny
+from mindspore import Tensor
 from var_tokenizer import Tokenizer
 
 
@@ -14,3 +15,9 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="session")
 def images_bcyx() -> np.ndarray:
     return np.random.default_rng(0).uniform(-1, 1, (3, 3, 8, 8)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def images_byxc(images_bcyx) -> Tensor:
+    """The same for the training pass."""
+    return Tensor(np.ascontiguousarray(images_bcyx.transpose(0, 2, 3, 1)))

@@ -43,6 +43,7 @@ def nothing_runs(tokenizer, monkeypatch):
         (with_one(IMAGES, -np.inf), r"images lie in \[-inf.*; expected \[-1, 1\]"),
         (IMAGES[:0], r"images have shape \(0, 3, 8, 8\); expected \(B, 3, 8, 8\)"),
         (IMAGES[0], r"images have shape \(3, 8, 8\); expected \(B, 3, 8, 8\)"),
+        (IMAGES[:, :, 1:], r"images have shape \(3, 3, 7, 8\); expected \(B, 3, 8, 8\)"),
         (IMAGES.transpose(0, 2, 3, 1), r"images have shape \(3, 8, 8, 3\); expected"),
     ],
 )
@@ -70,12 +71,14 @@ def test_images_of_any_float_type_with_rounding_errors_are_accepted(tokenizer, d
         (0, IDS[0][:1], r"ids of scale 1 have shape \(3, 4\); expected \(1, 4\)"),
         (1, IDS[1][:1], r"ids of scale 1 have shape \(1, 4\); expected \(3, 4\)"),
         (2, IDS[2][:2], r"ids of scale 2 have shape \(2, 16\); expected \(3, 16\)"),
+        (1, IDS[1][:, :3], r"ids of scale 1 have shape \(3, 3\); expected \(3, 4\)"),
         (0, IDS[0][:0], r"ids of scale 0 have shape \(0, 1\); expected \(B, 1\)"),
         (1, IDS[1] + 0.9, "ids of scale 1 have dtype float64; expected integers from 0 to 31"),
         (1, IDS[1].astype(np.float32), "ids of scale 1 have dtype float32; expected integers"),
         (2, IDS[2] > 5, "ids of scale 2 have dtype bool; expected integers from 0 to 31"),
         (1, with_one(IDS[1].astype(np.float32), np.nan), "ids of scale 1 have dtype float32"),
         (1, with_one(IDS[1], 32), r"ids of scale 1 lie in \[.*, 32\]; expected \[0, 31\]"),
+        (0, IDS[0] - 32, r"ids of scale 0 lie in \[-.*\]; expected \[0, 31\]"),
         (1, with_one(IDS[1], -1), r"ids of scale 1 lie in \[-1, .*\]; expected \[0, 31\]"),
         (1, with_one(IDS[1], 2**32), r"ids of scale 1 lie in .* 4294967296\]; expected \[0, 31"),
     ],
@@ -86,6 +89,8 @@ def test_ids_of_another_type_range_or_batch_are_refused(
     changed = [ids if k == scale else IDS[k] for k in range(3)]
     with pytest.raises(InputError, match=message):
         getattr(tokenizer, method)(changed)
+    with pytest.raises(InputError, match="ids has 2 scales; expected 3"):
+        getattr(tokenizer, method)(changed[:2])
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,7 @@ from mindspore import ops
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from var_tokenizer import Tokenizer, TokenizerConfig, tokenizer_shapes
-from var_tokenizer.common import (
-    InputError,
-    open_checkpoint,
-    read_header,
-)
+from var_tokenizer.common import InputError, open_checkpoint, read_header
 
 TINY = tiny.tokenizer(scales=(1, 2, 4))  # of the fixture ``tokenizer``
 
@@ -35,6 +31,14 @@ def saved(tokenizer, tmp_path_factory) -> Path:
 def metadata(path: Path, **changes) -> dict[str, str]:
     with safe_open(path, framework="numpy") as file:
         return file.metadata() | changes
+
+
+def refusal(path: Path, message: str = "") -> str:
+    """What is said of a file that is no tokenizer, in one safe line."""
+    with pytest.raises(InputError, match=message) as error:
+        Tokenizer.load(path)
+    assert str(error.value).isprintable()
+    return str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -52,8 +56,7 @@ def test_missing_extra_and_misshapen_tensors_are_named(saved, tmp_path, change, 
     tensors = load_file(saved)
     change(tensors)
     save_file(tensors, tmp_path / "bad.safetensors", metadata(saved))
-    with pytest.raises(InputError, match=message):
-        Tokenizer.load(tmp_path / "bad.safetensors")
+    refusal(tmp_path / "bad.safetensors", message)
 
 
 @pytest.mark.parametrize(
@@ -69,13 +72,11 @@ def test_missing_extra_and_misshapen_tensors_are_named(saved, tmp_path, change, 
 )
 def test_a_file_of_another_kind_or_configuration_is_an_error(saved, tmp_path, changes, message):
     save_file(load_file(saved), tmp_path / "bad.safetensors", metadata(saved, **changes))
-    with pytest.raises(InputError, match=message):
-        Tokenizer.load(tmp_path / "bad.safetensors")
+    refusal(tmp_path / "bad.safetensors", message)
 
 
 def test_a_missing_file_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(InputError, match=r"nothing\.safetensors: no such file"):
-        Tokenizer.load(tmp_path / "nothing.safetensors")
+    refusal(tmp_path / "nothing.safetensors", r"nothing\.safetensors: no such file")
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -167,10 +168,8 @@ def test_claims_of_a_file_are_checked_before_anything_is_built(
 
     monkeypatch.setattr(Tokenizer, "__init__", unexpected)
     save_file(load_file(saved), tmp_path / "bad.safetensors", metadata(saved, config=config))
-    with pytest.raises(InputError, match=message) as error:
-        Tokenizer.load(tmp_path / "bad.safetensors")
-    shown = str(error.value)
-    assert "bad.safetensors: " in shown and shown.isprintable() and len(shown) < 3000
+    shown = refusal(tmp_path / "bad.safetensors", message)
+    assert "bad.safetensors: " in shown and len(shown) < 3000
 
 
 def raw(path: Path, header: object, data: bytes = bytes(8), length: int | None = None) -> Path:
@@ -222,8 +221,7 @@ def test_a_header_that_lies_is_refused(tmp_path, header, more):
     with pytest.raises(InputError, match="not a readable") as error:
         read_header(path)
     assert f"{path}: " in str(error.value) and str(error.value).isprintable()
-    with pytest.raises(InputError, match=r"bad\.safetensors: "):
-        Tokenizer.load(path)
+    refusal(path, r"bad\.safetensors: ")
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -247,27 +245,18 @@ def test_weights_that_are_not_floats_are_refused(saved, tmp_path, dtype):
     tensors = load_file(saved)
     tensors["quant_conv.bias"] = tensors["quant_conv.bias"].astype(dtype)
     save_file(tensors, tmp_path / "bad.safetensors", metadata(saved))
-    with pytest.raises(InputError, match=r"quant_conv\.bias has dtype .*; expected floating"):
-        Tokenizer.load(tmp_path / "bad.safetensors")
+    refusal(tmp_path / "bad.safetensors", r"quant_conv\.bias has dtype .*; expected floating")
 
 
 @pytest.mark.parametrize("name", ["\x1b]0;owned\a", "a\nERROR: faked", "\u202egnp", "\x9b2J"])
 def test_names_in_a_file_are_escaped_before_they_reach_a_terminal(saved, tmp_path, name):
-    tensors = load_file(saved)
-    save_file(
-        tensors | {name: np.zeros(1, np.float32)}, tmp_path / "bad.safetensors", metadata(saved)
-    )
-    with pytest.raises(InputError, match="1 unexpected tensor") as error:
-        Tokenizer.load(tmp_path / "bad.safetensors")
-    assert str(error.value).isprintable()
-    save_file(tensors, tmp_path / "bad.safetensors", metadata(saved, kind=name))
-    with pytest.raises(InputError, match="expected a tokenizer") as error:
-        Tokenizer.load(tmp_path / "bad.safetensors")
-    assert str(error.value).isprintable()
+    tensors, path = load_file(saved), tmp_path / "bad.safetensors"
+    save_file(tensors | {name: np.zeros(1, np.float32)}, path, metadata(saved))
+    refusal(path, "1 unexpected tensor")
+    save_file(tensors, path, metadata(saved, kind=name))
+    refusal(path, "expected a tokenizer")
     (tmp_path / f"{name}.safetensors").write_bytes(b"damaged")
-    with pytest.raises(InputError) as error:
-        Tokenizer.load(tmp_path / f"{name}.safetensors")
-    assert str(error.value).isprintable()
+    refusal(tmp_path / f"{name}.safetensors")
 
 
 CONFIGS = [
@@ -328,9 +317,7 @@ def test_a_file_of_another_format_is_refused_with_the_command_that_converts_it(
     tmp_path, write, name
 ):
     path = write(tmp_path / name)
-    with pytest.raises(InputError, match=r"vae.*expected a native tokenizer") as error:
-        Tokenizer.load(path)
-    command = str(error.value).rpartition(": ")[2]
+    command = refusal(path, r"vae.*expected a native tokenizer").rpartition(": ")[2]
     *move, convert = command.split(" && ")
     source, target, *rest = shlex.split(convert)[1:]
     assert convert.startswith("var-convert ") and rest == ["--only", "tokenizer"]
@@ -344,13 +331,10 @@ def test_a_file_of_another_format_is_refused_with_the_command_that_converts_it(
 
 
 def test_a_training_checkpoint_is_told_from_a_model(tmp_path):
-    save_file(
-        {"model/a": np.zeros(3, np.float32)},
-        tmp_path / "step-000000007.safetensors",
-        {"step": "7", "state": "{}", "sha256": "0", "best": "true"},
-    )
-    with pytest.raises(InputError, match="a checkpoint of a training that goes on"):
-        Tokenizer.load(tmp_path / "step-000000007.safetensors")
+    path = tmp_path / "step-000000007.safetensors"
+    notes = {"step": "7", "state": "{}", "sha256": "0", "best": "true"}
+    save_file({"model/a": np.zeros(3, np.float32)}, path, notes)
+    refusal(path, "a checkpoint of a training that goes on")
 
 
 @pytest.mark.parametrize(
@@ -358,8 +342,7 @@ def test_a_training_checkpoint_is_told_from_a_model(tmp_path):
 )
 def test_a_file_of_no_known_format_is_refused_in_one_line(tmp_path, content):
     (tmp_path / "x.pth").write_bytes(content)
-    with pytest.raises(InputError, match=r"x\.pth: not a readable \.safetensors file"):
-        Tokenizer.load(tmp_path / "x.pth")
+    refusal(tmp_path / "x.pth", r"x\.pth: not a readable \.safetensors file")
 
 
 def test_nothing_in_a_pickle_runs(tmp_path):
@@ -372,6 +355,5 @@ def test_nothing_in_a_pickle_runs(tmp_path):
         path.write_bytes(path.read_bytes() + pickle.dumps(Hostile()))
     (tmp_path / "y.pth").write_bytes(pickle.dumps(Hostile()))
     for path in tmp_path.glob("*.pth"):
-        with pytest.raises(InputError, match="PyTorch"):
-            Tokenizer.load(path)
+        refusal(path, "PyTorch")
     assert not (tmp_path / "ran").exists()

@@ -33,7 +33,7 @@ def test_progressive_decoding_ends_with_the_whole_image(tokenizer):
     ids = random_ids(tokenizer)
     progressive = tokenizer.decode_progressive(ids)
     assert len(progressive) == 3
-    np.testing.assert_array_equal(np.asarray(progressive[-1]), np.asarray(tokenizer.decode(ids)))
+    np.testing.assert_array_equal(progressive[-1].asnumpy(), tokenizer.decode(ids).asnumpy())
 
 
 def test_adding_scales_one_by_one_equals_decoding_at_once(tokenizer):
@@ -80,9 +80,10 @@ def test_non_square_images_go_there_and_back():
     assert np.asarray(tokenizer.decode(tokenizer.encode(images))).shape == (1, 3, 4, 8)
 
 
-def test_the_training_pass_reconstructs_what_encode_and_decode_do(tokenizer, images_bcyx):
-    images_byxc = np.ascontiguousarray(np.asarray(images_bcyx).transpose(0, 2, 3, 1))
-    features, loss, ids_bl, vectors_blz = tokenizer.construct(Tensor(images_byxc))
+def test_the_training_pass_reconstructs_what_encode_and_decode_do(
+    tokenizer, images_bcyx, images_byxc
+):
+    features, loss, ids_bl, vectors_blz = tokenizer.construct(images_byxc)
     output = tokenizer.reconstruction(features).transpose(0, 3, 1, 2)
     expected_vectors = np.concatenate(tokenizer.residual_vectors(images_bcyx), 1)
     np.testing.assert_allclose(vectors_blz.asnumpy(), expected_vectors, atol=1e-5)
@@ -106,32 +107,31 @@ def test_a_sequence_of_ids_means_the_same_as_its_scales(tokenizer, images_bcyx):
         tokenizer.decode(ids_bl[:, 1:])
 
 
-def test_images_mean_the_same_whatever_the_order_of_their_memory(tokenizer, images_bcyx):
-    channels_last = np.ascontiguousarray(np.asarray(images_bcyx).transpose(0, 2, 3, 1))
-    view_bcyx = channels_last.transpose(0, 3, 1, 2)
-    assert view_bcyx.strides != np.ascontiguousarray(images_bcyx).strides
-    np.testing.assert_array_equal(
-        tokenizer.encode_sequence(view_bcyx), tokenizer.encode_sequence(images_bcyx)
-    )
+def test_images_mean_the_same_whatever_the_order_of_their_memory(
+    tokenizer, images_bcyx, images_byxc
+):
+    view_bcyx = images_byxc.asnumpy().transpose(0, 3, 1, 2)
+    assert view_bcyx.strides != images_bcyx.strides
+    ids_bl, expected_bl = map(tokenizer.encode_sequence, (view_bcyx, images_bcyx))
+    np.testing.assert_array_equal(ids_bl, expected_bl)
 
 
-def test_a_dropped_scale_leaves_the_reconstruction_of_the_scales_before(tokenizer, images_bcyx):
-    images_byxc = np.ascontiguousarray(np.asarray(images_bcyx).transpose(0, 2, 3, 1))
-    kept_kb = np.ones((len(tokenizer.schedule), len(images_byxc)), np.float32)
-    kept_kb[1:] = 0
-    features, *_ = tokenizer.construct(Tensor(images_byxc), 0.25, Tensor(kept_kb))
+def test_a_dropped_scale_leaves_the_reconstruction_of_the_scales_before(
+    tokenizer, images_bcyx, images_byxc
+):
+    kept_kb = np.array([[1] * 3, [0] * 3, [0] * 3], np.float32)
+    features, *_ = tokenizer.construct(images_byxc, 0.25, Tensor(kept_kb))
     output = np.asarray(tokenizer.reconstruction(features).transpose(0, 3, 1, 2))
     expected = np.asarray(tokenizer.decode_progressive(tokenizer.encode(images_bcyx))[0])
     np.testing.assert_allclose(np.clip(output, -1, 1), expected, atol=1e-4)
 
 
-def test_scales_left_out_of_an_image_add_nothing_to_its_loss(tokenizer, images_bcyx):
-    images = Tensor(np.ascontiguousarray(np.asarray(images_bcyx).transpose(0, 2, 3, 1)))
-    kept_kb = np.zeros((len(tokenizer.schedule), len(images_bcyx)), np.float32)
-    assert float(tokenizer.construct(images, 0.25, Tensor(kept_kb))[1]) == 0
+def test_scales_left_out_of_an_image_add_nothing_to_its_loss(tokenizer, images_byxc):
+    kept_kb = np.zeros((3, 3), np.float32)
+    assert float(tokenizer.construct(images_byxc, 0.25, Tensor(kept_kb))[1]) == 0
     kept_kb[0] = 1
-    first = float(tokenizer.construct(images, 0.25, Tensor(kept_kb))[1])
-    assert 0 < first < float(tokenizer.construct(images, 0.25)[1])
+    first = float(tokenizer.construct(images_byxc, 0.25, Tensor(kept_kb))[1])
+    assert 0 < first < float(tokenizer.construct(images_byxc, 0.25)[1])
 
 
 def test_the_length_of_a_code_does_not_matter_with_znorm(tokenizer, images_bcyx):
@@ -145,25 +145,6 @@ def test_the_length_of_a_code_does_not_matter_with_znorm(tokenizer, images_bcyx)
         codes.set_data(Tensor(codes.asnumpy() * longer_v1))
         ids.append(np.asarray(tokenizer.encode(images_bcyx)[0]))
     np.testing.assert_array_equal(*ids)
-
-
-def test_images_of_another_shape_are_an_error_that_names_both(tokenizer):
-    with pytest.raises(InputError, match=r"\(1, 3, 9, 8\).*\(B, 3, 8, 8\)"):
-        tokenizer.encode(np.zeros((1, 3, 9, 8), np.float32))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda ids: ids[:2], "2 scales; expected 3"),
-        (lambda ids: [ids[0], ids[1][:, :3], ids[2]], "scale 1 have shape"),
-        (lambda ids: [ids[0] + 32, *ids[1:]], "scale 0 lie in"),
-        (lambda ids: [ids[0] - 32, *ids[1:]], "scale 0 lie in"),
-    ],
-)
-def test_unusable_ids_are_an_error_that_names_the_scale(tokenizer, change, message):
-    with pytest.raises(InputError, match=message):
-        tokenizer.decode(change(random_ids(tokenizer)))
 
 
 @pytest.mark.parametrize(
