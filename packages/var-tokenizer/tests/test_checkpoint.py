@@ -33,7 +33,7 @@ def metadata(path: Path, **changes) -> dict[str, str]:
         return file.metadata() | changes
 
 
-def refusal(path: Path, message: str = "") -> str:
+def refusal(path: Path, message: str | None = None) -> str:
     """What is said of a file that is no tokenizer, in one safe line."""
     with pytest.raises(InputError, match=message) as error:
         Tokenizer.load(path)

@@ -51,6 +51,13 @@ class UpsampledConv2d(Conv2d):
         self.conv2d = upsampled_conv2d()
 
 
+class HalvingConv2d(Conv2d):
+    """A 3x3 convolution of every other row and column, padded at the end only."""
+
+    def __init__(self, rng: Rng, channels: int) -> None:
+        super().__init__(rng, channels, channels, 3, stride=2, pads=(0, 1))
+
+
 class GroupNorm(nn.Cell):
     """Normalizes 32 groups of channels; each channel has a learned gain ``weight`` and ``bias``."""
 
@@ -122,23 +129,12 @@ class Middle(nn.Cell):
         return self.block_2(self.attn_1(self.block_1(x_byxc)))
 
 
-class Downsample(nn.Cell):
-    """Halves rows and columns by a strided convolution, padded at the end only."""
+class Resize(nn.Cell):
+    """Halves or doubles rows and columns by a convolution."""
 
-    def __init__(self, rng: Rng, channels: int) -> None:
+    def __init__(self, conv: Conv2d) -> None:
         super().__init__()
-        self.conv = Conv2d(rng, channels, channels, 3, stride=2, pads=(0, 1))
-
-    def construct(self, x_byxc: Tensor) -> Tensor:
-        return self.conv(x_byxc)
-
-
-class Upsample(nn.Cell):
-    """Doubles rows and columns by repetition, then a convolution."""
-
-    def __init__(self, rng: Rng, channels: int) -> None:
-        super().__init__()
-        self.conv = UpsampledConv2d(rng, channels)
+        self.conv = conv
 
     def construct(self, x_byxc: Tensor) -> Tensor:
         return self.conv(x_byxc)
@@ -164,8 +160,8 @@ class Level(nn.Cell):
         self.attn = nn.CellList(
             [PixelAttention(rng, channels) for _ in range(blocks if attention else 0)]
         )
-        self.downsample = Downsample(rng, channels) if downsample else None
-        self.upsample = Upsample(rng, channels) if upsample else None
+        self.downsample = Resize(HalvingConv2d(rng, channels)) if downsample else None
+        self.upsample = Resize(UpsampledConv2d(rng, channels)) if upsample else None
 
     def construct(self, x_byxc: Tensor) -> Tensor:
         for j in range(len(self.block)):

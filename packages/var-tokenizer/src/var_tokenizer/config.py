@@ -33,13 +33,8 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         """Raises an InputError that names the field, its value and what is allowed."""
         object.__setattr__(self, "scales", self.schedule.scales)
-        for field, least in (
-            ("vocab_size", 2),
-            ("latent_channels", 1),
-            ("channels", 1),
-            ("res_blocks", 1),
-            ("phi_count", 1),
-        ):
+        for field in ("vocab_size", "latent_channels", "channels", "res_blocks", "phi_count"):
+            least = 2 if field == "vocab_size" else 1
             object.__setattr__(self, field, check_integer(field, getattr(self, field), least))
         object.__setattr__(self, "using_znorm", check_flag("using_znorm", self.using_znorm))
         try:

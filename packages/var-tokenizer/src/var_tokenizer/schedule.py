@@ -19,12 +19,8 @@ MOST_SCALES, MOST_TOKENS = 64, 16_384
 Scale = int | tuple[int, int]
 
 
-def normalize_scales(scales: Iterable[Scale]) -> tuple[Scale, ...]:
-    """Scales in canonical form: an int for a square map, ``(rows, columns)`` otherwise.
-
-    Raises InputError for a scale that is not a positive size or is smaller than the one before,
-    for more than 64 scales, and for more than 16,384 tokens.
-    """
+def _canonical(scales: Iterable[Scale]) -> tuple[Scale, ...]:
+    """An int for a square map, ``(rows, columns)`` otherwise; see ``ScaleSchedule`` for errors."""
     canonical: list[Scale] = []
     rows_before, columns_before = 1, 1
     try:
@@ -69,7 +65,7 @@ class ScaleSchedule:
     scales: tuple[Scale, ...] = SCALES_256
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scales", normalize_scales(self.scales))
+        object.__setattr__(self, "scales", _canonical(self.scales))
 
     def __len__(self) -> int:
         """K, the number of scales."""

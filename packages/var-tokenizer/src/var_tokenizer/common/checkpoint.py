@@ -16,15 +16,10 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 import numpy as np
 from safetensors.numpy import save_file
 
+from var_tokenizer.common import safetensors
 from var_tokenizer.common.errors import InputError, quoted
 from var_tokenizer.common.files import replacing
 from var_tokenizer.common.foreign import conversion, format_of
-from var_tokenizer.common.safetensors import (
-    TensorHeader,
-    read_header,
-    read_tensors,
-    unique_fields,
-)
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -65,7 +60,7 @@ class Checkpoint(Generic[Config]):
     path: Path
     config: Config
     metadata: dict[str, str]
-    tensors: dict[str, TensorHeader]
+    tensors: dict[str, safetensors.TensorHeader]
 
     def check(self, expected: Iterable[tuple[str, tuple[int, ...]]]) -> None:
         """Raises InputError unless the file holds exactly ``expected`` as floating numbers.
@@ -85,7 +80,7 @@ class Checkpoint(Generic[Config]):
 
     def read(self) -> dict[str, np.ndarray]:
         """All tensors; floating ones as float32."""
-        return read_tensors(self.path, self.tensors)
+        return safetensors.read_tensors(self.path, self.tensors)
 
 
 def open_checkpoint(
@@ -109,7 +104,7 @@ def open_checkpoint(
             f"{shown}: a {found} checkpoint; expected a native {kind}; this command makes one: "
             f"{conversion(path, found, kind)}"
         )
-    metadata, tensors = read_header(path)
+    metadata, tensors = safetensors.read_header(path)
     if metadata.get("format") != "var-mindspore":
         if {"step", "state", "sha256"} <= metadata.keys():
             raise InputError(
@@ -136,7 +131,7 @@ def parse_config(text: str, config_type: type[Config]) -> Config:
     Raises an InputError that says what is wrong. The text may come from anyone.
     """
     try:
-        fields = json.loads(text, object_pairs_hook=unique_fields)
+        fields = json.loads(text, object_pairs_hook=safetensors.unique_fields)
         if not isinstance(fields, dict):
             raise InputError(f"it is a {type(fields).__name__}; expected an object of fields")
         return config_type(**{name: _tuples(value) for name, value in fields.items()})

@@ -36,7 +36,7 @@ _JPEG_SCANS = 100  # progressive files have about ten
 _JPEG_MARKER = re.compile(rb"\xff[^\0\xff]", re.DOTALL)
 
 
-def jpeg_without_metadata(data: bytes) -> tuple[bytes, bytes]:
+def strip_jpeg(data: bytes) -> tuple[bytes, bytes]:
     """The parts of a JPEG file that its pixels need, and its EXIF block (or b"").
 
     Raises ValueError for too many scans.
@@ -64,7 +64,7 @@ def jpeg_without_metadata(data: bytes) -> tuple[bytes, bytes]:
 _PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 
 
-def png_without_metadata(data: bytes) -> tuple[bytes, bytes]:
+def strip_png(data: bytes) -> tuple[bytes, bytes]:
     """The parts of a PNG file that its pixels need, and its EXIF block (or b"").
 
     Pillow refuses a picture for a profile or compressed text above 1 MiB. The frames of an
@@ -85,7 +85,7 @@ def png_without_metadata(data: bytes) -> tuple[bytes, bytes]:
 _GIF_BLOCK = re.compile(rb"[!,;]")  # an extension, an image, the end
 
 
-def gif_without_metadata(data: bytes) -> bytes:
+def strip_gif(data: bytes) -> bytes:
     """A GIF file without the extensions before its first image, except its control block.
 
     Pillow joins the parts of a comment one by one, which takes a minute for 16 MiB.
@@ -112,7 +112,7 @@ _TIFF_TABLE = 2**22  # bytes of one table, enough for 2**20 strips or tiles
 _TIFF_TILE = 2**20  # pixels that a tile of a small picture can have
 
 
-def tiff_without_metadata(data: bytes, max_pixels: int) -> bytearray:
+def strip_tiff(data: bytes, max_pixels: int) -> bytearray:
     """A TIFF file with one directory that holds only what its pixels need, each entry once.
 
     Pillow loads all entries of all directories, and each can claim the whole file as its value.

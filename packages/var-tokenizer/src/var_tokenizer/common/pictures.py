@@ -10,22 +10,16 @@ generated images are in [0, 1].
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from io import BytesIO
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from var_tokenizer.common import picture_metadata
 from var_tokenizer.common.errors import InputError, quoted
 from var_tokenizer.common.files import open_regular, replacing
-from var_tokenizer.common.picture_metadata import (
-    gif_without_metadata,
-    jpeg_without_metadata,
-    orientation_of,
-    png_without_metadata,
-    tiff_without_metadata,
-)
 
 MAX_PIXELS = 2**26  # 8192 x 8192: reading takes 0.3 to 0.8 GB, 1.3 GB for WebP
 MAX_SIDE = 65_535  # rows or columns: the limit of JPEG and GIF
@@ -146,7 +140,9 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     """A PIL image turned and flattened as ``read_picture`` does. Raises InputError as it does."""
     _check_size("image", image.size, MAX_PIXELS)
     with _named("image"):
-        return _turned(_flat(image, "white"), orientation_of(image.info.get("exif", b"")))
+        return _turned(
+            _flat(image, "white"), picture_metadata.orientation_of(image.info.get("exif", b""))
+        )
 
 
 def fit_picture(
@@ -176,16 +172,16 @@ def _decoded(source: PictureFile, max_pixels: int) -> Iterator[tuple[Image.Image
         start, exif = file.read(4), b""
         file.seek(0)
         if start.startswith(b"\xff\xd8\xff"):
-            content, exif = jpeg_without_metadata(file.read())
+            content, exif = picture_metadata.strip_jpeg(file.read())
             file = BytesIO(content)
         elif start == b"\x89PNG":
-            content, exif = png_without_metadata(file.read())
+            content, exif = picture_metadata.strip_png(file.read())
             file = BytesIO(content)
         elif start == b"GIF8":
-            file = BytesIO(gif_without_metadata(file.read()))
+            file = BytesIO(picture_metadata.strip_gif(file.read()))
         elif start[:2] in (b"II", b"MM"):
             exif = file.read()
-            file = BytesIO(tiff_without_metadata(exif, max_pixels))
+            file = BytesIO(picture_metadata.strip_tiff(exif, max_pixels))
         try:
             image = Image.open(file, formats=PICTURE_FORMATS)
         except UnidentifiedImageError as error:
@@ -198,7 +194,7 @@ def _decoded(source: PictureFile, max_pixels: int) -> Iterator[tuple[Image.Image
             _check_size(name, image.size, max_pixels)
             _scale_transparent_colour(image)
             image.load()
-            yield image, orientation_of(exif or image.info.get("exif", b""))
+            yield image, picture_metadata.orientation_of(exif or image.info.get("exif", b""))
 
 
 def _check_size(name: str, size: tuple[int, int], max_pixels: int) -> None:
@@ -246,8 +242,7 @@ def _opened(source: PictureFile) -> Iterator[BinaryIO]:
         with open_regular(source) as file:
             yield file
     else:
-        with nullcontext(source) as file:
-            yield file
+        yield source
 
 
 # ---------------------------------------------------------------- pixels

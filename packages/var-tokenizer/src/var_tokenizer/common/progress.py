@@ -8,17 +8,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +27,7 @@ def next_line(elapsed: float) -> float:
     return min(max(FIRST, _GROWTH * elapsed), _LONGEST)
 
 
-class LoggedProgress(Progress):
+class LoggedProgress(progress.Progress):
     """Rich's progress bar; where stderr is not a terminal, a log line for each task instead.
 
     A line holds the description, steps and total, the fields that are not empty (loss, speed),
@@ -44,7 +35,7 @@ class LoggedProgress(Progress):
     """
 
     def __init__(
-        self, *columns: ProgressColumn, silent: bool = False, transient: bool = False
+        self, *columns: progress.ProgressColumn, silent: bool = False, transient: bool = False
     ) -> None:
         """silent: show and log nothing. transient: remove the bar when it is done."""
         console = Console(stderr=True)
@@ -91,7 +82,7 @@ class LoggedProgress(Progress):
             log.info("%s", line(task, ended))
 
 
-def line(task: Task, ended: bool = False) -> str:
+def line(task: progress.Task, ended: bool = False) -> str:
     """The state of a task in words: its count in the field ``unit``, and its other fields.
 
     ended: whether the task is over.
@@ -118,7 +109,7 @@ def duration(seconds: float) -> str:
 
 
 def progress_bar(
-    *columns: ProgressColumn, silent: bool = False, transient: bool = False
+    *columns: progress.ProgressColumn, silent: bool = False, transient: bool = False
 ) -> LoggedProgress:
     """A bar on stderr: description, count, ``columns``, time taken and time left.
 
@@ -126,13 +117,13 @@ def progress_bar(
     the bar when it is done.
     """
     return LoggedProgress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
         *columns,
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
         silent=silent,
         transient=transient,
     )
@@ -141,7 +132,11 @@ def progress_bar(
 @contextmanager
 def working(on: str, silent: bool = False) -> Iterator[None]:
     """Shows what a block is doing and for how long, when nobody can tell how much is left."""
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    columns = (
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.TimeElapsedColumn(),
+    )
     with LoggedProgress(*columns, silent=silent, transient=True) as bar:
         bar.add_task(on, total=None)
         yield
