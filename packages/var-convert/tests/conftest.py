@@ -4,11 +4,11 @@ import importlib.util
 import logging
 import math
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import peers
 import pytest
 import tiny
 
@@ -106,14 +106,4 @@ def refused(caplog, tmp_path) -> Callable:
 
 @pytest.fixture(scope="session")
 def peer() -> ModuleType:
-    """The independent implementation outside the repository, where there is one."""
-    pytest.importorskip("torch")
-    default = Path(__file__).resolve().parents[4] / "shared" / "peer" / "torch_var.py"
-    path = Path(os.environ.get("VAR_PEER", default))
-    if not path.is_file():
-        pytest.skip(f"no peer implementation at {path}; VAR_PEER can name one")
-    spec = importlib.util.spec_from_file_location("torch_var", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["torch_var"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return peers.load()

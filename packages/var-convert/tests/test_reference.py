@@ -4,6 +4,7 @@ import dataclasses
 import statistics
 import time
 
+import peers
 import pytest
 import tiny
 from var_tokenizer import SCALES_256, SCALES_512, TokenizerConfig
@@ -40,41 +41,15 @@ TRANSFORMERS = {
 }
 
 
-def vae_spec(peer, config):
-    return peer.VaeSpec(
-        vocab=config.vocab_size,
-        z=config.latent_channels,
-        ch=config.channels,
-        ch_mult=config.channel_multipliers,
-        res_blocks=config.res_blocks,
-        phis=config.phi_count,
-        scales=config.scales,
-    )
-
-
-def var_spec(peer, config):
-    return peer.VarSpec(
-        depth=config.depth,
-        width=config.width,
-        heads=config.heads,
-        classes=config.num_classes,
-        vocab=config.vocab_size,
-        z=config.latent_channels,
-        scales=config.scales,
-        shared_adaln=config.shared_adaln,
-        qk_l2=config.qk_l2_norm,
-    )
-
-
 def tokenizer_of(peer, config):
-    weights = peer.random_vae(vae_spec(peer, config))
+    weights = peer.random_vae(peers.vae_spec(config))
     tokenizer = TorchTokenizer(config)
     tokenizer.load_state_dict(weights, strict=True)
     return tokenizer, weights
 
 
 def transformer_of(peer, config):
-    weights = peer.random_var(var_spec(peer, config))
+    weights = peer.random_var(peers.var_spec(config))
     transformer = TorchTransformer(config)
     transformer.load_state_dict(weights, strict=True)
     return transformer, weights
@@ -123,7 +98,7 @@ def test_the_transformer_computes_the_peers_logits(peer, config):
     transformer, weights = transformer_of(peer, config)
     labels, read = torch.tensor([2, config.num_classes]), config.schedule.length - 1
     inputs = torch.randn(2, read, config.latent_channels)
-    expected = peer.logits(weights, labels, inputs, var_spec(peer, config))
+    expected = peer.logits(weights, labels, inputs, peers.var_spec(config))
     torch.testing.assert_close(transformer(labels, inputs), expected, rtol=0, atol=1e-6)
 
 
@@ -144,7 +119,7 @@ def test_generation_draws_the_peers_ids(peer, config, sampling):
         weights,
         vae_weights,
         labels,
-        var_spec(peer, config),
+        peers.var_spec(config),
         generator=torch.Generator().manual_seed(1),
         **sampling,
     )
@@ -163,7 +138,7 @@ def test_gradients_are_the_peers(peer, config):
             tensor.requires_grad_()
     labels, read = torch.tensor([2, config.num_classes]), config.schedule.length - 1
     inputs = torch.randn(2, read, config.latent_channels)
-    peer.logits(weights, labels, inputs, var_spec(peer, config)).square().mean().backward()
+    peer.logits(weights, labels, inputs, peers.var_spec(config)).square().mean().backward()
     transformer(labels, inputs).square().mean().backward()
     for name, parameter in transformer.named_parameters():
         torch.testing.assert_close(parameter.grad, weights[name].grad, rtol=1e-5, atol=1e-6)
@@ -232,7 +207,7 @@ def assert_as_fast(ours, theirs, pairs=9, attempts=3):
 def test_the_reference_is_as_fast_as_the_peer(peer):
     config = TransformerConfig(depth=2, width=1024, heads=16)
     transformer, weights = transformer_of(peer, config)
-    spec, labels = var_spec(peer, config), torch.tensor([2])
+    spec, labels = peers.var_spec(config), torch.tensor([2])
     inputs = torch.randn(1, config.schedule.length - 1, config.latent_channels)
     assert_as_fast(
         lambda: transformer(labels, inputs), lambda: peer.logits(weights, labels, inputs, spec)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import mindspore
 import numpy as np
+import peers
 import pytest
 import tiny
 from hypothesis import HealthCheck, given, settings
@@ -264,17 +265,15 @@ def test_a_trainer_checkpoint_tells_the_tokenizer_its_schedule(tmp_path, random_
 @pytest.mark.parametrize("kind", ["vae", "var"])
 @pytest.mark.parametrize("count", [4, 1, 3])
 def test_the_peers_weights_come_back_and_load_strictly(peer, tmp_path, random_model, kind, count):
-    scales = (1, 2, 3)
-    vae = peer.VaeSpec(
-        vocab=32, z=8, ch=32, ch_mult=(1, 2), res_blocks=1, phis=count, scales=scales
-    )
-    var = peer.VarSpec(depth=2, width=32, heads=2, classes=5, vocab=32, z=8, scales=scales)
-    state = peer.random_vae(vae) if kind == "vae" else peer.random_var(var)
+    config = tiny.tokenizer(phi_count=count) if kind == "vae" else TRANSFORMER
+    if kind == "vae":
+        state = peer.random_vae(peers.vae_spec(config))
+    else:
+        state = peer.random_var(peers.var_spec(config))
     torch.save(state, tmp_path / "peer.pth")
     back = around(tmp_path / "peer.pth")
     assert identical(back, state)
-    config = dataclasses.replace(TOKENIZER, phi_count=count)
-    model = random_model(config if kind == "vae" else TRANSFORMER, seed=1)
+    model = random_model(config, seed=1)
     model.load_state_dict(back, strict=True)
 
 

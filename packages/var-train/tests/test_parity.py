@@ -1,12 +1,10 @@
 """A training step is PyTorch's: the gradient of every parameter, and AdamW's weights."""
 
 import dataclasses
-import importlib.util
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
+import peers
 import pytest
 import tiny
 from var_tokenizer import Tokenizer
@@ -35,7 +33,6 @@ STAGE = TransformerStageConfig(
     scale_weights=(1, 2, 3, 4),
     samples_per_class=0,
 )
-PEER = Path(__file__).resolve().parents[4] / "shared" / "peer" / "torch_var.py"
 
 
 def tokens() -> TokenSet:
@@ -68,24 +65,7 @@ def reference_of(config: TransformerConfig, path: Path):
 
 def peer_of(config: TransformerConfig, path: Path):
     """The same of the implementation outside the repository, where there is one."""
-    source = Path(os.environ.get("VAR_PEER", PEER))
-    if not source.is_file():
-        pytest.skip(f"no peer implementation at {source}; VAR_PEER can name one")
-    spec = importlib.util.spec_from_file_location("torch_var", source)
-    peer = importlib.util.module_from_spec(spec)
-    sys.modules["torch_var"] = peer  # dataclasses look their module up
-    spec.loader.exec_module(peer)
-    var = peer.VarSpec(
-        depth=config.depth,
-        width=config.width,
-        heads=config.heads,
-        classes=config.num_classes,
-        vocab=config.vocab_size,
-        z=config.latent_channels,
-        scales=config.scales,
-        shared_adaln=config.shared_adaln,
-        qk_l2=config.qk_l2_norm,
-    )
+    peer, var = peers.load(), peers.var_spec(config)
     module = TorchTransformer.from_file(path)
     weights = dict(module.state_dict(keep_vars=True))
     named = dict(module.named_parameters())

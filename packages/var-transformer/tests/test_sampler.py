@@ -1,10 +1,7 @@
 """The samplers: settings, the peer's probabilities, and the statistics of what is drawn."""
 
-import importlib.util
-import os
-from pathlib import Path
-
 import numpy as np
+import peers
 import pytest
 from var_tokenizer.common import InputError
 from var_transformer import Sampler, generate
@@ -17,15 +14,7 @@ CHI_SQUARED_999 = [0, 10.83, 13.82, 16.27, 18.47, 20.52, 22.46, 24.32]  # by deg
 
 @pytest.fixture(scope="module")
 def peer():
-    pytest.importorskip("torch", reason="the peer needs PyTorch")
-    beside = Path(__file__).parents[4] / "shared" / "peer" / "torch_var.py"
-    path = Path(os.environ.get("VAR_PEER", beside))
-    if not path.is_file():
-        pytest.skip(f"no peer at {path}; VAR_PEER names it")
-    spec = importlib.util.spec_from_file_location("torch_var", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return peers.load()
 
 
 @pytest.mark.parametrize("top_k", [0, 1, 7, 64])
@@ -42,21 +31,13 @@ def test_filtered_probabilities_are_the_peers(peer, top_k, top_p):
 def test_ids_of_every_scale_are_the_peers_with_top_k_of_1(peer, model, tokenizer):
     import torch
 
-    config, codec = model.config, tokenizer.config
+    config = model.config
     weights = {n: torch.from_numpy(a.copy()) for n, a in model.published_tensors().items()}
     for i in range(config.depth):
         weights[f"blocks.{i}.attn.zero_k_bias"] = torch.zeros(config.width)
     weights["lvl_1L"] = torch.from_numpy(config.schedule.scale_of_token.astype(np.int64))[None]
     vae = {n: torch.from_numpy(a.copy()) for n, a in tokenizer.published_tensors().items()}
-    spec = peer.VarSpec(
-        config.depth,
-        config.width,
-        config.heads,
-        config.num_classes,
-        config.vocab_size,
-        config.latent_channels,
-        codec.scales,
-    )
+    spec = peers.var_spec(config)
     labels = np.array([1, 4, 2])
     images, ids = peer.generate(weights, vae, torch.from_numpy(labels), spec, cfg=3.0, top_k=1)
     out = generate(model, tokenizer, labels, cfg=3.0, top_k=1)
