@@ -297,14 +297,14 @@ def tell_assumptions(model: OpenedModel) -> None:
         log.log(
             logging.INFO if published else logging.WARNING,
             "%s: a tokenizer's file holds its number of scales, not their sizes: assuming %s; "
-            "where that is wrong, give --scales",
+            "if that is wrong, give --scales",
             model.source,
             format_scales(config.scales),
         )
     if "heads" in model.architecture.assumed and isinstance(config, TransformerConfig):
         log.warning(
             "%s: a transformer without QK-L2 norm does not show its number of heads: assuming %d "
-            "from its width of %d; where that is wrong, give --heads",
+            "from its width of %d; if that is wrong, give --heads",
             model.source,
             config.heads,
             config.width,

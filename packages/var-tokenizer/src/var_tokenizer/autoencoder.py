@@ -79,7 +79,7 @@ class NormSilu(GroupNorm):
 
 
 class ResidualBlock(nn.Cell):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 shortcut where the width changes."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 shortcut if the width changes."""
 
     def __init__(self, rng: Rng, channels_in: int, channels_out: int) -> None:
         super().__init__()

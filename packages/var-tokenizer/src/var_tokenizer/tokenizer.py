@@ -155,7 +155,7 @@ class Tokenizer(nn.Cell):
     # ------------------------------------------------------------ files
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":
-        """Reads a native file; raises InputError for one that is not a whole tokenizer."""
+        """Reads a native file; raises InputError unless it holds a complete tokenizer."""
         file = checkpoint.open_checkpoint(path, "tokenizer", TokenizerConfig)
         file.check(tokenizer_shapes(file.config))
         rounded_from = checkpoint.noted_checksum(file.metadata, "rounded_from", quoted(path))
@@ -239,7 +239,7 @@ class Tokenizer(nn.Cell):
     def residual_vectors(self, images: Array) -> list[np.ndarray]:
         """The vectors whose nearest codes ``encode`` finds: K arrays (B, s_y * s_x, z).
 
-        Codes placed on some of them lie where the data is. Raises InputError as ``encode`` does.
+        Codes placed on some of them start close to the data. Raises InputError as ``encode`` does.
         """
         with self._compiled.turn():
             vectors_blz = self._compiled.encode(self._check_images(images))[1].asnumpy()

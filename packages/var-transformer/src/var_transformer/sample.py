@@ -209,7 +209,7 @@ def _save_grid(config: SampleConfig, paths: list[Path]) -> None:
 
 
 def save_shuffled(config: SampleConfig, paths: list[Path], labels_n: np.ndarray) -> None:
-    """Writes samples.npz, in an order that depends on the seed and the number of images alone.
+    """Writes samples.npz, in an order that depends only on the seed and the number of images.
 
     The evaluator takes the Inception Score of consecutive parts of the array. In class order,
     each part would have few classes, and a perfect model would score badly.

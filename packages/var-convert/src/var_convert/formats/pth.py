@@ -36,7 +36,7 @@ def read_pth(path: Path) -> list[Weights]:
             warnings.simplefilter("ignore")  # about old formats; useless to the user
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except Exception as error:  # a damaged or hostile file may raise anything inside PyTorch
-        raise InputError(f"{shown}: not a .pth of weights alone: {_reason(error)}") from error
+        raise InputError(f"{shown}: not a .pth of weights only: {_reason(error)}") from error
     if not isinstance(loaded, Mapping):
         raise InputError(f"{shown}: holds a {type(loaded).__name__}; expected a state dict")
     if loaded and all(isinstance(value, torch.Tensor) for value in loaded.values()):

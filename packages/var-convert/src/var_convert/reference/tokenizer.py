@@ -39,7 +39,7 @@ class TorchTokenizer(Reference):
         """How clear each choice of ``ids`` was: K tensors (B, l) of d2 / d1 - 1.
 
         d1 and d2 are the squared distances of the nearest and of the second nearest code. Two
-        implementations may differ in a token where the gap is as small as their rounding.
+        implementations may differ in a token if the gap is as small as their rounding.
         """
         rest_bzyx, gaps = latent_bzyx, []
         for k, ids_bl in enumerate(ids):

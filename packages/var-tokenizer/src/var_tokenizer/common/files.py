@@ -1,4 +1,4 @@
-"""Files: replaced whole or not at all, opened without waiting, private where they are run."""
+"""Files: replaced whole or not at all, opened without waiting, private if they are executed."""
 
 import os
 import secrets

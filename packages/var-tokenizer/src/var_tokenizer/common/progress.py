@@ -28,7 +28,7 @@ def next_line(elapsed: float) -> float:
 
 
 class LoggedProgress(progress.Progress):
-    """Rich's progress bar; where stderr is not a terminal, a log line for each task instead.
+    """Rich's progress bar; if stderr is not a terminal, a log line for each task instead.
 
     A line holds the description, steps and total, the fields that are not empty (loss, speed),
     and the time left. A thread writes it, so lines keep coming during a long compilation.
@@ -113,7 +113,7 @@ def progress_bar(
 ) -> LoggedProgress:
     """A bar on stderr: description, count, ``columns``, time taken and time left.
 
-    Where stderr is not a terminal, log lines take its place. silent: neither. transient: remove
+    If stderr is not a terminal, log lines take its place. silent: neither. transient: remove
     the bar when it is done.
     """
     return LoggedProgress(

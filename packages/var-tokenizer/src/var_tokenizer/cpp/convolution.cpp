@@ -48,7 +48,7 @@ void upsample_grad(const Map& map, const float* grad, float* out) {
 }
 
 // x (B, Y, X, C), weight (O, k, k, C), out (B, Y', X', O); geometry (3) int32: stride, zeros before
-// the pixels of both axes, and 1 where each pixel of x stands for 2x2, else 0
+// the pixels of both axes, and 1 if each pixel of x stands for 2x2, else 0
 struct Geometry {
     direct::Shape full;  // with the size of x after the repetition of its pixels
     bool upsampled;
@@ -73,7 +73,7 @@ struct Geometry {
     Arrays::Shape weight() const { return {full.o, full.kernel, full.kernel, full.c}; }
     Arrays::Shape bias() const { return {full.o}; }
     Arrays::Shape out() const { return {full.b, full.out_y, full.out_x, full.o}; }
-    Map stored() const { return {full.b, full.y / 2, full.x / 2, full.c}; }  // where upsampled
+    Map stored() const { return {full.b, full.y / 2, full.x / 2, full.c}; }  // if upsampled
 
     int64_t pixels() const { return full.b * full.y * full.x; }
     int64_t x_size() const { return pixels() / (upsampled ? 4 : 1) * full.c; }
@@ -84,7 +84,7 @@ struct Geometry {
         return x_size() == 0 || out_size() == 0 || full.read_y() <= 0 || full.read_x() <= 0;
     }
 
-    // Whether Winograd's way is possible and pays: for fewer tiles the transforms of the weights
+    // Whether Winograd's algorithm applies and pays: for fewer tiles the transforms of the weights
     // cost more than the multiplications they save.
     bool winograd() const {
         constexpr int64_t least_tiles = 16;

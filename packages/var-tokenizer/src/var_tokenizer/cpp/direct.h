@@ -23,7 +23,7 @@ struct Shape {
 };
 
 // src, weights, bias, dst, or their gradients, as the pass reads or writes them. One call at a
-// time. No size is 0, and some output reads a pixel. Throws where oneDNN refuses.
+// time. No size is 0, and some output reads a pixel. Throws if oneDNN refuses.
 void convolve(Pass pass, const Shape& shape, float* src, float* weights, float* bias, float* dst);
 
 }  // namespace direct

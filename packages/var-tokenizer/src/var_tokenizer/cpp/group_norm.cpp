@@ -42,7 +42,7 @@ void over_chunks(const Inputs& s, int64_t image, Work work) {
     parallel_for(s.chunks(), [&](int64_t i) { work(image, i); });
 }
 
-// work(image) for every image: each on one thread where there are enough of them, else in turn
+// work(image) for every image: each on a thread if there are enough of them, else in turn
 template <typename Work>
 void over_images(const Inputs& s, Work work) {
     if (s.pixels * s.channels == 0) return;  // nothing has a mean

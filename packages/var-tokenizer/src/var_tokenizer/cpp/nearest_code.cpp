@@ -16,7 +16,7 @@ KERNEL(nearest_code) {
     int32_t* ids = arrays.get<int32_t>(2, {n});
     expect(v > 0);
     const int64_t tiles = (v + lanes - 1) / lanes;
-    // 16 codes side by side; any after the last are infinitely far
+    // 16 codes side by side; those after the last are infinitely far away
     std::vector<float> columns(tiles * z * lanes, 0.0f);
     std::vector<float> lengths(tiles * lanes, std::numeric_limits<float>::infinity());
     for (int64_t k = 0; k < v; ++k) {

@@ -1,8 +1,8 @@
 // The threads of the process: they take jobs one at a time, and sleep when there are none.
 //
-// OpenMP deals the jobs out beforehand, and its threads spin until the last has arrived: beside
+// OpenMP assigns the jobs beforehand, and its threads spin until the last has arrived: next to
 // another busy process, all of them wait for whole slices of the scheduler's time. Here a thread
-// that does not run has taken no job, and the others do its part.
+// that is not running has taken no job, and the others do its share.
 
 #include <immintrin.h>
 
@@ -17,7 +17,7 @@
 
 namespace {
 
-// Kernels follow each other within microseconds. To look for the next one costs less than to sleep.
+// Kernels follow each other within microseconds: looking for the next one costs less than sleeping.
 constexpr int looks = 1000;
 
 template <typename Condition>
@@ -33,7 +33,7 @@ class Threads {
         try {
             for (; count_ < count; ++count_) std::thread([this] { serve(); }).detach();
         } catch (const std::system_error&) {
-            // the threads that there are do the work
+            // the existing threads do the work
         }
     }
 
@@ -105,8 +105,8 @@ Threads& threads() {
 
 }  // namespace
 
-// Says how many threads shall work; without effect after the first call. One works where nobody
-// calls, and fewer where the system gives no more.
+// Sets how many threads work; has no effect after the first call. Without a call there is one, and
+// there are fewer if the system gives no more.
 EXPORT void start_threads(int count) { wanted = count, threads(); }
 
 // How many threads work.

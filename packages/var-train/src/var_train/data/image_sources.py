@@ -64,7 +64,7 @@ class ImageSet:
         if self.labels_n.dtype != np.int32 or self.labels_n.shape != shape[:1]:
             raise InputError(
                 f"labels_n is {self.labels_n.dtype} {self.labels_n.shape}; "
-                f"expected int32 ({shape[0]},), one label an image"
+                f"expected int32 ({shape[0]},), one label per image"
             )
         outside = self.labels_n[(self.labels_n < 0) | (self.labels_n >= len(self.classes))]
         if outside.size:

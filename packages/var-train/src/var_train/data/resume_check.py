@@ -197,6 +197,6 @@ def _rewritten(before: DataRecord, now: DataRecord) -> str | None:
     if not newer:
         return None
     return (
-        f"{len(newer)} image(s) were written anew, with the same size: {first_of(newer)} "
+        f"{len(newer)} image(s) were rewritten with the same size: {first_of(newer)} "
         "(if they are the same images, touch all of the folder's: that counts as a copy)"
     )

@@ -90,7 +90,7 @@ class CacheIndex:
             raise InputError(
                 f"{quoted(folder)}: a token cache of format {version}; expected {FORMAT} "
                 "(python -m var_train.tokenize into another --out, or after removing this folder, "
-                "encodes the images anew)"
+                "encodes the images again)"
             )
         return index
 
@@ -281,7 +281,7 @@ def _claim(folder: Path, index: CacheIndex) -> None:
                 raise InputError(
                     f"{quoted(folder)}: holds tokens with another {_FIELDS.get(field, field)}"
                     f"{_difference(value, wanted)}; expected the same one, or another --out "
-                    "(an image that is new or gone moves all after it, so all are encoded anew)"
+                    "(a new or missing image moves all after it, so all are encoded again)"
                 )
     elif workers.rank() == 0:
         with replacing(path) as temporary:

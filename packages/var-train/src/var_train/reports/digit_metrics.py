@@ -15,7 +15,7 @@ JUDGED_SIZE = 8  # the size at which the digits were recorded; finer pixels judg
 
 
 class DigitJudge:
-    """A classifier of digits trained on real training images alone.
+    """A classifier of digits trained only on real training images.
 
     It is a support vector machine (RBF kernel, C = 10) on grey 8x8 pixels.
     """

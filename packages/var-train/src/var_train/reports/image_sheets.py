@@ -25,10 +25,10 @@ INK = (40, 40, 40)
 
 
 def sample_grid(images_ncyx: np.ndarray, row_labels: Sequence[str], columns: int) -> np.ndarray:
-    """uint8 (Y, X, 3): a grid with one labelled row a class.
+    """uint8 (Y, X, 3): a grid with one labelled row per class.
 
     images_ncyx: (N, 3, Y, X) in [0, 1], row after row; N = rows * ``columns``. row_labels: one
-    text a row. Raises InputError if the numbers do not agree.
+    text per row. Raises InputError if the numbers do not agree.
     """
     rows = len(row_labels)
     if rows < 1 or columns < 1 or len(images_ncyx) != rows * columns:
@@ -45,7 +45,7 @@ def reconstruction_sheet(
     """uint8 (Y, X, 3): originals, their reconstructions, and the image after every scale.
 
     originals_ncyx: (N, 3, Y, X) in [0, 1], one column each. progressive: K arrays like it, after
-    1, 2, ... K scales; the last is the reconstruction. captions: K + 2 texts, one a row, such as
+    1, 2, ... K scales; the last is the reconstruction. captions: K + 2 texts, one per row, such as
     "original", "reconstruction", "after 1x1", ... Raises InputError if the numbers do not agree.
     """
     if not progressive or len(captions) != len(progressive) + 2:
@@ -77,7 +77,7 @@ def save_reconstructions(
 def save_samples(
     images_ncyx: np.ndarray, per_class: int, classes: tuple[str, ...], path: Path, columns: int = 10
 ) -> None:
-    """Writes a labelled grid with one row a class; images_ncyx: (N, 3, Y, X) in [0, 1]."""
+    """Writes a labelled grid with one row per class; images_ncyx: (N, 3, Y, X) in [0, 1]."""
     shown = min(columns, per_class)
     by_class = images_ncyx.reshape(len(classes), per_class, *images_ncyx.shape[1:])[:, :shown]
     save_png(sample_grid(by_class.reshape(-1, *images_ncyx.shape[1:]), classes, shown), path)

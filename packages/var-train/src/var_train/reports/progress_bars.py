@@ -12,7 +12,7 @@ from var_train.parallel import workers
 
 
 class StepBar:
-    """Progress over training steps with the loss, images a second and the time left."""
+    """Progress over training steps with the loss, images per second and the time left."""
 
     def __init__(self, progress: Progress, title: str, steps: int, done: int, unit: str) -> None:
         self._progress = progress

@@ -55,7 +55,7 @@ def digit_figures(
     """How real the digits look, compared with real ones (``digit_metrics``).
 
     generated, reconstructions: (N, 3, Y, X) in [0, 1] and [-1, 1]. labels_n: of ``generated``.
-    "distinct" is None where a class has one image, which differs from no other.
+    "distinct" is None if a class has a single image, which has nothing to differ from.
     """
     fewest = np.unique(labels_n, return_counts=True)[1].min()
     judge = DigitJudge(train)

@@ -159,7 +159,7 @@ class CodebookKeeper:
         self._assign(alive_v, self._sum_vz[alive_v] / self._count_v[alive_v, None])
 
     def _revive(self, scales: Sequence[np.ndarray], rng: np.random.Generator) -> int:
-        """Revives dead codes on vectors of this batch, (B, l, z) a scale; returns how many."""
+        """Revives dead codes on vectors of this batch, (B, l, z) per scale; returns how many."""
         hits_sv, scale_count = self._hits_sv, len(self._hits_sv)
         missing_k = np.maximum(hits_sv.shape[1] // scale_count - (hits_sv > 0).sum(1), 0)
         wanted_k = self._at_most(missing_k, scales)
@@ -253,7 +253,7 @@ def count_hits(
 ) -> np.ndarray:
     """(K, V) float32: how often each scale chose each code.
 
-    ids: K integer arrays. kept: K boolean arrays like them; where False a token does not count.
+    ids: K integer arrays. kept: K boolean arrays like them; a token counts where True.
     """
     kept = [np.ones(i.shape, bool) for i in ids] if kept is None else kept
     counts = [np.bincount(i[t], minlength=vocab_size) for i, t in zip(ids, kept, strict=True)]

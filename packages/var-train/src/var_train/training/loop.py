@@ -40,7 +40,7 @@ class Stage(Protocol):
     steps: int
     """All steps of the training."""
     batch: int
-    """Images a step, of all workers together."""
+    """Images per step, of all workers together."""
 
     def train_step(self, step: int) -> Mapping[str, float | list[float]]:
         """Step ``step`` (0-based); its metrics, "loss" among them, the same on every worker."""

@@ -41,7 +41,7 @@ class TokenizerStageConfig:
     epochs: int = 3
     """Passes over the training images."""
     batch: int = 16
-    """Images a step, of all workers together."""
+    """Images per step, of all workers together."""
     optimizer: AdamWConfig = field(
         default_factory=lambda: AdamWConfig(learning_rate=2e-3, weight_decay=0.0)
     )

@@ -40,7 +40,7 @@ class TransformerStageConfig:
     epochs: int = 8
     """Passes over the training images."""
     batch: int = 64
-    """Images a step, of all workers together."""
+    """Images per step, of all workers together."""
     accumulation: int = 1
     """Parts that a worker's share of the batch is computed in, one after another."""
     optimizer: AdamWConfig = field(default_factory=lambda: AdamWConfig(learning_rate=2e-3))
@@ -124,7 +124,7 @@ class TransformerStageConfig:
         if self.scale_weights and len(self.scale_weights) != scales:
             raise InputError(
                 f"scale_weights has {len(self.scale_weights)} numbers; expected {scales}, "
-                "one a scale"
+                "one per scale"
             )
         if self.progressive and self.progressive_start > scales:
             raise InputError(

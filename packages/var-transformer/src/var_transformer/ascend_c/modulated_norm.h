@@ -1,5 +1,5 @@
 // layer_norm(x) * (1 + scale) + shift, the adaptive layer norm of DiT (arXiv:2212.09748), in one
-// pass: x is read once and y written once, where the composed form moves six arrays.
+// pass: x is read once and y written once, while the composed form moves six arrays.
 //
 // Sums are taken in float32, the variance from the centred row. Never compiled by CANN's compiler
 // and never run on an NPU; the tests run it on a model of the instructions.

@@ -5,8 +5,8 @@
 //   var_unit_heads(qkv (B,L,3*H*d), scale (H), bfloat16) -> q, k, v (B,L,H,d) of a half type
 //   var_cached_heads(qkv, scale, k_cache, v_cache (B,capacity,H,d), first) -> q; caches in place
 //
-// For the backend "Ascend" it was never compiled; for "CPU", with the kernels on the tests' model
-// of the instructions, the tests compile it and run it in PyNative mode.
+// It was never compiled for the backend "Ascend". For "CPU", the tests compile it, with the kernels
+// on their model of the instructions, and run it in PyNative mode.
 #include <memory>
 #include <string>
 #include <vector>
@@ -54,7 +54,7 @@ DType DTypeOf(TypeId type) {
   }
 }
 
-// ---------------------------------------------------------------- what fits together
+// ---------------------------------------------------------------- checks
 ModulatedNormTiling PlanNorm(const ShapeVector& x, const ShapeVector& scale,
                              const ShapeVector& shift, TypeId type) {
   if (x.size() != 3) {

@@ -66,7 +66,7 @@ __aicore__ inline ModulatedNormBuffers BuffersOf(uint32_t rows, uint32_t width, 
           2 * width * bytes,    rows * kLanes * kFloat, many * kBlock,         many * kFloat};
 }
 
-// tile_rows is 0 where the width is no multiple of 64 or above 4096: sums of a row are taken over
+// tile_rows is 0 if the width is not a multiple of 64 or above 4096: sums of a row are taken over
 // repeats of 64 values, then over at most 64 sums.
 inline ModulatedNormTiling PlanModulatedNorm(uint32_t images, uint32_t length, uint32_t width,
                                              DType dtype, uint32_t cores, float epsilon) {
@@ -106,8 +106,8 @@ __aicore__ inline UnitHeadsBuffers BuffersOf(uint32_t rows, uint32_t heads, uint
           all * head_width * kFloat, many * kBlock,         many * kFloat};
 }
 
-// tile_rows is 0 where the head width is no multiple of 16 or above 64 (a head is one repeat of an
-// instruction), where one row has over 248 heads or does not fit, or where the cache is too short.
+// tile_rows is 0 if the head width is not a multiple of 16 or above 64 (a head is one repeat of an
+// instruction), if a row has more than 248 heads or does not fit, or if the cache is too short.
 inline UnitHeadsTiling PlanUnitHeads(uint32_t images, uint32_t length, uint32_t heads,
                                      uint32_t head_width, uint32_t capacity, uint32_t first,
                                      DType from, DType to, uint32_t cores) {

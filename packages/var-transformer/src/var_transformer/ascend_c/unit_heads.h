@@ -1,6 +1,6 @@
-// Queries and keys to length 1 a head, queries times the learned scale (QK-L2), and keys and
-// values written to where the attention reads them: one pass from the projection's result, in the
-// place of a split, ten element-wise operators and a write.
+// Scales queries and keys to length 1 per head and queries by the learned scale (QK-L2), and writes
+// keys and values where the attention reads them: one pass over the projection's result, instead of
+// a split, ten element-wise operators and a write.
 //
 // Lengths are summed in float32. Never compiled by CANN's compiler and never run on an NPU; the
 // tests run it on a model of the instructions.
@@ -64,7 +64,7 @@ class UnitHeads {
   }
 
  private:
-  // The scales of all heads of a tile, one row after another, by scalar writes: once a core.
+  // The scales of all heads of a tile, one row after another, by scalar writes: once per core.
   __aicore__ inline void FillScales(GM_ADDR scale) {
     GlobalTensor<float> scale_h;
     scale_h.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(scale));

@@ -1,4 +1,4 @@
-// What both kernels share: instructions over rows, with the barriers that dependent ones need.
+// Shared by both kernels: instructions over rows, with the barriers that dependent ones need.
 #pragma once
 
 #include "kernel_operator.h"

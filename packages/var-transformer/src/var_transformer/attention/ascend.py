@@ -9,7 +9,7 @@ Training runs ``ops.flash_attention_score``, generation ``ops.fused_infer_attent
 | fused_infer_attention_score | BSH BNSD BSND | yes | no |
 
 So generation reads its keys in place, in the layout that the projection leaves them in: nothing is
-transposed, copied or masked. Where the fused operators of ``ascend_c`` are built, one of them
+transposed, copied or masked. If the fused operators of ``ascend_c`` are built, one of them
 splits the projection's result, normalizes it and writes the cache.
 """
 
@@ -152,7 +152,7 @@ class AscendAttention(NextScaleAttention):
         slots = _slots(b, self.offsets[-1], self.offsets[k], self.offsets[k + 1])
         flat = (b, length, heads * d)
         written = self.write(keys.reshape(flat), values.reshape(flat), past[0], past[1], slots)
-        # a graph orders operators by data alone: depend puts the write first
+        # a graph orders operators only by their data: depend puts the write first
         return self._over_cache(ops.depend(queries, written), k, past), ()
 
     def _over_cache(self, queries: Tensor, k: int, past: KeysValues) -> Tensor:

@@ -41,7 +41,7 @@ class Cache:
         return replace(self, tensors=tensors or self.tensors, scales=self.scales + 1)
 
     def first(self, count: int) -> "Cache":
-        """The cache of the first ``count`` images alone; the memory of this one is freed.
+        """The cache of only the first ``count`` images; the memory of this one is freed.
 
         The tensors are copied, because a graph copies a slice, a view of a larger tensor, at
         every call: what it writes in place would be lost.

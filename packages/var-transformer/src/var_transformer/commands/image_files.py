@@ -79,7 +79,7 @@ def save_npz(paths: Sequence[Path], labels_n: np.ndarray, path: str | os.PathLik
     """Writes N PNG files as ``arr_0``, uint8 (N, H, W, 3), whole or not at all.
 
     labels_n: (N,) ints, written as ``arr_1``, int64. The layout of OpenAI's guided-diffusion
-    evaluator. Memory holds one image at a time; the bytes depend on the images and labels alone.
+    evaluator. Memory holds one image at a time; the bytes depend only on the images and labels.
     """
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         with _member(archive, "arr_0.npy") as file:

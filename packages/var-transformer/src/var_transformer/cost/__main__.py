@@ -124,7 +124,7 @@ def _calls(config: TransformerConfig, batch: int, on: Device, plans: dict[str, P
             f"{1e3 * seconds:,.1f}",
             " ".join(_call(segment) for segment in plan),
         )
-    table.caption = "launches and scores: forward, a block, head and image; the rest: all blocks"
+    table.caption = "launches and scores: forward, per block, head and image; the rest: all blocks"
     return table
 
 

@@ -256,7 +256,7 @@ def generation(
 
 
 def decoder(codec: TokenizerConfig, batch: int, itemsize: int) -> Part:
-    """The tokenizer's decoder, latent map to image; group norms and SiLU three passes each."""
+    """The tokenizer's decoder, latent map to image; group norms and SiLU take three passes each."""
     rows, columns = codec.schedule.sizes[-1]
     pixels = batch * rows * columns
     widths = [codec.channels * multiplier for multiplier in codec.channel_multipliers]

@@ -1,7 +1,7 @@
 // Next-scale attention: a token sees its own and all coarser scales (arXiv:2404.02905, figure 4).
 //
 // A job is one head of one image. Scores exist for a few queries at a time, and the backward pass
-// computes them again, so that nothing of size L x L is ever stored (as in arXiv:2205.14135).
+// computes them again, so nothing of size L x L is ever stored (as in arXiv:2205.14135).
 
 #include <cmath>
 #include <vector>
@@ -130,7 +130,7 @@ void attend(const Head& h, int64_t begin, int64_t end, int64_t keys, const float
     }
 }
 
-// Array i: where the scales begin, and the last ends. The tokens are the first scales.
+// Array i: where each scale begins, then the end. The tokens may be the first scales only.
 const int32_t* offsets_of(const Arrays& arrays, int i, int64_t tokens) {
     const int64_t count = arrays.sizes<1>(i)[0];
     const int32_t *begin = arrays.get<int32_t>(i, {count}), *end = begin + count;

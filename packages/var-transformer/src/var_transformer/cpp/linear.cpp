@@ -1,7 +1,7 @@
 // Affine maps of the last axis, y = x weight^T + bias, and their gradients.
 //
-// oneDNN first copies the weight into an order of its own, which does not pay for a few rows of x.
-// For them both matrices are read as they lie, and each weight once.
+// oneDNN first copies the weight into a layout of its own, which does not pay for a few rows of x.
+// For those, both matrices are read in place, and each weight once.
 
 #include <algorithm>
 
@@ -17,7 +17,7 @@ constexpr int64_t depth_part = 1024, outputs_part = 32;  // of the weight, 128 K
 // The largest tile of results: 6 x 4 sums, 4 vectors of b and one of a take 29 of 32 registers.
 constexpr int64_t dots_rows = 6, dots_columns = 4;
 
-// y (R x N) = a (R x depth) b^T (b: N x depth), added to what y holds
+// y (R x N) += a (R x depth) b^T (b: N x depth)
 template <int R, int N>
 void dots(int64_t depth, const float* a, int64_t a_row, const float* b, int64_t b_row, float* y,
           int64_t y_row) {

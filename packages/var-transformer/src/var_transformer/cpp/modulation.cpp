@@ -1,4 +1,4 @@
-// What a block does around its branches (DiT, arXiv:2212.09748): modulated layer norm, gates.
+// The operators around a block's branches (DiT, arXiv:2212.09748): modulated layer norm, gates.
 
 #include <algorithm>
 #include <cmath>

@@ -12,14 +12,14 @@ struct Matrix {
 };
 
 // c (m x n, row by row) = a (m x depth) b (depth x n) + bias (n), by oneDNN; bias may be null. Row
-// or column of a and b is 1. Any thread may call at any time. Throws where oneDNN refuses.
+// or column of a and b is 1. Any thread may call at any time. Throws if oneDNN refuses.
 void matrix_product(int64_t m, int64_t n, int64_t depth, Matrix a, Matrix b, const float* bias,
                     float* c);
 
 // The largest tile of results: 6 x 4 sums, 4 vectors of b and one of a take 29 of 32 registers.
 constexpr int64_t tile_rows = 6, tile_vectors = 4;
 
-// c (R x 16 N) = a (R x depth) b (depth x 16 N), added to what c holds where `add`
+// c (R x 16 N) = a (R x depth) b (depth x 16 N), added to c if `add`
 template <int R, int N>
 void tile(int64_t depth, Matrix a, const float* b, int64_t b_row, float* c, int64_t c_row,
           bool add) {

@@ -25,7 +25,7 @@ def guidance_strength(guidance: Guidance, cfg: float, ratio: float) -> float:
 class GuidedPasses:
     """A transformer's passes over the scales of one batch, guided at the scales that ask for it.
 
-    The unconditional half of the batch has keys and values of its own, so it can stop only where
+    The unconditional half of the batch has keys and values of its own, so it can stop only if
     no later scale is guided.
     """
 

@@ -219,7 +219,7 @@ class Transformer(nn.Cell):
         path: str | os.PathLike[str],
         backend: BackendConfig = BackendConfig(),  # noqa: B008 (frozen)
     ) -> "Transformer":
-        """Reads a native file; raises InputError for one that is not a whole transformer."""
+        """Reads a native file; raises InputError unless it holds a complete transformer."""
         checkpoint = open_checkpoint(path, "transformer", TransformerConfig)
         checkpoint.check(transformer_shapes(checkpoint.config))
         config, metadata, source = checkpoint.config, checkpoint.metadata, quoted(path)
@@ -305,7 +305,7 @@ class Transformer(nn.Cell):
     def modulations(self, class_bc: Tensor) -> tuple[Tensor, ...]:
         """The six modulation vectors of each block: depth tensors (B, 6, C).
 
-        They depend on the class alone: a generation computes them once.
+        They depend only on the class, so a generation computes them once.
         """
         b, c = class_bc.shape
         if self.config.shared_adaln:

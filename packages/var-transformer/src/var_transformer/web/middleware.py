@@ -321,7 +321,7 @@ def _with_headers(send: Send, policy: str) -> Send:
 
 
 async def _body(receive: Receive) -> bytes:
-    """The body of a request; raises RefusedError where it is too long or too slow."""
+    """The body of a request; raises RefusedError if it is too long or too slow."""
     body = b""
     try:
         async with asyncio.timeout(limits.BODY_SECONDS):

@@ -9,13 +9,13 @@
 #include <stdexcept>
 #include <vector>
 
-// Only these names leave a library: all libraries of a process have the same others.
+// Only these names are visible outside a library: the others are the same in every library.
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 // What a kernel returns. All but `done` make MindSpore raise an error that names the kernel.
 enum Status { done = 0, failed = 1, out_of_memory = 2, unfit_arrays = 3 };
 
-// Ends a kernel whose arrays do not fit each other, before it writes anything.
+// Ends a kernel whose arrays do not match, before it writes anything.
 inline void expect(bool fits) {
     if (!fits) throw std::invalid_argument("arrays do not fit each other");
 }
@@ -29,8 +29,8 @@ inline constexpr const char* name_of<int32_t> = "int32";
 template <>
 inline constexpr const char* name_of<bool> = "bool";
 
-// The arrays of a call, all of them dense: the inputs, then the outputs. A kernel gets each by
-// saying what it must be; one that is not, or is missing, ends the kernel.
+// The arrays of a call, all of them dense: the inputs, then the outputs. A kernel asks for each by
+// its expected shape; a missing or different array ends the kernel.
 class Arrays {
    public:
     using Shape = std::vector<int64_t>;
@@ -102,7 +102,7 @@ int status_of(Work work) {
 }
 
 // Defines a function with the signature of ops.Custom(func_type="aot"). Its body sees `arrays`,
-// returns nothing, and throws where it fails.
+// returns nothing, and throws if it fails.
 #define KERNEL(name)                                                                               \
     static void name##_body(const Arrays& arrays);                                                 \
     EXPORT int name(int count, void** data, int* axes, int64_t** sizes, const char** types, void*, \

@@ -1,7 +1,7 @@
 // The part of oneDNN's C interface that the kernels need (https://uxlfoundation.github.io/oneDNN).
 //
-// MindSpore ships the library without its headers. Functions are looked up at run time, so that
-// building needs neither. Names and values are those of oneDNN 3.
+// MindSpore ships the library without its headers. Functions are looked up at run time, so the
+// build needs neither. Names and values are those of oneDNN 3.
 #pragma once
 
 #include <cstddef>
@@ -97,7 +97,7 @@ ONEDNN_FUNCTIONS(ONEDNN_DECLARE)
 extern dnnl_engine* engine;
 extern dnnl_stream* stream;  // its work runs on the threads of threads.h
 
-// Looks up the functions in the shared library at `path`; false where one is missing or fails.
+// Looks up the functions in the shared library at `path`; false if one is missing or fails.
 bool open(const char* path);
 
 inline void check(int status) {

@@ -10,7 +10,7 @@ ThreadPool thread_pool;
 
 namespace {
 
-// Whether the processor has what the compiler was told of the processor to build for.
+// Whether the processor has the instructions that the compiler was told to use.
 bool processor_fits() {
     __builtin_cpu_init();
 #ifdef __AVX2__
@@ -32,8 +32,8 @@ bool processor_fits() {
 
 }  // namespace
 
-// 0 if the kernels can be used in this process: 1 if the processor, 2 if oneDNN is another than
-// they need. `path` is oneDNN's library, the rest is a ThreadPool. Any thread may call at any time:
+// 0 if the kernels can be used in this process; 1 if the processor does not suit them, 2 if oneDNN
+// does not. `path` is oneDNN's library, the rest is a ThreadPool. Any thread may call at any time:
 // once the kernels are ready, nothing changes.
 EXPORT int open_kernels(const char* path, decltype(ThreadPool::thread_count) thread_count,
                         decltype(ThreadPool::run_jobs) run_jobs) {
