@@ -58,7 +58,7 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Type checking (mypy.ini), from sources alone: neither MindSpore nor torch is installed.
 
-    All that mypy reads is pinned, or a release elsewhere would turn this red.
+    Everything that mypy reads is pinned, so that no release elsewhere can turn this red.
     """
     tools = (MYPY, "nox==2026.10.20")
     libraries = ("numpy==1.26.4", "pillow==12.3.0", "rich==15.0.0", "safetensors==0.8.0")
@@ -91,8 +91,8 @@ def lowest(session: nox.Session) -> None:
 def slow(session: nox.Session) -> None:
     """Full published sizes, long runs, the web page and the notebooks, in `test`'s environment.
 
-    The web page's tests need Chromium, are skipped without it, and fail without it where
-    REQUIRE_CHROMIUM is set.
+    The web page's tests need Chromium. Without it they are skipped, or fail if REQUIRE_CHROMIUM is
+    set.
     """
     python = str(ROOT / ".nox" / "test" / "bin" / "python")
     # a process for each file: MindSpore keeps the gigabytes that it once took
@@ -106,7 +106,7 @@ def slow(session: nox.Session) -> None:
 def sanitizers(session: nox.Session) -> None:
     """The native kernels in two threads under Thread-, Address- and UndefinedBehaviorSanitizer.
 
-    In a program of its own, built here; of the environment of `test` it uses MindSpore's oneDNN.
+    They run in a program of their own, built here, with the oneDNN of `test`'s MindSpore.
     """
     python = str(ROOT / ".nox" / "test" / "bin" / "python")
     session.run(python, "tests/native/sanitizers.py", *session.posargs, external=True)
@@ -121,7 +121,7 @@ def docs(session: nox.Session) -> None:
     site = ("mkdocs==1.6.1", "mkdocs-material==9.8.2", "pymdown-extensions==13.1.2")
     api = ("mkdocstrings==1.0.8", "mkdocstrings-python==2.0.11", "griffelib==2.4.1")
     session.install(*site, *api, RUFF)  # ruff formats the signatures
-    # Material for MkDocs ends in May 2027; Zensical, its successor, builds mkdocs.yml as it is
+    # Material for MkDocs ends in May 2027; Zensical, its successor, builds mkdocs.yml unchanged
     session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
 
 
@@ -143,7 +143,7 @@ def digits(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def bench(session: nox.Session) -> None:
-    """This project beside PyTorch on this machine: ratios, and benchmarks/latest.json."""
+    """This project against PyTorch on this machine: ratios, and benchmarks/latest.json."""
     install(session, *PACKAGES, extras=(TORCH,))
     session.run("python", "benchmarks/speed/pairs.py", *session.posargs)
 

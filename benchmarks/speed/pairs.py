@@ -1,4 +1,4 @@
-"""This project beside the PyTorch reference, pair by pair: ``nox -s bench``.
+"""This project against the PyTorch reference, pair by pair: ``nox -s bench``.
 
     python benchmarks/speed/pairs.py [--pairs 7] [--parts codec generate train first]
 

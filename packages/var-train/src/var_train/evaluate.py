@@ -43,7 +43,7 @@ class TokenizerEvaluationConfig:
 
 
 def evaluate_tokenizer(config: TokenizerEvaluationConfig) -> TokenizerFigures:
-    """Carries out ``config``; raises InputError for unusable files before it measures."""
+    """Runs the command; raises InputError for unusable files before it measures."""
     tokenizer = Tokenizer.load(config.tokenizer)
     network = (
         None if config.feature_network is None else FeatureNetwork.load(config.feature_network)

@@ -45,7 +45,7 @@ class TokenizeConfig:
 
 
 def tokenize(config: TokenizeConfig) -> None:
-    """Carries out ``config``; raises InputError for unusable files before it encodes."""
+    """Runs the command; raises InputError for unusable files before it encodes."""
     tokenizer = Tokenizer.load(config.tokenizer)
     size = tokenizer.config.image_size
     train, val = scan_tree(config.data, config.val_fraction)

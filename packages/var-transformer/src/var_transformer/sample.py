@@ -86,7 +86,7 @@ class Plan:
 
 
 def run(config: SampleConfig) -> None:
-    """Carries out ``config``.
+    """Runs the command.
 
     Raises InputError for unusable files or settings, and for an ``out`` begun by a run with
     other settings, before any model runs or any file is written.

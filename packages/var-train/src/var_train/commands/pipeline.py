@@ -48,7 +48,7 @@ class _Laps:
 
 
 def run_training(config: RunConfig) -> dict[str, object]:
-    """Carries out a training run; returns the content of ``report.json``.
+    """Trains, samples and reports; returns the content of ``report.json``.
 
     Raises InputError for unusable data or settings, before any file is written.
     """

@@ -63,7 +63,7 @@ def begin_run(
 def _settings(
     config: RunConfig, stage: StageName, given: Mapping[str, object]
 ) -> dict[str, object]:
-    """What the training of a stage depends on, as JSON: contents of files, not their paths."""
+    """What the training of a stage depends on, as JSON: the contents of files, not their paths."""
     parts: dict[str, Any] = {
         stage: asdict(getattr(config, stage)),
         f"train_{stage}": asdict(getattr(config, f"train_{stage}")),

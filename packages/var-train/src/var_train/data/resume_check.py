@@ -36,7 +36,7 @@ class DataRecord:
 
     classes: tuple[str, ...]
     counts: tuple[int, int]
-    """Of training and validation images."""
+    """How many training and validation images there are."""
     names: tuple[str, ...]
     """SPLIT/CLASS/NAME."""
     sizes_n: np.ndarray

@@ -53,17 +53,17 @@ _DTYPES: dict[str, np.dtype[Any]] = {"U16": np.dtype(np.uint16), "I32": np.dtype
 
 @dataclass(frozen=True)
 class CacheIndex:
-    """What a cache holds; two caches with equal indices hold the same tokens."""
+    """The content of a cache; two caches with equal indices hold the same tokens."""
 
     tokenizer: str
-    """Its fingerprint."""
+    """The tokenizer's fingerprint."""
     vocab_size: int
     scales: tuple[Scale, ...]
     classes: tuple[str, ...]
     shard: int
     """Images in a shard; the last one of a split has the rest."""
     images: dict[str, int]
-    """Of each split."""
+    """The number of images in each split."""
     files: str
     """SHA-256 of the names of all image files."""
     format: int = FORMAT

@@ -275,7 +275,7 @@ class AdamW(nn.Cell):
     def restore(
         self, prefix: str, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]
     ) -> None:
-        """Puts back what ``snapshot`` gave on worker 0."""
+        """Restores what ``snapshot`` returned on worker 0."""
         moments = (*self.first, *self.second)
         if self.sharding is not None:
             own = {f"{prefix}/{p.name}" for p in moments}

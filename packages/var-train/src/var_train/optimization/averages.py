@@ -68,7 +68,7 @@ class Ema(nn.Cell):
         return parameter_arrays(prefix, self.averages)
 
     def restore(self, prefix: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Puts back what ``snapshot`` gave."""
+        """Restores what ``snapshot`` returned."""
         restore_parameters(prefix, self.averages, arrays)
 
 

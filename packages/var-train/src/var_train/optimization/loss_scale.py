@@ -55,5 +55,5 @@ class LossScale:
         return {"value": self.value, "good_steps": self._good_steps}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Puts back what ``state`` gave."""
+        """Restores what ``state`` returned."""
         self.value, self._good_steps = float(state["value"]), int(state["good_steps"])

@@ -1,6 +1,6 @@
 """Workers watch one another: when one dies, the others log which one and stop.
 
-A collective would wait many minutes for a dead worker. So every worker keeps a sign of life in the
+A collective would wait many minutes for a dead worker. So every worker keeps a heartbeat in the
 shared run folder: a file with its process and last log line, touched every two seconds.
 """
 
@@ -20,7 +20,7 @@ from var_train.parallel import workers
 
 log = logging.getLogger(__name__)
 
-_TOUCH = 2.0  # seconds between two signs of life
+_TOUCH = 2.0  # seconds between two heartbeats
 _SILENCE = 30.0  # seconds after which a worker of another machine counts as dead
 _POLL = (
     0.1  # seconds between two looks: msrun kills the others after a second, and nothing is logged
@@ -28,7 +28,7 @@ _POLL = (
 
 
 class _LastLine(logging.Handler):
-    """Writes this worker's sign of life."""
+    """Writes this worker's heartbeat."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(logging.INFO)
@@ -55,8 +55,8 @@ class _LastLine(logging.Handler):
 def watched(folder: Path) -> Iterator[None]:
     """While the block runs, the death of another worker ends this one with status 1.
 
-    folder: shared by all workers. Does nothing for a single worker. After an exception the sign of
-    life stays, untouched, so that the others notice.
+    folder: shared by all workers. Does nothing for a single worker. After an exception the
+    heartbeat file stays, untouched, so that the others notice.
 
     Raises InputError if the folder cannot be written.
     """
@@ -75,7 +75,7 @@ def watched(folder: Path) -> Iterator[None]:
     logger = logging.getLogger("var_train")
     logger.addHandler(handler)
     log.info("worker %d of %d", workers.rank(), workers.size())
-    workers.wait_for_all()  # until no sign of life of an earlier run is left
+    workers.wait_for_all()  # until no heartbeat of an earlier run is left
     thread = threading.Thread(target=_look, args=(own, paths, stop), daemon=True)
     thread.start()
     try:

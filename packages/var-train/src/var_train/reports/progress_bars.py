@@ -33,7 +33,7 @@ class StepBar:
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
-        """Shows ``what`` in place of the loss while the block runs."""
+        """Shows ``what`` instead of the loss while the block runs."""
         self._progress.update(self._task, loss=what)
         yield
         self._progress.update(self._task, loss=self._loss)

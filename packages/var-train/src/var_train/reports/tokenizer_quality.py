@@ -24,7 +24,7 @@ class TokenizerFigures:
     scale_sizes: tuple[tuple[int, int], ...]
     """K pairs (rows, columns)."""
     psnr: float
-    """Of the reconstruction, in dB."""
+    """PSNR of the reconstruction, in dB."""
     scale_psnr: list[float]
     """K numbers: PSNR of the image after 1, 2, ... K scales."""
     ssim: float
@@ -37,9 +37,9 @@ class TokenizerFigures:
     scale_perplexity: list[float]
     """K numbers: exp of the entropy of each scale's codes, at most the vocabulary."""
     bits: float
-    """Of an image: log2(vocabulary) for each token."""
+    """Bits of an image: log2(vocabulary) for each token."""
     entropy_bits: float
-    """Of an image coded ideally: for each token, the entropy of its scale."""
+    """Bits of an ideally coded image: for each token, the entropy of its scale."""
     fid: float | None
     """Frechet distance between features of the images and of their reconstructions
     (arXiv:1706.08500); None without a feature network."""

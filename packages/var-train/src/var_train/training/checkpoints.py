@@ -138,7 +138,7 @@ def parameter_arrays(prefix: str, parameters: Sequence[Parameter]) -> dict[str, 
 def restore_parameters(
     prefix: str, parameters: Sequence[Parameter], arrays: Mapping[str, np.ndarray]
 ) -> None:
-    """Puts back what ``parameter_arrays`` gave.
+    """Restores what ``parameter_arrays`` returned.
 
     Raises InputError unless ``arrays`` has exactly these names and shapes under ``prefix``.
     """

@@ -55,7 +55,7 @@ class Stage(Protocol):
         """Everything that training changes: arrays by name, the rest in JSON's types."""
 
     def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
-        """Puts back what ``state`` gave."""
+        """Restores what ``state`` returned."""
 
 
 @dataclass(frozen=True)

@@ -294,7 +294,7 @@ class TokenizerTraining:
         return arrays, state
 
     def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
-        """Puts back what ``state`` gave."""
+        """Restores what ``state`` returned."""
         restore_parameters("tokenizer", list(self._tokenizer.get_parameters()), arrays)
         restore_parameters("discriminator", list(self._discriminator.get_parameters()), arrays)
         self._keeper.restore({n: arrays[f"codebook/{n}"] for n in self._keeper.arrays()})

@@ -392,7 +392,7 @@ class TransformerTraining:
         return arrays, {"optimizer": optimizer, "loss_scale": self._loss_scale.state()}
 
     def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
-        """Puts back what ``state`` gave."""
+        """Restores what ``state`` returned."""
         restore_parameters("transformer", list(self._model.get_parameters()), arrays)
         self._optimizer.restore("optimizer", arrays, state["optimizer"])
         self._loss_scale.restore(state["loss_scale"])

@@ -68,7 +68,7 @@ class EditConfig(DrawConfig):
 
 
 def run(config: EditConfig) -> None:
-    """Carries out ``config``; raises InputError for unusable files or settings."""
+    """Runs the command; raises InputError for unusable files or settings."""
     image = read_picture(config.image)
     mask = None if config.mask is None else _read_mask(config.mask)
     model, tokenizer, names = config.load()
