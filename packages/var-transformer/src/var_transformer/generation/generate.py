@@ -134,7 +134,7 @@ def draw_scales(
             inputs.append(tokenizer.scale_input(latent, k + 1).asnumpy())
         if on_scale is not None or k + 1 == scales:
             images_byxc = to_unit_range(tokenizer.decode_latent(latent).asnumpy())
-            images = images_byxc.transpose(0, 3, 1, 2)  # a view: pictures are made of it unturned
+            images = images_byxc.transpose(0, 3, 1, 2)  # a view, which making pictures undoes
             if on_scale is not None:
                 on_scale(k, images)
     return Generation(images, ids)
