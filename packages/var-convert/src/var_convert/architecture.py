@@ -56,10 +56,8 @@ class Shaped:
         return len({tail.split(".")[0] for tail in tails})
 
 
-def infer_tokenizer(
-    weights: Weights, scales: Sequence[Scale] | None
-) -> tuple[TokenizerConfig, frozenset[str]]:
-    """Configuration from names and shapes, and which of its fields are assumed.
+def infer_tokenizer(weights: Weights, scales: Sequence[Scale] | None) -> Architecture:
+    """Infers the architecture from names and shapes.
 
     scales: the schedule, if known; the file only holds the number of its scales.
     Raises InputError for a file that cannot be a tokenizer.
@@ -87,7 +85,7 @@ def infer_tokenizer(
         phi_count=shaped.count(f"{PHI}qresi_ls."),
         scales=tuple(scales or _published_scales(shaped.source, scale_count)),
     )
-    return config, frozenset() if scales else frozenset({"scales"})
+    return Architecture(config, frozenset() if scales else frozenset({"scales"}))
 
 
 def _published_scales(source: str, count: int) -> tuple[Scale, ...]:
@@ -120,11 +118,10 @@ def scales_of_hits(hits: Entry) -> tuple[int, ...] | None:
 
 def infer_transformer(
     weights: Weights, scales: Sequence[Scale] | None, heads: int | None
-) -> tuple[TransformerConfig, frozenset[str]]:
-    """Configuration from names and shapes, and which of its fields are assumed.
+) -> Architecture:
+    """Infers the architecture from names and shapes.
 
-    scales, heads: if known. Raises InputError for a file that cannot be a
-    transformer.
+    scales, heads: if known. Raises InputError for a file that cannot be a transformer.
     """
     shaped = Shaped(weights)
     width, z = shaped.shape("word_embed.weight", 2)
@@ -146,7 +143,7 @@ def infer_transformer(
         shared_adaln=any(name.startswith("shared_ada_lin.") for name in shaped.tensors),
         qk_l2_norm=qk_l2_norm,
     )
-    return config, assumed
+    return Architecture(config, assumed)
 
 
 def transformer_scales(weights: Weights) -> tuple[Scale, ...]:

@@ -21,7 +21,6 @@ from var_tokenizer.common.progress import progress_bar
 from var_convert.architecture import format_scales, parse_scales
 from var_convert.conversion import convert
 from var_convert.inspection import Inspection, inspect
-from var_convert.parity import ForwardDifference
 from var_convert.verification import Verification, verify
 
 log = logging.getLogger("var_convert")
@@ -46,12 +45,8 @@ class ReadConfig:
     def arguments(self) -> dict[str, Any]:
         """The options as keywords of ``convert``, ``inspect`` and ``verify``."""
         scales = None if self.scales is None else parse_scales(self.scales)
-        return {
-            "only": self.only,
-            "scales": scales,
-            "heads": self.heads,
-            "using_znorm": self.using_znorm,
-        }
+        found = {"only": self.only, "scales": scales, "heads": self.heads}
+        return {**found, "using_znorm": self.using_znorm}
 
 
 @dataclass(frozen=True)
@@ -157,27 +152,15 @@ def _inspect(command: InspectConfig) -> int:
     with _progress(quoted(command.file.name)) as progress:
         found = inspect(command.file, progress=progress, **command.arguments())
     if command.json:
-        sys.stdout.write(json.dumps(_as_json(found), indent=2) + "\n")
+        sys.stdout.write(json.dumps(_as_json(found), indent=2, default=str) + "\n")
     else:
         _show_inspection(found)
     return SUCCESS
 
 
 def _as_json(found: Inspection) -> dict[str, Any]:
-    return {
-        "file": str(found.path),
-        "kind": found.kind,
-        "architecture": dataclasses.asdict(found.config),
-        "assumed": list(found.assumed),
-        "parameters": found.parameters,
-        "dtype": found.dtype,
-        "checksum": found.checksum,
-        "not_finite": list(found.not_finite),
-        "class_names": None if found.class_names is None else list(found.class_names),
-        "tokenizer": found.tokenizer,
-        "rounded_from": found.rounded_from,
-        "tensors": [dataclasses.asdict(tensor) for tensor in found.tensors],
-    }
+    names = {"path": "file", "config": "architecture"}
+    return {names.get(name, name): value for name, value in dataclasses.asdict(found).items()}
 
 
 def _show_inspection(found: Inspection) -> None:
@@ -192,7 +175,7 @@ def _show_inspection(found: Inspection) -> None:
     about.add_row("NaN or infinite", _shown(", ".join(found.not_finite)) or "none")
     if found.kind == "transformer":
         about.add_row("tokenizer", found.tokenizer or "unknown")
-        about.add_row("class names", _shown(_first(found.class_names)) or "unknown")
+        about.add_row("class names", _shown(_first(found.class_names or ())) or "unknown")
     elif found.rounded_from is not None:
         about.add_row("rounded from", found.rounded_from)
     tensors = Table("tensor", "dtype", "shape")
@@ -206,9 +189,8 @@ def _shown(name: str | Path) -> str:
     return escape(quoted(name))
 
 
-def _first(names: tuple[str, ...] | None) -> str:
+def _first(names: tuple[str, ...]) -> str:
     """The first few class names."""
-    names = names or ()
     return ", ".join(quoted(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
 
 
@@ -243,23 +225,17 @@ def _show_verification(result: Verification) -> None:
         about = tensor.a if tensor.a == tensor.b else f"{tensor.a} | {tensor.b}"
         tensors.add_row(_shown(tensor.name), f"{tensor.largest:g}", about)
     _show(tensors)
-    if result.forward:
-        _show(_forward_table(result.forward))
-
-
-def _forward_table(forward: ForwardDifference) -> Table:
-    ids = forward.ids
-    table = Table("MindSpore against PyTorch", "difference")
-    table.add_row(
-        "token ids",
-        f"{ids.differing} of {ids.tokens}, {ids.unexplained} of them not by a near tie",
-    )
-    table.add_row("images", f"{forward.images:.2g}")
-    if forward.teacher_inputs is not None:
-        table.add_row("teacher inputs", f"{forward.teacher_inputs:.2g}")
-    if forward.logits is not None:
-        table.add_row("logits", f"{forward.logits:.2g}")
-    return table
+    if result.forward is None:
+        return
+    ids = result.forward.ids
+    outputs = Table("MindSpore against PyTorch", "difference")
+    near = f"{ids.unexplained} of them not by a near tie"
+    outputs.add_row("token ids", f"{ids.differing} of {ids.tokens}, {near}")
+    for name in ("images", "teacher_inputs", "logits"):
+        difference = getattr(result.forward, name)
+        if difference is not None:
+            outputs.add_row(name.replace("_", " "), f"{difference:.2g}")
+    _show(outputs)
 
 
 def _show(*tables: Table) -> None:

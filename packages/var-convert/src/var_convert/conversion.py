@@ -73,7 +73,7 @@ def write_model(
     tensors = model.published() if target.suffix == ".pth" else model.tensors
     total = sum(entry.nbytes for entry in tensors.values())
     _check_space(target, total)
-    watch = _Watch(total, progress)
+    watch = Watch(total, progress)
     try:
         with replacing(target) as temporary:
             WRITERS[target.suffix](temporary, watch.over(tensors), model.metadata)
@@ -108,7 +108,7 @@ def _check_space(target: Path, needed: int) -> None:
         )
 
 
-class _Watch:
+class Watch:
     """Counts the elements that pass from source to target, and notes tensors with bad ones."""
 
     def __init__(self, total: int, progress: Progress) -> None:

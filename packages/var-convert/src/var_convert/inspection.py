@@ -1,18 +1,15 @@
 """What a file holds: kind, architecture, tensors, checksum."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from var_tokenizer import Scale
-from var_tokenizer.common import weights_checksum
 
-from var_convert.conversion import Progress
-from var_convert.formats.dtypes import LONG_NAMES, widen
-from var_convert.formats.weights import Entry
-from var_convert.opened_model import open_model
+from var_convert.conversion import Progress, Watch
+from var_convert.formats.dtypes import LONG_NAMES
+from var_convert.opened_model import checksum_of, open_model
 from var_convert.published_names import HITS, Config
 
 
@@ -42,12 +39,12 @@ class Inspection:
     assumed: tuple[str, ...]
     parameters: int
     dtype: str
-    tensors: tuple[TensorSummary, ...]
     checksum: str
     not_finite: tuple[str, ...]
     class_names: tuple[str, ...] | None
     tokenizer: str | None
     rounded_from: str | None
+    tensors: tuple[TensorSummary, ...]
 
 
 def inspect(
@@ -64,7 +61,8 @@ def inspect(
     """
     path = Path(path)
     model = open_model(path, only, scales, heads, using_znorm)
-    checksum, not_finite = _read_through(model.tensors, progress)
+    watch = Watch(sum(entry.nbytes for entry in model.tensors.values()), progress)
+    checksum = checksum_of(watch.over(model.tensors))
     learned = [entry for name, entry in model.tensors.items() if name != HITS]
     return Inspection(
         path=path,
@@ -73,32 +71,13 @@ def inspect(
         assumed=tuple(sorted(model.architecture.assumed)),
         parameters=sum(entry.size for entry in learned),
         dtype="+".join(sorted({LONG_NAMES[entry.dtype] for entry in learned})),
+        checksum=checksum,
+        not_finite=tuple(sorted(watch.not_finite)),
+        class_names=model.class_names,
+        tokenizer=model.notes.get("tokenizer"),
+        rounded_from=model.notes.get("rounded_from"),
         tensors=tuple(
             TensorSummary(name, LONG_NAMES[entry.dtype], entry.shape)
             for name, entry in model.stored.items()
         ),
-        checksum=checksum,
-        not_finite=not_finite,
-        class_names=model.class_names,
-        tokenizer=model.notes.get("tokenizer"),
-        rounded_from=model.notes.get("rounded_from"),
     )
-
-
-def _read_through(tensors: Mapping[str, Entry], progress: Progress) -> tuple[str, tuple[str, ...]]:
-    """The checksum, and the names of tensors with NaN or infinite values, in order."""
-    not_finite: set[str] = set()
-    done, total = 0, sum(entry.nbytes for entry in tensors.values())
-
-    def pieces(name: str, entry: Entry) -> Iterator[np.ndarray]:
-        nonlocal done
-        for piece in entry.pieces():
-            numbers = widen(piece, entry.dtype)
-            if not np.isfinite(numbers).all():
-                not_finite.add(name)
-            yield numbers
-            done += piece.nbytes
-            progress(done, total)
-
-    checksum = weights_checksum((n, e.shape, pieces(n, e)) for n, e in tensors.items())
-    return checksum, tuple(sorted(not_finite))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -151,21 +152,14 @@ def open_model(
     if using_znorm and kind == "transformer":
         raise InputError(f"{shown}: using_znorm is True; expected False for a transformer")
     if kind == "tokenizer" and scales is None and "transformer" in found:
-        scales = _sibling_scales(found["transformer"])
+        with suppress(InputError):  # of what reads this tokenizer's tokens; or inferred without it
+            scales = transformer_scales(found["transformer"])
     model = _checked(found[kind], kind, scales, heads)
     if using_znorm and isinstance(model.config, TokenizerConfig):
         config = dataclasses.replace(model.config, using_znorm=True)
         architecture = Architecture(config, model.architecture.assumed)
         model = dataclasses.replace(model, architecture=architecture)
     return model
-
-
-def _sibling_scales(transformer: Weights) -> Sequence[Scale] | None:
-    """The schedule of the transformer in the same file, which reads this tokenizer's tokens."""
-    try:
-        return transformer_scales(transformer)
-    except InputError:  # the tokenizer is inferred without it
-        return None
 
 
 def _checked(
@@ -214,8 +208,8 @@ def _architecture(
                 given["heads"] = heads
             return Architecture(dataclasses.replace(noted, **given))
         if kind == "tokenizer":
-            return Architecture(*infer_tokenizer(weights, scales))
-        return Architecture(*infer_transformer(weights, scales, heads))
+            return infer_tokenizer(weights, scales)
+        return infer_transformer(weights, scales, heads)
     except InputError as error:
         message = str(error)
         if not message.startswith(weights.source):

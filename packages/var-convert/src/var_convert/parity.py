@@ -144,20 +144,17 @@ def _random_tokenizer(config: TransformerConfig) -> "TorchTokenizer":
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return (
-            TorchTokenizer(
-                TokenizerConfig(
-                    vocab_size=config.vocab_size,
-                    latent_channels=config.latent_channels,
-                    channels=32,
-                    channel_multipliers=(1,),
-                    res_blocks=1,
-                    scales=config.scales,
-                )
+        tokenizer = TorchTokenizer(
+            TokenizerConfig(
+                vocab_size=config.vocab_size,
+                latent_channels=config.latent_channels,
+                channels=32,
+                channel_multipliers=(1,),
+                res_blocks=1,
+                scales=config.scales,
             )
-            .eval()
-            .requires_grad_(False)
         )
+    return tokenizer.eval().requires_grad_(False)
 
 
 def compare_ids(
@@ -168,7 +165,7 @@ def compare_ids(
     """Ids of K scales, (B, l) each. gaps: of every expected id, d2 / d1 - 1 of its two nearest
     codes' squared distances; without them no difference is explained by a near tie.
     """
-    pairs = [(as_numpy(e), as_numpy(f)) for e, f in zip(expected, found, strict=True)]
+    pairs = [(np.asarray(e), np.asarray(f)) for e, f in zip(expected, found, strict=True)]
     wrong = [e != f.reshape(e.shape) for e, f in pairs]
     clear = [w if gaps is None else w & (gaps[k] > NEAR_TIE) for k, w in enumerate(wrong)]
     wrong_bk = np.stack([w.any(1) for w in wrong], axis=1)
@@ -178,15 +175,8 @@ def compare_ids(
     return IdDifference(sum(w.size for w in wrong), sum(int(w.sum()) for w in wrong), unexplained)
 
 
-def as_numpy(array: ArrayLike) -> np.ndarray:
-    """An array of NumPy, MindSpore or PyTorch as NumPy's."""
-    if hasattr(array, "asnumpy"):
-        return array.asnumpy()
-    return array.detach().numpy() if hasattr(array, "detach") else np.asarray(array)
-
-
 def _largest(expected: ArrayLike, found: ArrayLike) -> float:
-    one, two = as_numpy(expected), as_numpy(found)
+    one, two = np.asarray(expected), np.asarray(found)
     if one.shape != two.shape:
         raise InputError(f"--forward: outputs of shapes {one.shape} and {two.shape}")
     return float(np.abs(one - two).max(initial=0))

@@ -15,7 +15,6 @@ LEVELS = "lvl_1L"
 MASK = "attn_bias_for_masking"
 
 
-# ------------------------------------------------------------------------- config -> shapes
 def expected_shapes(config: Config) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Native name and shape of every learned tensor and statistic, in the model's order."""
     if isinstance(config, TokenizerConfig):
@@ -23,7 +22,6 @@ def expected_shapes(config: Config) -> Iterator[tuple[str, tuple[int, ...]]]:
     return transformer_shapes(config)
 
 
-# ------------------------------------------------------------------------- derived buffers
 def derived_shapes(config: Config) -> Shapes:
     """The buffers that a published transformer stores besides its learned tensors: name -> shape.
 
@@ -64,7 +62,6 @@ def dtype_model_of(derived: str) -> str:
     return "pos_1LC" if derived == MASK else derived.replace("zero_k_bias", "q_bias")
 
 
-# ------------------------------------------------------------------------- names of the phis
 def native_name(name: str) -> str:
     """The native spelling of the shared convolutions, ``qresi_ls.{k}`` for any count."""
     tail = name.removeprefix(PHI)

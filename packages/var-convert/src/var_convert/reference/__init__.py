@@ -11,14 +11,8 @@ Parameters and buffers carry the published names, so the state dict of a publish
 loads with ``strict=True``. Needs the extra ``[torch]``.
 """
 
-from var_convert.reference.generation import TorchGenerated, keep_likely, torch_generate
+from var_convert.reference.generation import TorchGenerated, torch_generate
 from var_convert.reference.tokenizer import TorchTokenizer
 from var_convert.reference.transformer import TorchTransformer
 
-__all__ = [
-    "TorchGenerated",
-    "TorchTokenizer",
-    "TorchTransformer",
-    "keep_likely",
-    "torch_generate",
-]
+__all__ = ["TorchGenerated", "TorchTokenizer", "TorchTransformer", "torch_generate"]
