@@ -140,10 +140,7 @@ def test_adamw_takes_an_empty_parameter(run):
     assert run("adamw", *empty, one, yes, scalars, decays) == 0
 
 
-CONSTANTS = [0.0, 0.1, 1000.1, -31234.567, 3e-7]
-
-
-@pytest.mark.parametrize("value", CONSTANTS)
+@pytest.mark.parametrize("value", [0.0, 0.1, 1000.1, -31234.567, 3e-7])
 @pytest.mark.parametrize("width", [1, 5, 30, 768])
 def test_the_layer_norm_of_equal_numbers_is_zero(run, value, width):
     x, scale = np.full((2, 19, width), value, np.float32), floats(2, 1, width)
@@ -156,17 +153,6 @@ def test_the_layer_norm_of_equal_numbers_is_zero(run, value, width):
     d = grad * (1 + scale.astype(np.float64))
     np.testing.assert_allclose(grad_x, 1e3 * (d - d.mean(-1, keepdims=True)), 1e-5, 2e-3)
     np.testing.assert_array_equal(grad_scale, 0)
-
-
-@pytest.mark.parametrize("value", CONSTANTS)
-@pytest.mark.parametrize("silu", ["", "_silu"])
-def test_the_group_norm_of_equal_pixels_is_its_bias(run, silu, value):
-    x = np.full((2, 20, 30, 12), value, np.float32)
-    gain, bias, y = floats(12), floats(12, seed=1), unwritten(*x.shape)
-    assert run(f"group_norm{silu}", x, gain, bias, *NORM, y) == 0
-    wide = bias.astype(np.float64)
-    expected = wide / (1 + np.exp(-wide)) if silu else wide
-    np.testing.assert_allclose(y, np.broadcast_to(expected, y.shape), 1e-6, 1e-6)
 
 
 @pytest.mark.parametrize("unit_length", [0, 1])
