@@ -45,13 +45,15 @@ struct Rows {
 
     int64_t chunks() const { return (tokens + chunk - 1) / chunk; }
 
-    // work(image, chunk, first row, row after the last) for all rows
+    // work(image, chunk, where the row begins) for all rows; a chunk's in order, by one thread
     template <typename Work>
-    void over_chunks(Work work) const {
+    void over_rows(Work work) const {
         if (channels == 0) return;
         parallel_for(images * chunks(), [&](int64_t job) {
-            const int64_t image = job / chunks(), i = job % chunks(), start = image * tokens;
-            work(image, i, start + i * chunk, start + std::min(tokens, (i + 1) * chunk));
+            const int64_t image = job / chunks(), i = job % chunks();
+            const int64_t end = std::min(tokens, (i + 1) * chunk);
+            for (int64_t t = i * chunk; t < end; ++t)
+                work(image, i, (image * tokens + t) * channels);
         });
     }
 };
@@ -95,16 +97,13 @@ KERNEL(modulated_norm) {
     const float *x = arrays.get(0, rows.shape()), *scales = arrays.get(1, rows.one_token());
     const float* shifts = arrays.get(2, rows.one_token());
     float* y = arrays.get(3, rows.shape());
-    rows.over_chunks([&](int64_t image, int64_t, int64_t begin, int64_t end) {
-        const float *scale = scales + image * c, *shift = shifts + image * c;
-        for (int64_t r = begin; r < end; ++r) {
-            const float* from = x + r * c;
-            float* to = y + r * c;
-            const Statistics s(from, c);
+    rows.over_rows([&](int64_t image, int64_t, int64_t row) {
+        const float *scale = scales + image * c, *shift = shifts + image * c, *from = x + row;
+        float* to = y + row;
+        const Statistics s(from, c);
 #pragma omp simd
-            for (int64_t j = 0; j < c; ++j)
-                to[j] = (from[j] - s.mean) * s.inverse_std * (1 + scale[j]) + shift[j];
-        }
+        for (int64_t j = 0; j < c; ++j)
+            to[j] = (from[j] - s.mean) * s.inverse_std * (1 + scale[j]) + shift[j];
     });
 }
 
@@ -118,28 +117,25 @@ KERNEL(modulated_norm_grad) {
     float *grad_scale = arrays.get(4, rows.one_token()),
           *grad_shift = arrays.get(5, rows.one_token());
     TokenSums of_scale(rows), of_shift(rows);
-    rows.over_chunks([&](int64_t image, int64_t chunk, int64_t begin, int64_t end) {
-        const float* scale = scales + image * c;
+    rows.over_rows([&](int64_t image, int64_t chunk, int64_t row) {
         float *scale_sum = of_scale.part(image, chunk), *shift_sum = of_shift.part(image, chunk);
-        for (int64_t r = begin; r < end; ++r) {
-            const float *from = x + r * c, *g = grad + r * c;
-            float* to = grad_x + r * c;
-            const Statistics s(from, c);
-            float along = 0, constant = 0;
+        const float *scale = scales + image * c, *from = x + row, *g = grad + row;
+        float* to = grad_x + row;
+        const Statistics s(from, c);
+        float along = 0, constant = 0;
 #pragma omp simd reduction(+ : along, constant)
-            for (int64_t j = 0; j < c; ++j) {
-                const float hat = (from[j] - s.mean) * s.inverse_std, d = g[j] * (1 + scale[j]);
-                scale_sum[j] += g[j] * hat;
-                shift_sum[j] += g[j];
-                along += d * hat;
-                constant += d;
-            }
-            along /= float(c), constant /= float(c);
+        for (int64_t j = 0; j < c; ++j) {
+            const float hat = (from[j] - s.mean) * s.inverse_std, d = g[j] * (1 + scale[j]);
+            scale_sum[j] += g[j] * hat;
+            shift_sum[j] += g[j];
+            along += d * hat;
+            constant += d;
+        }
+        along /= float(c), constant /= float(c);
 #pragma omp simd
-            for (int64_t j = 0; j < c; ++j) {
-                const float hat = (from[j] - s.mean) * s.inverse_std, d = g[j] * (1 + scale[j]);
-                to[j] = s.inverse_std * (d - constant - hat * along);
-            }
+        for (int64_t j = 0; j < c; ++j) {
+            const float hat = (from[j] - s.mean) * s.inverse_std, d = g[j] * (1 + scale[j]);
+            to[j] = s.inverse_std * (d - constant - hat * along);
         }
     });
     of_scale.add_up(grad_scale);
@@ -155,13 +151,10 @@ KERNEL(gated_sum) {
     const float *x = arrays.get(0, rows.shape()), *branch = arrays.get(1, rows.shape());
     const float* gates = arrays.get(2, rows.one_token());
     float* y = arrays.get(3, rows.shape());
-    rows.over_chunks([&](int64_t image, int64_t, int64_t begin, int64_t end) {
+    rows.over_rows([&](int64_t image, int64_t, int64_t row) {
         const float* gate = gates + image * c;
-        for (int64_t r = begin; r < end; ++r) {
 #pragma omp simd
-            for (int64_t j = 0; j < c; ++j)
-                y[r * c + j] = x[r * c + j] + gate[j] * branch[r * c + j];
-        }
+        for (int64_t j = 0; j < c; ++j) y[row + j] = x[row + j] + gate[j] * branch[row + j];
     });
 }
 
@@ -173,15 +166,13 @@ KERNEL(gated_sum_grad) {
     const float* gates = arrays.get(2, rows.one_token());
     float *grad_branch = arrays.get(3, rows.shape()), *grad_gate = arrays.get(4, rows.one_token());
     TokenSums of_gate(rows);
-    rows.over_chunks([&](int64_t image, int64_t chunk, int64_t begin, int64_t end) {
+    rows.over_rows([&](int64_t image, int64_t chunk, int64_t row) {
         const float* gate = gates + image * c;
         float* gate_sum = of_gate.part(image, chunk);
-        for (int64_t r = begin; r < end; ++r) {
 #pragma omp simd
-            for (int64_t j = 0; j < c; ++j) {
-                grad_branch[r * c + j] = grad[r * c + j] * gate[j];
-                gate_sum[j] += grad[r * c + j] * branch[r * c + j];
-            }
+        for (int64_t j = 0; j < c; ++j) {
+            grad_branch[row + j] = grad[row + j] * gate[j];
+            gate_sum[j] += grad[row + j] * branch[row + j];
         }
     });
     of_gate.add_up(grad_gate);
