@@ -143,8 +143,9 @@ class Tokenizer(nn.Cell):
     def __init__(self, config: TokenizerConfig, seed: int | None = 0) -> None:
         super().__init__()
         rng = None if seed is None else np.random.default_rng(seed)
+        self.config, self.schedule = config, config.schedule
+        self.vocab_size, self.latent_channels = config.vocab_size, config.latent_channels
         z = config.latent_channels
-        self.config = config
         self.encoder = Encoder(config, rng)
         self.quant_conv = Conv2d(rng, z, z, 3)
         self.quantize = MultiScaleQuantizer(config, rng)
@@ -283,18 +284,6 @@ class Tokenizer(nn.Cell):
             return self._compiled.teacher_inputs(ids_bl)
 
     # ------------------------------------------------------------ for the transformer
-    @property
-    def schedule(self) -> ScaleSchedule:
-        return self.config.schedule
-
-    @property
-    def vocab_size(self) -> int:
-        return self.config.vocab_size
-
-    @property
-    def latent_channels(self) -> int:
-        return self.config.latent_channels
-
     def add_scale(self, latent: Tensor | None, tokens: Array, k: int) -> Tensor:
         """The latent map (B, Y, X, z) with scale k added; None stands for the map before scale 0.
 

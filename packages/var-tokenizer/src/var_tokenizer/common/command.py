@@ -13,6 +13,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
+from traceback import walk_stack
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -80,7 +81,7 @@ def exit_codes(interrupted: str = "interrupted") -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        if not _in_mindspore(frame):
+        if not any(f.f_code.co_filename.startswith(_MINDSPORE) for f, _ in walk_stack(frame)):
             signal.default_int_handler(number, frame)
         # an interrupted compilation prints pages of errors and leaves a folder rank_0: try later
         timer = threading.Timer(_RETRY, os.kill, (os.getpid(), signal.SIGTERM))
@@ -110,14 +111,6 @@ def exit_codes(interrupted: str = "interrupted") -> Iterator[None]:
             timer.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _in_mindspore(frame: FrameType | None) -> bool:
-    while frame is not None:
-        if frame.f_code.co_filename.startswith(_MINDSPORE):
-            return True
-        frame = frame.f_back
-    return False
 
 
 def read_settings(kind: type[Config] | Mapping[str, type[Config]], **options: Any) -> Config:  # noqa: ANN401

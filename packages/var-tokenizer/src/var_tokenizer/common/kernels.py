@@ -61,10 +61,6 @@ class KernelLibrary:
 
     They are missing if the package was installed without a compiler. Operators are then composed
     of MindSpore's own.
-
-    ``cpp/common`` has the C++ that all libraries share: ``open_kernels``, which readies a library,
-    and the macros that define a kernel and the shape of its result. ``cpp/thread_pool.cpp`` of the
-    tokenizer has the threads.
     """
 
     def __init__(self, module: str) -> None:

@@ -5,8 +5,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Self
 
 from rich import progress
 from rich.console import Console
@@ -51,25 +49,19 @@ class LoggedProgress(progress.Progress):
         self._thread: threading.Thread | None = None
         self._said = False
 
-    def __enter__(self) -> Self:
-        super().__enter__()
+    def start(self) -> None:
+        super().start()
         if self._lines:
             self._thread = threading.Thread(target=self._log_lines, daemon=True)
             self._thread.start()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def stop(self) -> None:
         if self._thread is not None:
             self._ended.set()
             self._thread.join()
             if self._said:
                 self._log_now(ended=True)
-        super().__exit__(kind, error, trace)
+        super().stop()
 
     def _log_lines(self) -> None:
         started = time.monotonic()
