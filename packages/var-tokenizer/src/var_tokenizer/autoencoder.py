@@ -9,7 +9,7 @@ from mindspore import Tensor, nn, ops
 
 from var_tokenizer.config import GROUPS, TokenizerConfig
 from var_tokenizer.initialization import Rng, convolution, norm
-from var_tokenizer.operators import conv2d, conv2d_plus, group_norm, upsampled_conv2d
+from var_tokenizer.operators import conv2d, conv2d_plus, group_norm
 
 
 class Conv2d(nn.Cell):
@@ -23,10 +23,11 @@ class Conv2d(nn.Cell):
         kernel: int,
         stride: int = 1,
         pads: tuple[int, int] | None = None,
+        upsampled: bool = False,
     ) -> None:
         super().__init__()
         self.weight, self.bias = convolution(rng, channels_in, channels_out, kernel)
-        self.conv2d = conv2d(kernel, stride, pads)
+        self.conv2d = conv2d(kernel, stride, pads, upsampled)
 
     def construct(self, x_byxc: Tensor) -> Tensor:
         return self.conv2d(x_byxc, self.weight, self.bias)
@@ -41,21 +42,6 @@ class Conv2dPlus(Conv2d):
 
     def construct(self, x_byxc: Tensor, plus_byxc: Tensor) -> Tensor:  # type: ignore[override]
         return self.conv2d(x_byxc, self.weight, self.bias, plus_byxc)
-
-
-class UpsampledConv2d(Conv2d):
-    """A 3x3 convolution after doubling rows and columns by repetition."""
-
-    def __init__(self, rng: Rng, channels: int) -> None:
-        super().__init__(rng, channels, channels, 3)
-        self.conv2d = upsampled_conv2d()
-
-
-class HalvingConv2d(Conv2d):
-    """A 3x3 convolution of every other row and column, padded at the end only."""
-
-    def __init__(self, rng: Rng, channels: int) -> None:
-        super().__init__(rng, channels, channels, 3, stride=2, pads=(0, 1))
 
 
 class GroupNorm(nn.Cell):
@@ -130,11 +116,12 @@ class Middle(nn.Cell):
 
 
 class Resize(nn.Cell):
-    """Halves or doubles rows and columns by a convolution."""
+    """Halves rows and columns by a strided convolution, or doubles them before a convolution."""
 
-    def __init__(self, conv: Conv2d) -> None:
+    def __init__(self, rng: Rng, channels: int, upsampled: bool) -> None:
         super().__init__()
-        self.conv = conv
+        stride, pads = (1, (1, 1)) if upsampled else (2, (0, 1))  # halving pads the end only
+        self.conv = Conv2d(rng, channels, channels, 3, stride, pads, upsampled)
 
     def construct(self, x_byxc: Tensor) -> Tensor:
         return self.conv(x_byxc)
@@ -160,8 +147,8 @@ class Level(nn.Cell):
         self.attn = nn.CellList(
             [PixelAttention(rng, channels) for _ in range(blocks if attention else 0)]
         )
-        self.downsample = Resize(HalvingConv2d(rng, channels)) if downsample else None
-        self.upsample = Resize(UpsampledConv2d(rng, channels)) if upsample else None
+        self.downsample = Resize(rng, channels, upsampled=False) if downsample else None
+        self.upsample = Resize(rng, channels, upsampled=True) if upsample else None
 
     def construct(self, x_byxc: Tensor) -> Tensor:
         for j in range(len(self.block)):

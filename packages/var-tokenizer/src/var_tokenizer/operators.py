@@ -224,15 +224,6 @@ class _NativeConv2d(nn.Cell):
         return ops.conv2d(x_bcyx, weight, bias_o, self.stride).transpose(0, 2, 3, 1)
 
 
-def conv2d(kernel: int, stride: int = 1, pads: tuple[int, int] | None = None) -> nn.Cell:
-    """The convolution ``f(x (B,Y,X,I), weight (O,k,k,I), bias (O)) -> (B,Y',X',O)``.
-
-    pads: zeros (before, after) both axes; by default half a kernel on either side.
-    """
-    pads = (kernel // 2, kernel // 2) if pads is None else pads
-    return _form(_KernelConv2d, _UnfoldedConv2d, _NativeConv2d)(kernel, stride, pads)
-
-
 class _Around(nn.Cell):
     """Composed with another operator."""
 
@@ -256,20 +247,28 @@ class _AfterUpsampling(_Around):
         return self.inner(repeated, weight_ohwi, bias_o)
 
 
+def conv2d(
+    kernel: int, stride: int = 1, pads: tuple[int, int] | None = None, upsampled: bool = False
+) -> nn.Cell:
+    """The convolution ``f(x (B,Y,X,I), weight (O,k,k,I), bias (O)) -> (B,Y',X',O)``.
+
+    pads: zeros (before, after) both axes; by default half a kernel on either side. upsampled: the
+    rows and columns of x are repeated first.
+    """
+    pads = (kernel // 2, kernel // 2) if pads is None else pads
+    form = _form(_KernelConv2d, _UnfoldedConv2d, _NativeConv2d)
+    if form is _KernelConv2d:
+        return form(kernel, stride, pads, upsampled)
+    conv = form(kernel, stride, pads)
+    return _AfterUpsampling(conv) if upsampled else conv
+
+
 def conv2d_plus(kernel: int) -> nn.Cell:
     """``conv2d`` with an addition, ``f(x, weight, bias, plus (B,Y,X,O)) -> (B,Y,X,O)``."""
     conv = conv2d(kernel)
     if isinstance(conv, _KernelConv2d):
         return _KernelConv2dPlus(kernel, 1, (kernel // 2, kernel // 2))
     return _ThenPlus(conv)
-
-
-def upsampled_conv2d() -> nn.Cell:
-    """The 3x3 ``conv2d`` of x with its rows and columns repeated, ``-> (B,2Y,2X,O)``."""
-    conv = conv2d(3)
-    if isinstance(conv, _KernelConv2d):
-        return _KernelConv2d(3, 1, (1, 1), upsampled=True)
-    return _AfterUpsampling(conv)
 
 
 # ---------------------------------------------------------------- normalization
