@@ -19,11 +19,6 @@ def is_integer(value: object) -> TypeGuard[int | np.integer]:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def is_number(value: object) -> TypeGuard[float | np.integer | np.floating]:
-    """Whether it is an integer or a floating-point number. Infinity and NaN are."""
-    return is_integer(value) or isinstance(value, float | np.floating)
-
-
 def check_integer(field: str, value: object, least: int, most: int | None = None) -> int:
     """``value`` as Python's int.
 
@@ -50,7 +45,7 @@ def check_number(
     NaN never is; infinity may be if ``finite`` is False.
     """
     fits = (
-        is_number(value)
+        (is_integer(value) or isinstance(value, float | np.floating))
         and (math.isfinite(value) or (not finite and not math.isnan(value)))
         and (least is None or value >= least)
         and (above is None or value > above)

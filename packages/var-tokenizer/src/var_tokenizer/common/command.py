@@ -95,16 +95,14 @@ def exit_codes(interrupted: str = "interrupted") -> Iterator[None]:
     except InputError as error:
         log.error("%s", error)
         sys.exit(UNUSABLE)
-    except KeyboardInterrupt:
-        log.error("%s", interrupted)
-        sys.exit(INTERRUPTED)
     except BrokenPipeError:  # for example, `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
         sys.exit(UNREAD)
-    except Exception:
-        if not received:
+    except (KeyboardInterrupt, Exception) as error:
+        # an error after an interrupt is caused by it, and would mislead the user
+        if not received and not isinstance(error, KeyboardInterrupt):
             raise
-        log.error("%s", interrupted)  # the interrupt caused this error: it would mislead the user
+        log.error("%s", interrupted)
         sys.exit(INTERRUPTED)
     finally:
         for timer in waiting:

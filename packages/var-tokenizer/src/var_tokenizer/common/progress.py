@@ -11,10 +11,6 @@ from rich.console import Console
 
 log = logging.getLogger(__name__)
 
-FIRST = 5.0  # seconds before the first line
-_GROWTH = 0.2  # seconds until the next line, for each second so far
-_LONGEST = 300.0  # seconds between two lines, at most
-
 
 def next_line(elapsed: float) -> float:
     """Seconds until the next line, ``elapsed`` seconds after the start.
@@ -22,7 +18,7 @@ def next_line(elapsed: float) -> float:
     Every 5 s at first, then less and less often, and every 5 minutes from minute 25 on: about 30
     lines in the first half hour and 12 in each later hour, however many steps there are.
     """
-    return min(max(FIRST, _GROWTH * elapsed), _LONGEST)
+    return min(max(5.0, elapsed / 5), 300.0)
 
 
 class LoggedProgress(progress.Progress):
