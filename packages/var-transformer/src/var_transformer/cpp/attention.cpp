@@ -88,8 +88,6 @@ struct Head {
             copy(x, factor(x, scale), q_ld + t * s.d);
         }
     }
-
-    float key_factor(const float* x) const { return factor(x, 1); }
 };
 
 // The first `keys` of a row to exponentials, in place: a softmax that is not yet divided by its
@@ -163,7 +161,7 @@ KERNEL(next_scale_attention) {
         h.queries(qkv, scales[h.head], q_ld);
         for (int64_t t = 0; t < l; ++t) {
             const float* k = h.row(qkv, 1, t);
-            h.copy_across(k, h.key_factor(k), k_dl + t, padded);
+            h.copy_across(k, h.factor(k, 1), k_dl + t, padded);
             h.copy(h.row(qkv, 2, t), 1, v_ld + t * d);
         }
         over_scales(offsets, l, [&](int64_t begin, int64_t end) {
@@ -194,7 +192,7 @@ KERNEL(next_scale_attention_grad) {
         h.queries(qkv, scales[h.head], q_ld);
         for (int64_t t = 0; t < l; ++t) {
             const float* k = h.row(qkv, 1, t);
-            h.copy(k, h.key_factor(k), k_ld + t * d);
+            h.copy(k, h.factor(k, 1), k_ld + t * d);
             h.copy_across(k_ld + t * d, 1, k_dl + t, padded);
             h.copy_across(h.row(qkv, 2, t), 1, v_dl + t, padded);
             h.copy(grad + h.merged(t), 1, out_ld + t * d);
@@ -279,7 +277,7 @@ KERNEL(cached_attention) {
         h.queries(qkv, scales[h.head], q_ld);
         for (int64_t t = 0; t < s.tokens; ++t) {
             const float* k = h.row(qkv, 1, t);
-            h.copy_across(k, h.key_factor(k), k_dl + begin + t, keys_row);
+            h.copy_across(k, h.factor(k, 1), k_dl + begin + t, keys_row);
             h.copy(h.row(qkv, 2, t), 1, v_ld + (begin + t) * d);
         }
         attend(h, 0, s.tokens, end, q_ld, k_dl, keys_row, v_ld, q_ld + s.tokens * d, mixed,

@@ -14,9 +14,6 @@ namespace {
 constexpr int64_t few = 40;  // rows up to which this is faster than oneDNN, as measured
 constexpr int64_t depth_part = 1024, outputs_part = 32;  // of the weight, 128 KiB, at once
 
-// The largest tile of results: 6 x 4 sums, 4 vectors of b and one of a take 29 of 32 registers.
-constexpr int64_t dots_rows = 6, dots_columns = 4;
-
 // y (R x N) += a (R x depth) b^T (b: N x depth)
 template <int R, int N>
 void dots(int64_t depth, const float* a, int64_t a_row, const float* b, int64_t b_row, float* y,
@@ -48,8 +45,8 @@ void dots(int64_t depth, const float* a, int64_t a_row, const float* b, int64_t 
 using Dots = void (*)(int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t);
 
 template <int R>
-constexpr Dots dots_of[dots_columns] = {dots<R, 1>, dots<R, 2>, dots<R, 3>, dots<R, 4>};
-constexpr const Dots* dots_table[dots_rows] = {dots_of<1>, dots_of<2>, dots_of<3>,
+constexpr Dots dots_of[tile_vectors] = {dots<R, 1>, dots<R, 2>, dots<R, 3>, dots<R, 4>};
+constexpr const Dots* dots_table[tile_rows] = {dots_of<1>, dots_of<2>, dots_of<3>,
                                                dots_of<4>, dots_of<5>, dots_of<6>};
 
 // y (rows x outputs) += x (rows x depth) weight^T
@@ -59,10 +56,10 @@ void multiply_few(int64_t rows, int64_t outputs, int64_t depth, const float* x, 
         const int64_t first = job * outputs_part, last = std::min(outputs, first + outputs_part);
         for (int64_t k = 0; k < depth; k += depth_part) {
             const int64_t deep = std::min(depth_part, depth - k);
-            for (int64_t j = first; j < last; j += dots_columns) {
-                for (int64_t i = 0; i < rows; i += dots_rows) {
-                    const int64_t high = std::min(dots_rows, rows - i);
-                    const int64_t wide = std::min(dots_columns, last - j);
+            for (int64_t j = first; j < last; j += tile_vectors) {
+                for (int64_t i = 0; i < rows; i += tile_rows) {
+                    const int64_t high = std::min(tile_rows, rows - i);
+                    const int64_t wide = std::min(tile_vectors, last - j);
                     dots_table[high - 1][wide - 1](deep, x + i * depth + k, depth,
                                                    weight + j * depth + k, depth,
                                                    y + i * outputs + j, outputs);
