@@ -5,6 +5,7 @@ import itertools
 import mindspore as ms
 import numpy as np
 import pytest
+from attention_calls import assert_all_close, value_and_gradients
 from mindspore import Tensor, nn, ops
 from var_tokenizer import ScaleSchedule
 from var_transformer import BackendConfig
@@ -130,15 +131,8 @@ def masked_attention(q, k, v, d_y, scale, heads, schedule):
     return [x.transpose(0, 2, 1, 3).reshape(shape) for x in results]
 
 
-def value_and_gradients(attend, q, k, v, d_y, scale):
-    """The mixed values, and what d_y gives for queries, keys and values."""
-    tensors = [Tensor(x) for x in (q, k, v)]
-
-    def loss(q_blc, k_blc, v_blc):
-        return (attend(q_blc, k_blc, v_blc, scale, None, ())[0] * Tensor(d_y)).sum()
-
-    mixed = attend(*tensors, scale, None, ())[0]
-    return [x.asnumpy() for x in (mixed, *ms.grad(loss, (0, 1, 2))(*tensors))]
+def all_scales(attend, scale):
+    return lambda q_blc, k_blc, v_blc: attend(q_blc, k_blc, v_blc, scale, None, ())[0]
 
 
 SEEDS = [pytest.param(n, marks=[] if n < 4 else pytest.mark.slow) for n in range(20)]
@@ -155,12 +149,12 @@ def test_segments_equal_the_full_mask_forward_and_gradient(monkeypatch, modelled
     shape = (2, schedule.length, 32)
     q, k, v = (rng.standard_normal(shape).astype(kind) for _ in range(3))
     d_y = (0.2 * rng.standard_normal(shape)).astype(kind)
+    tensors = [Tensor(x) for x in (q, k, v)]
     expected = masked_attention(q, k, v, d_y, 0.25, 2, schedule)
     tolerance = 1e-5 if dtype == ms.float32 else 2e-3
     for attend in ways:
-        got = value_and_gradients(attend, q, k, v, d_y, 0.25)
-        for a, b in zip(got, expected, strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
+        got = value_and_gradients(all_scales(attend, 0.25), tensors, [Tensor(d_y)])
+        assert_all_close(got, expected, tolerance)
 
 
 # ---------------------------------------------------------------- what generation computes
@@ -220,12 +214,9 @@ def test_scale_by_scale_from_the_cache_equals_the_full_mask(monkeypatch, modelle
 def test_unit_length_and_its_learned_scale_equal_the_portable_ones(modelled):
     schedule, rng = ScaleSchedule((1, (2, 3), 4)), np.random.default_rng(0)
     scale = Tensor(rng.uniform(1, 8, (1, 2, 1, 1)).astype(np.float32))
-    q, k, v, d_y = (
-        rng.standard_normal((2, schedule.length, 32)).astype(np.float32) for _ in range(4)
-    )
+    *tensors, d_y = map(Tensor, rng.standard_normal((4, 2, schedule.length, 32), np.float32))
     got, expected = (
-        value_and_gradients(build(schedule, 2, 16, True, backend), q, k, v, d_y, scale)
-        for backend in (BackendConfig("ascend", ms.float32), BackendConfig("portable"))
+        value_and_gradients(all_scales(build(schedule, 2, 16, True, b), scale), tensors, [d_y])
+        for b in (BackendConfig("ascend", ms.float32), BackendConfig("portable"))
     )
-    for a, b in zip(got, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+    assert_all_close(got, expected, 1e-5)

@@ -83,13 +83,28 @@ def attention_of(preset: str, dtype, **changes):
     return config, build(**fields | changes)
 
 
+def infer_training(preset, batch, dtype, length=None, one_call=False) -> str:
+    """The message of a training step of attention; of ``length`` tokens, or all."""
+    config, attend = attention_of(preset, dtype, backend=BackendConfig("ascend", dtype, one_call))
+    x = unfilled(batch, length or config.schedule.length, config.width, dtype=dtype)
+    scale = Tensor(np.ones((1, config.heads, 1, 1), np.float32))
+    return infer(Gradient(attend), x, x, x, scale)
+
+
+def infer_generation(preset="d16", batch=1, dtype=ms.float16, cached=None) -> str:
+    """The message of a generation; with a cache of ``cached`` images, or as many as the batch."""
+    config, attend = attention_of(preset, dtype)
+    length, heads = config.schedule.length, config.heads
+    x = unfilled(batch, length, config.width, dtype=dtype)
+    cache = unfilled(cached or batch, length, heads, config.width // heads, dtype=dtype)
+    scale = Tensor(np.ones((1, heads, 1, 1), np.float32))
+    return infer(EveryScale(attend), x, x, x, scale, cache, cache)
+
+
 @pytest.mark.parametrize("one_call", [False, True])
 @pytest.mark.parametrize(("preset", "batch", "dtype"), CALLS)
 def test_training_passes_inference_forward_and_gradient(preset, batch, dtype, one_call):
-    config, attend = attention_of(preset, dtype, backend=BackendConfig("ascend", dtype, one_call))
-    x = unfilled(batch, config.schedule.length, config.width, dtype=dtype)
-    scale = Tensor(np.ones((1, config.heads, 1, 1), np.float32))
-    stopped = infer(Gradient(attend), x, x, x, scale)
+    stopped = infer_training(preset, batch, dtype, one_call=one_call)
     if dtype == ms.float16:  # bfloat16 has no CPU kernel for earlier operators either
         assert "[FlashAttentionScore" in stopped
 
@@ -132,13 +147,7 @@ def checked_infer(
 @pytest.mark.parametrize(("preset", "batch", "dtype"), CALLS)
 def test_each_scale_of_a_generation_passes_inference(monkeypatch, preset, batch, dtype):
     monkeypatch.setattr(ops, "fused_infer_attention_score", checked_infer)
-    config, attend = attention_of(preset, dtype)
-    x = unfilled(batch, config.schedule.length, config.width, dtype=dtype)
-    cache = unfilled(
-        batch, config.schedule.length, config.heads, config.width // config.heads, dtype=dtype
-    )
-    scale = Tensor(np.ones((1, config.heads, 1, 1), np.float32))
-    stopped = infer(EveryScale(attend), x, x, x, scale, cache, cache)
+    stopped = infer_generation(preset, batch, dtype)
     if dtype == ms.float16:
         assert "[ReshapeAndCache]" in stopped or "[FusedInferAttentionScore]" in stopped
 
@@ -158,11 +167,8 @@ def another_layout(q, k, v, heads, attn_mask, next_tokens, input_layout, sparse_
 @pytest.mark.parametrize("wrong", [fewer_heads, another_layout])
 def test_a_wrong_argument_of_the_training_operator_is_caught(monkeypatch, wrong, dtype):
     monkeypatch.setattr(ops, "flash_attention_score", wrong)
-    config, attend = attention_of("d16", dtype)
-    x = unfilled(1, config.schedule.length, config.width, dtype=dtype)
-    scale = Tensor(np.ones((1, config.heads, 1, 1), np.float32))
     with pytest.raises(RuntimeError, match=r"FlashAttentionScore: .*head_num"):
-        infer(Gradient(attend), x, x, x, scale)
+        infer_training("d16", 1, dtype)
 
 
 @constexpr
@@ -186,12 +192,8 @@ def too_many_keys(batch, end):
 def test_a_wrong_argument_of_the_reading_operator_is_caught(monkeypatch, name, wrong, message):
     monkeypatch.setattr(ops, "fused_infer_attention_score", checked_infer)
     monkeypatch.setattr(ascend, name, wrong)
-    config, attend = attention_of("d16", ms.float16)
-    x = unfilled(1, config.schedule.length, config.width)
-    cache = unfilled(1 + (name == "check_cache"), config.schedule.length, config.heads, 64)
-    scale = Tensor(np.ones((1, config.heads, 1, 1), np.float32))
     with pytest.raises(AssertionError, match=message):
-        infer(EveryScale(attend), x, x, x, scale, cache, cache)
+        infer_generation(cached=1 + (name == "check_cache"))
 
 
 def one_slot_fewer(batch, length, begin, end):
@@ -200,12 +202,8 @@ def one_slot_fewer(batch, length, begin, end):
 
 def test_a_wrong_argument_of_the_writing_operator_is_caught(monkeypatch):
     monkeypatch.setattr(ascend, "_slots", constexpr(one_slot_fewer))
-    config, attend = attention_of("d16", ms.float16)
-    x = unfilled(1, config.schedule.length, config.width)
-    cache = unfilled(1, config.schedule.length, config.heads, 64)
-    scale = Tensor(np.ones((1, config.heads, 1, 1), np.float32))
     with pytest.raises(RuntimeError, match="slot mapping"):
-        infer(EveryScale(attend), x, x, x, scale, cache, cache)
+        infer_generation()
 
 
 # ---------------------------------------------------------------- bad input
@@ -225,16 +223,10 @@ def test_a_head_width_or_type_that_ascend_does_not_take_is_refused(changes, mess
 
 
 def test_a_cache_of_another_batch_is_an_error_that_names_both_shapes():
-    config, attend = attention_of("d16", ms.float16)
-    x = unfilled(2, config.schedule.length, config.width)
-    cache = unfilled(3, config.schedule.length, config.heads, 64)
-    scale = Tensor(np.ones((1, config.heads, 1, 1), np.float32))
     with pytest.raises(InputError, match=r"\(3, 680, 16, 64\); expected \(2, 680, 16, 64\)"):
-        infer(EveryScale(attend), x, x, x, scale, cache, cache)
+        infer_generation(batch=2, cached=3)
 
 
 def test_tokens_that_the_schedule_does_not_have_are_an_error_that_names_both():
-    _, attend = attention_of("d16", ms.float16)
-    x, scale = unfilled(2, 600, 1024), Tensor(np.ones((1, 16, 1, 1), np.float32))
     with pytest.raises(InputError, match="600 tokens; expected 680"):
-        infer(Gradient(attend), x, x, x, scale)
+        infer_training("d16", 2, ms.float16, length=600)

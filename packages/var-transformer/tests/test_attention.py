@@ -3,6 +3,7 @@ import itertools
 import mindspore as ms
 import numpy as np
 import pytest
+from attention_calls import assert_all_close, value_and_gradients
 from hypothesis import given
 from hypothesis import strategies as st
 from mindspore import Tensor
@@ -11,13 +12,7 @@ from var_tokenizer.common import InputError
 from var_transformer import BackendConfig, TransformerConfig
 from var_transformer.attention import Cache, build, portable
 from var_transformer.attention.devices import DEVICES, device
-from var_transformer.attention.segments import (
-    Segment,
-    cut,
-    cut_at,
-    scores,
-    scores_and,
-)
+from var_transformer.attention.segments import Segment, cut, cut_at, scores, scores_and
 
 LABELS = np.array([0, 3])
 
@@ -85,14 +80,6 @@ def test_one_call_is_one_call_on_ascend():
 
 
 # ---------------------------------------------------------------- the portable backend
-def mixed_and_gradients(attend, q, k, v, d_y):
-    def loss(q_blc, k_blc, v_blc):
-        return (attend(q_blc, k_blc, v_blc, 0.25, None, ())[0] * d_y).sum()
-
-    mixed = attend(q, k, v, 0.25, None, ())[0]
-    return [x.asnumpy() for x in (mixed, *ms.grad(loss, (0, 1, 2))(q, k, v))]
-
-
 SEEDS = [pytest.param(n, marks=[] if n < 4 else pytest.mark.slow) for n in range(20)]
 
 
@@ -102,15 +89,18 @@ def test_portable_segments_equal_the_full_mask_forward_and_gradient(monkeypatch,
     sizes = list(itertools.accumulate(rng.integers(0, 4, (5, 2)), initial=np.array([1, 1])))
     schedule = ScaleSchedule(tuple((int(y), int(x)) for y, x in sizes))
     shape = (2, schedule.length, 32)
-    tensors = [Tensor(rng.standard_normal(shape).astype(np.float32)) for _ in range(4)]
+    *tensors, d_y = (Tensor(rng.standard_normal(shape).astype(np.float32)) for _ in range(4))
     results = []
     for launch in (10.0 ** rng.uniform(0, 4), 1e9):  # the last one: one call under one mask
         monkeypatch.setattr(portable, "_LAUNCH", launch)
         attend = build(schedule, 2, 16, False, BackendConfig("portable"))
-        results.append(mixed_and_gradients(attend, *tensors))
+
+        def all_scales(q, k, v, attend=attend):
+            return attend(q, k, v, 0.25, None, ())[0]
+
+        results.append(value_and_gradients(all_scales, tensors, [d_y]))
     assert len(attend.plans[-1]) == 1
-    for a, b in zip(*results, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+    assert_all_close(*results, 1e-5)
 
 
 def test_the_first_scales_alone_attend_as_they_do_among_all(monkeypatch):
@@ -166,32 +156,23 @@ def after(model, scales: int, batch: int = 2) -> tuple[Cache, tuple]:
     return cache, (class_bc, modulations)
 
 
-def test_a_full_cache_is_an_error_that_says_so(model):
-    cache, condition = after(model, len(model.config.schedule))
-    with pytest.raises(InputError, match="cache is full: it holds all 3 scales"):
-        model.extend(3, None, *condition, cache)
-
-
-def test_a_cache_of_another_batch_is_an_error_that_names_both(model):
-    cache, _ = after(model, 1)
-    _, condition = after(model, 0, batch=1)
-    inputs = Tensor(np.zeros((1, 4, model.config.latent_channels), np.float32))
-    with pytest.raises(InputError, match="batch of 2; expected 1"):
-        model.extend(1, inputs, *condition, cache)
-
-
-def test_a_scale_out_of_turn_is_an_error_that_names_both(model):
-    cache, condition = after(model, 1)
-    inputs = Tensor(np.zeros((2, 9, model.config.latent_channels), np.float32))
-    with pytest.raises(InputError, match="holds 1 scales; scale 2 expects 2"):
-        model.extend(2, inputs, *condition, cache)
-
-
-def test_tokens_of_another_scale_are_an_error_that_names_both(model):
-    cache, condition = after(model, 1)
-    inputs = Tensor(np.zeros((2, 9, model.config.latent_channels), np.float32))
-    with pytest.raises(InputError, match=r"shape \(2, 9, 8\); expected \(2, 4, 8\)"):
-        model.extend(1, inputs, *condition, cache)
+@pytest.mark.parametrize(
+    ("held", "batch", "k", "tokens", "message"),
+    [
+        (3, 2, 3, 9, "cache is full: it holds all 3 scales"),
+        (1, 1, 1, 4, "batch of 2; expected 1"),
+        (1, 2, 2, 9, "holds 1 scales; scale 2 expects 2"),
+        (1, 2, 1, 9, r"shape \(2, 9, 8\); expected \(2, 4, 8\)"),
+    ],
+    ids=["a full cache", "another batch", "a scale out of turn", "tokens of another scale"],
+)
+def test_what_cannot_follow_a_cache_is_an_error_that_says_why(
+    model, held, batch, k, tokens, message
+):
+    cache, _ = after(model, held)
+    _, condition = after(model, 0, batch)
+    with pytest.raises(InputError, match=message):
+        model.extend(k, Tensor(np.zeros((batch, tokens, 8), np.float32)), *condition, cache)
 
 
 @pytest.mark.parametrize("index", [None, 2])

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import mindspore as ms
 import numpy as np
 import pytest
+from attention_calls import Joined, assert_all_close, scale_by_scale, value_and_gradients
 from mindspore import Tensor, nn, ops
 from var_tokenizer import ScaleSchedule
 from var_tokenizer.common import InputError
@@ -52,33 +53,18 @@ def values(*shapes, seed=0, dtype=np.float32) -> list[Tensor]:
     return [Tensor(rng.standard_normal(shape).astype(dtype)) for shape in shapes]
 
 
-def gradients(function, arguments, d_out):
-    """Of sum(function(...) * d_out), results in a tuple or alone."""
-
-    def loss(*tensors):
-        results = function(*tensors)
-        results = results if isinstance(results, tuple) else (results,)
-        return sum((r * d).sum() for r, d in zip(results, d_out, strict=True))
-
-    return [g.asnumpy() for g in ms.grad(loss, tuple(range(len(arguments))))(*arguments)]
-
-
 # ---------------------------------------------------------------- gradients
 def test_the_norms_gradient_is_that_of_the_composed_norm():
     shapes = (3, 5, 64), (3, 1, 64), (3, 1, 64)
     arguments, d_out = values(*shapes), values((3, 5, 64), seed=1)
-    got = gradients(ascend_c.ModulatedNorm(COMPOSED), arguments, d_out)
-    expected = gradients(modulated_norm, arguments, d_out)
-    for a, b in zip(got, expected, strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5)
+    got = value_and_gradients(ascend_c.ModulatedNorm(COMPOSED), arguments, d_out)
+    assert_all_close(got, value_and_gradients(modulated_norm, arguments, d_out), 2e-5)
 
 
 def test_the_heads_gradient_is_that_of_the_composed_heads():
     arguments, d_out = values((2, 7, 96), (4,)), values(*((2, 7, 4, 8),) * 3, seed=1)
-    got = gradients(ascend_c.UnitHeads(COMPOSED, ms.float16), arguments, d_out)
-    expected = gradients(heads_apart, arguments, d_out)
-    for a, b in zip(got, expected, strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5)
+    got = value_and_gradients(ascend_c.UnitHeads(COMPOSED, ms.float16), arguments, d_out)
+    assert_all_close(got, value_and_gradients(heads_apart, arguments, d_out), 2e-5)
 
 
 # ---------------------------------------------------------------- the choice
@@ -126,17 +112,6 @@ def test_a_width_that_the_operator_takes_is_fused_and_another_composed(monkeypat
 
 
 # ---------------------------------------------------------------- attention through them
-class Joined(nn.Cell):
-    """An attention from its joined inputs, the way the transformer calls it."""
-
-    def __init__(self, attend: nn.Cell) -> None:
-        super().__init__()
-        self.attend = attend
-
-    def construct(self, qkv, scale):
-        return self.attend.projected(qkv, scale, None, ())[0]
-
-
 @pytest.fixture
 def portable_attend(monkeypatch):
     """Portable attention's arithmetic in the place of Ascend's operators."""
@@ -162,29 +137,22 @@ def portable_attend(monkeypatch):
 def test_attention_through_the_fused_heads_is_portable_attention(fused, portable_attend):
     schedule = ScaleSchedule((1, (2, 3), 4))
     qkv, scale = values((2, schedule.length, 96), (1, 2, 1, 1))
-    (d_out,) = values((2, schedule.length, 32), seed=1)
+    d_out = values((2, schedule.length, 32), seed=1)
     results = []
     for backend in (BackendConfig("ascend", ms.float32), BackendConfig("portable")):
         attend = build(schedule, 2, 16, True, backend)
         assert (getattr(attend, "fused_heads", None) is not None) is (backend.name == "ascend")
-        cell = Joined(attend)
-        results.append([cell(qkv, scale).asnumpy(), *gradients(cell, (qkv, scale), [d_out])])
-    for a, b in zip(*results, strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5)
+        results.append(value_and_gradients(Joined(attend), (qkv, scale), d_out))
+    assert_all_close(*results, 2e-5)
 
 
 def test_scale_by_scale_through_the_fused_write_is_all_at_once(fused, portable_attend):
     schedule = ScaleSchedule((1, (2, 3), 4))
     qkv, scale = values((2, schedule.length, 96), (1, 2, 1, 1))
     attend = build(schedule, 2, 16, True, BackendConfig("ascend", ms.float32))
-    cache, got = attend.empty_cache(2), []
-    for k in range(len(schedule)):
-        begin, end = schedule.offsets[k], schedule.offsets[k + 1]
-        mixed, kept = attend.projected(qkv[:, begin:end], scale, k, cache)
-        assert kept == (), "the cache is written in place"
-        got.append(mixed.asnumpy())
-    expected = attend.projected(qkv, scale, None, ())[0].asnumpy()
-    np.testing.assert_allclose(np.concatenate(got, 1), expected, atol=1e-5)
+    got, kept = scale_by_scale(attend, qkv, scale)
+    assert kept == (), "the cache is written in place"
+    np.testing.assert_allclose(got, Joined(attend)(qkv, scale).asnumpy(), atol=1e-5)
 
 
 # ---------------------------------------------------------------- MindSpore's operators of them
@@ -202,11 +170,9 @@ def operators(tmp_path_factory):
 
 @pytest.mark.slow  # a minute of g++ on MindSpore's headers
 def test_mindspores_operators_run_the_kernels(operators):
-    arguments = values((2, 5, 128), (2, 1, 128), (2, 1, 128))
-    got = gradients(ascend_c.ModulatedNorm(operators), arguments, values((2, 5, 128), seed=1))
-    expected = gradients(modulated_norm, arguments, values((2, 5, 128), seed=1))
-    for a, b in zip(got, expected, strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5)
+    arguments, d_out = values((2, 5, 128), *((2, 1, 128),) * 2), values((2, 5, 128), seed=1)
+    got = value_and_gradients(ascend_c.ModulatedNorm(operators), arguments, d_out)
+    assert_all_close(got, value_and_gradients(modulated_norm, arguments, d_out), 2e-5)
     got = operators.var_modulated_norm(*arguments).asnumpy()
     np.testing.assert_allclose(got, modulated_norm(*arguments).asnumpy(), atol=1e-5)
 

@@ -5,7 +5,8 @@ import logging
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, nn
+from attention_calls import Joined, scale_by_scale, value_and_gradients
+from mindspore import Tensor
 from var_tokenizer import ScaleSchedule
 from var_tokenizer.common import KernelLibrary
 from var_transformer.attention import BackendConfig, build
@@ -32,17 +33,8 @@ def both_forms(monkeypatch, make):
     return kernel, make()
 
 
-def value_and_gradients(cell, arrays, weight):
-    """Float32 arrays: the value, and the gradients of its product with ``weight``."""
-    tensors = [Tensor(a.astype(np.float32)) for a in arrays]
-    weight = Tensor(weight.astype(np.float32))
-
-    def product(*inputs):
-        return (cell(*inputs) * weight).sum()
-
-    gradients = ms.grad(product, tuple(range(len(arrays))))(*tensors)
-    gradients = gradients if isinstance(gradients, tuple) else (gradients,)
-    return [x.asnumpy() for x in (cell(*tensors), *gradients)]
+def tensors(arrays):
+    return [Tensor(array.astype(np.float32)) for array in arrays]
 
 
 def numeric_gradient(function, arrays, weight, which):
@@ -91,7 +83,7 @@ def test_an_operator_and_its_gradients_follow_the_definition(form, cell, definit
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal(shape) for shape in shapes]
     weight = rng.standard_normal(shapes[0])
-    value, *gradients = value_and_gradients(cell(), arrays, weight)
+    value, *gradients = value_and_gradients(cell(), tensors(arrays), tensors([weight]))
     np.testing.assert_allclose(value, definition(*arrays), atol=3e-6)
     for which, gradient in enumerate(gradients):
         expected = numeric_gradient(definition, arrays, weight, which)
@@ -121,15 +113,6 @@ def test_operators_are_composed_where_the_kernels_are_absent(monkeypatch, caplog
     assert [r.levelname for r in caplog.records] == ["INFO"]
 
 
-class Attend(nn.Cell):
-    def __init__(self, attend):
-        super().__init__()
-        self.attend = attend
-
-    def construct(self, qkv_bl3c, scale_1h11):
-        return self.attend.projected(qkv_bl3c, scale_1h11, None, ())[0]
-
-
 @pytest.mark.parametrize("unit_length", [True, False])
 @pytest.mark.parametrize(("heads", "width", "scales"), [(2, 32, 3), (3, 16, 5), (1, 80, 4)])
 def test_attention_and_its_gradients_agree_in_both_forms(
@@ -140,7 +123,7 @@ def test_attention_and_its_gradients_agree_in_both_forms(
     scale = rng.uniform(1, 4, (1, heads, 1, 1)) / (1 if unit_length else np.sqrt(width))
     weight = rng.standard_normal((2, schedule.length, heads * width))
     results = [
-        value_and_gradients(Attend(attend), (qkv, scale), weight)
+        value_and_gradients(Joined(attend), tensors((qkv, scale)), tensors([weight]))
         for attend in both_forms(monkeypatch, lambda: build(schedule, heads, width, unit_length))
     ]
     for kernel, composed in zip(*results, strict=True):
@@ -150,25 +133,17 @@ def test_attention_and_its_gradients_agree_in_both_forms(
 
 def test_scale_by_scale_attention_agrees_in_both_forms(monkeypatch):
     schedule, rng = ScaleSchedule((1, 2, 3)), np.random.default_rng(0)
-    qkv = rng.standard_normal((2, schedule.length, 96)).astype(np.float32)
-    scale, mixed = Tensor(np.full((1, 2, 1, 1), 3, np.float32)), []
-    for attend in both_forms(monkeypatch, lambda: build(schedule, 2, 16, True)):
-        cache, parts = attend.empty_cache(2), []
-        for k in range(3):
-            part = Tensor(qkv[:, schedule.offsets[k] : schedule.offsets[k + 1]])
-            part, kept = attend.projected(part, scale, k, cache)
-            cache = kept or cache
-            parts.append(part.asnumpy())
-        mixed.append(np.concatenate(parts, 1))
-    np.testing.assert_allclose(*mixed, atol=2e-6)
+    qkv, scale = tensors([rng.standard_normal((2, schedule.length, 96)), np.full((1, 2, 1, 1), 3)])
+    forms = both_forms(monkeypatch, lambda: build(schedule, 2, 16, True))
+    kernel, composed = (scale_by_scale(attend, qkv, scale)[0] for attend in forms)
+    np.testing.assert_allclose(kernel, composed, atol=2e-6)
 
 
 @pytest.mark.parametrize("count", [1, 5, 14])
 def test_the_first_scales_alone_are_attended_as_among_all(form, count):
     schedule, rng = ScaleSchedule((1, 2, 3)), np.random.default_rng(0)
     attend = build(schedule, 2, 16, True, BackendConfig())
-    qkv = rng.standard_normal((1, 14, 96)).astype(np.float32)
-    scale = Tensor(np.full((1, 2, 1, 1), 3, np.float32))
-    whole = attend.projected(Tensor(qkv), scale, None, ())[0].asnumpy()
-    part = attend.projected(Tensor(qkv[:, :count]), scale, None, ())[0].asnumpy()
+    qkv, scale = tensors([rng.standard_normal((1, 14, 96)), np.full((1, 2, 1, 1), 3)])
+    whole = Joined(attend)(qkv, scale).asnumpy()
+    part = Joined(attend)(qkv[:, :count], scale).asnumpy()
     np.testing.assert_allclose(part, whole[:, :count], atol=1e-6)
