@@ -61,7 +61,7 @@ def run(config: ServeConfig) -> None:
     login = None if config.auth is None else Login.read(config.auth)
     with private_folder() as folder:
         try:
-            from var_transformer.web.page import make_page
+            from var_transformer.web.page import Handlers, make_page
             from var_transformer.web.server import Server
         except ModuleNotFoundError as error:
             raise InputError(
@@ -69,16 +69,10 @@ def run(config: ServeConfig) -> None:
             ) from error
         model, tokenizer, names = config.load()
         streamer, sessions = Streamer(len(tokenizer.schedule), config.max_seconds), Sessions()
-        page = make_page(model, tokenizer, names, config.max_images, streamer, sessions, folder)
+        pair, most = (model, tokenizer), config.max_images
+        page = make_page(Handlers(*pair, names, most, streamer, sessions, folder))
         server = Server(
-            page,
-            streamer,
-            sessions,
-            folder,
-            config.host,
-            config.port,
-            config.allowed_host,
-            login,
+            page, streamer, sessions, folder, config.host, config.port, config.allowed_host, login
         )
         if config.host not in LOOPBACK and login is None:
             log.warning(

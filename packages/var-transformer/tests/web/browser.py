@@ -38,7 +38,7 @@ _resources = contextlib.ExitStack()
 FOLDER = _resources.enter_context(private_folder())  # before Gradio is imported
 atexit.register(_resources.close)
 
-from var_transformer.web.page import make_page
+from var_transformer.web.page import Handlers, make_page
 from var_transformer.web.server import Server
 from var_transformer.web.sessions import Sessions
 from var_transformer.web.streaming import Streamer
@@ -67,8 +67,10 @@ def chromium():
         browser = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
         downloads = {"behavior": "allow", "downloadPath": f"{folder}/downloads"}
         browser.execute_cdp_cmd("Browser.setDownloadBehavior", downloads)
-        yield browser
-        browser.quit()
+        try:
+            yield browser
+        finally:
+            browser.quit()
 
 
 @contextlib.contextmanager
@@ -78,7 +80,7 @@ def servers(model, tokenizer):
 
     def start(max_seconds, login=None):
         streamer, sessions = Streamer(len(tokenizer.schedule), max_seconds), Sessions()
-        page = make_page(model, tokenizer, NAMES, 3, streamer, sessions, FOLDER)
+        page = make_page(Handlers(model, tokenizer, NAMES, 3, streamer, sessions, FOLDER))
         server = Server(page, streamer, sessions, FOLDER, "127.0.0.1", 0, login=login)
         thread = threading.Thread(target=server.run)
         thread.start()
@@ -95,10 +97,8 @@ class Visitor:
     """A browser window with the page."""
 
     def __init__(self, driver, url):
-        self.driver, self.folder = (
-            driver,
-            Path(driver.capabilities["chrome"]["userDataDir"]).parent / "downloads",
-        )
+        self.driver = driver
+        self.folder = Path(driver.capabilities["chrome"]["userDataDir"]).parent / "downloads"
         driver.get(url)
         self.wait(lambda: self.all("button#generate"))
 

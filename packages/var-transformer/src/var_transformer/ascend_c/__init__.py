@@ -19,12 +19,4 @@ The kernels have no backward: their cells compose it.
 from var_transformer.ascend_c.building import build, load, operators
 from var_transformer.ascend_c.cells import ModulatedNorm, UnitHeads, takes_heads, takes_width
 
-__all__ = [
-    "ModulatedNorm",
-    "UnitHeads",
-    "build",
-    "load",
-    "operators",
-    "takes_heads",
-    "takes_width",
-]
+__all__ = ["ModulatedNorm", "UnitHeads", "build", "load", "operators", "takes_heads", "takes_width"]

@@ -119,11 +119,7 @@ class AscendAttention(NextScaleAttention):
         )
 
     def projected(
-        self,
-        qkv_bl3c: Tensor,
-        score_scale: Tensor | float,
-        k: int | None,
-        past: KeysValues,
+        self, qkv_bl3c: Tensor, score_scale: Tensor | float, k: int | None, past: KeysValues
     ) -> tuple[Tensor, KeysValues]:
         if self.fused_heads is None:
             q_blc, k_blc, v_blc = ops.split(qkv_bl3c, qkv_bl3c.shape[-1] // 3, 2)

@@ -94,16 +94,11 @@ class _AllScales(nn.Cell):
         self.unit = Tensor(np.array([unit_length], np.int32))
         self.forward = library.operator(
             "next_scale_attention",
-            lambda qkv, scale, *_: (
-                (qkv[0], qkv[1], qkv[2] // 3),
-                (qkv[0], scale[0], qkv[1]),
-            ),
+            lambda qkv, scale, *_: ((qkv[0], qkv[1], qkv[2] // 3), (qkv[0], scale[0], qkv[1])),
             outputs=2,
         )
         self.backward = library.operator(
-            "next_scale_attention_grad",
-            lambda dmixed, qkv, scale, *_: (qkv, scale),
-            outputs=2,
+            "next_scale_attention_grad", lambda dmixed, qkv, scale, *_: (qkv, scale), outputs=2
         )
 
     def construct(self, qkv_bl3c: Tensor, scale_h: Tensor) -> tuple[Tensor, Tensor]:

@@ -77,9 +77,8 @@ def graph_cache(**settings: object) -> Iterator[None]:
 def _root() -> Path | None:
     """The folder of all graphs, made if need be; None if it cannot be made or is not safe."""
     try:
-        given = Path(
-            os.environ.get("XDG_CACHE_HOME", "")
-        )  # to be ignored if relative, as specified
+        # to be ignored if relative, as specified
+        given = Path(os.environ.get("XDG_CACHE_HOME", ""))
         root = (given if given.is_absolute() else Path.home() / ".cache") / "var-mindspore"
         root.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):

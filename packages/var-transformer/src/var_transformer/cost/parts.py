@@ -30,23 +30,13 @@ class Part:
     launches: int = 0
     memory: float = 0
 
-    def times(self, count: int) -> "Part":
-        return Part(
-            self.name,
-            count * self.madds,
-            count * self.bytes,
-            count * self.launches,
-            count * self.memory,
-        )
+    def times(self, n: int) -> "Part":
+        return Part(self.name, n * self.madds, n * self.bytes, n * self.launches, n * self.memory)
 
     def plus(self, other: "Part") -> "Part":
-        return Part(
-            self.name,
-            self.madds + other.madds,
-            self.bytes + other.bytes,
-            self.launches + other.launches,
-            self.memory + other.memory,
-        )
+        madds, moved = self.madds + other.madds, self.bytes + other.bytes
+        launches, memory = self.launches + other.launches, self.memory + other.memory
+        return Part(self.name, madds, moved, launches, memory)
 
     def seconds(self, device: Device) -> float:
         """The roofline: products or bytes, whichever takes the device longer."""
@@ -84,15 +74,6 @@ class AttentionWork(NamedTuple):
     calls: int
     copies: int
 
-    def plus(self, other: "AttentionWork") -> "AttentionWork":
-        return AttentionWork(
-            self.scores + other.scores,
-            self.called + other.called,
-            self.copied + other.copied,
-            self.calls + other.calls,
-            self.copies + other.copies,
-        )
-
 
 def forward_work(plan: Plan) -> AttentionWork:
     """The work of ``NextScaleAttention`` over all scales."""
@@ -124,14 +105,15 @@ def gradient_work(plan: Plan) -> AttentionWork:
 def attention(config: TransformerConfig, batch: int, plan: Plan, itemsize: int) -> list[Part]:
     """The attention of one block over all scales, forward and gradient: calls and copies."""
     row = batch * config.width * itemsize  # one token's bytes
-    forward = forward_work(plan)
-    work = forward.plus(gradient_work(plan))
+    passes = forward_work(plan), gradient_work(plan)
     masks = sum(segment.end**2 for segment in plan if segment.masked)
-    madds = 2 * work.scores * batch * config.width
-    moved = work.called * row + 3 * masks
+    madds = 2 * sum(work.scores for work in passes) * batch * config.width
+    moved = sum(work.called for work in passes) * row + 3 * masks
+    copied = sum(work.copied for work in passes) * row
+    calls, copies = sum(work.calls for work in passes), sum(work.copies for work in passes)
     return [
-        Part("attention", madds, moved, work.calls, config.schedule.length * row),
-        Part("attention's copies", 0, work.copied * row, work.copies),
+        Part("attention", madds, moved, calls, config.schedule.length * row),
+        Part("attention's copies", 0, copied, copies),
     ]
 
 
@@ -155,11 +137,7 @@ def block(config: TransformerConfig, rows: int, itemsize: int, fused: bool = Fal
 
 
 def training_step(
-    config: TransformerConfig,
-    batch: int,
-    plan: Plan,
-    device: Device,
-    fused: bool = False,
+    config: TransformerConfig, batch: int, plan: Plan, device: Device, fused: bool = False
 ) -> list[Part]:
     """Forward, backward and AdamW for ``batch`` images, each part summed over the blocks.
 
@@ -261,27 +239,24 @@ def decoder(codec: TokenizerConfig, batch: int, itemsize: int) -> Part:
     pixels = batch * rows * columns
     widths = [codec.channels * multiplier for multiplier in codec.channel_multipliers]
     c = widths[-1]
-    part = Part("decoder")
+    parts: list[Part] = []
 
     def convolution(pixels: int, inputs: int, outputs: int, kernel: int = 9) -> None:
-        nonlocal part
         one = linear("", pixels, kernel * inputs, outputs, itemsize)
         moved = itemsize * (pixels * (inputs + outputs) + kernel * inputs * outputs)
-        part = part.plus(replace(one, bytes=moved, memory=0))
+        parts.append(replace(one, bytes=moved))
 
     def residual(pixels: int, inputs: int, outputs: int) -> None:
-        nonlocal part
         convolution(pixels, inputs, outputs)
         convolution(pixels, outputs, outputs)
         if inputs != outputs:
             convolution(pixels, inputs, outputs, 1)
-        part = part.plus(replace(elementwise("", 14, pixels * outputs, 5, itemsize), memory=0))
+        parts.append(elementwise("", 14, pixels * outputs, 5, itemsize))
 
     def self_attention(pixels: int, c: int) -> None:
-        nonlocal part
         convolution(pixels, c, 3 * c, 1)
         scores = pixels * rows * columns
-        part = part.plus(Part("", 2 * scores * c, 4 * scores * itemsize, 3))
+        parts.append(Part("", 2 * scores * c, 4 * scores * itemsize, 3))
         convolution(pixels, c, c, 1)
 
     convolution(pixels, codec.latent_channels, codec.latent_channels)
@@ -299,4 +274,4 @@ def decoder(codec: TokenizerConfig, batch: int, itemsize: int) -> Part:
             pixels *= 4
             convolution(pixels, c, c)
     convolution(pixels, c, 3)
-    return replace(part, memory=6 * pixels * c * itemsize)
+    return replace(total(parts), name="decoder", memory=6 * pixels * c * itemsize)

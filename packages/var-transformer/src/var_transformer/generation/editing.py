@@ -66,7 +66,6 @@ def edit(
         raise InputError(f"image has shape {shape}; expected (3, H, W)")
     if mask_yx.shape != shape[1:]:
         raise InputError(f"mask has shape {mask_yx.shape}; expected {shape[1:]}, the image's")
-    _check_bool(mask_yx)
     image_cyx = checked_images("pixels of the image", image)
 
     redrawn = tokens_to_redraw(mask_yx, tokenizer.schedule)
@@ -90,7 +89,8 @@ def tokens_to_redraw(mask_yx: np.ndarray, schedule: ScaleSchedule) -> list[np.nd
     """
     if mask_yx.ndim != 2:
         raise InputError(f"mask has shape {mask_yx.shape}; expected (H, W)")
-    _check_bool(mask_yx)
+    if mask_yx.dtype != bool:
+        raise InputError(f"mask has dtype {mask_yx.dtype}; expected bool")
     marked = []
     for k, (rows, columns) in enumerate(schedule.sizes):
         share_yx = (
@@ -99,11 +99,6 @@ def tokens_to_redraw(mask_yx: np.ndarray, schedule: ScaleSchedule) -> list[np.nd
         last = k + 1 == len(schedule)
         marked.append((share_yx > 1e-9 if last else share_yx >= 0.5 - 1e-9).reshape(-1))
     return marked
-
-
-def _check_bool(mask_yx: np.ndarray) -> None:
-    if mask_yx.dtype != bool:
-        raise InputError(f"mask has dtype {mask_yx.dtype}; expected bool")
 
 
 def box_mask(box: tuple[int, int, int, int], height: int, width: int) -> np.ndarray:

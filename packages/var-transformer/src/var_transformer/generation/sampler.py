@@ -5,13 +5,7 @@ from dataclasses import dataclass
 from typing import TypeVar, get_args
 
 import numpy as np
-from var_tokenizer.common import (
-    InputError,
-    check_choice,
-    check_flag,
-    check_integer,
-    check_number,
-)
+from var_tokenizer.common import InputError, check_choice, check_flag, check_integer, check_number
 
 from var_transformer.generation.guidance import Guidance, guidance_strength
 

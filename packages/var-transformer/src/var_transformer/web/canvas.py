@@ -23,10 +23,8 @@ _API_INFO = {
     },
     "description": "a picture, and layers of its size that mark what is redrawn",
 }
-_EXAMPLE = {
-    "background": {"path": "PATH", "meta": {"_type": "gradio.FileData"}},
-    "layers": [{"path": "PATH", "meta": {"_type": "gradio.FileData"}}],
-}
+_UPLOADED = {"path": "PATH", "meta": {"_type": "gradio.FileData"}}
+_EXAMPLE = {"background": _UPLOADED, "layers": [_UPLOADED]}
 
 
 def canvas_size(image_size: tuple[int, int]) -> tuple[int, int]:

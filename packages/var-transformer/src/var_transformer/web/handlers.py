@@ -15,14 +15,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import (
-    InputError,
-    check_flag,
-    check_integer,
-    quoted,
-    save_png,
-    to_pixels,
-)
+from var_tokenizer.common import InputError, check_flag, check_integer, quoted, save_png, to_pixels
 
 from var_transformer.commands.class_names import NONE, class_number
 from var_transformer.commands.image_files import image_name
@@ -43,7 +36,11 @@ _LONGEST = 80  # characters of a wrong value in a message
 
 
 class Handlers:
-    """The handlers of the page's buttons; errors in a visitor's input become messages."""
+    """The handlers of the page's buttons; errors in a visitor's input become messages.
+
+    names: of the classes, if known. max_images: how many a visitor may ask for at once. streamer:
+    runs the generations. sessions: counts the visitors. folder: for the page's files.
+    """
 
     def __init__(
         self,
@@ -62,7 +59,7 @@ class Handlers:
         self.max_images = max_images
         self.size = tokenizer.config.image_size
         self._scales = len(tokenizer.schedule)
-        self._streamer, self._sessions, self._folder = streamer, sessions, folder
+        self._streamer, self.sessions, self._folder = streamer, sessions, folder
 
     @property
     def choices(self) -> list[tuple[str, str]]:
@@ -97,19 +94,12 @@ class Handlers:
             labels, seed, sampler = self._request(
                 label, images, seed, cfg, top_k, top_p, temperature, more_smooth
             )
-            yield from self._updates(
-                labels,
-                seed,
-                request.session_hash,
-                lambda on_scale: generate(
-                    self._model,
-                    self._tokenizer,
-                    labels,
-                    sampler=sampler,
-                    seed=seed,
-                    on_scale=on_scale,
-                ),
-            )
+
+            def draw(on_scale: OnScale) -> Generation:
+                pair = self._model, self._tokenizer
+                return generate(*pair, labels, sampler=sampler, seed=seed, on_scale=on_scale)
+
+            yield from self._updates(labels, seed, request.session_hash, draw)
 
     def redraw(
         self,
@@ -130,21 +120,13 @@ class Handlers:
                 label, images, seed, cfg, top_k, top_p, temperature, more_smooth
             )
             image_cyx, mask_yx = read_canvas(picture, self.size, self._folder)
-            yield from self._updates(
-                labels,
-                seed,
-                request.session_hash,
-                lambda on_scale: edit(
-                    self._model,
-                    self._tokenizer,
-                    image_cyx,
-                    mask_yx,
-                    labels,
-                    sampler,
-                    seed,
-                    on_scale=on_scale,
-                ),
-            )
+
+            def draw(on_scale: OnScale) -> Generation:
+                part = image_cyx, mask_yx, labels
+                pair = self._model, self._tokenizer
+                return edit(*pair, *part, sampler, seed, on_scale=on_scale)
+
+            yield from self._updates(labels, seed, request.session_hash, draw)
 
     def to_canvas(self, drawn_nyxc: np.ndarray | None, index: int | None) -> dict[str, Any]:
         """The chosen one of the session's pictures, for the editor."""
@@ -161,7 +143,7 @@ class Handlers:
     ) -> tuple[gr.Button, gr.DownloadButton]:
         """The buttons to stop and to download, after a job of the session."""
         end = time.monotonic() + _QUEUE_LAG
-        while (pending := self._sessions.pending(request.session_hash)) and time.monotonic() < end:
+        while (pending := self.sessions.pending(request.session_hash)) and time.monotonic() < end:
             time.sleep(0.05)
         return gr.Button(interactive=pending), gr.DownloadButton(interactive=drawn_nyxc is not None)
 
@@ -203,18 +185,14 @@ class Handlers:
 
     # ------------------------------------------------------------ what a visitor sees
     def _updates(
-        self,
-        labels: np.ndarray,
-        seed: int,
-        session: str,
-        draw: Callable[[OnScale], Generation],
+        self, labels: np.ndarray, seed: int, session: str, draw: Callable[[OnScale], Generation]
     ) -> Iterator[Update]:
-        if not self._sessions.wait_for_listener(session):
+        if not self.sessions.wait_for_listener(session):
             log.info("a job was dropped: nobody waits for it")
             return
         started = time.monotonic()
-        idle = gr.DownloadButton(interactive=False)
-        what = self._class_name(int(labels[0]))
+        label = int(labels[0])
+        what = f"class {label}" if label < self._model.config.num_classes else "no class"
         pixels_nyxc = np.zeros((0, *self.size, 3), np.uint8)
 
         def scale(k: int) -> str:
@@ -225,16 +203,11 @@ class Handlers:
             return [(pixels_nyxc[n], f"Picture {n + 1} of {count}: {what}") for n in range(count)]
 
         # show a single picture large
-        yield (
-            gr.Gallery([], selected_index=0 if len(labels) == 1 else None),
-            scale(0),
-            idle,
-            None,
-            0,
-        )
+        empty = gr.Gallery([], selected_index=0 if len(labels) == 1 else None)
+        yield empty, scale(0), gr.DownloadButton(interactive=False), None, 0
         k, ending = -1, None
         try:
-            for k, images in self._streamer.stream(draw, lambda: self._sessions.gone(session)):
+            for k, images in self._streamer.stream(draw, lambda: self.sessions.gone(session)):
                 pixels_nyxc = to_pixels(images)
                 if k + 1 < self._scales:
                     yield gallery(), scale(k + 1), gr.skip(), gr.skip(), gr.skip()
@@ -247,11 +220,8 @@ class Handlers:
             ending = f"{time.monotonic() - started:.1f} s"
         status = f"{what.capitalize()}, seed {seed}: {ending}"
         with tempfile.TemporaryDirectory() as folder:
-            path = _save(pixels_nyxc, int(labels[0]), Path(folder))
+            path = _save(pixels_nyxc, label, Path(folder))
             yield gallery(), status, str(path), pixels_nyxc, gr.skip()
-
-    def _class_name(self, label: int) -> str:
-        return f"class {label}" if label < self._model.config.num_classes else "no class"
 
 
 def chosen_index(event: gr.SelectData) -> int:

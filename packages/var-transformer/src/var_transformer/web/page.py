@@ -5,19 +5,14 @@ import os
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import gradio as gr
 from fastapi import FastAPI
-from var_tokenizer import Tokenizer
 
-from var_transformer.model.transformer import Transformer
 from var_transformer.web import limits
 from var_transformer.web.canvas import make_canvas
 from var_transformer.web.handlers import Handlers, chosen_index
-from var_transformer.web.sessions import Sessions
-from var_transformer.web.streaming import Streamer
+
+__all__ = ["HEAD", "Handlers", "make_page", "mount"]  # Handlers, too: see above
 
 _TITLE = "VAR"
 
@@ -62,21 +57,8 @@ new MutationObserver(() => {
 )
 
 
-def make_page(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    names: Sequence[str] | None,
-    max_images: int,
-    streamer: Streamer,
-    sessions: Sessions,
-    folder: Path,
-) -> gr.Blocks:
-    """The page for a pair of models.
-
-    names: of the classes, if known. max_images: how many a visitor may ask for at once. streamer:
-    runs the generations. sessions: counts the visitors. folder: for the page's files.
-    """
-    handlers = Handlers(model, tokenizer, names, max_images, streamer, sessions, folder)
+def make_page(handlers: Handlers) -> gr.Blocks:
+    """The page whose buttons call ``handlers``."""
     with gr.Blocks(
         title=_TITLE,
         analytics_enabled=False,
@@ -170,7 +152,7 @@ def make_page(
         )
     page.queue(max_size=limits.MAX_WAITING, api_open=False)
     page.state_session_capacity = limits.MAX_SESSIONS
-    sessions.queue = page._queue
+    handlers.sessions.queue = page._queue
     return page
 
 

@@ -41,9 +41,7 @@ class Streamer:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def stream(
-        self,
-        draw: Callable[[OnScale], Generation],
-        gone: Callable[[], str | None] = lambda: None,
+        self, draw: Callable[[OnScale], Generation], gone: Callable[[], str | None] = lambda: None
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Yields k and the images (B, 3, H, W) in [0, 1] after every scale k.
 

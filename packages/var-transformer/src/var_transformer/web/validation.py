@@ -95,7 +95,7 @@ class CallValidator:
             return [self._value(each, depth + 1) for each in value]
         if isinstance(value, int) and not -(2**63) <= value < 2**63:  # Gradio cannot write others
             raise RefusedError(400, "A number is too large.")
-        if isinstance(value, str) and not _is_unicode(value):
+        if isinstance(value, str) and any("\ud800" <= each <= "\udfff" for each in value):
             raise RefusedError(400, "A text is not Unicode.")
         if not isinstance(value, dict):
             return value
@@ -103,10 +103,6 @@ class CallValidator:
             path = find_file(self._folder, value.get("path"))
             return {"path": str(path), "meta": {"_type": "gradio.FileData"}}
         return {key: self._value(each, depth + 1) for key, each in value.items()}
-
-
-def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def check_session(name: object) -> str:
