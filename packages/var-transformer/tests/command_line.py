@@ -9,14 +9,15 @@ import pytest
 
 
 def words(pair, out, **options):
-    """The command line with a pair of models, a folder for the output and other options."""
-    files = {"tokenizer": pair / "t.safetensors", "model": pair / "m.safetensors", "out": out}
-    return [word for name, value in (files | options).items() for word in (f"--{name}", str(value))]
+    """The command line with a pair of models, a folder for the output, if any, and options."""
+    given = {name: pair / f"{name[0]}.safetensors" for name in ("tokenizer", "model")}
+    given |= ({} if out is None else {"out": out}) | options
+    return [word for name, value in given.items() for word in (f"--{name}", str(value))]
 
 
 def call(command, *words):
     """The exit code of a command that runs in this process."""
-    module = "edit.__main__" if command == "edit" else command
+    module = f"{command}.__main__" if command in ("edit", "cost") else command
     main = importlib.import_module(f"var_transformer.{module}").main
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [command, *map(str, words)])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tiny
 from var_tokenizer import Tokenizer
-from var_transformer import Transformer
+from var_transformer import BackendConfig, Transformer
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,16 @@ def make_config():
 
 @pytest.fixture(scope="session")
 def make_model():
-    return lambda **changes: randomized(Transformer(tiny.transformer(**changes)))
+    def make(backend: BackendConfig | None = None, **changes) -> Transformer:
+        config = tiny.transformer(**changes)
+        return randomized(Transformer(config, backend=backend or BackendConfig()))
+
+    return make
+
+
+@pytest.fixture(scope="module", params=["auto", pytest.param("portable", marks=pytest.mark.slow)])
+def backend(request) -> BackendConfig:
+    return BackendConfig(request.param)
 
 
 @pytest.fixture(scope="session")

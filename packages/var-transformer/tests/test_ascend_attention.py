@@ -171,14 +171,7 @@ class WriteModel:
 
 
 def infer_attention_model(
-    query,
-    key,
-    value,
-    actual_seq_lengths_kv,
-    num_heads,
-    scale,
-    input_layout,
-    inner_precise,
+    query, key, value, actual_seq_lengths_kv, num_heads, scale, input_layout, inner_precise
 ):
     """``fused_infer_attention_score`` without a mask, in BSND."""
     assert input_layout == "BSND" and inner_precise in (0, 1)

@@ -38,11 +38,8 @@ class ModulatedNormTiling(Structure):
 
 class UnitHeadsTiling(Structure):
     _fields_ = [
-        (name, c_uint32)
-        for name in (
-            *("images", "length", "heads", "head_width", "capacity", "first"),
-            *("cores", "tile_rows"),
-        )
+        *((name, c_uint32) for name in ("images", "length", "heads", "head_width", "capacity")),
+        *((name, c_uint32) for name in ("first", "cores", "tile_rows")),
     ]
 
 
@@ -51,22 +48,13 @@ def compiled(library: Path, sources: Path) -> ctypes.CDLL:
     command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", f"-I{MODEL}", f"-I{sources}"]
     subprocess.run([*command, MODEL / "harness.cpp", "-o", library], check=True)
     kernels = ctypes.CDLL(str(library))
-    kernels.plan_modulated_norm.argtypes = [
-        *(c_uint32,) * 5,
-        c_float,
-        POINTER(ModulatedNormTiling),
-    ]
-    kernels.plan_unit_heads.argtypes = [*(c_uint32,) * 9, POINTER(UnitHeadsTiling)]
-    for function in (kernels.run_modulated_norm, kernels.run_unit_heads):
-        function.restype = c_char_p
-    kernels.run_modulated_norm.argtypes = [
-        *(c_uint32, *(c_void_p,) * 4),
-        *(POINTER(ModulatedNormTiling), POINTER(c_uint64), POINTER(c_uint32)),
-    ]
-    kernels.run_unit_heads.argtypes = [
-        *(c_uint32, c_uint32, *(c_void_p,) * 5),
-        *(POINTER(UnitHeadsTiling), POINTER(c_uint64), POINTER(c_uint32)),
-    ]
+    norm, heads = POINTER(ModulatedNormTiling), POINTER(UnitHeadsTiling)
+    counts = POINTER(c_uint64), POINTER(c_uint32)
+    kernels.plan_modulated_norm.argtypes = [*[c_uint32] * 5, c_float, norm]
+    kernels.plan_unit_heads.argtypes = [*[c_uint32] * 9, heads]
+    kernels.run_modulated_norm.argtypes = [c_uint32, *[c_void_p] * 4, norm, *counts]
+    kernels.run_unit_heads.argtypes = [*[c_uint32] * 2, *[c_void_p] * 5, heads, *counts]
+    kernels.run_modulated_norm.restype = kernels.run_unit_heads.restype = c_char_p
     return kernels
 
 
@@ -180,6 +168,10 @@ def values(x: np.ndarray, number: int) -> np.ndarray:
     return x.astype(np.float32)
 
 
+def rounded(x: np.ndarray, number: int) -> np.ndarray:
+    return values(bits(x, number), number)
+
+
 def address(x: np.ndarray) -> int:
     return x.ctypes.data
 
@@ -219,11 +211,10 @@ def normalized(x: np.ndarray) -> np.ndarray:
 def test_the_modulated_norm_is_numpys(kernels, images, length, width, number, cores, seed):
     rng = np.random.default_rng(seed)
     x, scale, shift = (
-        values(bits(rng.standard_normal(shape), number), number)
-        for shape in ((images, length, width), (images, 1, width), (images, 1, width))
+        rounded(rng.standard_normal((images, rows, width)), number) for rows in (length, 1, 1)
     )
     got = modulated_norm(kernels, 3 * x + 5, scale, shift, number, cores)
-    expected = normalized(values(bits(3 * x + 5, number), number)) * (1 + scale) + shift
+    expected = normalized(rounded(3 * x + 5, number)) * (1 + scale) + shift
     assert not isinstance(got, str), got
     np.testing.assert_allclose(got, expected, rtol=ROUNDING[number], atol=4 * ROUNDING[number])
 
@@ -268,10 +259,7 @@ def test_heads_have_length_one_and_the_cache_has_their_rows(
     kernels, images, length, heads, d, first, rest, types, cores, seed
 ):
     rng = np.random.default_rng(seed)
-    q, k, v = (
-        values(bits(rng.standard_normal((images, length, heads, d)), types[0]), types[0])
-        for _ in range(3)
-    )
+    q, k, v = rounded(rng.standard_normal((3, images, length, heads, d)), types[0])
     q[0, 0, 0] = 0  # no direction: stays 0
     scale = rng.uniform(1, 100, heads).astype(np.float32)
     got = unit_heads(kernels, q, k, v, scale, first + length + rest, first, types, cores)
@@ -285,8 +273,7 @@ def test_heads_have_length_one_and_the_cache_has_their_rows(
 @pytest.mark.parametrize("config", [PRESETS[0], PRESETS[-1]], ids=["d16", "d36-s"])
 def test_the_kernels_run_at_published_widths(kernels, config):
     rng = np.random.default_rng(0)
-    x, scale, shift = (rng.standard_normal((2, n, config.width)) for n in (9, 1, 1))
-    x, scale, shift = (values(bits(a, 1), 1) for a in (x, scale, shift))
+    x, scale, shift = (rounded(rng.standard_normal((2, n, config.width)), 1) for n in (9, 1, 1))
     got = modulated_norm(kernels, x, scale, shift, 1, cores=3)
     np.testing.assert_allclose(got, normalized(x) * (1 + scale) + shift, rtol=2e-3, atol=8e-3)
     q, k, v = (a.reshape(2, 9, config.heads, -1) for a in (x, x + scale, x + shift))
@@ -338,8 +325,6 @@ def test_the_model_stops_a_faulty_kernel(tmp_path, fault):
     kernels = compiled(tmp_path / "kernels.so", tmp_path / "sources")
     x = np.ones((2, 60, 512), np.float32)
     heads = x.reshape(2, 60, 8, 64)
-    results = [
-        modulated_norm(kernels, x, x[:, :1], x[:, :1], 1, cores=3),
-        unit_heads(kernels, heads, heads, heads, np.ones(8), 60, 0, (1, 1), cores=3),
-    ]
+    results = [modulated_norm(kernels, x, x[:, :1], x[:, :1], 1, cores=3)]
+    results.append(unit_heads(kernels, *[heads] * 3, np.ones(8), 60, 0, (1, 1), cores=3))
     assert any(isinstance(result, str) and re.search(message, result) for result in results)

@@ -211,15 +211,12 @@ def test_a_wrong_argument_of_the_writing_operator_is_caught(monkeypatch):
     ("changes", "message"),
     [
         ({"head_width": 40}, "head width is 40; .*multiples of 16"),
-        (
-            {"backend": BackendConfig("ascend", ms.float32)},
-            "dtype is Float32; .*Float16 or BFloat16",
-        ),
+        ({"dtype": ms.float32}, "dtype is Float32; .*Float16 or BFloat16"),
     ],
 )
 def test_a_head_width_or_type_that_ascend_does_not_take_is_refused(changes, message):
     with pytest.raises(InputError, match=message):
-        attention_of("d16", ms.float16, **changes)
+        attention_of("d16", **{"dtype": ms.float16} | changes)
 
 
 def test_a_cache_of_another_batch_is_an_error_that_names_both_shapes():

@@ -166,9 +166,7 @@ def after(model, scales: int, batch: int = 2) -> tuple[Cache, tuple]:
     ],
     ids=["a full cache", "another batch", "a scale out of turn", "tokens of another scale"],
 )
-def test_what_cannot_follow_a_cache_is_an_error_that_says_why(
-    model, held, batch, k, tokens, message
-):
+def test_what_cannot_follow_a_cache_is_refused(model, held, batch, k, tokens, message):
     cache, _ = after(model, held)
     _, condition = after(model, 0, batch)
     with pytest.raises(InputError, match=message):

@@ -10,6 +10,7 @@ from var_transformer.generation.filters import draw, softmax
 LABELS = np.array([1, 4, 1])
 INPUTS = np.random.default_rng(0).standard_normal((3, 13, 8)).astype(np.float32)
 IMAGE = np.random.default_rng(0).uniform(-1, 1, (3, 6, 6)).astype(np.float32)
+LARGE = np.zeros((3, 8, 8), np.float32)
 MASK = box_mask((0, 0, 3, 6), 6, 6)
 NAN = float("nan")
 
@@ -40,9 +41,7 @@ def test_a_model_refuses_labels_that_are_no_classes(model, labels, message):
 
 
 @pytest.mark.parametrize(("labels", "message"), BAD_LABELS)
-def test_labels_that_are_no_classes_are_refused_before_any_model_runs(
-    model, tokenizer, no_model_runs, labels, message
-):
+def test_labels_that_are_no_classes_are_refused(model, tokenizer, no_model_runs, labels, message):
     with pytest.raises(InputError, match=message):
         generate(model, tokenizer, labels)
     with pytest.raises(InputError, match=message):
@@ -101,18 +100,9 @@ def test_a_scale_that_cannot_follow_is_refused(model, scale, inputs, message):
         ({"top_p": (0.5, NAN, 0.5)}, "top_p is nan; expected a number from 0 to 1"),
         ({"temperature": NAN}, "temperature is nan; expected a number above 0"),
         ({"temperature": True}, "temperature is True; expected a number above 0"),
-        (
-            {"temperature": (1.0, 1.0, float("inf"))},
-            "temperature is inf; expected a number above 0",
-        ),
-        (
-            {"guided_scales": (True,)},
-            "a scale of guided_scales is True; expected an integer of at least 0",
-        ),
-        (
-            {"guided_scales": (1.5,)},
-            "a scale of guided_scales is 1.5; expected an integer of at least 0",
-        ),
+        ({"temperature": (1.0, 1.0, np.inf)}, "temperature is inf; expected a number above 0"),
+        ({"guided_scales": (True,)}, "guided_scales is True; expected an integer of at least 0"),
+        ({"guided_scales": (1.5,)}, "guided_scales is 1.5; expected an integer of at least 0"),
         ({"guided_scales": 2}, "guided_scales is 2; expected a tuple"),
         ({"more_smooth": "no"}, "more_smooth is 'no'; expected True or False"),
         ({"cfg": -0.5}, "cfg is -0.5; expected a number of at least 0"),
@@ -121,20 +111,15 @@ def test_a_scale_that_cannot_follow_is_refused(model, scale, inputs, message):
         ({"top_k": -1}, "top_k is -1; expected an integer of at least 0"),
         ({"temperature": 0.0}, "temperature is 0.0; expected a number above 0"),
         ({"guidance": "cubic"}, "guidance .*'cubic'; .* linear, constant, none"),
-        (
-            {"guided_scales": (-1,)},
-            "a scale of guided_scales is -1; expected an integer of at least 0",
-        ),
+        ({"guided_scales": (-1,)}, "guided_scales is -1; expected an integer of at least 0"),
         ({"more_smooth": NAN}, "more_smooth is nan; expected True or False"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(model, tokenizer, no_model_runs, settings, message):
-    for call in (
-        lambda: Sampler(**settings),
-        lambda: generate(model, tokenizer, LABELS, **settings),
-    ):
-        with pytest.raises(InputError, match=message):
-            call()
+    with pytest.raises(InputError, match=message):
+        Sampler(**settings)
+    with pytest.raises(InputError, match=message):
+        generate(model, tokenizer, LABELS, **settings)
 
 
 @pytest.mark.parametrize(
@@ -151,9 +136,7 @@ def test_settings_without_a_meaning_are_refused(model, tokenizer, no_model_runs,
         ({"numbers": [0, 1, 1.9]}, "numbers is 1.9; expected an integer of at least 0"),
     ],
 )
-def test_arguments_that_do_not_suit_the_model_or_labels_are_refused(
-    model, tokenizer, no_model_runs, arguments, message
-):
+def test_arguments_that_do_not_fit_are_refused(model, tokenizer, no_model_runs, arguments, message):
     with pytest.raises(InputError, match=message):
         generate(model, tokenizer, LABELS, **arguments)
 
@@ -161,10 +144,7 @@ def test_arguments_that_do_not_suit_the_model_or_labels_are_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"image": np.zeros((3, 6, 6), np.uint8)},
-            r"pixels of the image have dtype uint8; .*\[-1, 1",
-        ),
+        ({"image": IMAGE.astype(np.uint8)}, r"pixels of the image have dtype uint8; .*\[-1, 1"),
         ({"image": (IMAGE + 1) * 127.5}, r"pixels of the image lie in .*; expected .*\[-1, 1\]"),
         ({"image": with_one(IMAGE, np.nan)}, r"pixels of the image hold NaN; expected .*\[-1, 1\]"),
         ({"image": np.zeros((3, 0, 6), np.float32)}, r"image has shape \(3, 0, 6\); expected"),
@@ -172,18 +152,13 @@ def test_arguments_that_do_not_suit_the_model_or_labels_are_refused(
         ({"mask": MASK.astype(np.uint8)}, "mask has dtype uint8; expected bool"),
         ({"mask": np.ones((6, 5), bool)}, r"mask has shape \(6, 5\); expected \(6, 6\)"),
         ({"image": IMAGE[0]}, r"image has shape \(6, 6\); expected \(3, H, W"),
-        (
-            {"image": np.zeros((3, 8, 8), np.float32), "mask": np.ones((8, 8), bool)},
-            r"\(1, 3, 8, 8\); expected \(B, 3, 6, 6\)",
-        ),
+        ({"image": LARGE, "mask": LARGE[0] == 0}, r"\(1, 3, 8, 8\); expected \(B, 3, 6, 6\)"),
         ({"label": True}, "labels have shape .* and dtype bool"),
         ({"label": 1.9}, "labels have shape .* and dtype float64"),
         ({"sampler": Sampler(top_k=33)}, "top_k is 33; expected 0 to 32"),
     ],
 )
-def test_bad_input_of_edit_is_refused_before_any_model_runs(
-    model, tokenizer, no_model_runs, change, message
-):
+def test_bad_input_of_edit_is_refused(model, tokenizer, no_model_runs, change, message):
     arguments = {"image": IMAGE, "mask": MASK, "label": 1} | change
     with pytest.raises(InputError, match=message):
         edit(model, tokenizer, **arguments)

@@ -13,7 +13,6 @@ from var_transformer import BackendConfig, Refiner, Sampler, Transformer, box_ma
 SCALES = (1, 2, 3, 4)  # several after a cut: the first of them cannot show what is lost
 LABELS = np.array([1, 4, 1])
 NO_CLASS = np.full(3, 5)
-BACKENDS = {"cpu": BackendConfig(), "portable": BackendConfig("portable")}
 
 
 @pytest.fixture(scope="module")
@@ -21,22 +20,14 @@ def tokenizer():
     return Tokenizer(tiny.tokenizer(scales=SCALES))
 
 
-@pytest.fixture(scope="module", params=["cpu", pytest.param("portable", marks=pytest.mark.slow)])
-def model(request, make_model, tmp_path_factory):
-    return on_backend(make_model(scales=SCALES), request.param, tmp_path_factory)
+@pytest.fixture(scope="module")
+def model(backend, make_model):
+    return make_model(backend, scales=SCALES)
 
 
 @pytest.fixture(scope="module")
-def smaller(model, make_model, tmp_path_factory):
-    backend = "portable" if "Portable" in type(model.blocks[0].attn.attend).__name__ else "cpu"
-    small = make_model(scales=SCALES, depth=1, width=16, heads=1)
-    return on_backend(small, backend, tmp_path_factory)
-
-
-def on_backend(model, name, tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    model.save(path)
-    return Transformer.load(path, BACKENDS[name])
+def smaller(backend, make_model):
+    return make_model(backend, scales=SCALES, depth=1, width=16, heads=1)
 
 
 class Watch:
@@ -87,14 +78,8 @@ def test_every_scale_equals_the_pass_over_all_wherever_guidance_ends(
     model, tokenizer, monkeypatch, guided_scales, more_smooth
 ):
     watch = Watch(model, monkeypatch)
-    generate(
-        model,
-        tokenizer,
-        LABELS,
-        guidance="constant",
-        guided_scales=guided_scales,
-        more_smooth=more_smooth,
-    )
+    sampler = Sampler(guidance="constant", guided_scales=guided_scales, more_smooth=more_smooth)
+    generate(model, tokenizer, LABELS, sampler=sampler)
     last = 3 if guided_scales is None else max(guided_scales)
     assert watch.rows == [6] * (last + 1) + [3] * (3 - last)
     watch.check()
@@ -107,14 +92,9 @@ def test_drafter_and_refiner_equal_their_own_passes_over_all(
     model, smaller, tokenizer, monkeypatch, guided, refined
 ):
     watches = [Watch(m, monkeypatch) for m in (model, smaller)]
-    out = generate(
-        model,
-        tokenizer,
-        LABELS,
-        guidance="constant",
-        guided_scales=(guided,),
-        refiner=Refiner(smaller, refined),
-    )
+    sampler = Sampler(guidance="constant", guided_scales=(guided,))
+    refiner = Refiner(smaller, refined)
+    out = generate(model, tokenizer, LABELS, sampler=sampler, refiner=refiner)
     assert [len(w.rows) for w in watches] == [4 - refined, 4]
     teacher = tokenizer.teacher_inputs(out.ids).asnumpy()
     for watch in watches:
@@ -124,9 +104,7 @@ def test_drafter_and_refiner_equal_their_own_passes_over_all(
 
 
 @pytest.mark.parametrize("guided_scales", [(0,), (1,)])
-def test_every_scale_of_an_edit_equals_the_pass_over_all(
-    model, tokenizer, monkeypatch, guided_scales
-):
+def test_scales_of_an_edit_equal_the_pass_over_all(model, tokenizer, monkeypatch, guided_scales):
     image = np.random.default_rng(0).uniform(-1, 1, (3, 8, 8)).astype(np.float32)
     sampler = Sampler(guidance="constant", guided_scales=guided_scales)
     watch = Watch(model, monkeypatch)
@@ -155,11 +133,11 @@ def test_a_cache_that_is_cut_repeatedly_stays_right(model, cuts):
         )
 
 
-@pytest.mark.parametrize("backend", [*BACKENDS.values(), BackendConfig("ascend", ms.float16)])
-def test_a_cut_cache_is_memory_of_its_own_and_the_rest_is_freed(make_config, backend):
-    config = make_config(scales=SCALES)
-    cache = Transformer(config, backend=backend).new_cache(4)
-    if backend.name == "portable":  # grows by joining: nothing before the first scale
+@pytest.mark.parametrize("name", ["auto", "portable", "ascend"])
+def test_a_cut_cache_is_memory_of_its_own_and_the_rest_is_freed(make_config, name):
+    backend = BackendConfig(name, ms.float16 if name == "ascend" else ms.float32)
+    cache = Transformer(make_config(scales=SCALES), backend=backend).new_cache(4)
+    if name == "portable":  # grows by joining: nothing before the first scale
         cache = cache.after((Tensor(np.ones((4, 2, 1, 16), np.float32)),) * 2)
     whole = [tensor.nbytes for tensor in cache.tensors]
     cut = cache.first(1)

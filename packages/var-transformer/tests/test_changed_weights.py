@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, ops
 from var_tokenizer.common import InputError
-from var_transformer import BackendConfig, Refiner, Sampler, Transformer, box_mask, edit, generate
+from var_transformer import Refiner, Sampler, Transformer, box_mask, edit, generate
 
 LABELS = np.array([1, 4, 1])
-BACKENDS = {"cpu": BackendConfig(), "portable": BackendConfig("portable")}
 
 
 def each(change):
@@ -66,18 +65,15 @@ def every_pass(model, tokenizer, smaller):
     } | {name: out.images for name, out in made.items()}
 
 
-@pytest.fixture(scope="module", params=["cpu", pytest.param("portable", marks=pytest.mark.slow)])
-def changing(request, make_config):
+@pytest.fixture(scope="module")
+def changing(backend, make_config):
     """A transformer all of whose passes have run, from the first change on."""
-    return Transformer(make_config(), backend=BACKENDS[request.param])
+    return Transformer(make_config(), backend=backend)
 
 
 @pytest.fixture(scope="module")
-def both(changing, smaller, make_config, tokenizer):
+def both(backend, smaller, make_config, tokenizer):
     """Two sets of weights, each with what every pass gives of a transformer made with them."""
-    backend = BACKENDS[
-        "cpu" if "Cpu" in type(changing.blocks[0].attn.attend).__name__ else "portable"
-    ]
     found = []
     for seed in (0, 1):
         model, rng = Transformer(make_config(), seed, backend), np.random.default_rng(seed)
@@ -92,9 +88,7 @@ def both(changing, smaller, make_config, tokenizer):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_pass_uses_the_current_weights_however_they_changed(
-    changing, both, tokenizer, smaller, way
-):
+def test_every_pass_uses_the_current_weights(changing, both, tokenizer, smaller, way):
     for weights, expected in both:
         WAYS[way](changing, weights)
         got = every_pass(changing, tokenizer, smaller)

@@ -1,15 +1,14 @@
 """`python -m var_transformer.edit` as a user meets it."""
 
 import os
-import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command_line import call, words
+from picture_files import png
 from PIL import Image
 from var_tokenizer.common import fit_picture, read_picture, to_model_range, to_pixels
 from var_transformer import edit
@@ -26,9 +25,7 @@ from var_transformer.generation.generate import Generation
     ],
     ids=lambda way: way[0],
 )
-def test_edit_redraws_a_mask_as_the_function_does(
-    pair, tmp_path, monkeypatch, model, tokenizer, way
-):
+def test_edit_redraws_as_the_function_does(pair, tmp_path, monkeypatch, model, tokenizer, way):
     monkeypatch.chdir(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     Image.fromarray(pixels).save("image.png")
@@ -178,15 +175,8 @@ for name in ("text.png", "bomb.png"):
 
 def test_a_picture_bomb_takes_the_edit_command_no_memory(pair, tmp_path):
     """13,300 x 13,300 pixels in 22 KB, against a picture that is refused for its kind."""
-    row = b"\0" + b"\xff" * 1663
-    packer = zlib.compressobj(9)
-    data = b"".join([*(packer.compress(row) for _ in range(13_300)), packer.flush()])
-    header = struct.pack(">IIBBBBB", 13_300, 13_300, 1, 0, 0, 0, 0)
-    png = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part))
-        for part in (b"IHDR" + header, b"IDAT" + data, b"IEND")
-    )
-    (tmp_path / "bomb.png").write_bytes(png)
+    rows = (b"\0" + b"\xff" * 1663) * 13_300
+    (tmp_path / "bomb.png").write_bytes(png(13_300, 13_300, 1, 0, rows))
     (tmp_path / "text.png").write_bytes(b"text")
     options = [*words(pair, tmp_path / "out", **{"class": 2}), "--box", "0", "0", "3", "3"]
     command = [sys.executable, "-c", MEMORY, *options]

@@ -35,9 +35,7 @@ def test_an_edit_that_keeps_nothing_is_plain_generation(model, tokenizer, image,
 
 
 @pytest.mark.parametrize("more_smooth", [False, True])
-def test_tokens_outside_the_mask_are_the_images_own_at_every_scale(
-    model, tokenizer, image, more_smooth
-):
+def test_tokens_outside_the_mask_are_the_images_own(model, tokenizer, image, more_smooth):
     mask = box_mask((0, 0, 3, 6), SIDE, SIDE)
     sampler = Sampler(more_smooth=more_smooth)
     out = edit(model, tokenizer, image, mask, LABELS, sampler, seed=1)

@@ -7,7 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from command_line import call
+from command_line import call, words
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from var_transformer import Transformer
@@ -26,10 +26,10 @@ def files(pair, tmp_path):
     return tmp_path
 
 
-def refusal(caplog, command, *words):
+def refusal(caplog, command, *options):
     """What the command logs on its way out with status 2."""
     caplog.clear()
-    assert call(command, *words) == 2
+    assert call(command, *options) == 2
     (message,) = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
     return message
 
@@ -41,23 +41,20 @@ OPTIONS += [("sample", "refiner")]
 
 @pytest.mark.parametrize("foreign", ["x.pth", "x.ckpt", "x.safetensors"])
 @pytest.mark.parametrize(("command", "option"), OPTIONS)
-def test_another_format_is_refused_with_the_command_to_type(
-    files, caplog, command, option, foreign
-):
+def test_another_format_is_refused_with_a_command(files, caplog, command, option, foreign):
     if command == "serve":
         pytest.importorskip("gradio")
-    native = {"tokenizer": files / "t.safetensors", "model": files / "m.safetensors"}
-    words = {
-        "sample": ["--classes", "1", "--out", files / "out"],
-        "edit": ["--class", "1", "--out", files / "out", "--image", files / "i.png"],
-    }.get(command, [])
+    given = {option: files / foreign}
     if option == "refiner":
-        words += ["--refined-scales", "1"]
-    for name, path in (native | {option: files / foreign}).items():
-        words += [f"--{name}", path]
-    if command == "edit":
-        words += ["--box", 0, 0, 4, 4]
-    message = refusal(caplog, command, *words)
+        given["refined-scales"] = 1
+    if command == "sample":
+        options = words(files, files / "out", classes=1, **given)
+    elif command == "edit":
+        given |= {"class": 1, "image": files / "i.png"}
+        options = [*words(files, files / "out", **given), "--box", 0, 0, 4, 4]
+    else:
+        options = words(files, None, **given)
+    message = refusal(caplog, command, *options)
     kind = "tokenizer" if option == "tokenizer" else "transformer"
     assert str(files / foreign) in message and f"expected a native {kind}" in message
     suggested = shlex.split(message.rpartition(": ")[2])
@@ -81,16 +78,14 @@ def test_names_in_a_model_reach_no_terminal_as_they_are(files, caplog, name):
     ):
         path = files / f"{number}{name}.safetensors"
         save_file(held, path, metadata)
-        native = ["--tokenizer", files / "t.safetensors", "--model", path]
-        words = [*native, "--classes", "1", "--out", files / "out"]
-        assert refusal(caplog, "sample", *words).isprintable()
+        options = words(files, files / "out", classes=1, model=path)
+        assert refusal(caplog, "sample", *options).isprintable()
 
 
 def test_a_tokenizer_of_the_same_shape_is_refused_by_a_command(files, caplog):
     model = Transformer.load(files / "m.safetensors")
     model.tokenizer_checksum = "sha256:" + "0" * 64
     model.save(files / "m.safetensors")
-    native = ["--tokenizer", files / "t.safetensors", "--model", files / "m.safetensors"]
-    message = refusal(caplog, "sample", *native, "--classes", "1", "--out", files / "out")
+    message = refusal(caplog, "sample", *words(files, files / "out", classes=1))
     assert "expected the tokenizer that it was trained with" in message
     assert not (files / "out").exists()

@@ -210,9 +210,7 @@ WRONG = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "shapes", "rest", "message"), WRONG)
-def test_arguments_that_do_not_fit_are_refused_when_the_graph_is_compiled(
-    operators, name, shapes, rest, message
-):
+def test_arguments_that_do_not_fit_stop_compilation(operators, name, shapes, rest, message):
     function, tensors = getattr(operators, name), values(*shapes)
     if name == "var_cached_heads":
         tensors[2:] = [x.astype(ms.float16) for x in tensors[2:]]

@@ -17,6 +17,11 @@ from var_transformer.generation.sampler import Sampler
 from var_transformer.sample import SampleConfig, run, save_shuffled
 
 
+def config_of(pair, out, classes, **changes):
+    files = {"tokenizer": pair / "t.safetensors", "model": pair / "m.safetensors"}
+    return SampleConfig(**files, out=out, classes=classes, **changes)
+
+
 @pytest.fixture(scope="module")
 def sampled(pair, tmp_path_factory):
     out = tmp_path_factory.mktemp("sampled")
@@ -67,52 +72,31 @@ def test_the_images_of_sample_are_those_of_generate(sampled, model, tokenizer, s
         np.testing.assert_array_equal(read_picture(next(sampled.glob(f"{n:06d}_*.png"))), pixels)
 
 
-def test_a_finished_run_draws_nothing_again_and_refuses_other_settings(sampled, pair, monkeypatch):
-    def unexpected(*_args, **_more):
-        raise AssertionError("a model ran")
-
-    monkeypatch.setattr("var_transformer.sample.generate", unexpected)
-    same = SampleConfig(
-        tokenizer=pair / "t.safetensors",
-        model=pair / "m.safetensors",
-        classes="1,3",
-        out=sampled,
-        per_class=2,
-        sampler=Sampler(cfg=2.0, top_k=(5, 4, 3)),
-        refiner=pair / "small.safetensors",
-        refined_scales=1,
-        seed=7,
-    )
+def test_a_finished_run_draws_nothing_and_refuses_other_settings(sampled, pair, no_model_runs):
+    refined = {"refiner": pair / "small.safetensors", "refined_scales": 1}
+    sampler = Sampler(cfg=2.0, top_k=(5, 4, 3))
+    same = config_of(pair, sampled, "1,3", per_class=2, sampler=sampler, seed=7, **refined)
     before = (sampled / "grid.png").read_bytes()
     (sampled / "grid.png").unlink()
     run(same)
     assert (sampled / "grid.png").read_bytes() == before
-    with pytest.raises(InputError, match="seed is 8 and was 7"):
-        run(dataclasses.replace(same, seed=8))
-    with pytest.raises(InputError, match="batch is 3 and was 4"):
-        run(dataclasses.replace(same, batch=3))
-    with pytest.raises(InputError, match="refined_scales is 2 and was 1"):
-        run(dataclasses.replace(same, refined_scales=2))
-    with pytest.raises(InputError, match="sampler is"):
-        run(dataclasses.replace(same, sampler=Sampler()))
+    for change, message in (
+        ({"seed": 8}, "seed is 8 and was 7"),
+        ({"batch": 3}, "batch is 3 and was 4"),
+        ({"refined_scales": 2}, "refined_scales is 2 and was 1"),
+        ({"sampler": Sampler()}, "sampler is"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(dataclasses.replace(same, **change))
 
 
 def test_the_evaluators_array_has_an_order_that_the_seed_alone_decides(tmp_path):
     """In the order of classes, the Inception Score of consecutive parts would fall."""
     count = 60
 
-    def written(name, seed=3, batch=0, begin=0):
+    def written(name, seed=3, batch=0):
         """The array's bytes, in which image n is all n, and the numbers and labels in it."""
-        config = SampleConfig(
-            tokenizer=None,
-            model=None,
-            classes="1",
-            out=tmp_path / name,
-            seed=seed,
-            batch=batch,
-            npz=True,
-            per_class=20,
-        )
+        config = config_of(tmp_path, tmp_path / name, "1", seed=seed, batch=batch)
         labels_n = np.repeat([7, 8, 9], 20)
         targets = [tmp_path / name / f"{n:06d}_{labels_n[n]}.png" for n in range(count)]
         for n, target in enumerate(targets):
@@ -131,16 +115,8 @@ def test_the_evaluators_array_has_an_order_that_the_seed_alone_decides(tmp_path)
 
 
 @pytest.mark.parametrize("columns", [0, 2])
-def test_an_image_of_another_size_in_the_folder_is_an_error_that_names_it(
-    pair, tmp_path, caplog, no_model_runs, columns
-):
-    same = SampleConfig(
-        tokenizer=pair / "t.safetensors",
-        model=pair / "m.safetensors",
-        classes="1,2",
-        out=tmp_path,
-        columns=columns,
-    )
+def test_an_image_of_another_size_is_an_error(pair, tmp_path, no_model_runs, columns):
+    same = config_of(pair, tmp_path, "1,2", columns=columns)
     with pytest.raises(AssertionError, match="a model ran"):
         run(same)
     for n, side in ((1, 6), (2, 7)):
@@ -149,9 +125,7 @@ def test_an_image_of_another_size_in_the_folder_is_an_error_that_names_it(
         run(same)
 
 
-def test_images_have_the_models_own_classes_and_the_numbers_asked_for(
-    pair, tmp_path, caplog, monkeypatch
-):
+def test_images_have_the_models_classes_and_given_numbers(pair, tmp_path, caplog, monkeypatch):
     def drawn(_model, _tokenizer, labels, *, numbers, **_settings):
         """Images of which each says its label and its number."""
         values = np.stack([labels, numbers, labels], 1)[..., None, None]
@@ -198,9 +172,7 @@ def test_bad_input_ends_sample_with_2_and_one_line_before_any_work(
     assert code == 2 and message in caplog.text and not (tmp_path / "out").exists()
 
 
-def test_a_pair_that_does_not_match_ends_sample_with_2_and_both_values(
-    pair, tmp_path, caplog, make_config
-):
+def test_a_mismatched_pair_ends_sample_with_2(pair, tmp_path, caplog, make_config):
     other = tmp_path / "other.safetensors"
     Transformer(make_config(vocab_size=16)).save(other)
     code = call("sample", *words(pair, tmp_path / "out", classes=1, model=other))
@@ -228,9 +200,7 @@ def test_unreadable_settings_end_sample_with_2_and_one_line(pair, tmp_path, capl
 
 
 def test_a_recorded_batch_of_0_is_refused(pair, tmp_path, caplog, no_model_runs):
-    same = SampleConfig(
-        tokenizer=pair / "t.safetensors", model=pair / "m.safetensors", classes="1", out=tmp_path
-    )
+    same = config_of(pair, tmp_path, "1")
     with pytest.raises(AssertionError, match="a model ran"):
         run(same)
     settings = (tmp_path / "settings.json").read_text()

@@ -96,11 +96,8 @@ def test_the_unconditional_half_runs_up_to_the_last_guided_scale():
 
 def test_a_setting_may_have_one_value_for_each_scale():
     plan = Sampler(top_k=(1, 2, 3), top_p=(0.1, 0.2, 0.3), temperature=(1, 2, 3)).plan(3)
-    assert [(s.top_k, s.top_p, s.temperature) for s in plan] == [
-        (1, 0.1, 1),
-        (2, 0.2, 2),
-        (3, 0.3, 3),
-    ]
+    found = [(s.top_k, s.top_p, s.temperature) for s in plan]
+    assert found == [(1, 0.1, 1), (2, 0.2, 2), (3, 0.3, 3)]
 
 
 @pytest.mark.parametrize(

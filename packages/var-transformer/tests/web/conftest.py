@@ -4,6 +4,7 @@ import socket
 
 import numpy as np
 import pytest
+from command_line import words
 from var_tokenizer.common import to_pixels
 from var_transformer import generate
 
@@ -17,9 +18,7 @@ def start(pair, tmp_path_factory):
 
     folder, pages = tmp_path_factory.mktemp("pages"), []
     (folder / "names.txt").write_text("\n".join(NAMES))
-    files = {"tokenizer": pair / "t.safetensors", "model": pair / "m.safetensors"}
-    files["class-names"] = folder / "names.txt"
-    options = [word for name, path in files.items() for word in (f"--{name}", str(path))]
+    options = words(pair, None, **{"class-names": folder / "names.txt"})
 
     def started(*more_options, **more):
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -50,11 +49,13 @@ def no_traceback(request):
 
 @pytest.fixture(scope="module")
 def driver():
-    """A browser window."""
-    from browser import chromium
+    """A browser window; in none of its tests may a page ask another host or break its policy."""
+    from browser import chromium, hosts_asked, stopped_by_the_policy
 
     with chromium() as driver:
         yield driver
+        assert hosts_asked(driver) == {"127.0.0.1"}  # fonts, analytics, version checks
+        assert stopped_by_the_policy(driver) == []  # an editor without its scripts
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,14 @@ import os
 import re
 import secrets
 import signal
-import struct
 import subprocess
 import sys
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from picture_files import saved
 from PIL import Image
 
 if not os.environ.get("REQUIRE_CHROMIUM"):
@@ -63,6 +62,11 @@ class Page:
         """A figure of the process, in MB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)[1]) / 1024
+
+    def idle_memory(self):
+        """MB before an attack; forgets the peak."""
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+        return self.memory("VmRSS")
 
     def processor_seconds(self):
         """Seconds of the processor that it took so far, whatever else the machine does."""
@@ -128,22 +132,23 @@ class Page:
         events = re.findall(r"event: (\w+)\ndata: (.*)\n\n", answer.decode())
         return events[-1][0], json.loads(events[-1][1])
 
+    def path_of(self, file):
+        return "/" + file["url"].split("/", 3)[3]
+
     def pixels(self, file):
         """The picture that an answer names."""
-        status, _, data = self.get("/" + file["url"].split("/", 3)[3])
+        status, _, data = self.get(self.path_of(file))
         assert status == 200
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def png(size=(6, 6), colour=(10, 200, 30)):
-    data = io.BytesIO()
-    Image.new("RGBA" if len(colour) == 4 else "RGB", size, colour).save(data, "PNG")
-    return data.getvalue()
+    return saved(Image.new("RGBA" if len(colour) == 4 else "RGB", size, colour))
 
 
-def chunk(kind, data):
-    """A chunk of a PNG file."""
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def asked(session, images=1, seed=0):
+    """The body of a call of ``generate``."""
+    return {"data": ["0", images, seed, 1.5, 0, 0, 1, False], "session_hash": session}
 
 
 def function(page, name):

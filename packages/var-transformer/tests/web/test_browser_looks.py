@@ -5,14 +5,11 @@ import os
 import time
 
 import pytest
-from browser import AXE, ask_for_three, hosts_asked, stopped_by_the_policy
+from browser import AXE, ask_for_three
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore"),  # those of Gradio's own code
-]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Gradio's own warnings
 
 
 SIZES = {"desktop": (1400, 1000), "phone": (390, 844)}
@@ -114,13 +111,3 @@ def test_a_long_class_name_ends_before_the_arrow(visitor):
     padding = float(field.value_of_css_property("padding-right").removesuffix("px"))
     assert field.rect["x"] + field.rect["width"] - padding <= arrow["x"]
     assert field.value_of_css_property("text-overflow") == "ellipsis"
-
-
-def test_no_other_host_is_asked_for_anything(driver):
-    """In all the tests above: fonts, analytics and version checks would show here."""
-    assert hosts_asked(driver) == {"127.0.0.1"}
-
-
-def test_the_content_security_policy_stops_nothing_of_the_page(driver, visitor):
-    """In all the tests above, too: an editor without its scripts would show here."""
-    assert stopped_by_the_policy(driver) == []

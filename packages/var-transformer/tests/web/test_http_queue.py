@@ -4,10 +4,11 @@ import json
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from http_page import API, PATIENCE, function, png
+from http_page import API, PATIENCE, asked, function, png
 
 pytestmark = pytest.mark.slow
 
@@ -18,8 +19,7 @@ def test_a_server_that_ends_with_jobs_leaves_nothing_and_logs_no_error(start, nu
     page.file(png())
     sessions = ["one", "two", "three"]
     for session in sessions:
-        body = {"data": ["0", 64, 0, 1.5, 0, 0, 1, False], "session_hash": session}
-        assert page.post(f"{API}/call/generate", body)[0] == 200
+        assert page.post(f"{API}/call/generate", asked(session, images=64))[0] == 200
     listening = [
         threading.Thread(target=page.get, args=[f"{API}/{where}{session}"], daemon=True)
         for session in sessions
@@ -37,8 +37,8 @@ def test_a_server_that_ends_with_jobs_leaves_nothing_and_logs_no_error(start, nu
 
 
 def test_a_visitors_jobs_are_bounded_and_the_others_get_their_turn(page):
-    body = {"data": ["0", 8, 0, 1.5, 0, 0, 1, False], "fn_index": function(page, "generate")}
-    answers = [page.post(f"{API}/queue/join", body | {"session_hash": "greedy"}) for _ in range(45)]
+    body = asked("greedy", images=8) | {"fn_index": function(page, "generate")}
+    answers = [page.post(f"{API}/queue/join", body) for _ in range(45)]
     taken = [status for status, _, _ in answers if status == 200]
     refused = [json.loads(answer)["detail"] for status, _, answer in answers if status == 429]
     assert len(taken) + len(refused) == 45 and 1 <= len(taken) <= 8
@@ -48,11 +48,10 @@ def test_a_visitors_jobs_are_bounded_and_the_others_get_their_turn(page):
 
 
 def test_visitors_of_one_address_leave_room_for_others(page):
-    body = {"data": ["0", 1, 0, 1.5, 0, 0, 1, False]}
     statuses = []
     for n in range(45):
-        path, visitor = f"{API}/call/generate", {"session_hash": f"many{n}"}
-        statuses.append(page.post(path, body | visitor, address="127.0.0.8")[0])
+        body = asked(f"many{n}")
+        statuses.append(page.post(f"{API}/call/generate", body, address="127.0.0.8")[0])
     assert statuses.count(429) > 0
     assert page.call("generate", seed=5)[0] == "complete"
 
@@ -65,11 +64,8 @@ def test_twenty_visitors_are_served_in_order_with_flat_memory(page):
             event, answer = page.call("generate", seed=seed)
             order.append((event, answer[1].partition(",")[2]))
 
-        threads = [threading.Thread(target=visit, args=[seed]) for seed in range(20)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(20) as visitors:
+            list(visitors.map(visit, range(20)))
         assert {event for event, _ in order} == {"complete"}
         return sorted(order)
 
@@ -81,14 +77,10 @@ def test_twenty_visitors_are_served_in_order_with_flat_memory(page):
 
 
 def test_a_session_has_its_own_pictures(page):
-    names = {
-        each["id"]: each["api_name"] for each in json.loads(page.get("/config")[2])["dependencies"]
-    }
-    (to_canvas,) = [n for n, name in names.items() if name == "to_canvas"]
-    body = {"data": ["0", 1, 8, 1.5, 0, 0, 1, False], "session_hash": "mine"}
+    body = asked("mine", seed=8)
     event, answer = page.result(*(page.post(f"{API}/call/generate", body)[::2]), "call/generate/")
     assert event == "complete"
-    ask = {"data": [], "fn_index": to_canvas}
+    ask = {"data": [], "fn_index": function(page, "to_canvas")}
     status, _, mine = page.post(f"{API}/run/predict", ask | {"session_hash": "mine"})
     assert status == 200
     shown = page.pixels(json.loads(mine)["data"][0]["background"])
@@ -105,7 +97,7 @@ def test_streams_of_unknown_jobs_are_not_found(page):
 
 
 def test_a_stream_with_two_session_names_is_that_of_the_first(page):
-    generate = {"fn_index": 1, "session_hash": "two-names", "data": ["3", 1, 0, 1, 0, 0, 1, False]}
+    generate = asked("two-names") | {"fn_index": function(page, "generate")}
     assert page.post(f"{API}/queue/join", generate)[0] == 200
     query = "session_hash=two-names&session_hash=nobody"
     status, _, events = page.get(f"{API}/queue/data?{query}", timeout=PATIENCE)
@@ -113,20 +105,18 @@ def test_a_stream_with_two_session_names_is_that_of_the_first(page):
 
 
 def test_sessions_without_a_job_displace_nobodys_pictures(page):
-    generate = {"fn_index": 1, "session_hash": "painter", "data": ["3", 1, 0, 1, 0, 0, 1, False]}
+    generate = asked("painter") | {"fn_index": function(page, "generate")}
     assert page.post(f"{API}/queue/join", generate)[0] == 200
     page.get(f"{API}/queue/data?session_hash=painter", timeout=PATIENCE)
-    functions = json.loads(page.get("/config")[2])["dependencies"]
-    numbers = {function["api_name"]: function["id"] for function in functions}
+    chosen = {"fn_index": function(page, "chosen_index"), "data": [], "event_data": {"index": 0}}
     for n in range(120):
-        chosen = {"fn_index": numbers["chosen_index"], "data": [], "session_hash": f"forged{n}"}
-        assert page.post(f"{API}/run/predict", chosen | {"event_data": {"index": 0}})[0] == 200
-    ask = {"fn_index": numbers["to_canvas"], "data": [], "session_hash": "painter"}
+        assert page.post(f"{API}/run/predict", chosen | {"session_hash": f"forged{n}"})[0] == 200
+    ask = {"fn_index": function(page, "to_canvas"), "data": [], "session_hash": "painter"}
     assert page.post(f"{API}/run/predict", ask)[0] == 200
 
 
 def test_a_choice_in_the_gallery_must_be_an_index(page):
-    (chosen,) = [function(page, "chosen_index")]
+    chosen = function(page, "chosen_index")
     for event in (None, {}, {"index": "0"}, {"index": -1}, {"index": {"path": "/etc/passwd"}}, []):
         body = {"data": [], "fn_index": chosen, "event_data": event, "session_hash": "chooser"}
         status, _, answer = page.post(f"{API}/run/predict", body)

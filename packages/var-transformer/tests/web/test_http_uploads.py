@@ -1,17 +1,16 @@
 """Uploads over HTTP: large, hostile and malformed ones."""
 
-import io
 import re
 import secrets
 import socket
 import struct
-import threading
 import time
 import zlib
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
+import picture_files
 import pytest
-from http_page import API, chunk, png
+from http_page import API, png
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -19,30 +18,20 @@ pytestmark = pytest.mark.slow
 
 def png_bomb(side):
     """A PNG of side x side pixels that are all black: 1 bit each, and nearly no bytes."""
-    packer = zlib.compressobj(9)
-    row = bytes(1 + (side + 7) // 8)
-    pixels = b"".join([*(packer.compress(row) for _ in range(side)), packer.flush()])
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return picture_files.png(side, side, 1, 0, bytes(1 + (side + 7) // 8) * side)
 
 
 def test_picture_bombs_are_refused_before_they_are_decoded(page):
     small = page.file(png())
     mark = page.file(png((6, 6), (255, 0, 0, 255)))
     assert page.call("redraw", picture={"background": small, "layers": [mark]})[0] == "complete"
-    idle = page.memory("VmRSS")
-    Path(f"/proc/{page.process.pid}/clear_refs").write_text("5")  # forgets the peak
+    idle = page.idle_memory()
 
     bomb = page.file(png_bomb(13_300), "bomb.png")
     largest = page.file(png_bomb(2896), "largest.png")
-    jpeg = io.BytesIO()
-    Image.new("L", (8, 8)).save(jpeg, "JPEG")
-    sized = re.sub(
-        rb"(\xff\xc0...)....",
-        lambda m: m[1] + b"\xff\xff\xff\xff",
-        jpeg.getvalue(),
-        flags=re.DOTALL,
-    )
+    jpeg = picture_files.saved(Image.new("L", (8, 8)), "JPEG")
+    size = re.compile(rb"(?<=\xff\xc0...)....", re.DOTALL)
+    sized = size.sub(b"\xff\xff\xff\xff", jpeg)
     large_jpeg = page.file(sized, "large.jpg")
     many = {"background": largest, "layers": [largest] * 4}
     attacks = [
@@ -55,27 +44,20 @@ def test_picture_bombs_are_refused_before_they_are_decoded(page):
         (many, None),  # as much as is allowed
     ]
 
-    def attack(picture, message):
-        event, answer = page.call("redraw", picture=picture)
-        if message is None:
-            assert event == "complete", answer
-        else:
-            assert event == "error" and message in answer["error"], answer
-
-    for one in attacks:
-        threads = [threading.Thread(target=attack, args=one) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    for picture, message in attacks:
+        with ThreadPoolExecutor(3) as attackers:
+            calls = [attackers.submit(page.call, "redraw", picture=picture) for _ in range(3)]
+        for event, answer in (call.result() for call in calls):
+            if message is None:
+                assert event == "complete", answer
+            else:
+                assert event == "error" and message in answer["error"], answer
     assert page.memory("VmHWM") - idle < 300
 
 
 def tiff_of_claims(size, count):
     """A TIFF file of 6 x 6 pixels, with ``count`` entries that each claim ``size`` bytes of it."""
-    file = io.BytesIO()
-    Image.new("RGB", (6, 6)).save(file, "TIFF")
-    data = bytearray(file.getvalue())
+    data = bytearray(picture_files.saved(Image.new("RGB", (6, 6)), "TIFF"))
     (begin,) = struct.unpack_from("<I", data, 4)
     (known,) = struct.unpack_from("<H", data, begin)
     entries = data[begin + 2 : begin + 2 + 12 * known]
@@ -89,31 +71,21 @@ def test_metadata_of_a_picture_costs_neither_memory_nor_time(page):
     plain = png((6, 6), (255, 0, 0, 0))
     mark = page.file(plain)
     assert page.call("redraw", picture={"background": mark})[0] == "complete"
-    idle = page.memory("VmRSS")
-    Path(f"/proc/{page.process.pid}/clear_refs").write_text("5")  # forgets the peak
+    idle = page.idle_memory()
 
-    text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2**23), 9))
+    text = picture_files.chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2**23), 9))
     talkative = page.file(plain[:33] + text + plain[33:])
-    file = io.BytesIO()
-    Image.new("L", (6, 6)).save(file, "GIF")
-    start = 13 + 3 * 256
+    gif, start = picture_files.saved(Image.new("L", (6, 6)), "GIF"), 13 + 3 * 256
     comment = b"!\xfe" + (b"\xff" + bytes(255)) * 2**15 + b"\0"
-    comments = page.file(file.getvalue()[:start] + comment + file.getvalue()[start:])
+    comments = page.file(gif[:start] + comment + gif[start:])
     greedy = page.file(tiff_of_claims(2**23, 60))
-    turned = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter
-    Image.new("RGBA", (6, 3), (255, 0, 0, 0)).save(turned, "PNG", exif=exif)
-    turned = page.file(turned.getvalue())
+    lying = Image.new("RGBA", (6, 3), (255, 0, 0, 0))
+    turned = page.file(picture_files.saved(lying, exif=exif))
     begun = page.processor_seconds()
-    for background, layers in (
-        (talkative, [talkative]),
-        (comments, [comments]),
-        (greedy, [greedy]),
-        (turned, [turned]),
-    ):
-        picture = {"background": background, "layers": layers}
-        event, answer = page.call("redraw", picture=picture)
+    for file in (talkative, comments, greedy, turned):
+        event, answer = page.call("redraw", picture={"background": file, "layers": [file]})
         assert event == "complete", answer
     assert page.processor_seconds() - begun < 45  # two minutes where the comment is joined
     assert page.memory("VmHWM") - idle < 300

@@ -6,17 +6,14 @@ import subprocess
 import urllib.request
 
 import pytest
-from command_line import start
+from command_line import start, words
 from var_tokenizer.common import InputError
 from var_transformer.serve import ServeConfig, run
 
 if not os.environ.get("REQUIRE_CHROMIUM"):
     pytest.importorskip("gradio", reason="needs the extra [web]")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore"),  # those of Gradio's own code
-]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Gradio's own warnings
 
 
 @pytest.fixture
@@ -34,12 +31,11 @@ def test_serve_listens_on_127_0_0_1_by_default(files, monkeypatch):
         run(ServeConfig(**files, port=7911))
 
 
-def test_serve_compiles_for_the_first_visitor_and_for_the_next_process(files, tmp_path):
-    options = [word for name, path in files.items() for word in (f"--{name}", path)]
+def test_serve_compiles_for_the_first_visitor_and_for_the_next_process(pair, tmp_path):
     compiled = []
     for _ in range(2):
-        command = ["serve", *options, "--port", "7912"]
-        with start(*command, stderr=subprocess.PIPE, cache=tmp_path) as server:
+        command = words(pair, None, port=7912)
+        with start("serve", *command, stderr=subprocess.PIPE, cache=tmp_path) as server:
             for line in server.stderr:
                 if "the graphs are compiled" in line:
                     break

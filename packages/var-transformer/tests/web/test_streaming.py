@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -82,9 +83,6 @@ def test_generations_run_one_after_another_in_the_same_thread():
         active.pop()
 
     streamer = Streamer(SCALES, seconds=100)
-    readers = [threading.Thread(target=lambda: list(streamer.stream(draw))) for _ in range(3)]
-    for reader in readers:
-        reader.start()
-    for reader in readers:
-        reader.join()
+    with ThreadPoolExecutor(3) as readers:
+        list(readers.map(lambda _: list(streamer.stream(draw)), range(3)))
     assert set(most) == {1} and len(most) == 3 * SCALES and len(threads) == 1
