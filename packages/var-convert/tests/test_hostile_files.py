@@ -79,12 +79,22 @@ def written(folder, suffix, tensors, metadata):
 
 
 CLAIMS = {
+    "no kind": {"format": "var-mindspore"},
+    "no configuration": {"format": "var-mindspore", "kind": "transformer"},
+    "another kind": native("painting", "{}"),
+    "a kind that the tensors are not": native("tokenizer", "{}"),
+    "no JSON": native("transformer", "no json"),
+    "a word for a number": native("transformer", '{"depth": "two"}'),
+    "an unknown field": native("transformer", '{"deepness": 2}'),
+    "another depth": native("transformer", '{"depth": 3}'),
+    "many shared convolutions": native("tokenizer", '{"phi_count": 999999999}'),
     "deep": native("transformer", DEEP),
     "deep in a field": native("transformer", f'{{"scales": {DEEP}'),
     "33 TiB of channels": native("tokenizer", '{"channels": 1000000}'),
     "a vast codebook": native("tokenizer", '{"vocab_size": 1000000000000}'),
     "a vast transformer": native("transformer", '{"depth": 1000000000}'),
     "many scales": native("transformer", json.dumps({"scales": [1] * 10**6})),
+    "one vast scale": native("transformer", '{"scales": [99999]}'),
     "a vast scale": native("tokenizer", '{"scales": [1, 1000000000]}'),
     "a name that is there twice": native("transformer", '{"depth": 1, "depth": 2}'),
     "not a number": native("transformer", '{"depth": NaN}'),

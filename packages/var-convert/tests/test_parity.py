@@ -15,15 +15,12 @@ torch = pytest.importorskip("torch")
 
 slow = pytest.mark.slow
 TOKENIZER, TRANSFORMER = tiny.tokenizer(), tiny.transformer()
-ONE_LEVEL = dataclasses.replace(TOKENIZER, channel_multipliers=(1,))
 TOKENIZERS = [
-    pytest.param(dataclasses.replace(ONE_LEVEL, phi_count=3), id="a convolution each"),
+    pytest.param(tiny.tokenizer(channel_multipliers=(1,), phi_count=3), id="a convolution each"),
     pytest.param(TOKENIZER, id="4 shared convolutions", marks=slow),
-    pytest.param(
-        dataclasses.replace(TOKENIZER, phi_count=1), id="1 shared convolution", marks=slow
-    ),
-    pytest.param(dataclasses.replace(TOKENIZER, scales=SCALES_256), id="256 px", marks=slow),
-    pytest.param(dataclasses.replace(TOKENIZER, scales=SCALES_512), id="512 px", marks=slow),
+    pytest.param(tiny.tokenizer(phi_count=1), id="1 shared convolution", marks=slow),
+    pytest.param(tiny.tokenizer(scales=SCALES_256), id="256 px", marks=slow),
+    pytest.param(tiny.tokenizer(scales=SCALES_512), id="512 px", marks=slow),
 ]
 
 
@@ -38,16 +35,16 @@ PRESETS = {name: reduced(name) for name in ("d16", "d20", "d24", "d30", "d36-s")
 TRANSFORMERS = [
     pytest.param(TRANSFORMER, id="own AdaLN, QK-L2"),
     pytest.param(
-        dataclasses.replace(TRANSFORMER, shared_adaln=True, heads=1, qk_l2_norm=False),
+        tiny.transformer(shared_adaln=True, heads=1, qk_l2_norm=False),
         id="shared AdaLN, no QK-L2",
     ),
     pytest.param(
-        dataclasses.replace(TRANSFORMER, heads=1, qk_l2_norm=False),
+        tiny.transformer(heads=1, qk_l2_norm=False),
         id="own AdaLN, no QK-L2",
         marks=slow,
     ),
     pytest.param(
-        dataclasses.replace(TRANSFORMER, shared_adaln=True),
+        tiny.transformer(shared_adaln=True),
         id="shared AdaLN, QK-L2",
         marks=slow,
     ),

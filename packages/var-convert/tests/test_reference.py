@@ -1,6 +1,5 @@
 """The PyTorch reference equals the independent implementation outside the repository."""
 
-import dataclasses
 import statistics
 import time
 
@@ -11,48 +10,38 @@ from var_tokenizer import SCALES_256, SCALES_512, TokenizerConfig
 from var_transformer import TransformerConfig
 
 torch = pytest.importorskip("torch")
-from var_convert.reference import (  # noqa: E402
-    TorchTokenizer,
-    TorchTransformer,
-    torch_generate,
-)
+from var_convert.reference import TorchTokenizer, TorchTransformer, torch_generate  # noqa: E402
 
 TOKENIZER, TRANSFORMER = tiny.tokenizer(), tiny.transformer()
 
 TOKENIZERS = {
     "4 shared convolutions": TOKENIZER,
-    "1 shared convolution": dataclasses.replace(TOKENIZER, phi_count=1),
-    "a convolution each": dataclasses.replace(TOKENIZER, phi_count=3),
-    "more blocks and levels": dataclasses.replace(
-        TOKENIZER, channel_multipliers=(1, 1, 2), res_blocks=2
-    ),
-    "256 px": dataclasses.replace(TOKENIZER, scales=SCALES_256),
-    "512 px": dataclasses.replace(TOKENIZER, scales=SCALES_512, channel_multipliers=(1,)),
+    "1 shared convolution": tiny.tokenizer(phi_count=1),
+    "a convolution each": tiny.tokenizer(phi_count=3),
+    "more blocks and levels": tiny.tokenizer(channel_multipliers=(1, 1, 2), res_blocks=2),
+    "256 px": tiny.tokenizer(scales=SCALES_256),
+    "512 px": tiny.tokenizer(scales=SCALES_512, channel_multipliers=(1,)),
 }
 TRANSFORMERS = {
-    f"{'shared' if shared else 'own'} AdaLN, {'' if l2 else 'no '}QK-L2": dataclasses.replace(
-        TRANSFORMER, shared_adaln=shared, qk_l2_norm=l2
+    f"{'shared' if shared else 'own'} AdaLN, {'' if l2 else 'no '}QK-L2": tiny.transformer(
+        shared_adaln=shared, qk_l2_norm=l2
     )
     for shared in (False, True)
     for l2 in (False, True)
 } | {
-    "256 px": dataclasses.replace(TRANSFORMER, scales=SCALES_256),
-    "512 px": dataclasses.replace(TRANSFORMER, depth=1, scales=SCALES_512),
+    "256 px": tiny.transformer(scales=SCALES_256),
+    "512 px": tiny.transformer(depth=1, scales=SCALES_512),
 }
 
 
-def tokenizer_of(peer, config):
-    weights = peer.random_vae(peers.vae_spec(config))
-    tokenizer = TorchTokenizer(config)
-    tokenizer.load_state_dict(weights, strict=True)
-    return tokenizer, weights
-
-
-def transformer_of(peer, config):
-    weights = peer.random_var(peers.var_spec(config))
-    transformer = TorchTransformer(config)
-    transformer.load_state_dict(weights, strict=True)
-    return transformer, weights
+def pair_of(peer, config):
+    """A model of the reference, and the peer's weights, which it has."""
+    if isinstance(config, TokenizerConfig):
+        weights, model = peer.random_vae(peers.vae_spec(config)), TorchTokenizer(config)
+    else:
+        weights, model = peer.random_var(peers.var_spec(config)), TorchTransformer(config)
+    model.load_state_dict(weights, strict=True)
+    return model, weights
 
 
 TOKENIZER_CASES = [
@@ -68,7 +57,7 @@ TRANSFORMER_CASES = [
 @torch.inference_mode()
 @pytest.mark.parametrize("config", TOKENIZER_CASES)
 def test_the_tokenizer_computes_the_peers_numbers(peer, config):
-    tokenizer, weights = tokenizer_of(peer, config)
+    tokenizer, weights = pair_of(peer, config)
     images = torch.rand(2, 3, *config.image_size) * 2 - 1
     latent = peer.encode(weights, images)
     ids, quantized = peer.quantize(weights, latent, config.scales)
@@ -85,7 +74,7 @@ def test_the_tokenizer_computes_the_peers_numbers(peer, config):
 
 @torch.inference_mode()
 def test_progressive_decoding_adds_one_scale_at_a_time(peer):
-    tokenizer, weights = tokenizer_of(peer, TOKENIZER)
+    tokenizer, weights = pair_of(peer, TOKENIZER)
     ids = tokenizer.encode(torch.rand(2, 3, *TOKENIZER.image_size) * 2 - 1)
     for k, image in enumerate(tokenizer.decode_progressive(ids), 1):
         so_far = peer.dequantize(weights, ids[:k], TOKENIZER.scales)
@@ -95,7 +84,7 @@ def test_progressive_decoding_adds_one_scale_at_a_time(peer):
 @torch.inference_mode()
 @pytest.mark.parametrize("config", TRANSFORMER_CASES)
 def test_the_transformer_computes_the_peers_logits(peer, config):
-    transformer, weights = transformer_of(peer, config)
+    transformer, weights = pair_of(peer, config)
     labels, read = torch.tensor([2, config.num_classes]), config.schedule.length - 1
     inputs = torch.randn(2, read, config.latent_channels)
     expected = peer.logits(weights, labels, inputs, peers.var_spec(config))
@@ -105,15 +94,14 @@ def test_the_transformer_computes_the_peers_logits(peer, config):
 @pytest.mark.parametrize("sampling", [{"top_k": 1}, {"top_k": 9, "top_p": 0.8}, {"cfg": 3.0}])
 @pytest.mark.parametrize("config", TRANSFORMER_CASES)
 def test_generation_draws_the_peers_ids(peer, config, sampling):
-    transformer, weights = transformer_of(peer, config)
-    vae = dataclasses.replace(
-        TOKENIZER,
+    transformer, weights = pair_of(peer, config)
+    vae = tiny.tokenizer(
         vocab_size=config.vocab_size,
         latent_channels=config.latent_channels,
         channel_multipliers=(1,),
         scales=config.scales,
     )
-    tokenizer, vae_weights = tokenizer_of(peer, vae)
+    tokenizer, vae_weights = pair_of(peer, vae)
     labels = torch.tensor([2, 0])
     images, ids = peer.generate(
         weights,
@@ -132,7 +120,7 @@ def test_generation_draws_the_peers_ids(peer, config, sampling):
 
 @pytest.mark.parametrize("config", TRANSFORMERS.values(), ids=TRANSFORMERS.keys())
 def test_gradients_are_the_peers(peer, config):
-    transformer, weights = transformer_of(peer, config)
+    transformer, weights = pair_of(peer, config)
     for name, tensor in weights.items():
         if name in dict(transformer.named_parameters()):
             tensor.requires_grad_()
@@ -147,7 +135,7 @@ def test_gradients_are_the_peers(peer, config):
 @torch.inference_mode()
 def test_a_key_value_cache_changes_nothing(random_model):
     """The last scale's choice with all scales in one pass is the one made step by step."""
-    config = dataclasses.replace(TRANSFORMER, num_classes=5)
+    config = tiny.transformer(num_classes=5)
     transformer, tokenizer = random_model(config), random_model(TOKENIZER)
     labels = torch.tensor([1, 4])
     ids = torch_generate(transformer, tokenizer, labels, cfg=0.0, top_k=1).ids
@@ -160,12 +148,12 @@ NOT_SQUARE = (1, (1, 2), (2, 4))
 
 @torch.inference_mode()
 def test_maps_need_not_be_square(random_model):
-    vae = dataclasses.replace(TOKENIZER, scales=NOT_SQUARE)
+    vae = tiny.tokenizer(scales=NOT_SQUARE)
     tokenizer = random_model(vae)
     ids = tokenizer.encode(torch.rand(1, 3, *vae.image_size) * 2 - 1)
     assert [i.shape for i in ids] == [(1, 1), (1, 2), (1, 8)]
     assert tokenizer.decode(ids).shape == (1, 3, 4, 8)
-    var = random_model(dataclasses.replace(TRANSFORMER, scales=NOT_SQUARE))
+    var = random_model(tiny.transformer(scales=NOT_SQUARE))
     images = torch_generate(var, tokenizer, torch.tensor([0]), top_k=1).images
     assert images.shape == (1, 3, 4, 8)
 
@@ -206,7 +194,7 @@ def assert_as_fast(ours, theirs, pairs=9, attempts=3):
 @torch.inference_mode()
 def test_the_reference_is_as_fast_as_the_peer(peer):
     config = TransformerConfig(depth=2, width=1024, heads=16)
-    transformer, weights = transformer_of(peer, config)
+    transformer, weights = pair_of(peer, config)
     spec, labels = peers.var_spec(config), torch.tensor([2])
     inputs = torch.randn(1, config.schedule.length - 1, config.latent_channels)
     assert_as_fast(
@@ -214,7 +202,7 @@ def test_the_reference_is_as_fast_as_the_peer(peer):
     )
 
     config = TokenizerConfig(channel_multipliers=(1, 1, 2, 4), scales=(1, 2, 4, 8, 16))
-    tokenizer, weights = tokenizer_of(peer, config)
+    tokenizer, weights = pair_of(peer, config)
     images = torch.rand(1, 3, *config.image_size) * 2 - 1
     assert_as_fast(lambda: tokenizer.latent(images), lambda: peer.encode(weights, images))
     ids = tokenizer.to_ids(tokenizer.latent(images))[0]

@@ -33,16 +33,11 @@ def test_a_truncated_file_is_refused(refused, files, tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_an_empty_file_is_refused(refused, tmp_path, suffix):
-    (tmp_path / f"empty{suffix}").touch()
-    message = refused(tmp_path / f"empty{suffix}", tmp_path / "o.ckpt")
-    assert "empty" in message
-
-
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_missing_file_is_refused(refused, tmp_path, suffix):
-    message = refused(tmp_path / f"no{suffix}", tmp_path / "o.ckpt")
-    assert "no such file" in message
+def test_an_empty_or_missing_file_is_refused(refused, tmp_path, suffix):
+    path, target = tmp_path / f"model{suffix}", tmp_path / "o.ckpt"
+    assert "no such file" in refused(path, target)
+    path.touch()
+    assert "empty" in refused(path, target)
 
 
 @pytest.mark.parametrize("content, suffix", list(itertools.permutations(SUFFIXES, 2)))
@@ -149,29 +144,6 @@ def test_a_value_beyond_float16_is_reported(save_pth, tmp_path):
     path, _ = save_pth(TRANSFORMER, change=with_("head.bias", torch.full((32,), 1e6)))
     assert convert(path, tmp_path / "full.ckpt").not_finite == ()
     assert convert(path, tmp_path / "half.ckpt", dtype="float16").not_finite == ("head.bias",)
-
-
-@pytest.mark.parametrize(
-    "metadata",
-    [
-        {"format": "var-mindspore"},
-        {"format": "var-mindspore", "kind": "painting"},
-        {"format": "var-mindspore", "kind": "transformer"},
-        {"format": "var-mindspore", "kind": "transformer", "config": "no json"},
-        {"format": "var-mindspore", "kind": "transformer", "config": '{"depth": "two"}'},
-        {"format": "var-mindspore", "kind": "transformer", "config": '{"deepness": 2}'},
-        {"format": "var-mindspore", "kind": "transformer", "config": '{"depth": 3}'},
-        {"format": "var-mindspore", "kind": "transformer", "config": '{"depth": 999999999}'},
-        {"format": "var-mindspore", "kind": "transformer", "config": '{"scales": [99999]}'},
-        {"format": "var-mindspore", "kind": "tokenizer", "config": "{}"},
-        {"format": "var-mindspore", "kind": "tokenizer", "config": '{"phi_count": 999999999}'},
-    ],
-)
-def test_metadata_that_contradicts_the_tensors_is_refused(refused, tmp_path, metadata):
-    tensors = {"head.bias": np.zeros(3, np.float32)}
-    save_file(tensors, tmp_path / "model.safetensors", metadata)
-    path = tmp_path / "model.safetensors"
-    assert str(path) in refused(path, tmp_path / "o.ckpt")
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model.bin", "model"])

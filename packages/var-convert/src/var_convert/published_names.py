@@ -7,7 +7,6 @@ from var_tokenizer import TokenizerConfig, tokenizer_shapes
 from var_transformer import TransformerConfig, transformer_shapes
 
 Config = TokenizerConfig | TransformerConfig
-Shapes = dict[str, tuple[int, ...]]
 
 HITS = "quantize.ema_vocab_hit_SV"  # statistics, not a parameter
 PHI = "quantize.quant_resi."  # the shared residual convolutions
@@ -22,7 +21,7 @@ def expected_shapes(config: Config) -> Iterator[tuple[str, tuple[int, ...]]]:
     return transformer_shapes(config)
 
 
-def derived_shapes(config: Config) -> Shapes:
+def derived_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """The buffers that a published transformer stores besides its learned tensors: name -> shape.
 
     lvl_1L int64: the scale index of each token. attn_bias_for_masking: 0 where a query sees a

@@ -3,6 +3,8 @@
 Shape suffixes: b batch, c channels, y x rows and columns, l pixels.
 """
 
+from collections import OrderedDict
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from var_tokenizer import TokenizerConfig
@@ -24,10 +26,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.norm1, self.conv1 = group_norm(c_in), conv(c_in, c_out)
         self.norm2, self.conv2 = group_norm(c_out), conv(c_out, c_out)
-        if c_in != c_out:
-            self.nin_shortcut = conv(c_in, c_out, 1)
-        else:
-            self.nin_shortcut = nn.Identity()
+        self.nin_shortcut = conv(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x_bcyx: Tensor) -> Tensor:
         h_bcyx = self.conv1(F.silu(self.norm1(x_bcyx)))
@@ -51,33 +50,26 @@ class PixelAttention(nn.Module):
         return x_bcyx + self.proj_out(mixed_bcl.view_as(x_bcyx))
 
 
-class Middle(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.block_1 = ResidualBlock(channels, channels)
-        self.attn_1 = PixelAttention(channels)
-        self.block_2 = ResidualBlock(channels, channels)
-
-    def forward(self, x_bcyx: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x_bcyx)))
-
-
-class Downsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x_bcyx: Tensor) -> Tensor:
-        return self.conv(F.pad(x_bcyx, (0, 1, 0, 1)))  # right and bottom only, as published
+def middle(channels: int) -> nn.Sequential:
+    """(B, C, H, W) -> the same shape."""
+    parts = {
+        "block_1": ResidualBlock(channels, channels),
+        "attn_1": PixelAttention(channels),
+        "block_2": ResidualBlock(channels, channels),
+    }
+    return nn.Sequential(OrderedDict(parts))
 
 
-class Upsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = conv(channels, channels)
+def downsample(channels: int) -> nn.Sequential:
+    """(B, C, H, W) -> (B, C, H / 2, W / 2); zeros to the right and below only, as published."""
+    parts = {"pad": nn.ZeroPad2d((0, 1, 0, 1)), "conv": nn.Conv2d(channels, channels, 3, stride=2)}
+    return nn.Sequential(OrderedDict(parts))
 
-    def forward(self, x_bcyx: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x_bcyx, scale_factor=2, mode="nearest"))
+
+def upsample(channels: int) -> nn.Sequential:
+    """(B, C, H, W) -> (B, C, 2 H, 2 W)."""
+    parts = {"resize": nn.Upsample(scale_factor=2), "conv": conv(channels, channels)}
+    return nn.Sequential(OrderedDict(parts))
 
 
 class Level(nn.Module):
@@ -109,19 +101,16 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         for i, (c_in, c_out) in enumerate(zip([config.channels, *widths], widths, strict=False)):
             level = Level(c_in, c_out, config.res_blocks, attention=i == last)
-            if i != last:
-                level.downsample = Downsample(c_out)
+            level.downsample = downsample(c_out) if i != last else nn.Identity()
             self.down.append(level)
-        self.mid = Middle(widths[-1])
+        self.mid = middle(widths[-1])
         self.norm_out = group_norm(widths[-1])
         self.conv_out = conv(widths[-1], config.latent_channels)
 
     def forward(self, image_bcyx: Tensor) -> Tensor:
         x_bcyx = self.conv_in(image_bcyx)
         for level in self.down:
-            x_bcyx = level(x_bcyx)
-            if hasattr(level, "downsample"):
-                x_bcyx = level.downsample(x_bcyx)
+            x_bcyx = level.downsample(level(x_bcyx))
         return self.conv_out(F.silu(self.norm_out(self.mid(x_bcyx))))
 
 
@@ -133,13 +122,12 @@ class Decoder(nn.Module):
         widths = [config.channels * m for m in config.channel_multipliers]
         last = len(widths) - 1
         self.conv_in = conv(config.latent_channels, widths[-1])
-        self.mid = Middle(widths[-1])
+        self.mid = middle(widths[-1])
         self.up = nn.ModuleList()
         for i, c_out in enumerate(widths):
             c_in = widths[min(i + 1, last)]
             level = Level(c_in, c_out, config.res_blocks + 1, attention=i == last)
-            if i:
-                level.upsample = Upsample(c_out)
+            level.upsample = upsample(c_out) if i else nn.Identity()
             self.up.append(level)
         self.norm_out = group_norm(widths[0])
         self.conv_out = conv(widths[0], 3)
@@ -147,7 +135,5 @@ class Decoder(nn.Module):
     def forward(self, latent_bcyx: Tensor) -> Tensor:
         x_bcyx = self.mid(self.conv_in(latent_bcyx))
         for level in reversed(self.up):
-            x_bcyx = level(x_bcyx)
-            if hasattr(level, "upsample"):
-                x_bcyx = level.upsample(x_bcyx)
+            x_bcyx = level.upsample(level(x_bcyx))
         return self.conv_out(F.silu(self.norm_out(x_bcyx)))
