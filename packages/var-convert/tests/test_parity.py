@@ -38,16 +38,8 @@ TRANSFORMERS = [
         tiny.transformer(shared_adaln=True, heads=1, qk_l2_norm=False),
         id="shared AdaLN, no QK-L2",
     ),
-    pytest.param(
-        tiny.transformer(heads=1, qk_l2_norm=False),
-        id="own AdaLN, no QK-L2",
-        marks=slow,
-    ),
-    pytest.param(
-        tiny.transformer(shared_adaln=True),
-        id="shared AdaLN, QK-L2",
-        marks=slow,
-    ),
+    pytest.param(tiny.transformer(heads=1, qk_l2_norm=False), id="no QK-L2", marks=slow),
+    pytest.param(tiny.transformer(shared_adaln=True), id="shared AdaLN, QK-L2", marks=slow),
     *(pytest.param(config, id=f"{name} reduced", marks=slow) for name, config in PRESETS.items()),
 ]
 

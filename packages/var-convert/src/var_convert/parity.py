@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Union
 import numpy as np
 from var_tokenizer import TokenizerConfig
 from var_tokenizer.common import InputError, write_checkpoint
-from var_transformer import TransformerConfig
 
 from var_convert.conversion import write_model
 from var_convert.opened_model import OpenedModel
@@ -17,8 +16,6 @@ from var_convert.opened_model import OpenedModel
 if TYPE_CHECKING:
     import mindspore
     import torch
-
-    from var_convert.reference import TorchTokenizer
 
 ArrayLike = Union[np.ndarray, "mindspore.Tensor", "torch.Tensor"]
 
@@ -115,11 +112,22 @@ def _compare_transformers(torch_side: OpenedModel, native: Path, made: Path) -> 
     from var_tokenizer import Tokenizer
     from var_transformer import Transformer, generate
 
-    from var_convert.reference import TorchTransformer, torch_generate
+    from var_convert.reference import TorchTokenizer, TorchTransformer, torch_generate
 
     reference, model = TorchTransformer.of(torch_side), Transformer.load(native)
     config = reference.config
-    tokenizer = _random_tokenizer(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tokenizer = TorchTokenizer(
+            TokenizerConfig(
+                vocab_size=config.vocab_size,
+                latent_channels=config.latent_channels,
+                channels=32,
+                channel_multipliers=(1,),
+                res_blocks=1,
+                scales=config.scales,
+            )
+        )
     weights = {name: tensor.numpy() for name, tensor in tokenizer.state_dict().items()}
     write_checkpoint(made, "tokenizer", tokenizer.config, weights)
     noise = torch.Generator().manual_seed(0)
@@ -135,26 +143,6 @@ def _compare_transformers(torch_side: OpenedModel, native: Path, made: Path) -> 
         images=_largest(expected.images, found.images),
         logits=_largest(logits, model.logits(labels.numpy(), inputs.numpy())),
     )
-
-
-def _random_tokenizer(config: TransformerConfig) -> "TorchTokenizer":
-    import torch
-
-    from var_convert.reference import TorchTokenizer
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        tokenizer = TorchTokenizer(
-            TokenizerConfig(
-                vocab_size=config.vocab_size,
-                latent_channels=config.latent_channels,
-                channels=32,
-                channel_multipliers=(1,),
-                res_blocks=1,
-                scales=config.scales,
-            )
-        )
-    return tokenizer.eval().requires_grad_(False)
 
 
 def compare_ids(
