@@ -153,13 +153,9 @@ def test_a_file_of_unknown_suffix_is_read_by_content(files, tmp_path, suffix, na
     assert inspect(tmp_path / name).checksum == inspect(files[suffix]).checksum
 
 
-def test_a_file_of_unknown_suffix_and_content_is_refused(refused, tmp_path):
-    (tmp_path / "model.bin").write_bytes(bytes(100))
-    message = refused(tmp_path / "model.bin", tmp_path / "o.ckpt")
-    assert "by its content" in message
-
-
-def test_a_ckpt_of_another_suffix_is_refused(refused, files, tmp_path):
-    shutil.copy(files[".ckpt"], tmp_path / "model.bin")
-    message = refused(tmp_path / "model.bin", tmp_path / "o.pth")
-    assert "expected the suffix .ckpt" in message
+def test_a_file_of_unknown_suffix_that_is_not_read_by_content_is_refused(refused, files, tmp_path):
+    path = tmp_path / "model.bin"
+    path.write_bytes(bytes(100))
+    assert "by its content" in refused(path, tmp_path / "o.ckpt")
+    shutil.copy(files[".ckpt"], path)
+    assert "expected the suffix .ckpt" in refused(path, tmp_path / "o.pth")

@@ -108,21 +108,16 @@ def test_the_last_pth_loads_strictly(save_pth, random_model, config):
     assert identical(dict(fresh.state_dict()), state)
 
 
-def test_a_native_transformer_holds_no_derived_buffers(save_pth):
+def test_a_native_transformer_holds_its_configuration_and_no_derived_buffers(save_pth):
     path, state = save_pth(TRANSFORMER)
-    convert(path, path.with_suffix(".safetensors"))
-    with safe_open(path.with_suffix(".safetensors"), framework="numpy") as file:
-        dropped = state.keys() - set(file.keys())
-    zeros = {f"blocks.{i}.attn.zero_k_bias" for i in range(2)}
-    assert dropped == {"lvl_1L", "attn_bias_for_masking"} | zeros
-
-
-def test_a_native_file_carries_its_configuration(save_pth):
-    path, state = save_pth(TRANSFORMER)
-    convert(path, path.with_suffix(".safetensors"))
-    found = open_checkpoint(path.with_suffix(".safetensors"), "transformer", TransformerConfig)
+    native = convert(path, path.with_suffix(".safetensors")).target
+    found = open_checkpoint(native, "transformer", TransformerConfig)
     assert found.config == TRANSFORMER
     assert np.array_equal(found.read()["head.weight"], state["head.weight"].numpy())
+    zeros = {f"blocks.{i}.attn.zero_k_bias" for i in range(2)}
+    with safe_open(native, framework="numpy") as file:
+        dropped = state.keys() - set(file.keys())
+    assert dropped == {"lvl_1L", "attn_bias_for_masking"} | zeros
 
 
 NOT_SQUARE = (1, (1, 2), (2, 4))
