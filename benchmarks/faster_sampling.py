@@ -57,27 +57,27 @@ class Setting:
     """One row of the table, and what was measured for each seed."""
 
     name: str
+    model: Transformer
     arguments: dict[str, Any]
-    small_alone: bool = False
     accuracy: list[float] = field(default_factory=list)
     distinct: list[float] = field(default_factory=list)
     milliseconds: list[float] = field(default_factory=list)  # an image
 
 
-def settings(scales: int, cfg: float, small: Transformer) -> list[Setting]:
+def settings(scales: int, cfg: float, large: Transformer, small: Transformer) -> list[Setting]:
     """Those of the table, the undiminished model first."""
-    rows = [Setting("large model, guided throughout", {"cfg": cfg})]
+    rows = [Setting("large model, guided throughout", large, {"cfg": cfg})]
     for skipped in range(1, scales - 1):
         guided = tuple(range(scales - skipped))
         name = f"no guidance in the last {skipped}"
-        rows.append(Setting(name, {"cfg": cfg, "guided_scales": guided}))
-    rows.append(Setting("no guidance", {"cfg": 0.0}))
+        rows.append(Setting(name, large, {"cfg": cfg, "guided_scales": guided}))
+    rows.append(Setting("no guidance", large, {"cfg": 0.0}))
     for refined in range(1, scales):
         name = f"small model for the last {refined}"
-        rows.append(Setting(name, {"cfg": cfg, "refiner": Refiner(small, refined)}))
+        rows.append(Setting(name, large, {"cfg": cfg, "refiner": Refiner(small, refined)}))
     both = {"cfg": cfg, "refiner": Refiner(small, 1), "guided_scales": tuple(range(scales - 1))}
-    rows.append(Setting("small model and no guidance in the last 1", both))
-    rows.append(Setting("small model alone", {"cfg": cfg}, small_alone=True))
+    rows.append(Setting("small model and no guidance in the last 1", large, both))
+    rows.append(Setting("small model alone", small, {"cfg": cfg}))
     return rows
 
 
@@ -102,25 +102,15 @@ def small_model(config: Config, tokenizer: Tokenizer, large: Transformer) -> Tra
 
 
 def sample(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    labels_n: np.ndarray,
-    batch: int,
-    seed: int,
-    arguments: dict[str, Any],
+    row: Setting, tokenizer: Tokenizer, labels_n: np.ndarray, batch: int, seed: int
 ) -> np.ndarray:
     """Images (N, 3, Y, X) in [0, 1]; N is a multiple of ``batch``."""
-    parts = [
-        generate(
-            model,
-            tokenizer,
-            labels_n[begin : begin + batch],
-            seed=seed,
-            numbers=range(begin, begin + batch),
-            **arguments,
-        ).images
-        for begin in range(0, len(labels_n), batch)
-    ]
+    parts = []
+    for begin in range(0, len(labels_n), batch):
+        numbers = range(begin, begin + batch)
+        labels = labels_n[begin : begin + batch]
+        found = generate(row.model, tokenizer, labels, seed=seed, numbers=numbers, **row.arguments)
+        parts.append(found.images)
     return np.concatenate(parts)
 
 
@@ -136,15 +126,13 @@ def measure(config: Config) -> list[Setting]:
     train, _ = load_digits_split()
     judge = DigitJudge(train)
 
-    rows = settings(len(tokenizer.schedule), config.cfg, small)
+    rows = settings(len(tokenizer.schedule), config.cfg, large, small)
     for row in rows:  # compiles what the timed rounds run
-        model = small if row.small_alone else large
-        sample(model, tokenizer, labels_n[: config.batch], config.batch, 0, row.arguments)
+        sample(row, tokenizer, labels_n[: config.batch], config.batch, 0)
     for seed in range(config.seeds):
         for row in rows:  # a round a seed: what else the machine does spreads over all rows
-            model = small if row.small_alone else large
             begun = time.perf_counter()
-            images = sample(model, tokenizer, labels_n, config.batch, seed, row.arguments)
+            images = sample(row, tokenizer, labels_n, config.batch, seed)
             row.milliseconds.append(1000 * (time.perf_counter() - begun) / len(labels_n))
             row.accuracy.append(judge.accuracy(images, labels_n))
             row.distinct.append(distinct(images, labels_n, train))
