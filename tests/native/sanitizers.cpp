@@ -58,19 +58,15 @@ struct Call {
     // All arrays after the call, because some kernels write into their inputs
     std::vector<std::vector<char>> results() const {
         std::vector<std::vector<char>> copies;
-        std::vector<std::vector<int64_t>> sizes;
         std::vector<void*> params;
-        std::vector<int64_t*> shapes;
+        std::vector<int64_t*> shapes;  // no kernel writes into them
         std::vector<int> axes;
         for (const Array& array : arrays) {
             copies.push_back(array.bytes);
-            sizes.push_back(array.shape);
+            shapes.push_back(const_cast<int64_t*>(array.shape.data()));
             axes.push_back(int(array.shape.size()));
         }
-        for (size_t i = 0; i < arrays.size(); ++i) {
-            params.push_back(copies[i].data());
-            shapes.push_back(sizes[i].data());
-        }
+        for (std::vector<char>& copy : copies) params.push_back(copy.data());
         const int status = kernel(int(params.size()), params.data(), axes.data(), shapes.data(),
                                   nullptr, nullptr, nullptr);
         if (status) fail(name + " returned " + std::to_string(status));
