@@ -5,7 +5,7 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from var_tokenizer import Tokenizer
-from var_train.data.batches import epoch_order
+from var_train.data.batches import epoch_order, step_indices
 from var_train.data.image_sources import ImageSet
 from var_train.data.token_sources import EncodedImages
 from var_train.training.tokenizer_stage import TokenizerStageConfig, TokenizerTraining
@@ -18,6 +18,15 @@ def test_an_epoch_has_every_image_once_in_an_order_of_seed_and_epoch(n, seed, ep
     order = epoch_order(n, seed, epoch)
     assert sorted(order.tolist()) == list(range(n))
     np.testing.assert_array_equal(order, epoch_order(n, seed, epoch))
+
+
+@given(n=st.integers(1, 40), batch=st.integers(1, 40), seed=st.integers(0, 5))
+def test_every_epoch_has_every_image_once_whatever_the_batch(n, batch, seed):
+    epochs = 3
+    steps = -(-epochs * n // batch)
+    taken = np.concatenate([step_indices(n, batch, seed, step) for step in range(steps)])
+    for epoch in taken[: epochs * n].reshape(epochs, n):
+        assert sorted(epoch) == list(range(n))
 
 
 def test_epochs_and_seeds_differ_in_their_order():

@@ -7,10 +7,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tiny
 import tyro
@@ -19,104 +17,13 @@ from var_tokenizer import Tokenizer
 from var_train.commands.run_config import RunConfig, read_run_config
 from var_train.evaluate import TokenizerEvaluationConfig
 from var_train.evaluate import main as evaluate_command
-from var_train.reports.metrics_log import MetricsLog
+from var_train.reports.json_files import record_settings
 from var_train.reports.progress_bars import step_bar
-from var_train.reports.settings_record import record_settings
 from var_train.run import main as run_command
 from var_train.tokenize import TokenizeConfig
 from var_train.tokenize import main as tokenize_command
-from var_train.training.loop import LoopConfig, train_stage
 
 EVALUATION = ["tokenizer", "--tokenizer", "t", "--data", "d", "--out", "o"]
-
-
-class Counting:
-    """A stage whose model is the number of its steps."""
-
-    name, batch, steps = "tokenizer", 2, 10
-
-    def __init__(self, on_step: Callable[[int], None] = int, on_validation=int) -> None:
-        self.on_step, self.on_validation, self.done = on_step, on_validation, 0
-
-    def train_step(self, step):
-        assert step == self.done
-        self.on_step(step)
-        self.done += 1
-        return {"loss": 1.0}
-
-    def validate(self, step):
-        self.on_validation(step)
-        return {"loss": 1.0}
-
-    def state(self):
-        return {"done": np.array(self.done)}, {}
-
-    def restore(self, arrays, state):
-        self.done = arrays["done"].item()
-
-
-def trained(folder, stage, **config):
-    metrics = MetricsLog(folder, resume=True)
-    try:
-        train_stage(stage, folder, metrics, LoopConfig(**config), {"seed": 0})
-    finally:
-        metrics.close()
-
-
-def at(wanted: int, number: int) -> Callable[[int], None]:
-    """Sends a signal to this process in step ``wanted``."""
-    return lambda step: signal.raise_signal(number) if step == wanted else None
-
-
-@pytest.mark.parametrize("moment", ["on_step", "on_validation"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_stage_is_saved_exits_with_130_and_goes_on(tmp_path, caplog, moment, number):
-    caplog.set_level(logging.INFO)
-    with pytest.raises(SystemExit) as end:
-        trained(tmp_path, Counting(**{moment: at(4, number)}), validations=2)
-    assert end.value.code == 130
-    said = "terminated; saved after step 5 of 10; the same command continues there"
-    assert said in caplog.text
-    again = Counting()
-    trained(tmp_path, again, validations=2)
-    assert again.done == 10 and "resumed after step 5 of 10" in caplog.text
-    steps = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [s["step"] for s in steps if s["stage"] == "tokenizer"] == list(range(10))
-
-
-def test_an_interrupt_while_a_checkpoint_is_written_leaves_it_whole(tmp_path, monkeypatch):
-    from var_train.training import checkpoints
-
-    def interrupted_save(arrays, path, metadata):
-        signal.raise_signal(signal.SIGINT)
-        save_file(arrays, path, metadata)
-
-    save_file = checkpoints.save_file
-    monkeypatch.setattr(checkpoints, "save_file", interrupted_save)
-    with pytest.raises(SystemExit) as end:
-        trained(tmp_path, Counting(), checkpoint_every=3)
-    assert end.value.code == 130
-    monkeypatch.undo()
-    again = Counting()
-    trained(tmp_path, again)
-    assert again.done == 10
-
-
-def test_a_repeated_signal_counts_once_and_a_later_one_ends_at_once(tmp_path, monkeypatch):
-    twice = Counting(lambda step: [signal.raise_signal(signal.SIGTERM) for _ in range(2)])
-    with pytest.raises(SystemExit):
-        trained(tmp_path / "twice", twice)
-    monkeypatch.setattr("var_train.training.loop._PATIENCE", -1.0)
-    with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "later", Counting(at(2, signal.SIGINT)))
-
-
-def test_a_stage_that_is_done_says_so_and_compiles_nothing(tmp_path, caplog, monkeypatch):
-    trained(tmp_path, Counting())
-    caplog.set_level(logging.INFO)
-    monkeypatch.setattr("var_train.training.loop.step_bar", None)
-    trained(tmp_path, Counting(on_step=lambda step: pytest.fail("a step")))
-    assert "tokenizer: all 10 steps are done" in caplog.text
 
 
 def test_a_bar_says_what_happens_between_steps(caplog, monkeypatch):

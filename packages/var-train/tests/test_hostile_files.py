@@ -19,8 +19,8 @@ from safetensors.numpy import save_file
 from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError, arrays_checksum
 from var_train.data.token_cache import CacheIndex
+from var_train.reports.json_files import record_settings
 from var_train.reports.metrics_log import MetricsLog
-from var_train.reports.settings_record import record_settings
 from var_train.training.checkpoints import CheckpointFolder, Snapshot
 from var_transformer import Transformer
 

@@ -1,43 +1,124 @@
 """The training loop, with a stage that computes nothing."""
 
+import json
+import logging
+import signal
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from var_train.reports.metrics_log import MetricsLog
+from var_train.training import checkpoints
 from var_train.training.checkpoints import CheckpointFolder
 from var_train.training.loop import LoopConfig, check_resumable, train_stage
 
 
-class Scripted:
-    """A stage whose validations find given losses; step ``fails_at`` raises."""
+class Counting:
+    """A stage whose model is the number of its steps.
 
-    name, batch = "transformer", 1
+    on_step, on_validation: called with the step; the latter may give the loss.
+    """
 
-    def __init__(self, losses: list[float], fails_at: int | None = None) -> None:
-        self.losses, self.fails_at, self.steps = losses, fails_at, len(losses)
+    name, batch = "tokenizer", 2
 
-    def train_step(self, step: int) -> dict:
-        if step == self.fails_at:
-            raise InterruptedError
+    def __init__(
+        self,
+        on_step: Callable[[int], object] = int,
+        on_validation: Callable[[int], float | None] = lambda step: None,
+        steps: int = 10,
+    ) -> None:
+        self.on_step, self.on_validation, self.steps, self.done = on_step, on_validation, steps, 0
+
+    def train_step(self, step):
+        assert step == self.done
+        self.on_step(step)
+        self.done += 1
         return {"loss": 1.0}
 
-    def validate(self, step: int) -> dict:
-        return {"loss": self.losses[step]}
+    def validate(self, step):
+        loss = self.on_validation(step)
+        return {"loss": 1.0 if loss is None else loss}
 
-    def state(self) -> tuple[dict, dict]:
-        return {"weight": np.zeros(1, np.float32)}, {}
+    def state(self):
+        return {"done": np.array(self.done)}, {}
 
-    def restore(self, arrays, state) -> None:
-        pass
+    def restore(self, arrays, state):
+        self.done = arrays["done"].item()
+
+
+def trained(folder, stage, settings=None, **config):
+    metrics = MetricsLog(folder, resume=True)
+    try:
+        train_stage(stage, folder, metrics, LoopConfig(**config), settings or {"seed": 0})
+    finally:
+        metrics.close()
+
+
+def fails_at_1(step: int) -> None:
+    if step == 1:
+        raise InterruptedError
+
+
+def at(wanted: int, number: int) -> Callable[[int], None]:
+    """Sends a signal to this process in step ``wanted``."""
+    return lambda step: signal.raise_signal(number) if step == wanted else None
+
+
+@pytest.mark.parametrize("moment", ["on_step", "on_validation"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_stage_is_saved_exits_with_130_and_goes_on(tmp_path, caplog, moment, number):
+    caplog.set_level(logging.INFO)
+    with pytest.raises(SystemExit) as end:
+        trained(tmp_path, Counting(**{moment: at(4, number)}), validations=2)
+    assert end.value.code == 130
+    said = "terminated; saved after step 5 of 10; the same command continues there"
+    assert said in caplog.text
+    again = Counting()
+    trained(tmp_path, again, validations=2)
+    assert again.done == 10 and "resumed after step 5 of 10" in caplog.text
+    steps = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [s["step"] for s in steps if s["stage"] == "tokenizer"] == list(range(10))
+
+
+def test_an_interrupt_while_a_checkpoint_is_written_leaves_it_whole(tmp_path, monkeypatch):
+    def interrupted_save(arrays, path, metadata):
+        signal.raise_signal(signal.SIGINT)
+        save_file(arrays, path, metadata)
+
+    save_file = checkpoints.save_file
+    monkeypatch.setattr(checkpoints, "save_file", interrupted_save)
+    with pytest.raises(SystemExit) as end:
+        trained(tmp_path, Counting(), checkpoint_every=3)
+    assert end.value.code == 130
+    monkeypatch.undo()
+    again = Counting()
+    trained(tmp_path, again)
+    assert again.done == 10
+
+
+def test_a_repeated_signal_counts_once_and_a_later_one_ends_at_once(tmp_path, monkeypatch):
+    twice = Counting(lambda step: [signal.raise_signal(signal.SIGTERM) for _ in range(2)])
+    with pytest.raises(SystemExit):
+        trained(tmp_path / "twice", twice)
+    monkeypatch.setattr("var_train.training.loop._PATIENCE", -1.0)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "later", Counting(at(2, signal.SIGINT)))
+
+
+def test_a_stage_that_is_done_says_so_and_compiles_nothing(tmp_path, caplog, monkeypatch):
+    trained(tmp_path, Counting())
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("var_train.training.loop.step_bar", None)
+    trained(tmp_path, Counting(on_step=lambda step: pytest.fail("a step")))
+    assert "tokenizer: all 10 steps are done" in caplog.text
 
 
 @pytest.mark.parametrize(("losses", "best"), [((0.0, 1.0), 1), ((0.0, -1.0), 2), ((-2.0, 0.0), 1)])
 def test_a_best_loss_of_zero_is_still_the_best_after_a_resumption(tmp_path, losses, best):
-    config, metrics = LoopConfig(validations=2), MetricsLog(tmp_path)
     with pytest.raises(InterruptedError):
-        train_stage(Scripted(losses, fails_at=1), tmp_path, metrics, config, {})
-    train_stage(Scripted(losses), tmp_path, metrics, config, {})
-    metrics.close()
-    found = CheckpointFolder(tmp_path / "checkpoints" / "transformer").best()
+        trained(tmp_path, Counting(fails_at_1, losses.__getitem__, steps=2), validations=2)
+    trained(tmp_path, Counting(on_validation=losses.__getitem__, steps=2), validations=2)
+    found = CheckpointFolder(tmp_path / "checkpoints" / "tokenizer").best()
     assert found.stem == f"step-{best:09d}"
 
 
@@ -47,13 +128,10 @@ def test_a_run_of_version_0_1_0_resumes_under_the_new_name_of_a_setting(tmp_path
         stage = {"optimizer": optimizer, "adversary": {"optimizer": optimizer}}
         return {"data": None, "tokens": None, "train_tokenizer": stage}
 
-    config, metrics = LoopConfig(checkpoint_every=1), MetricsLog(tmp_path)
     with pytest.raises(InterruptedError):
-        train_stage(
-            Scripted([1.0, 1.0], fails_at=1), tmp_path, metrics, config, settings("schedule")
-        )
+        trained(tmp_path, Counting(fails_at_1), settings("schedule"), checkpoint_every=1)
     now = settings("rate_schedule")
-    assert check_resumable(tmp_path, "transformer", now, None) == 1
-    train_stage(Scripted([1.0, 1.0]), tmp_path, metrics, config, now)
-    metrics.close()
-    assert CheckpointFolder(tmp_path / "checkpoints" / "transformer").newest().step == 2
+    assert check_resumable(tmp_path, "tokenizer", now, None) == 1
+    again = Counting()
+    trained(tmp_path, again, now)
+    assert again.done == 10

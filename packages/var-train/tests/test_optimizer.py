@@ -155,19 +155,3 @@ def test_the_rate_rises_to_its_peak_and_falls_to_its_end(steps):
     assert rates[: warm - 1] == sorted(rates[: warm - 1])
     assert rates[warm:] == sorted(rates[warm:], reverse=True)
     assert max(rates) == 1 and rates[-1] >= 0.05
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("learning_rate", 0.0),
-        ("betas", (0.9, 1.0)),
-        ("weight_decay", -1.0),
-        ("clip", 0.0),
-        ("warmup", 2.0),
-        ("final", -0.1),
-    ],
-)
-def test_a_value_out_of_range_is_an_error_that_names_the_field(field, value):
-    with pytest.raises(InputError, match=field):
-        AdamWConfig(**{field: value})

@@ -47,11 +47,7 @@ def command(work: Path, out: Path, epochs: int, *more: str) -> list[str]:
     return ["-m", "var_train.run", *arguments, *epochs_argument, *more]
 
 
-def run(work: Path, out: Path, epochs: int, *more: str) -> None:
-    run_words(command(work, out, epochs, *more))
-
-
-def run_words(arguments: list[str]) -> None:
+def run(arguments: list[str]) -> None:
     words = [sys.executable, *arguments]
     result = subprocess.run(
         words, env=ENVIRONMENT, check=False, capture_output=True, text=True, timeout=900
@@ -59,12 +55,12 @@ def run_words(arguments: list[str]) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def msrun(work: Path, out: Path, epochs: int, *more: str) -> subprocess.Popen:
+def run_by_two(arguments: list[str], out: Path) -> None:
+    assert msrun(arguments, out).wait(900) == 0, Path(f"{out}.txt").read_text()
+
+
+def msrun(arguments: list[str], out: Path) -> subprocess.Popen:
     """Two workers on this machine."""
-    return msrun_words(command(work, out, epochs, *more), out)
-
-
-def msrun_words(arguments: list[str], out: Path) -> subprocess.Popen:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -86,8 +82,8 @@ def steps(out: Path, stage: str = "transformer") -> list[dict]:
 
 def test_two_workers_draw_the_loss_curve_of_one(work, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    run(work, one, 10)
-    assert msrun(work, two, 10).wait(300) == 0, Path(f"{two}.txt").read_text()
+    run(command(work, one, 10))
+    run_by_two(command(work, two, 10), two)
     ours, theirs = steps(two), steps(one)
     assert [line["step"] for line in ours] == list(range(50))  # one worker alone writes
     for a, b in zip(ours, theirs, strict=True):
@@ -110,10 +106,7 @@ def test_two_workers_train_an_adversarial_tokenizer_as_one_does(work, tmp_path):
         out = tmp_path / workers
         words = ["-m", "var_train.run", "--stage", "tokenizer", *ADVERSARIAL.split()]
         words += ["--data", str(work / "images"), "--out", str(out)]
-        if workers == "one":
-            run_words(words)
-        else:
-            assert msrun_words(words, out).wait(900) == 0, Path(f"{out}.txt").read_text()
+        run(words) if workers == "one" else run_by_two(words, out)
         curves[workers] = steps(out, "tokenizer")
     assert len(curves["two"]) == len(curves["one"]) == 10
     judged = [line for line in curves["one"] if "adaptive_weight" in line]
@@ -129,12 +122,12 @@ def test_two_workers_train_an_adversarial_tokenizer_as_one_does(work, tmp_path):
 def test_sharded_moments_give_the_same_checkpoints(work, tmp_path):
     every, shard = ("--loop.checkpoint-every", "3"), "--train-transformer.shard-optimizer"
     plain, sharded, resumed = (tmp_path / name for name in ("plain", "sharded", "resumed"))
-    assert msrun(work, plain, 2, *every).wait(300) == 0, Path(f"{plain}.txt").read_text()
-    assert msrun(work, sharded, 2, *every, shard).wait(300) == 0, Path(f"{sharded}.txt").read_text()
+    run_by_two(command(work, plain, 2, *every), plain)
+    run_by_two(command(work, sharded, 2, *every, shard), sharded)
     shutil.copytree(plain, resumed)
     last = "checkpoints/transformer/step-000000010.safetensors"
     (resumed / last).unlink()
-    assert msrun(work, resumed, 2, *every, shard).wait(300) == 0, Path(f"{resumed}.txt").read_text()
+    run_by_two(command(work, resumed, 2, *every, shard), resumed)
     expected = load_file(plain / last)
     for out in (sharded, resumed):
         found = load_file(out / last)
@@ -146,7 +139,7 @@ def test_two_workers_train_a_model_as_deep_as_the_deepest_preset(work, tmp_path)
     depth = [*("--transformer.depth", "36"), *("--transformer.width", "72")]
     more = [*depth, "--transformer.heads", "36", "--train-transformer.shard-optimizer"]
     out = tmp_path / "deep"
-    assert msrun(work, out, 1, *more).wait(900) == 0, Path(f"{out}.txt").read_text()
+    run_by_two(command(work, out, 1, *more), out)
     losses = [line["loss"] for line in steps(out)]
     assert len(losses) == 5 and losses[-1] < losses[0]
 
@@ -155,7 +148,7 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_weights(work, tmp
     every = ("--loop.checkpoint-every", "1", "--loop.validations", "4")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     epochs = 4 * KILLS + 4
-    run(work, whole, epochs, *every)
+    run(command(work, whole, epochs, *every))
     total, rng, kills = 5 * epochs, random.Random(0), 0
     saves = killed / "checkpoints" / "transformer"
     while kills < KILLS:
@@ -177,7 +170,7 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_weights(work, tmp
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         kills += 1
-    run(work, killed, epochs, *every)
+    run(command(work, killed, epochs, *every))
     ours, theirs = (load_file(p / "transformer.safetensors") for p in (killed, whole))
     assert all((ours[name] == array).all() for name, array in theirs.items())
     losses = [[line["loss"] for line in steps(out)] for out in (killed, whole)]
@@ -217,7 +210,7 @@ def child_of(parent: int) -> int:
 
 def test_one_interrupted_worker_stops_all_and_their_work_is_saved(work, tmp_path):
     out = tmp_path / "out"
-    process = msrun(work, out, 4000)
+    process = msrun(command(work, out, 4000), out)
     log = Path(f"{out}.logs") / "worker_0.log"
     while not log.exists() or "of 20000 steps, loss" not in log.read_text():
         assert process.poll() is None, Path(f"{out}.txt").read_text()
@@ -233,7 +226,7 @@ def test_one_interrupted_worker_stops_all_and_their_work_is_saved(work, tmp_path
 
 def test_a_dead_worker_stops_the_others_within_a_minute(work, tmp_path):
     out = tmp_path / "out"
-    process = msrun(work, out, 4000)
+    process = msrun(command(work, out, 4000), out)
     try:
         while not (out / "metrics.jsonl").exists() or len(steps(out)) < 3:
             assert process.poll() is None, Path(f"{out}.txt").read_text()

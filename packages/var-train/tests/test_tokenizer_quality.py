@@ -1,12 +1,15 @@
-"""Figures of a tokenizer against their definitions."""
+"""Figures of a tokenizer against their definitions, the Frechet distance against closed forms."""
 
 import numpy as np
 import pytest
 import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.linalg import sqrtm
 from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError, to_model_range
 from var_train.data.image_sources import ImageSet
-from var_train.reports.tokenizer_quality import measure_tokenizer
+from var_train.reports.tokenizer_quality import fid, measure_tokenizer
 
 
 @pytest.mark.parametrize("side", [3, 4, 6])
@@ -40,3 +43,117 @@ def test_fid_of_one_image_is_refused_before_it_is_encoded(monkeypatch):
     one = ImageSet(np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1, np.int32), ("a",))
     with pytest.raises(InputError, match=r"1 real image\(s\)"):
         measure_tokenizer(tokenizer, one, 1, network=lambda x: (x,))
+
+
+SEEDS = st.integers(0, 2**32 - 1)
+FEATURES = st.integers(1, 40)
+COUNTS = st.integers(2, 60)  # fewer and more than the features
+no_deadline = settings(deadline=None)  # a machine may be busy elsewhere
+
+
+def drawn(seed: int, count: int, features: int) -> np.ndarray:
+    """Correlated features around another mean."""
+    rng = np.random.default_rng(seed)
+    mixed = rng.standard_normal((count, features)) @ rng.standard_normal((features, features))
+    return mixed + 3 * rng.standard_normal(features)
+
+
+def rotation(seed: int, features: int) -> np.ndarray:
+    return np.linalg.qr(np.random.default_rng(seed).standard_normal((features, features)))[0]
+
+
+def scale_of(*sets: np.ndarray) -> float:
+    """What rounding is relative to: the sum of all variances."""
+    return sum(float(np.trace(np.atleast_2d(np.cov(s, rowvar=False)))) for s in sets)
+
+
+@no_deadline
+@given(seed=SEEDS, count=COUNTS, features=FEATURES)
+def test_fid_of_equal_sets_is_0_whatever_their_order(seed, count, features):
+    real = drawn(seed, count, features)
+    again = np.random.default_rng(seed).permutation(real)
+    for other in (real, again):
+        assert 0 <= fid(real, other) <= 1e-10 * scale_of(real)
+
+
+@no_deadline
+@given(seed=SEEDS, count=COUNTS, features=FEATURES)
+def test_fid_of_a_shifted_set_is_the_squared_length_of_the_shift(seed, count, features):
+    real = drawn(seed, count, features)
+    shift = np.random.default_rng(seed + 1).standard_normal(features)
+    expected = float(shift @ shift)
+    assert fid(real, real + shift) == pytest.approx(expected, abs=1e-9 * (1 + scale_of(real)))
+
+
+@no_deadline
+@given(seed=SEEDS, count=COUNTS, features=FEATURES, factor=st.floats(0, 10))
+def test_fid_of_a_stretched_set_is_the_squared_difference_of_deviations(
+    seed, count, features, factor
+):
+    """The covariances are C and factor**2 C, whose product has the root factor * C."""
+    real = drawn(seed, count, features)
+    stretched = real.mean(0) + factor * (real - real.mean(0))
+    variance = scale_of(real)
+    expected = (1 - factor) ** 2 * variance
+    assert fid(real, stretched) == pytest.approx(expected, abs=1e-10 * (1 + factor**2) * variance)
+
+
+def with_deviations(deviations_f: np.ndarray) -> np.ndarray:
+    """2 F points on the axes, whose covariance is diagonal with these deviations, exactly."""
+    points = np.diag(deviations_f) * np.sqrt((2 * len(deviations_f) - 1) / 2)
+    return np.concatenate((points, -points))
+
+
+@no_deadline
+@given(seed=SEEDS, features=FEATURES, data=st.data())
+def test_fid_of_diagonal_covariances_is_the_squared_difference_of_deviations(seed, features, data):
+    one, other = (
+        np.array(data.draw(st.lists(st.floats(0, 10), min_size=features, max_size=features)))
+        for _ in range(2)
+    )
+    turned = rotation(seed, features)  # which changes no distance
+    mean = np.random.default_rng(seed).standard_normal(features)
+    found = fid(with_deviations(one) @ turned, (with_deviations(other) + mean) @ turned)
+    expected = ((one - other) ** 2).sum() + mean @ mean
+    assert found == pytest.approx(expected, abs=1e-8 * (1 + (one**2).sum() + (other**2).sum()))
+
+
+@no_deadline
+@given(seed=SEEDS, counts=st.tuples(COUNTS, COUNTS), features=FEATURES)
+def test_fid_is_finite_symmetric_and_rotation_invariant(seed, counts, features):
+    one, other = drawn(seed, counts[0], features), drawn(seed + 1, counts[1], features)
+    turned = rotation(seed, features)
+    found = fid(one, other)
+    assert np.isfinite(found) and found >= 0
+    for same in (fid(other, one), fid(one @ turned, other @ turned)):
+        assert same == pytest.approx(found, rel=1e-9, abs=1e-9 * scale_of(one, other))
+
+
+def test_fid_of_many_images_is_the_published_formula():
+    """With the matrix root of the product, which is sound where both covariances are."""
+    one, other = drawn(0, 2000, 8), drawn(1, 3000, 8)
+    covariances = [np.cov(s, rowvar=False) for s in (one, other)]
+    mean_f = one.mean(0) - other.mean(0)
+    expected = mean_f @ mean_f + np.trace(sum(covariances))
+    expected -= 2 * np.trace(sqrtm(covariances[0] @ covariances[1])).real
+    assert fid(one, other) == pytest.approx(expected, rel=1e-9)
+
+
+def test_fid_of_fewer_images_than_features_is_measured():
+    real = drawn(0, 3, 512)
+    assert fid(real, real[:2]) > 0
+    assert fid(real, real.copy()) <= 1e-10 * scale_of(real)
+
+
+@pytest.mark.parametrize(
+    ("real", "other", "message"),
+    [
+        (np.zeros((1, 4)), np.zeros((9, 4)), r"1 real image\(s\); expected at least 2 for the FID"),
+        (np.zeros((9, 4)), np.zeros((0, 4)), r"0 other image\(s\); expected at least 2"),
+        (np.zeros((9, 4)), np.zeros((9, 5)), "4 features and the other 5"),
+        (np.zeros((9, 4)), np.full((9, 4), np.nan), "other features hold NaN"),
+    ],
+)
+def test_fid_refuses_sets_that_have_none(real, other, message):
+    with pytest.raises(InputError, match=message):
+        fid(real, other)

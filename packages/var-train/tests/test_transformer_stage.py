@@ -6,15 +6,11 @@ import mindspore as ms
 import numpy as np
 import pytest
 import tiny
-from hypothesis import given
-from hypothesis import strategies as st
 from mindspore import ops
 from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError
-from var_train.data.batches import step_indices
 from var_train.data.token_sources import TokenSet
 from var_train.losses.token_loss import token_losses
-from var_train.optimization.adamw import AdamWConfig
 from var_train.optimization.loss_scale import DTYPES, LossScale, PrecisionConfig
 from var_train.training.transformer_stage import (
     TransformerStageConfig,
@@ -31,16 +27,8 @@ def tokens(count: int, seed: int) -> TokenSet:
     """Each class has its own four tokens."""
     rng = np.random.default_rng(seed)
     labels_n = rng.integers(0, 3, count).astype(np.int32)
-    ids_nl, flipped_nl = (
-        np.concatenate(
-            [
-                (4 * labels_n[:, None] + rng.integers(0, 4, (count, length))).astype(np.int32)
-                for length in MODEL.schedule.tokens
-            ],
-            1,
-        )
-        for _ in range(2)
-    )
+    drawn_2nl = rng.integers(0, 4, (2, count, MODEL.schedule.length))
+    ids_nl, flipped_nl = (4 * labels_n[:, None] + drawn_2nl).astype(np.int32)
     return TokenSet(ids_nl, labels_n, flipped_nl)
 
 
@@ -213,15 +201,6 @@ def test_the_loss_is_the_cross_entropy_with_smoothed_targets():
     np.testing.assert_allclose(found, -(targets_blv * logs_blv).sum(-1), rtol=1e-5)
 
 
-@given(n=st.integers(1, 40), batch=st.integers(1, 40), seed=st.integers(0, 5))
-def test_every_epoch_has_every_image_once_whatever_the_batch(n, batch, seed):
-    epochs = 3
-    steps = -(-epochs * n // batch)
-    taken = np.concatenate([step_indices(n, batch, seed, step) for step in range(steps)])
-    for epoch in taken[: epochs * n].reshape(epochs, n):
-        assert sorted(epoch) == list(range(n))
-
-
 def test_the_loss_scale_halves_at_an_overflow_and_doubles_after_a_while():
     scale = LossScale(PrecisionConfig("float16", loss_scale=8, growth_every=2))
     seen = []
@@ -249,22 +228,6 @@ def test_the_loss_scale_halves_at_an_overflow_and_doubles_after_a_while():
             "progressive_start is 4; expected at most 3",
         ),
         ({"precision": PrecisionConfig("bfloat16")}, "dtype is bfloat16; expected float32 or"),
-        ({"base_rate": 0.0}, "base_rate is 0.0; expected a number above 0"),
-        ({"epochs": 0}, "epochs is 0; expected an integer of at least 1"),
-        (
-            {"label_smoothing": 1.0},
-            "label_smoothing is 1.0; expected a number of at least 0 and below 1",
-        ),
-        ({"ema": 1.0}, "ema is 1.0"),
-        ({"drop_path": -0.1}, "drop_path is -0.1"),
-        ({"progressive": 1.5}, "progressive is 1.5"),
-        ({"scale_weights": (0.0, 0.0, 0.0)}, "scale_weights is"),
-        ({"scale_weights": (0.0, float("nan"), 1.0)}, "scale_weights is"),
-        (
-            {"scale_weights": (0.0, 0.0, 1.0), "progressive": 0.5},
-            "progressive_start 2; expected a weight above 0 among the first 2",
-        ),
-        ({"base_rate": float("nan")}, "base_rate is nan; expected a number above 0"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_by_name_and_value(changes, message):
@@ -274,11 +237,6 @@ def test_settings_that_do_not_fit_are_refused_by_name_and_value(changes, message
 
 def test_a_flip_without_mirrored_tokens_is_refused():
     with pytest.raises(InputError, match="flip is True"):
-        TransformerTraining(
-            Transformer(MODEL, 0),
-            Tokenizer(TOKENIZER, 0),
-            dataclasses.replace(TRAIN, flipped_nl=None),
-            VAL,
-            TransformerStageConfig(batch=8, flip=True, optimizer=AdamWConfig()),
-            seed=0,
-        )
+        plain = dataclasses.replace(TRAIN, flipped_nl=None)
+        stage = TransformerStageConfig(batch=8, flip=True)
+        TransformerTraining(Transformer(MODEL, 0), Tokenizer(TOKENIZER, 0), plain, VAL, stage, 0)

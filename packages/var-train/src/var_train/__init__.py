@@ -24,7 +24,7 @@ from var_train.optimization.adamw import AdamW, AdamWConfig, release_gradients
 from var_train.optimization.averages import Ema
 from var_train.optimization.loss_scale import PrecisionConfig
 from var_train.reports.digit_metrics import DigitJudge, distinct
-from var_train.reports.generated_images import SamplingConfig
+from var_train.reports.images import SamplingConfig
 from var_train.reports.metrics_log import MetricsLog
 from var_train.reports.tokenizer_quality import TokenizerFigures, measure_tokenizer
 from var_train.training.codebook import CodebookConfig

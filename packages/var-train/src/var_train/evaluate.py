@@ -13,9 +13,9 @@ from var_tokenizer.common.progress import working
 
 from var_train.data.image_sources import load_folder
 from var_train.losses.perceptual_loss import FeatureNetwork
-from var_train.reports.image_sheets import save_reconstructions
+from var_train.reports.images import save_reconstructions
+from var_train.reports.json_files import write_report
 from var_train.reports.progress_bars import step_bar
-from var_train.reports.report_json import write_report
 from var_train.reports.tokenizer_quality import TokenizerFigures, measure_tokenizer
 
 

@@ -11,20 +11,15 @@ from var_tokenizer.common.progress import working
 from var_transformer import Transformer
 
 from var_train.commands.models import build_tokenizer, build_transformer
+from var_train.commands.preparation import Source, begin_run, load_data
 from var_train.commands.run_config import TOKENIZER_FILE, RunConfig, TransformerSizeConfig
-from var_train.commands.run_data import Source, load_data
-from var_train.commands.run_folder import begin_run
 from var_train.data.image_sources import ImageSet, ImageSource
 from var_train.data.token_sources import fingerprint, tokens_of
 from var_train.parallel import workers
-from var_train.reports.generated_images import sample_classes
-from var_train.reports.image_sheets import save_reconstructions, save_samples
-from var_train.reports.report_json import (
-    digit_figures,
-    reconstruct,
-    tokenizer_figures,
-    write_report,
-)
+from var_train.reports.digit_metrics import digit_figures
+from var_train.reports.images import sample_classes, save_reconstructions, save_samples
+from var_train.reports.json_files import write_report
+from var_train.reports.tokenizer_quality import reconstruct
 from var_train.training.loop import train_stage
 from var_train.training.tokenizer_stage import TokenizerTraining
 from var_train.training.transformer_stage import TransformerTraining
@@ -130,8 +125,7 @@ def _draw_and_measure(
     """Saves the transformer and its samples; returns the figures of both trained models."""
     figures: dict[str, object] = {}
     if isinstance(val, ImageSet):
-        val_ids, reconstructions = reconstruct(tokenizer, val, config.train_tokenizer.batch)
-        figures |= tokenizer_figures(val_ids, reconstructions, val, tokenizer.vocab_size)
+        figures, reconstructions = reconstruct(tokenizer, val, config.train_tokenizer.batch)
     if model is None:
         return figures
     model.save(config.out / "transformer.safetensors")

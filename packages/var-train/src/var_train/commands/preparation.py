@@ -1,4 +1,4 @@
-"""The folder of a run: whether it can continue, and what is written before training begins."""
+"""What a run begins with: its data, and a folder in which it can continue."""
 
 import hashlib
 import json
@@ -6,17 +6,42 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
+from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError, quoted
+from var_tokenizer.common.progress import working
 
 from var_train.commands.run_config import RunConfig
-from var_train.commands.run_data import Source, describe_data
+from var_train.data.digits import load_digits_split
+from var_train.data.image_sources import ImageFolder, ImageSet, load_image_tree
+from var_train.data.resume_check import DataRecord
+from var_train.data.token_cache import SPLITS, TokenCache
 from var_train.parallel import workers
+from var_train.reports.json_files import record_settings
 from var_train.reports.metrics_log import MetricsLog
-from var_train.reports.settings_record import record_settings
 from var_train.training.checkpoints import CheckpointFolder
 from var_train.training.loop import check_resumable, stage_folder
 
 StageName = Literal["tokenizer", "transformer"]
+Source = ImageSet | ImageFolder | TokenCache
+
+
+def load_data(config: RunConfig, tokenizer: Tokenizer) -> tuple[Source, Source]:
+    """The training and the held-out data: a token cache, an image tree or the digits.
+
+    Raises InputError if it is unusable or does not fit the tokenizer.
+    """
+    if config.tokens is not None:
+        with working("checking the tokens", silent=workers.rank() > 0):
+            train, val = (TokenCache(config.tokens, split, tokenizer) for split in SPLITS)
+            return train, val
+    size = tokenizer.config.image_size
+    if config.data is not None:
+        return load_image_tree(config.data, size, val_fraction=config.val_fraction)
+    if size != (32, 32):
+        raise InputError(
+            f"the digits are (32, 32) images; expected a tokenizer of that size, not {size}"
+        )
+    return load_digits_split()
 
 
 def begin_run(
@@ -33,7 +58,7 @@ def begin_run(
 
     Raises InputError for checkpoints of other settings or data, before anything is written.
     """
-    record, data = describe_data(train, val)
+    record, data = _describe(train, val)
     names: tuple[StageName, ...] = (
         ("tokenizer", "transformer") if config.stage == "all" else (config.stage,)
     )
@@ -79,3 +104,19 @@ def _settings(
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             parts["train_tokenizer"]["losses"]["feature_network"] = digest
     return json.loads(json.dumps(parts, default=str))
+
+
+def _describe(train: Source, val: Source) -> tuple[DataRecord | None, dict[str, object]]:
+    """The image files, and the settings that identify what a run is trained on; None for digits."""
+    if isinstance(train, TokenCache) and isinstance(val, TokenCache):
+        tokens = {
+            "classes": list(train.classes),
+            "images": [len(train), len(val)],
+            "digests": [train.digest, val.digest],
+        }
+        return None, {"data": None, "tokens": tokens}
+    files = [None if isinstance(source, TokenCache) else source.files for source in (train, val)]
+    if files[0] is None or files[1] is None:
+        return None, {"data": None, "tokens": None}
+    record = DataRecord.of(files[0], files[1])
+    return record, {"data": record.settings, "tokens": None}

@@ -11,7 +11,7 @@ from var_transformer import TransformerConfig
 
 from var_train.commands import arguments
 from var_train.commands.presets import PRESETS, Preset, published_stage
-from var_train.reports.generated_images import SamplingConfig
+from var_train.reports.images import SamplingConfig
 from var_train.training.loop import LoopConfig
 from var_train.training.tokenizer_stage import TokenizerStageConfig
 from var_train.training.transformer_stage import TransformerStageConfig

@@ -1,4 +1,4 @@
-"""Augmentation: mirrored training images, and what a discriminator sees (arXiv:2006.10738).
+"""Augmentation of what a discriminator sees (arXiv:2006.10738).
 
 ``augment`` changes real and reconstructed images alike and lets the gradient pass, so that a
 discriminator cannot memorize a small set of training images.
@@ -6,13 +6,6 @@ discriminator cannot memorize a small set of training images.
 
 import numpy as np
 from mindspore import Tensor, ops
-
-
-def mirror(pixels_byxc: np.ndarray, flip: np.ndarray | None) -> np.ndarray:
-    """Pixels (B, Y, X, 3), mirrored left to right in place where ``flip`` (B,) is True."""
-    if flip is not None:
-        pixels_byxc[flip] = pixels_byxc[flip, :, ::-1]
-    return pixels_byxc
 
 
 def draw_augmentation(

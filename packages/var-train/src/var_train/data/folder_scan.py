@@ -9,6 +9,7 @@ leave behind (``IGNORED``).
 import logging
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -28,12 +29,8 @@ from var_tokenizer.common.progress import working
 from var_train.reports.progress_bars import counted
 
 LAYOUT = "DIR/train/CLASS/* and DIR/val/CLASS/*, or DIR/CLASS/* with --val-fraction"
-IGNORED = frozenset(
-    (
-        *("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information"),
-        *("lost+found", "Thumbs.db", "desktop.ini"),
-    )
-)
+IGNORED = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information"}
+IGNORED |= {"lost+found", "Thumbs.db", "desktop.ini"}
 _PART = 2**20  # bytes that are hashed at once
 _MOST_PARTS = 8 * MAX_PIXELS // _PART + 1
 _OTHER_SPLITS = frozenset(("val", "valid", "validation", "test"))
@@ -110,10 +107,8 @@ def scan_tree(root: Path, val_fraction: float | None = None) -> tuple[ImageFiles
             log.info("%s: not reading %s beside train", quoted(root), ", ".join(unread))
         return hold_out(scan_classes(train_folder, class_names(train_folder)), val_fraction)
     classes, val_classes = class_names(train_folder), class_names(val_folder)
-    for folder, missing in (
-        (train_folder, sorted(set(val_classes) - set(classes))),
-        (val_folder, sorted(set(classes) - set(val_classes))),
-    ):
+    missing_in = gone_and_new(sorted(val_classes), sorted(classes))
+    for folder, missing in zip((train_folder, val_folder), missing_in, strict=True):
         if missing:
             raise InputError(
                 f"{quoted(folder)}: no folder for {len(missing)} class(es) of the other split: "
@@ -226,6 +221,12 @@ def content_hash(path: Path) -> int:
 def first_of(names: list[str], count: int = 3) -> str:
     """The first few of ``names``, as a message lists them."""
     return ", ".join(quoted(name) for name in names[:count]) + (", ..." if names[count:] else "")
+
+
+def gone_and_new(before: Sequence[str], now: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What is in ``before`` alone, and what is in ``now`` alone, in their order."""
+    old, new = set(before), set(now)
+    return [name for name in before if name not in new], [name for name in now if name not in old]
 
 
 def _walk(folder: Path, below: str, left_out: Counter[str]) -> list[tuple[str, int, int]]:

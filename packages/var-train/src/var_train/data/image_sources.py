@@ -13,10 +13,12 @@ from typing import Protocol
 import numpy as np
 from var_tokenizer.common import InputError, fit_picture, read_picture
 
-from var_train.data.augmentation import mirror
 from var_train.data.folder_scan import ImageFiles, content_hash, scan_folder, scan_tree
 from var_train.data.unreadable_images import UnreadableImages
 from var_train.reports.progress_bars import counted
+
+Indices = Sequence[int] | np.ndarray
+Batch = tuple[np.ndarray, np.ndarray]
 
 
 class ImageSource(Protocol):
@@ -33,9 +35,7 @@ class ImageSource(Protocol):
     def __len__(self) -> int:
         """N."""
 
-    def batch(
-        self, indices: Sequence[int] | np.ndarray, flip: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def batch(self, indices: Indices, flip: np.ndarray | None = None) -> Batch:
         """Pixels uint8 (B, Y, X, 3) and labels int32 (B,) at ``indices`` (B,).
 
         flip: (B,) bool, True for an image to mirror left to right.
@@ -76,12 +76,17 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels_n)
 
-    def batch(
-        self, indices: Sequence[int] | np.ndarray, flip: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def batch(self, indices: Indices, flip: np.ndarray | None = None) -> Batch:
         """See ``ImageSource.batch``."""
         indices = np.asarray(indices, np.int64)
-        return mirror(self.images_nyxc[indices], flip), self.labels_n[indices]
+        return _mirrored(self.images_nyxc[indices], flip), self.labels_n[indices]
+
+
+def _mirrored(pixels_byxc: np.ndarray, flip: np.ndarray | None) -> np.ndarray:
+    """The pixels, mirrored left to right in place where ``flip`` (B,) is True."""
+    if flip is not None:
+        pixels_byxc[flip] = pixels_byxc[flip, :, ::-1]
+    return pixels_byxc
 
 
 class ImageFolder:
@@ -105,16 +110,14 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.files)
 
-    def batch(
-        self, indices: Sequence[int] | np.ndarray, flip: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def batch(self, indices: Indices, flip: np.ndarray | None = None) -> Batch:
         """See ``ImageSource.batch``.
 
         Raises InputError once too many images have proved unreadable (``load_image_tree``).
         """
         indices = np.asarray(indices, np.int64)
         pixels_byxc = np.stack(list(self._pool.map(self._read, indices.tolist())))
-        return mirror(pixels_byxc, flip), self.labels_n[indices]
+        return _mirrored(pixels_byxc, flip), self.labels_n[indices]
 
     def sources(self, index: int) -> list[int]:
         """The files that the image at ``index``, which was read before, depends on.
@@ -157,11 +160,12 @@ def load_image_tree(
     Raises InputError as ``scan_tree`` does, if a class has no readable image, and if more than 10
     and more than 1 % of a split are unreadable.
     """
-    train, val = scan_tree(Path(root), val_fraction)
-    return (
-        _load_split(train, image_size, memory_limit),
-        _load_split(val, image_size, memory_limit),
+    most = memory_limit // (image_size[0] * image_size[1] * 3)
+    train, val = (
+        ImageFolder(files, image_size) if len(files) > most else _decode_all(files, image_size)
+        for files in scan_tree(Path(root), val_fraction)
     )
+    return train, val
 
 
 def load_folder(folder: str | Path, image_size: tuple[int, int]) -> ImageFolder:
@@ -178,14 +182,6 @@ def read_image(path: Path, image_size: tuple[int, int]) -> np.ndarray:
     ``read_picture`` reads it, ``fit_picture`` fits it. Raises InputError as these do.
     """
     return np.asarray(fit_picture(read_picture(path), image_size))
-
-
-def _load_split(
-    files: ImageFiles, image_size: tuple[int, int], memory_limit: int
-) -> ImageSet | ImageFolder:
-    if len(files) * image_size[0] * image_size[1] * 3 > memory_limit:
-        return ImageFolder(files, image_size)
-    return _decode_all(files, image_size)
 
 
 def _decode_all(files: ImageFiles, image_size: tuple[int, int]) -> ImageSet:

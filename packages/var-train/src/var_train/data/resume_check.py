@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from var_tokenizer.common import InputError, quoted, replacing
 
-from var_train.data.folder_scan import ImageFiles, first_of
+from var_train.data.folder_scan import ImageFiles, first_of, gone_and_new
 
 log = logging.getLogger(__name__)
 
@@ -140,12 +140,8 @@ def _other_data(saved: Mapping[str, object], settings: Mapping[str, object]) -> 
     if kinds[0] != kinds[1]:
         return f"{kinds[0]} then, {kinds[1]} now"
     before, after = (_classes(s) for s in (saved, settings))
-    gone, new = (sorted(set(a) - set(b)) for a, b in ((before, after), (after, before)))
-    parts = [
-        f"class {first_of(names)} {is_}"
-        for names, is_ in ((gone, "is gone"), (new, "is new"))
-        if names
-    ]
+    differ = zip(gone_and_new(sorted(before), sorted(after)), ("is gone", "is new"), strict=True)
+    parts = [f"class {first_of(names)} {is_}" for names, is_ in differ if names]
     if not parts and before != after:
         parts = [f"its classes were in the order {first_of(before)}, now {first_of(after)}"]
     return " and ".join(parts) or None
@@ -165,14 +161,9 @@ def _kind(settings: Mapping[str, object]) -> str:
 
 def _other_files(before: DataRecord, now: DataRecord) -> str | None:
     """Which files were added, removed or changed; None if none were."""
-    gone, new = (
-        sorted(set(a) - set(b)) for a, b in ((before.names, now.names), (now.names, before.names))
-    )
-    parts = [
-        f"{len(names)} {what} image(s): {first_of(names)}"
-        for names, what in ((new, "new"), (gone, "missing"))
-        if names
-    ]
+    gone, new = gone_and_new(sorted(before.names), sorted(now.names))
+    differ = ((new, "new"), (gone, "missing"))
+    parts = [f"{len(names)} {what} image(s): {first_of(names)}" for names, what in differ if names]
     if parts:
         return " and ".join(parts)
     if before.names != now.names:

@@ -31,8 +31,8 @@ from var_tokenizer.common import (
 )
 
 from var_train.data.batches import padded_batches
-from var_train.data.folder_scan import ImageFiles, content_hash, first_of
-from var_train.data.image_sources import ImageFolder
+from var_train.data.folder_scan import ImageFiles, content_hash, first_of, gone_and_new
+from var_train.data.image_sources import Batch, ImageFolder
 from var_train.data.token_sources import EncodedImages, fingerprint
 from var_train.parallel import workers
 from var_train.reports.progress_bars import step_bar
@@ -96,13 +96,10 @@ class CacheIndex:
 
     def shards(self, folder: Path, split: str) -> list[tuple[Path, range]]:
         """The files of a split, in order, and the images that each holds."""
-        count = self.images[split]
+        every = range(self.images[split])
         return [
-            (
-                folder / split / f"{number:05d}.safetensors",
-                range(begin, min(begin + self.shard, count)),
-            )
-            for number, begin in enumerate(range(0, count, self.shard))
+            (folder / split / f"{begin // self.shard:05d}.safetensors", every[begin:][: self.shard])
+            for begin in every[:: self.shard]
         ]
 
     def has_whole(self, path: Path, images: int) -> bool:
@@ -171,9 +168,7 @@ class TokenCache:
     def __len__(self) -> int:
         return self._size
 
-    def batch(
-        self, indices: np.ndarray, flip: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def batch(self, indices: np.ndarray, flip: np.ndarray | None = None) -> Batch:
         """See ``TokenSource.batch``."""
         flip = np.zeros(len(indices), bool) if flip is None else flip
         ids_bl = np.empty((len(indices), self._length), np.int32)
@@ -295,7 +290,7 @@ def _difference(before: object, now: object) -> str:
         return f" ({before} then, {now} now)"
     if not isinstance(before, tuple | list) or not isinstance(now, tuple | list):
         return ""
-    gone, new = ([str(v) for v in a if v not in set(b)] for a, b in ((before, now), (now, before)))
+    gone, new = gone_and_new([str(v) for v in before], [str(v) for v in now])
     if not gone and not new:
         return " (in another order)"
     return f" (no longer: {first_of(gone) or '-'}; new: {first_of(new) or '-'})"

@@ -15,7 +15,7 @@ from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError, checked_integers, to_model_range
 
 from var_train.data.batches import padded_batches
-from var_train.data.image_sources import ImageFolder, ImageSet, ImageSource
+from var_train.data.image_sources import Batch, ImageFolder, ImageSet, ImageSource
 from var_train.parallel import workers
 from var_train.reports.progress_bars import step_bar
 
@@ -30,9 +30,7 @@ class TokenSource(Protocol):
     def __len__(self) -> int:
         """N."""
 
-    def batch(
-        self, indices: np.ndarray, flip: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def batch(self, indices: np.ndarray, flip: np.ndarray | None = None) -> Batch:
         """Ids int32 (B, L) and labels int32 (B,) at ``indices`` (B,).
 
         flip: (B,) bool, True for an image to mirror left to right.
@@ -71,9 +69,7 @@ class TokenSet:
     def __len__(self) -> int:
         return len(self.labels_n)
 
-    def batch(
-        self, indices: np.ndarray, flip: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def batch(self, indices: np.ndarray, flip: np.ndarray | None = None) -> Batch:
         """See ``TokenSource.batch``."""
         ids_bl = self.ids_nl[indices]
         if flip is not None:
@@ -94,9 +90,7 @@ class EncodedImages:
     def __len__(self) -> int:
         return len(self._images)
 
-    def batch(
-        self, indices: np.ndarray, flip: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def batch(self, indices: np.ndarray, flip: np.ndarray | None = None) -> Batch:
         """See ``TokenSource.batch``."""
         pixels_byxc, labels_b = self._images.batch(indices, flip)
         return self._tokenizer.encode_sequence(to_model_range(pixels_byxc)), labels_b
@@ -110,29 +104,20 @@ def tokens_of(
 ) -> TokenSource:
     """The tokens of ``source``: images in memory are encoded now, others batch by batch.
 
-    batch, flip: see ``encode_all``.
+    Workers share the work, and each has all tokens in the end. batch: images at once. flip: encode
+    the mirrored images, too.
     """
     if isinstance(source, ImageSet):
-        return encode_all(tokenizer, source, batch, flip)
-    if isinstance(source, ImageFolder):
-        return EncodedImages(tokenizer, source)
-    return source
+        images = EncodedImages(tokenizer, source)
+        flipped = _encode(images, batch, np.ones(batch, bool)) if flip else None
+        return TokenSet(_encode(images, batch, None), source.labels_n, flipped)
+    return EncodedImages(tokenizer, source) if isinstance(source, ImageFolder) else source
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
     """SHA-256 of a tokenizer's configuration and weights, which its tokens depend on."""
     known = json.dumps(asdict(tokenizer.config)) + tokenizer.checksum()
     return hashlib.sha256(known.encode()).hexdigest()
-
-
-def encode_all(tokenizer: Tokenizer, images: ImageSource, batch: int, flip: bool) -> TokenSet:
-    """Encodes all images once. Workers share the work, and each has all tokens in the end.
-
-    batch: images at once. flip: encode the mirrored images, too.
-    """
-    source = EncodedImages(tokenizer, images)
-    flipped = _encode(source, batch, np.ones(batch, bool)) if flip else None
-    return TokenSet(_encode(source, batch, None), images.labels_n, flipped)
 
 
 def _encode(source: EncodedImages, batch: int, flip: np.ndarray | None) -> np.ndarray:

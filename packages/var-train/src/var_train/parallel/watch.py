@@ -22,9 +22,7 @@ log = logging.getLogger(__name__)
 
 _TOUCH = 2.0  # seconds between two heartbeats
 _SILENCE = 30.0  # seconds after which a worker of another machine counts as dead
-_POLL = (
-    0.1  # seconds between two looks: msrun kills the others after a second, and nothing is logged
-)
+_POLL = 0.1  # seconds between two looks: msrun kills the others after a second, and logs nothing
 
 
 class _LastLine(logging.Handler):
@@ -39,15 +37,9 @@ class _LastLine(logging.Handler):
 
     def note(self, text: str) -> None:
         """Makes the first line of ``text`` this worker's last log line, as the others see it."""
-        life = {
-            "host": socket.gethostname(),
-            "process": os.getpid(),
-            "line": text.partition("\n")[0],
-        }
-        with (
-            suppress(OSError),
-            replacing(self.path) as temporary,
-        ):  # a full disk is reported elsewhere
+        line = text.partition("\n")[0]
+        life = {"host": socket.gethostname(), "process": os.getpid(), "line": line}
+        with suppress(OSError), replacing(self.path) as temporary:  # others report a full disk
             temporary.write_text(json.dumps(life))
 
 
@@ -108,24 +100,18 @@ def _look(own: Path, others: list[Path], stop: threading.Event) -> None:
                 own.touch()
         for path in others:
             try:
-                life, age = json.loads(path.read_text()), _mtime(own) - _mtime(path)
+                life = json.loads(path.read_text())
+                age = own.stat().st_mtime - path.stat().st_mtime
             except (OSError, ValueError, RecursionError):  # it has finished, or is writing the file
                 continue
             here = life["host"] == socket.gethostname()
             if (not _runs(life["process"])) if here else age > _SILENCE:
                 log.error(
                     "worker %s (process %d on %s) died; its last log line: %s",
-                    path.stem,
-                    life["process"],
-                    life["host"],
-                    life["line"],
+                    *(path.stem, life["process"], life["host"], life["line"]),
                 )
                 logging.shutdown()
                 os._exit(1)
-
-
-def _mtime(path: Path) -> float:
-    return path.stat().st_mtime
 
 
 def _runs(process: int) -> bool:

@@ -7,7 +7,7 @@ values in [0, 1].
 import numpy as np
 from sklearn.metrics import pairwise_distances, pairwise_distances_argmin_min
 from sklearn.svm import SVC
-from var_tokenizer.common import InputError
+from var_tokenizer.common import InputError, to_unit_range
 
 from var_train.data.image_sources import ImageSet
 
@@ -72,6 +72,30 @@ def nearest_train_distance(
         for name, statistic in (("mean", np.mean), ("median", np.median), ("min", np.min)):
             result[prefix + name] = float(statistic(distance_n))
     return result
+
+
+def digit_figures(
+    generated: np.ndarray,
+    labels_n: np.ndarray,
+    reconstructions: np.ndarray,
+    train: ImageSet,
+    val: ImageSet,
+) -> dict[str, object]:
+    """How real the digits look, compared with real ones.
+
+    generated, reconstructions: (N, 3, Y, X) in [0, 1] and [-1, 1]. labels_n: of ``generated``.
+    "distinct" is None if a class has a single image, which has nothing to differ from.
+    """
+    fewest = np.unique(labels_n, return_counts=True)[1].min()
+    judge = DigitJudge(train)
+    real_val = val.images_nyxc.transpose(0, 3, 1, 2)
+    return {
+        "judge_accuracy": judge.accuracy(real_val, val.labels_n),
+        "reconstruction_accuracy": judge.accuracy(to_unit_range(reconstructions), val.labels_n),
+        "generated_accuracy": judge.accuracy(generated, labels_n),
+        "distinct": distinct(generated, labels_n, train) if fewest > 1 else None,
+        "nearest_train_distance": nearest_train_distance(generated, train, val),
+    }
 
 
 def _values(images_ncyx: np.ndarray) -> np.ndarray:

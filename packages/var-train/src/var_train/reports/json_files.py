@@ -1,4 +1,4 @@
-"""``settings.json``: all settings of a run; a later command in its folder logs what it changes."""
+"""``settings.json``, all settings of a run, and ``report.json``, its figures."""
 
 import json
 import logging
@@ -31,6 +31,12 @@ def record_settings(folder: Path, settings: Mapping[str, object]) -> None:
         log.info("settings changed since the last command here: %s", "; ".join(differences))
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def write_report(path: Path, figures: dict[str, object]) -> None:
+    """Writes ``figures`` as JSON, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def _flat(settings: object, prefix: str = "") -> dict[str, object]:

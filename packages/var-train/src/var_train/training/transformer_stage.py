@@ -21,11 +21,9 @@ from var_train.optimization.loss_scale import LossScale, PrecisionConfig
 from var_train.parallel import workers
 from var_train.parallel.gradients import AllReduceMean
 from var_train.parallel.sharding import Sharding
-from var_train.reports.generated_images import SamplingConfig, draw_images
-from var_train.reports.image_sheets import sample_grid
+from var_train.reports.images import SamplingConfig, draw_images, sample_grid
 from var_train.reports.metrics_log import Value
 from var_train.training.checkpoints import parameter_arrays, restore_parameters
-from var_train.training.drop_path import draw_drop_path, drop_path_rates
 from var_train.training.loop import Stopwatch
 from var_train.training.progressive import scales_in_training
 
@@ -172,7 +170,7 @@ class TransformerTraining:
         self.steps = steps_of(config.epochs, len(train), config.batch)
         self._share = workers.share(config.batch, config.accumulation)
         rate = model.config.drop_path if config.drop_path is None else config.drop_path
-        self._drop_rates_d = drop_path_rates(rate, model.config.depth)
+        self._drop_rates_d = np.linspace(0, rate, model.config.depth)
         self._loss_scale = LossScale(config.precision)
         self._watch = Stopwatch()
         workers.synchronize(list(model.get_parameters()))
@@ -292,17 +290,8 @@ class TransformerTraining:
         gradients_of = ms.value_and_grad(loss_of, None, parameters, has_aux=True)
 
         @ms.jit
-        def gradients(
-            labels_b: Tensor,
-            inputs_blz: Tensor,
-            ids_bl: Tensor,
-            keep_d2b11: Tensor,
-            weights_l: Tensor,
-            scale: Tensor,
-        ) -> tuple[Tensor, tuple[Tensor, ...]]:
-            (_, loss), found = gradients_of(
-                labels_b, inputs_blz, ids_bl, keep_d2b11, weights_l, scale
-            )
+        def gradients(*inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            (_, loss), found = gradients_of(*inputs)
             if once:
                 found = average(found)
             return loss, found
@@ -410,6 +399,17 @@ class _Part:
     unlabelled_b: np.ndarray
     keep_d2b11: np.ndarray
     """The result of ``draw_drop_path``."""
+
+
+def draw_drop_path(rng: np.random.Generator, rates_d: np.ndarray, batch: int) -> np.ndarray:
+    """Drop path, or stochastic depth (arXiv:1603.09382): images skip branches of blocks at random.
+
+    (depth, 2, batch, 1, 1) float32, by which the branches of the blocks are multiplied. It is 0 for
+    a branch that an image skips, else 1 / (1 - rate).
+    """
+    rates_d1111 = rates_d.reshape(-1, 1, 1, 1, 1)
+    stays_d2b11 = rng.random((len(rates_d), 2, batch, 1, 1)) >= rates_d1111
+    return (stays_d2b11 / (1 - rates_d1111)).astype(np.float32)
 
 
 def is_decayed(parameter: Parameter) -> bool:

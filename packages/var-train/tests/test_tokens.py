@@ -1,4 +1,4 @@
-"""The token cache: whole, resumable, and the same tokens as the tokenizer gives."""
+"""Tokens in memory, and the token cache: whole, resumable, and what the tokenizer gives."""
 
 import json
 import logging
@@ -16,7 +16,37 @@ from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError, arrays_checksum, to_model_range
 from var_train.data.image_sources import load_image_tree
 from var_train.data.token_cache import TokenCache
+from var_train.data.token_sources import TokenSet
 from var_train.tokenize import TokenizeConfig, tokenize
+from var_train.training.transformer_stage import TransformerStageConfig, TransformerTraining
+from var_transformer import Transformer
+
+LENGTH = tiny.tokenizer().schedule.length
+LABELS = np.zeros(4, np.int32)
+
+
+@pytest.mark.parametrize(
+    ("ids", "flipped", "named"),
+    [
+        (np.zeros((4, LENGTH), np.int64), None, "ids_nl is int64"),
+        (np.zeros((3, LENGTH), np.int32), None, r"ids_nl is int32 \(3, .*\); expected int32 \(4"),
+        (np.zeros((4, LENGTH), np.int32), np.zeros((4, 1), np.int32), "flipped_nl is int32"),
+    ],
+)
+def test_ids_of_another_shape_or_dtype_are_refused(ids, flipped, named):
+    with pytest.raises(InputError, match=named):
+        TokenSet(ids, LABELS, flipped)
+
+
+@pytest.mark.parametrize("value", [-1, tiny.tokenizer().vocab_size])
+def test_ids_out_of_range_are_refused_before_training(value):
+    tokenizer, model = Tokenizer(tiny.tokenizer()), Transformer(tiny.transformer(depth=1))
+    good = TokenSet(np.zeros((4, LENGTH), np.int32), LABELS)
+    bad = TokenSet(np.full((4, LENGTH), value, np.int32), LABELS)
+    for train, val in ((bad, good), (good, bad)):
+        with pytest.raises(InputError, match=r"ids_nl lie in .*; expected \[0, "):
+            TransformerTraining(model, tokenizer, train, val, TransformerStageConfig(batch=2), 0)
+
 
 CONFIG = tiny.tokenizer(channel_multipliers=(1,), scales=(1, 2, 8))
 
@@ -60,9 +90,7 @@ def test_the_cache_holds_tokens_of_every_image_as_it_is_and_mirrored(work):
     np.testing.assert_array_equal(ids_bl, encoded(tokenizer, pixels_byxc))
 
 
-def test_a_second_run_writes_only_missing_and_damaged_shards(work, tmp_path):
-    cache = tmp_path / "cache"
-    shutil.copytree(work / "cache", cache)
+def test_a_second_run_writes_only_missing_and_damaged_shards(work, cache):
     missing, damaged, whole = (cache / "train" / f"0000{i}.safetensors" for i in range(3))
     missing.unlink()
     content = bytearray(damaged.read_bytes())
@@ -80,15 +108,14 @@ def test_a_second_run_writes_only_missing_and_damaged_shards(work, tmp_path):
 @pytest.mark.parametrize(
     ("name", "value"), [("ids", CONFIG.vocab_size), ("flipped", 999), ("labels", 2)]
 )
-def test_tokens_out_of_range_are_refused_whatever_their_checksum(work, tmp_path, name, value):
-    shutil.copytree(work / "cache", tmp_path / "cache")
-    path = tmp_path / "cache" / "val" / "00000.safetensors"
+def test_tokens_out_of_range_are_refused_whatever_their_checksum(work, cache, name, value):
+    path = cache / "val" / "00000.safetensors"
     arrays = load_file(path)
     arrays[name].flat[-1] = value
     tokens = {key: arrays[key] for key in ("ids", "flipped", "labels")}
     save_file(arrays, path, {"sha256": arrays_checksum(tokens)})
     with pytest.raises(InputError, match=r"00000\.safetensors: missing or damaged"):
-        TokenCache(tmp_path / "cache", "val", Tokenizer.load(work / "tokenizer.safetensors"))
+        TokenCache(cache, "val", Tokenizer.load(work / "tokenizer.safetensors"))
 
 
 def test_tokens_of_another_tokenizer_are_refused(work):
@@ -108,11 +135,9 @@ def test_a_folder_without_an_index_is_refused(tmp_path):
         TokenCache(tmp_path, "train", Tokenizer(CONFIG, 0))
 
 
-def test_an_unreadable_image_is_replaced_and_named_in_a_warning(work, tmp_path, caplog):
-    shutil.copytree(work / "images", tmp_path / "images")
-    (tmp_path / "images" / "train" / "dog" / "3.png").write_bytes(b"no image")
-    with caplog.at_level(logging.WARNING):
-        tokenize(command(work, data=tmp_path / "images", out=tmp_path / "cache"))
+def test_an_unreadable_image_is_replaced_and_named_in_a_warning(work, data, tmp_path, caplog):
+    (data / "train" / "dog" / "3.png").write_bytes(b"no image")
+    tokenize(command(work, data=data, out=tmp_path / "cache"))
     assert "dog/3.png" in caplog.text
 
 
@@ -128,6 +153,16 @@ def tokenizer(loaded, monkeypatch) -> Tokenizer:
     return loaded
 
 
+@pytest.fixture
+def data(work, tmp_path) -> Path:
+    return shutil.copytree(work / "images", tmp_path / "images")
+
+
+@pytest.fixture
+def cache(work, tmp_path) -> Path:
+    return shutil.copytree(work / "cache", tmp_path / "cache")
+
+
 def replace(path: Path, seed: int) -> None:
     """Another image under an old name, of the same size in bytes."""
     size = path.stat().st_size
@@ -136,10 +171,7 @@ def replace(path: Path, seed: int) -> None:
     assert path.stat().st_size == size
 
 
-def test_only_shards_with_a_replaced_image_are_written_anew(work, tokenizer, tmp_path, caplog):
-    data, cache = tmp_path / "images", tmp_path / "cache"
-    shutil.copytree(work / "images", data)
-    tokenize(command(work, data=data, out=cache))
+def test_only_shards_with_a_replaced_image_are_written_anew(work, tokenizer, data, cache, caplog):
     shards = sorted((cache / "train").iterdir())
     before = [path.stat().st_mtime_ns for path in shards]
     replace(data / "train" / "dog" / "1.png", 123)  # the seventh of ten, in shards of four
@@ -153,18 +185,17 @@ def test_only_shards_with_a_replaced_image_are_written_anew(work, tokenizer, tmp
     np.testing.assert_array_equal(ids_bl, encoded(tokenizer, images.batch(np.arange(10))[0]))
 
 
-def test_images_that_were_copied_need_no_new_tokens(work, tokenizer, tmp_path):
-    cache = tmp_path / "cache"
-    shutil.copytree(work / "cache", cache)
+def test_images_that_were_copied_need_no_new_tokens(work, tokenizer, cache, tmp_path):
     data = shutil.copytree(work / "images", tmp_path / "images", copy_function=shutil.copyfile)
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")}
     tokenize(command(work, data=data, out=cache))
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_a_shard_is_written_anew_if_an_image_that_stood_in_was_replaced(work, tokenizer, tmp_path):
-    data, cache = tmp_path / "images", tmp_path / "cache"
-    shutil.copytree(work / "images", data)
+def test_a_shard_is_written_anew_if_an_image_that_stood_in_was_replaced(
+    work, tokenizer, data, tmp_path
+):
+    cache = tmp_path / "cache"
     (data / "train" / "cat" / "3.png").write_bytes(b"broken")  # in shard 0; 4 is in shard 1
     tokenize(command(work, data=data, out=cache))
     replace(data / "train" / "cat" / "4.png", 124)
@@ -174,10 +205,7 @@ def test_a_shard_is_written_anew_if_an_image_that_stood_in_was_replaced(work, to
     np.testing.assert_array_equal(ids_bl, encoded(tokenizer, images.batch([4, 4])[0]))
 
 
-def test_more_images_than_before_are_refused_with_the_way_out(work, tokenizer, tmp_path):
-    data, cache = tmp_path / "images", tmp_path / "cache"
-    shutil.copytree(work / "images", data)
-    shutil.copytree(work / "cache", cache)
+def test_more_images_than_before_are_refused_with_the_way_out(work, tokenizer, data, cache):
     shutil.copy(data / "train" / "cat" / "0.png", data / "train" / "cat" / "new.png")
     with pytest.raises(InputError, match=r"another number of images .*; expected .* another --out"):
         tokenize(command(work, data=data, out=cache))
@@ -187,34 +215,25 @@ def test_more_images_than_before_are_refused_with_the_way_out(work, tokenizer, t
         tokenize(command(work, data=data, out=cache))
 
 
-def test_a_renamed_class_is_refused_by_both_names(work, tokenizer, tmp_path):
-    data, cache = tmp_path / "images", tmp_path / "cache"
-    shutil.copytree(work / "images", data)
-    shutil.copytree(work / "cache", cache)
+def test_a_renamed_class_is_refused_by_both_names(work, tokenizer, data, cache):
     for split in ("train", "val"):
         (data / split / "dog").rename(data / split / "zebra")
     with pytest.raises(InputError, match=r"another list of classes \(no longer: dog; new: zebra\)"):
         tokenize(command(work, data=data, out=cache))
 
 
-def test_a_cache_of_an_earlier_version_says_what_to_do(work, tokenizer, tmp_path):
-    shutil.copytree(work / "cache", tmp_path / "cache")
-    index = json.loads((tmp_path / "cache" / "index.json").read_text())
+def test_a_cache_of_an_earlier_version_says_what_to_do(work, tokenizer, cache):
+    index = json.loads((cache / "index.json").read_text())
     del index["format"]
-    (tmp_path / "cache" / "index.json").write_text(json.dumps(index))
-    for use in (
-        lambda: TokenCache(tmp_path / "cache", "train", tokenizer),
-        lambda: tokenize(command(work, out=tmp_path / "cache")),
-    ):
-        with pytest.raises(
-            InputError, match=r"format 1; expected 2 \(python -m var_train.tokenize"
-        ):
-            use()
+    (cache / "index.json").write_text(json.dumps(index))
+    said = r"format 1; expected 2 \(python -m var_train.tokenize"
+    with pytest.raises(InputError, match=said):
+        TokenCache(cache, "train", tokenizer)
+    with pytest.raises(InputError, match=said):
+        tokenize(command(work, out=cache))
 
 
-def test_names_that_are_not_utf_8_are_encoded(work, tokenizer, tmp_path):
-    data = tmp_path / "images"
-    shutil.copytree(work / "images", data)
+def test_names_that_are_not_utf_8_are_encoded(work, tokenizer, data, tmp_path):
     (data / "train" / "cat" / "0.png").rename(data / "train" / "cat" / os.fsdecode(b"caf\xe9.png"))
     for split in ("train", "val"):
         (data / split / "dog").rename(data / split / os.fsdecode(b"d\xf6g"))
