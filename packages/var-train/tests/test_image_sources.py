@@ -6,7 +6,7 @@ import pytest
 from image_tree import random_image, write_image_tree
 from PIL import Image
 from var_tokenizer.common import InputError
-from var_train.data.image_sources import ImageFolder, ImageSet, load_image_tree, read_image
+from var_train.data.image_sources import ImageFolder, ImageSet, load_image_tree
 
 SIZE = (8, 12)
 IN_MEMORY, LAZY = 2**30, 0
@@ -170,18 +170,3 @@ def test_ten_unreadable_images_pass_and_eleven_stop_the_run(tmp_path, memory_lim
         train, _ = load_image_tree(tmp_path, SIZE, memory_limit=memory_limit)
         train.batch(np.arange(len(train)))
     assert all(str(path) in str(caught.value) for path in broken)
-
-
-# One image
-
-
-def test_an_image_is_resized_to_cover_and_cropped_to_its_centre(tmp_path):
-    wide = np.zeros((20, 60, 3), np.uint8)
-    wide[:, 20:40] = (0, 200, 0)
-    wide[:, 40:] = 255
-    path = tmp_path / "image.png"
-    Image.fromarray(wide).save(path)
-    whole, cropped = read_image(path, (10, 30)), read_image(path, (10, 10))
-    assert cropped.shape == (10, 10, 3) and cropped.dtype == np.uint8
-    np.testing.assert_array_equal(cropped, whole[:, 10:20])
-    assert whole[:, [0, 15, 29]].tolist() == [[[0, 0, 0], [0, 200, 0], [255, 255, 255]]] * 10

@@ -144,7 +144,7 @@ def test_stages_run_one_by_one_train_the_same_models(finished, tmp_path):
 def test_fine_tuning_starts_from_init_but_for_embeddings_of_other_classes(
     finished, tmp_path, classes
 ):
-    data = write_image_tree(tmp_path / "data", classes)
+    data = write_image_tree(tmp_path / "data", classes=classes)
     init, tokenizer = finished / "transformer.safetensors", finished / "tokenizer.safetensors"
     arguments = ("--init", init, "--tokenizer-file", tokenizer, "--data", data, *SMALL.split())
     still = ("--train-transformer.base-rate", 1e-9)
@@ -252,7 +252,7 @@ def test_a_finished_run_accepts_its_old_images_in_a_moved_folder(again):
 @pytest.mark.slow
 def test_a_run_takes_names_that_are_not_utf_8(tmp_path):
     cat, dog = os.fsdecode(b"c\xe4t"), os.fsdecode(b"d\xf6g")
-    data = write_image_tree(tmp_path / os.fsdecode(b"im\xe4ges"), (cat, dog))
+    data = write_image_tree(tmp_path / os.fsdecode(b"im\xe4ges"), classes=(cat, dog))
     for split in ("train", "val"):
         (data / split / cat / "0.png").rename(data / split / cat / os.fsdecode(b"caf\xe9.png"))
     (data / "train" / dog / os.fsdecode(b"br\xf6ken.png")).write_bytes(b"no image")
