@@ -75,3 +75,9 @@ def test_a_configuration_holds_only_numbers_of_python():
 )
 def test_names_of_files_are_shown_in_one_line_without_control_characters(name, shown):
     assert quoted(name) == shown
+
+
+def test_an_integer_beyond_all_floats_is_a_number_like_any_other():
+    check_number("rate", 10**400, above=0)
+    with pytest.raises(InputError, match="expected a number from 0 to 1"):
+        check_number("share", 10**400, least=0, most=1)

@@ -189,3 +189,21 @@ def test_a_model_of_float16_products_draws_what_one_of_float32_draws(model, toke
     ours, theirs = (generate(m, tokenizer, [1, 2, 3], seed=0).ids for m in (half, model))
     same = np.concatenate([(a == b).reshape(-1) for a, b in zip(ours, theirs, strict=True)])
     assert same.mean() > 0.9  # a token flips where two are as likely to within the rounding
+
+
+def test_a_seed_by_position_and_by_name_is_an_error(model, tokenizer, no_model_runs):
+    with pytest.raises(TypeError, match="multiple values for seed"):
+        generate(model, tokenizer, np.array([0]), 1.5, 0, 0.0, 3, seed=9)
+
+
+def test_a_sampler_of_another_type_is_an_error(model, tokenizer, no_model_runs):
+    with pytest.raises(InputError, match=r"sampler is .*; expected a Sampler"):
+        generate(model, tokenizer, np.array([0]), sampler={"cfg": 1.5})
+
+
+def test_images_are_contiguous(model, tokenizer):
+    seen = []
+    out = generate(
+        model, tokenizer, np.array([0, 1]), on_scale=lambda _, images: seen.append(images)
+    )
+    assert all(images.flags.c_contiguous for images in (*seen, out.images))

@@ -46,7 +46,8 @@ def check_number(
     """
     fits = (
         (is_integer(value) or isinstance(value, float | np.floating))
-        and (math.isfinite(value) or (not finite and not math.isnan(value)))
+        and value == value  # not NaN; math.isnan fails for integers beyond all floats
+        and (not finite or -math.inf < value < math.inf)
         and (least is None or value >= least)
         and (above is None or value > above)
         and (most is None or value <= most)

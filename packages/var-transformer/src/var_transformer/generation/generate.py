@@ -42,7 +42,6 @@ def generate(
     labels: Array,
     *positional: Any,  # noqa: ANN401 (Sampler checks them)
     sampler: Sampler | None = None,
-    seed: int = 0,
     numbers: Sequence[int] | None = None,
     on_scale: OnScale | None = None,
     refiner: Refiner | None = None,
@@ -51,10 +50,10 @@ def generate(
     """Generates one image for each label.
 
     labels: (B,) ints in [0, num_classes]; num_classes means "no class". sampler: how tokens are
-    drawn. seed: at least 0. Image n draws from the random stream (seed, n), where n is
-    the place in the batch, from 0, or the entry of ``numbers``, B ints of at least 0. on_scale:
-    called after every scale with k and the images so far, (B, 3, H, W) in [0, 1]; an exception
-    from it ends the generation.
+    drawn. seed: an integer of at least 0, by default 0. Image n draws from the random stream
+    (seed, n), where n is the place in the batch, from 0, or the entry of ``numbers``, B ints of
+    at least 0. on_scale: called after every scale with k and the images so far, (B, 3, H, W) in
+    [0, 1]; an exception from it ends the generation.
     refiner: a smaller model for the last scales.
 
     Instead of ``sampler``, the fields of a ``Sampler`` may be given as keywords, or cfg, top_k,
@@ -68,13 +67,17 @@ def generate(
     if len(positional) > len(names):
         raise TypeError(f"generate takes 3 to 8 positional arguments; {3 + len(positional)} given")
     by_position = dict(zip(names, positional, strict=False))
-    seed = by_position.pop("seed", seed)
+    twice = sorted(by_position.keys() & settings.keys())
+    if twice:
+        raise TypeError(f"generate got multiple values for {', '.join(twice)}")
+    settings = by_position | settings
+    seed = settings.pop("seed", 0)
     if sampler is None:
-        sampler = Sampler(**by_position, **settings)
-    elif by_position or settings:
-        raise InputError(
-            f"{', '.join((*by_position, *settings))} given beside a sampler; expected one of them"
-        )
+        sampler = Sampler(**settings)
+    elif settings:
+        raise InputError(f"{', '.join(settings)} given beside a sampler; expected one of them")
+    elif not isinstance(sampler, Sampler):
+        raise InputError(f"sampler is {sampler!r}; expected a Sampler")
     labels_b = model.check_labels(labels)
     check_pair(model, tokenizer)
     if refiner is not None:
@@ -134,7 +137,8 @@ def draw_scales(
             inputs.append(tokenizer.scale_input(latent, k + 1).asnumpy())
         if on_scale is not None or k + 1 == scales:
             images_byxc = to_unit_range(tokenizer.decode_latent(latent).asnumpy())
-            images = images_byxc.transpose(0, 3, 1, 2)  # a view, which making pictures undoes
+            # contiguous, because callers may read the bytes or view them as another shape
+            images = np.ascontiguousarray(images_byxc.transpose(0, 3, 1, 2))
             if on_scale is not None:
                 on_scale(k, images)
     return Generation(images, ids)
