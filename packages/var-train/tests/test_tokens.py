@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -231,6 +232,25 @@ def test_a_cache_of_an_earlier_version_says_what_to_do(work, tokenizer, cache):
         TokenCache(cache, "train", tokenizer)
     with pytest.raises(InputError, match=said):
         tokenize(command(work, out=cache))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("shard", 0, "no index of a token cache: shard is 0"),
+        ("shard", "4", "no index of a token cache: shard is '4'"),
+        ("images", {}, "no index of a token cache"),
+        ("images", [4], "no index of a token cache"),
+        ("images", {"train": 0, "val": 1}, "no index of a token cache: images of train is 0"),
+        ("images", {"train": 10**15, "val": 1}, "missing or damaged"),
+        ("classes", [1, 2], "no index of a token cache"),
+    ],
+)
+def test_an_index_that_claims_anything_is_refused_at_once(tokenizer, cache, field, value, said):
+    index = json.loads((cache / "index.json").read_text())
+    (cache / "index.json").write_text(json.dumps(index | {field: value}))
+    with pytest.raises(InputError, match=re.escape(said)):
+        TokenCache(cache, "train", tokenizer)
 
 
 def test_names_that_are_not_utf_8_are_encoded(work, tokenizer, data, tmp_path):

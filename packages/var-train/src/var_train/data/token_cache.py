@@ -13,7 +13,9 @@ not its size, its content decides.
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from var_tokenizer.common import (
     InputError,
     TensorHeader,
     arrays_checksum,
+    check_integer,
     quoted,
     read_header,
     replacing,
@@ -68,6 +71,15 @@ class CacheIndex:
     """SHA-256 of the names of all image files."""
     format: int = FORMAT
 
+    def __post_init__(self) -> None:
+        """Raises InputError for a value that no cache has."""
+        for name in ("vocab_size", "shard"):
+            check_integer(name, getattr(self, name), 1)
+        for split in SPLITS:
+            check_integer(f"images of {split}", self.images[split], 1)
+        if not all(isinstance(word, str) for word in (self.tokenizer, self.files, *self.classes)):
+            raise InputError("tokenizer, files and classes hold other things; expected strings")
+
     @classmethod
     def read(cls, folder: Path) -> "CacheIndex":
         """Raises InputError if ``folder`` is not a token cache."""
@@ -94,13 +106,12 @@ class CacheIndex:
             )
         return index
 
-    def shards(self, folder: Path, split: str) -> list[tuple[Path, range]]:
+    def shards(self, folder: Path, split: str) -> Iterator[tuple[Path, range]]:
         """The files of a split, in order, and the images that each holds."""
         every = range(self.images[split])
-        return [
-            (folder / split / f"{begin // self.shard:05d}.safetensors", every[begin:][: self.shard])
-            for begin in every[:: self.shard]
-        ]
+        for begin in every[:: self.shard]:
+            name = f"{begin // self.shard:05d}.safetensors"
+            yield folder / split / name, every[begin:][: self.shard]
 
     def has_whole(self, path: Path, images: int) -> bool:
         """Whether a shard of ``images`` exists, with the right checksum and tokens in range."""
@@ -144,7 +155,9 @@ class TokenCache:
         self.classes = index.classes
         self._size, self._length = index.images[split], tokenizer.schedule.length
         self._shard = index.shard
-        shards = index.shards(Path(folder), split)
+        # one more than there are files: the index may claim any number of them
+        present = sum(1 for _ in Path(folder, split).glob("*.safetensors"))
+        shards = list(islice(index.shards(Path(folder), split), present + 1))
         own = range(workers.rank(), len(shards), workers.size())
         damaged = (n for n in own if not index.has_whole(shards[n][0], len(shards[n][1])))
         first = int(workers.gather(np.array(next(damaged, len(shards)), np.int32)).min())

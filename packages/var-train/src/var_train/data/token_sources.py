@@ -33,6 +33,7 @@ class TokenSource(Protocol):
     def batch(self, indices: np.ndarray, flip: np.ndarray | None = None) -> Batch:
         """Ids int32 (B, L) and labels int32 (B,) at ``indices`` (B,).
 
+        Ids are in [0, V): the source vouches for that, and no step checks it again.
         flip: (B,) bool, True for an image to mirror left to right.
         """
 

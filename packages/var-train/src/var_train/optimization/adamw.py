@@ -43,6 +43,8 @@ class AdamWConfig:
     def __post_init__(self) -> None:
         """Raises InputError for a value out of range."""
         check_number("learning_rate", self.learning_rate, above=0)
+        if not isinstance(self.betas, tuple) or len(self.betas) != 2:
+            raise InputError(f"betas is {self.betas!r}; expected two numbers")
         for beta in self.betas:
             check_number("a number of betas", beta, least=0, below=1)
         check_number("weight_decay", self.weight_decay, least=0)
