@@ -28,8 +28,8 @@ from var_transformer.attention.base import (
     PlainSegment,
     check_tokens,
     last_scale,
-    visible_mask,
 )
+from var_transformer.attention.block_causal_mask import block_causal_mask
 from var_transformer.attention.cache import KeysValues
 from var_transformer.attention.devices import DEVICES
 from var_transformer.attention.segments import launch_scores, scores_and
@@ -105,7 +105,7 @@ class AscendAttention(NextScaleAttention):
     ) -> Tensor:
         _, end, masked, reach = segment
         # True where the operator masks
-        mask_ll = visible_mask(self.scales, end, False, True) if masked else None
+        mask_ll = block_causal_mask(self.scales, end, False, True) if masked else None
         # a band: keys farther ahead than the longest scale are not multiplied at all
         return ops.flash_attention_score(
             queries,

@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from typing import TypeAlias
 
-import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
-from var_tokenizer import Scale, ScaleSchedule
+from var_tokenizer import ScaleSchedule
 from var_tokenizer.common import InputError
 
 from var_transformer.attention.cache import KeysValues
@@ -139,16 +138,6 @@ def _plain(plan: Plan) -> tuple[PlainSegment, ...]:
 
 
 # These are evaluated while a graph is compiled.
-@constexpr
-def visible_mask(
-    scales: tuple[Scale, ...], end: int, visible: float | bool, hidden: float | bool
-) -> Tensor:
-    """(end, end): the block-causal mask of the first ``end`` queries (rows) and keys (columns)."""
-    see_ll = ScaleSchedule(scales).visible[:end, :end]
-    mask_ll = np.where(see_ll, visible, hidden)
-    return Tensor(mask_ll if mask_ll.dtype == bool else mask_ll.astype(np.float32))
-
-
 @constexpr
 def last_scale(count: int, offsets: tuple[int, ...]) -> int:
     """The index of the last scale in a sequence of ``count`` tokens."""

@@ -3,7 +3,8 @@
 from mindspore import Tensor, ops
 from var_tokenizer import ScaleSchedule
 
-from var_transformer.attention.base import NextScaleAttention, PlainSegment, visible_mask
+from var_transformer.attention.base import NextScaleAttention, PlainSegment
+from var_transformer.attention.block_causal_mask import block_causal_mask
 from var_transformer.attention.cache import KeysValues
 from var_transformer.attention.segments import scores_and
 
@@ -47,7 +48,7 @@ class PortableAttention(NextScaleAttention):
         _, end, masked, _ = segment
         scores_bhll = self.scores(queries, keys)
         if masked:
-            scores_bhll = scores_bhll + visible_mask(self.scales, end, 0.0, _HIDDEN)
+            scores_bhll = scores_bhll + block_causal_mask(self.scales, end, 0.0, _HIDDEN)
         return self.mix(self.softmax(scores_bhll), values)
 
     def extend(
