@@ -16,7 +16,13 @@ from mindspore import ops
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from var_tokenizer import Tokenizer, TokenizerConfig, tokenizer_shapes
-from var_tokenizer.common import InputError, open_checkpoint, read_header
+from var_tokenizer.common import (
+    InputError,
+    open_checkpoint,
+    read_header,
+    read_tensors,
+    write_tensors,
+)
 
 TINY = tiny.tokenizer(scales=(1, 2, 4))  # of the fixture ``tokenizer``
 
@@ -357,3 +363,19 @@ def test_nothing_in_a_pickle_runs(tmp_path):
     for path in tmp_path.glob("*.pth"):
         refusal(path, "PyTorch")
     assert not (tmp_path / "ran").exists()
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cs"]))  # a surrogate alone is no text
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(metadata=st.dictionaries(WORDS, WORDS, min_size=1))
+def test_equal_content_gives_equal_bytes_and_comes_back(tmp_path, metadata):
+    paths = [tmp_path / name for name in "abc"]
+    for path in paths:
+        write_tensors(path, {"b": np.arange(6.0), "a": np.ones((2, 3), np.float32).T}, metadata)
+    assert len({path.read_bytes() for path in paths}) == 1
+    found, tensors = read_header(paths[0])
+    assert found == metadata
+    np.testing.assert_array_equal(read_tensors(paths[0], tensors)["b"], np.arange(6.0))
+    np.testing.assert_array_equal(load_file(paths[0])["a"], np.ones((3, 2)))

@@ -42,3 +42,4 @@ from var_tokenizer.common.safetensors import TensorHeader as TensorHeader
 from var_tokenizer.common.safetensors import arrays_checksum as arrays_checksum
 from var_tokenizer.common.safetensors import read_header as read_header
 from var_tokenizer.common.safetensors import read_tensors as read_tensors
+from var_tokenizer.common.safetensors import write_tensors as write_tensors

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from var_tokenizer.common import safetensors
 from var_tokenizer.common.errors import InputError, quoted
@@ -50,7 +49,7 @@ def write_checkpoint(
         "config": json.dumps(dataclasses.asdict(config)),
     }
     with replacing(path) as temporary:
-        save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, temporary, metadata)
+        safetensors.write_tensors(temporary, tensors, metadata)
 
 
 @dataclasses.dataclass(frozen=True)

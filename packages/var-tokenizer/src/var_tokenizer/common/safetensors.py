@@ -1,4 +1,4 @@
-"""The one reader of .safetensors headers. Files may come from anyone."""
+"""The one reader of .safetensors headers, and the one writer. Files may come from anyone."""
 
 import dataclasses
 import hashlib
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from var_tokenizer.common.errors import InputError, quoted
 
@@ -84,6 +85,24 @@ def read_tensors(path: Path, tensors: Mapping[str, TensorHeader]) -> dict[str, n
                 array = array.astype(np.float32, copy=False)
             arrays[name] = array.reshape(tensor.shape)
     return arrays
+
+
+def write_tensors(
+    path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """Writes a .safetensors file; equal content gives equal bytes.
+
+    Raises OSError or SafetensorError if it cannot.
+    """
+    save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, path, dict(metadata))
+    with path.open("r+b") as file:  # the library writes metadata in another order each time
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def arrays_checksum(arrays: Mapping[str, np.ndarray], head: str = "") -> str:

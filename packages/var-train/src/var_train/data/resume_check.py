@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
-from var_tokenizer.common import InputError, quoted, replacing
+from var_tokenizer.common import InputError, quoted, replacing, write_tensors
 
 from var_train.data.folder_scan import ImageFiles, first_of, gone_and_new
 
@@ -85,7 +84,7 @@ class DataRecord:
         path = folder / FILE
         try:
             with replacing(path) as temporary:
-                save_file(arrays, temporary, texts)
+                write_tensors(temporary, arrays, texts)
         except (OSError, SafetensorError) as error:
             raise InputError(f"{quoted(path)}: cannot write: {error}") from error
 

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from var_tokenizer import Scale, ScaleSchedule, Tokenizer
 from var_tokenizer.common import (
     InputError,
@@ -31,6 +30,7 @@ from var_tokenizer.common import (
     quoted,
     read_header,
     replacing,
+    write_tensors,
 )
 
 from var_train.data.batches import padded_batches
@@ -328,7 +328,7 @@ def _write_shard(
     try:
         with replacing(path) as temporary:
             made_of = _made_of(images, rows)
-            save_file(arrays | made_of, temporary, {"sha256": arrays_checksum(arrays)})
+            write_tensors(temporary, arrays | made_of, {"sha256": arrays_checksum(arrays)})
     except (OSError, SafetensorError) as error:
         raise InputError(f"{quoted(path)}: cannot write this shard: {error}") from error
 

@@ -16,8 +16,14 @@ from typing import Any
 import numpy as np
 from mindspore import Parameter, Tensor, ops
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
-from var_tokenizer.common import InputError, arrays_checksum, check_tensors, quoted, replacing
+from var_tokenizer.common import (
+    InputError,
+    arrays_checksum,
+    check_tensors,
+    quoted,
+    replacing,
+    write_tensors,
+)
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +69,7 @@ class CheckpointFolder:
         }
         try:
             with replacing(path) as temporary:
-                save_file(arrays, temporary, metadata)
+                write_tensors(temporary, arrays, metadata)
                 _sync(temporary)
             _sync(self.folder)
         except (OSError, SafetensorError) as error:
