@@ -1,6 +1,8 @@
 """The page's folder of uploads and pictures: private, and deleted when the server ends."""
 
+import atexit
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -20,20 +22,22 @@ def private_folder() -> Iterator[Path]:
     it cannot be made.
     """
     try:
-        folder = tempfile.TemporaryDirectory(prefix="var-serve-", ignore_cleanup_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix="var-serve-")).resolve()
     except OSError as error:
         raise InputError(f"no place for temporary files: {error}; set TMPDIR") from error
     # some of these make Gradio share a folder or open a tunnel
     before = {name: value for name, value in os.environ.items() if name.startswith("GRADIO_")}
-    with folder as name:
-        for variable in before:
-            del os.environ[variable]
-        path = os.environ["GRADIO_TEMP_DIR"] = os.path.realpath(name)
-        try:
-            yield Path(path)
-        finally:
-            del os.environ["GRADIO_TEMP_DIR"]
-            os.environ.update(before)
+    # at the end of the process, too: Gradio's threads may write pictures until they are joined
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for variable in before:
+        del os.environ[variable]
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    try:
+        yield folder
+    finally:
+        del os.environ["GRADIO_TEMP_DIR"]
+        os.environ.update(before)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def find_file(folder: Path, name: object) -> Path:
