@@ -13,7 +13,8 @@ from mypy import api
 ROOT = Path(__file__).parents[1]
 # the command takes it from the words of the command line, before there is a configuration
 READ_OTHERWISE = {("RunConfig", "preset")}
-DATA = {"ImageSet"}  # no setting, though it is validated; read of the protocol ImageSource
+# no settings, though they are validated: one is read through a protocol, one compared as a whole
+DATA = {"ImageSet", "CacheIndex"}
 
 
 class Configurations:
