@@ -81,12 +81,12 @@ def test_an_interrupted_stage_is_saved_exits_with_130_and_goes_on(tmp_path, capl
 
 
 def test_an_interrupt_while_a_checkpoint_is_written_leaves_it_whole(tmp_path, monkeypatch):
-    def interrupted_save(arrays, path, metadata):
+    def interrupted(path, arrays, metadata):
         signal.raise_signal(signal.SIGINT)
-        save_file(arrays, path, metadata)
+        write_tensors(path, arrays, metadata)
 
-    save_file = checkpoints.save_file
-    monkeypatch.setattr(checkpoints, "save_file", interrupted_save)
+    write_tensors = checkpoints.write_tensors
+    monkeypatch.setattr(checkpoints, "write_tensors", interrupted)
     with pytest.raises(SystemExit) as end:
         trained(tmp_path, Counting(), checkpoint_every=3)
     assert end.value.code == 130
