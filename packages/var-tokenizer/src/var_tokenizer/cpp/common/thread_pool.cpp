@@ -13,7 +13,7 @@
 #include <system_error>
 #include <thread>
 
-#include "common/kernel.h"
+#include "kernel.h"
 
 namespace {
 
