@@ -38,9 +38,9 @@ def main(tokenizer: str, transformer: str, train: str, onednn: str) -> None:
     for library in (ours, theirs, ctypes.CDLL(train)):
         for calls in range(2):
             fail_at(calls)
-            assert library.open_kernels(onednn.encode(), ours.thread_count, ours.run_jobs) != 0
+            assert library.open_kernels(0, onednn.encode(), ours.thread_count, ours.run_jobs) != 0
         assert fail_at(-1), "opening does not call oneDNN"
-        assert library.open_kernels(onednn.encode(), ours.thread_count, ours.run_jobs) == 0
+        assert library.open_kernels(0, onednn.encode(), ours.thread_count, ours.run_jobs) == 0
 
     # oneDNN reorders the weights of 64 channels
     x, weight, bias, y = floats(1, 8, 8, 64), floats(64, 1, 1, 64), floats(64), floats(1, 8, 8, 64)

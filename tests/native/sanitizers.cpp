@@ -94,10 +94,12 @@ int main(int argc, char** argv) {
     const auto open = [&](int) {
         symbol<void (*)(int)>(shared, "start_threads")(threads);
         for (const auto& [name, library] : libraries) {
-            const auto open_kernels =
-                symbol<int (*)(const char*, const void*, const void*)>(library, "open_kernels");
-            const int status =
-                open_kernels(argv[4], dlsym(shared, "thread_count"), dlsym(shared, "run_jobs"));
+            int best = 0;
+            while (symbol<int (*)(int)>(library, "processor_has")(best + 1)) ++best;
+            const auto open_kernels = symbol<int (*)(int, const char*, const void*, const void*)>(
+                library, "open_kernels");
+            const int status = open_kernels(best, argv[4], dlsym(shared, "thread_count"),
+                                            dlsym(shared, "run_jobs"));
             if (status) fail("open_kernels of " + name + " returned " + std::to_string(status));
         }
     };

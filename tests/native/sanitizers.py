@@ -10,14 +10,15 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from calls import LIBRARIES, every_call, write
 
 HERE = Path(__file__).parent
 PACKAGES = HERE.parents[1] / "packages"
+sys.path.append(str(PACKAGES / "var-tokenizer" / "src" / "var_tokenizer" / "cpp" / "common"))
+import building  # noqa: E402
+
 SANITIZERS = {"thread": ["thread"], "address": ["address", "undefined"]}
 OPTIONS = {
     "TSAN_OPTIONS": "exitcode=66",
@@ -25,31 +26,6 @@ OPTIONS = {
     "UBSAN_OPTIONS": "print_stacktrace=1",
 }
 log = logging.getLogger("sanitizers")
-
-
-def flags(kinds: list[str]) -> list[str]:
-    return ["-O1", "-g", f"-fsanitize={','.join(kinds)}", "-fno-sanitize-recover=all"]
-
-
-def compile_commands(kinds: list[str], target: Path) -> list[tuple[list[str], list[list[str]]]]:
-    """For each library and the program: how it is linked, and how its sources are compiled."""
-    commands = []
-    for name in LIBRARIES:
-        package = PACKAGES / f"var-{name}"
-        project = tomllib.loads((package / "pyproject.toml").read_text())
-        (module,) = project["tool"]["setuptools"]["ext-modules"]
-        arguments = [a for a in module["extra-compile-args"] if not a.startswith("-O")]
-        objects, compiles = [], []
-        for source in module["sources"]:
-            objects.append(str(target / f"{name}-{Path(source).stem}.o"))
-            command = ["g++", *arguments, *flags(kinds), "-fPIC", "-c", str(package / source)]
-            compiles.append([*command, "-o", objects[-1]])
-        library = str(target / f"{name}.so")
-        link = ["g++", "-shared", *flags(kinds), *objects, *module["extra-link-args"]]
-        commands.append(([*link, "-o", library], compiles))
-    program = ["g++", "-std=c++17", *flags(kinds), str(HERE / "sanitizers.cpp")]
-    commands.append(([*program, "-ldl", "-pthread", "-o", str(target / "program")], []))
-    return commands
 
 
 def fixed_addresses() -> list[str]:
@@ -62,18 +38,16 @@ def fixed_addresses() -> list[str]:
     return command if allowed else []
 
 
-def call(command: list[str]) -> None:
-    subprocess.run(command, check=True)
-
-
 def run(name: str, target: Path, onednn: Path) -> None:
     begin = time.monotonic()
-    commands = compile_commands(SANITIZERS[name], target)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        list(pool.map(call, [command for _, compiles in commands for command in compiles]))
-        list(pool.map(call, [link for link, _ in commands]))
-    built = time.monotonic()
+    flags = ["-O1", "-g", f"-fsanitize={','.join(SANITIZERS[name])}", "-fno-sanitize-recover=all"]
     libraries = [str(target / f"{library}.so") for library in LIBRARIES]
+    for package, library in zip(LIBRARIES, libraries, strict=True):
+        source = PACKAGES / f"var-{package}" / "src" / f"var_{package}"
+        building.build(source, Path(library), flags=flags)
+    program = ["g++", "-std=c++17", *flags, str(HERE / "sanitizers.cpp")]
+    subprocess.run([*program, "-ldl", "-pthread", "-o", str(target / "program")], check=True)
+    built = time.monotonic()
     calls = target / "calls"
     with calls.open("wb") as file:
         write(every_call(), file)

@@ -195,10 +195,10 @@ UNFIT = [
         (floats(1, 4, 4, 8), floats(1, 4, 4, 8), BIAS, BIAS, ints(0), NORM[1]),
         [(1, 4, 4, 8), (8,), (8,)],
     ),
-    (  # heads of 8 channels
+    (  # heads of 6 channels
         "next_scale_attention",
-        (floats(1, 5, 48), floats(2), ints(0, 1, 5), ints(1)),
-        [(1, 5, 16), (1, 2, 5)],
+        (floats(1, 5, 36), floats(2), ints(0, 1, 5), ints(1)),
+        [(1, 5, 12), (1, 2, 5)],
     ),
     (  # half a scale
         "next_scale_attention",

@@ -1,11 +1,18 @@
-"""C++ kernels, compiled when a package is installed, as operators of MindSpore's graphs."""
+"""C++ kernels, compiled when a package is installed, as operators of MindSpore's graphs.
+
+A library holds each kernel for several instruction sets and runs the best that the processor has.
+``VAR_CPU=v3`` in the environment holds it, and oneDNN's products, to another: for tests, and to
+find out whether a result or a crash depends on it.
+"""
 
 import ctypes
 import importlib.util
 import logging
 import os
+import platform
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import mindspore as ms
@@ -16,7 +23,13 @@ log = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
 _POOL = "var_tokenizer._kernels"  # owns the threads that all libraries share
-_REFUSALS = {1: "the processor lacks instructions that it was built for", 2: "oneDNN does not load"}
+_VARIABLE = "VAR_CPU"
+_ONEDNN_SETS = {"baseline": "SSE41", "v3": "AVX2"}  # as ONEDNN_MAX_CPU_ISA calls them
+_MACHINES = {62: "x86_64", 183: "aarch64"}  # by e_machine, of the header of an ELF file
+
+if os.environ.get(_VARIABLE) in _ONEDNN_SETS:
+    # oneDNN reads it at its first use
+    os.environ["ONEDNN_MAX_CPU_ISA"] = _ONEDNN_SETS[os.environ[_VARIABLE]]
 
 
 def on_cpu() -> bool:
@@ -26,7 +39,7 @@ def on_cpu() -> bool:
 
 def kernels_in_use(packages: Sequence[str]) -> list[str]:
     """Those of ``packages`` (e.g. "var_tokenizer") whose kernels a cell built now would call."""
-    return [name for name in packages if on_cpu() and not _opened(f"{name}._kernels")[1]]
+    return [name for name in packages if KernelLibrary(f"{name}._kernels").if_usable()]
 
 
 def _thread_count() -> int:
@@ -38,22 +51,87 @@ def _thread_count() -> int:
     return int(count) if count.isdecimal() and int(count) else len(os.sched_getaffinity(0))
 
 
-def _opened(module: str) -> tuple[str, str]:
-    """The path of a library, or "" and the reason why it cannot be used."""
-    specs = importlib.util.find_spec(module), importlib.util.find_spec(_POOL)
-    path, pool_path = (spec and spec.origin for spec in specs)
-    if not path or not pool_path:
-        return "", "it was not built when the package was installed"
+@dataclass(frozen=True)
+class Opened:
+    """A library that can be used, or the reason why it cannot."""
+
+    path: Path | None = None
+    instruction_set: str = ""
+    """That its kernels run, e.g. "v3"."""
+    available: tuple[str, ...] = ()
+    """Those that it was built for and the processor has, lowest first."""
+    reason: str = ""
+
+
+class _RefusedError(Exception):
+    """A library that does not suit the processor or the environment."""
+
+
+def _file(module: str) -> Path:
+    package, _, name = module.rpartition(".")
+    spec = importlib.util.find_spec(package)
+    for folder in (spec and spec.submodule_search_locations) or ():
+        if (path := Path(folder, f"{name}.so")).exists():
+            return path
+    raise FileNotFoundError("it was not built when the package was installed")
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    with path.open("rb") as file:
+        header = file.read(20)
+    number = int.from_bytes(header[18:20], "little")
+    built_for = _MACHINES.get(number, f"machine {number}")
+    if header[:4] == b"\x7fELF" and built_for != platform.machine():
+        raise _RefusedError(f"{path} was built for {built_for}, and this is {platform.machine()}")
+    return ctypes.CDLL(str(path))
+
+
+def _instruction_sets(library: ctypes.CDLL) -> dict[str, bool]:
+    """What it was built for, lowest first, and whether the processor has each."""
+    library.kernel_variant.restype = ctypes.c_char_p
+    names: dict[str, bool] = {}
+    while (name := library.kernel_variant(len(names))) is not None:
+        names[name.decode()] = bool(library.processor_has(len(names)))
+    return names
+
+
+def _chosen(sets: dict[str, bool]) -> str:
+    """The instruction set that VAR_CPU names, or the best that the processor has."""
+    available = [name for name, has in sets.items() if has]
+    wanted = os.environ.get(_VARIABLE) or available[-1]
+    if wanted not in sets:
+        raise _RefusedError(f"{_VARIABLE} is {wanted!r}; expected one of {', '.join(sets)}")
+    if wanted not in available:
+        has = ", ".join(available)
+        raise _RefusedError(f"{_VARIABLE} is {wanted!r}, and the processor has {has} only")
+    return wanted
+
+
+def _open(module: str) -> Opened:
     onednn = Path(ms.__file__).parent / "lib" / "libdnnl.so.3"
     try:
-        pool = ctypes.CDLL(pool_path)
+        path, pool = _file(module), _load(_file(_POOL))
+        library = _load(path)
+        sets = _instruction_sets(library)
+        name = _chosen(sets)
         pool.start_threads(_thread_count())
-        status = ctypes.CDLL(path).open_kernels(
-            str(onednn).encode(), pool.thread_count, pool.run_jobs
+        variant = list(sets).index(name)
+        status = library.open_kernels(
+            variant, os.fsencode(onednn), pool.thread_count, pool.run_jobs
         )
-    except OSError as error:
-        return "", str(error)
-    return ("", _REFUSALS.get(status, f"error {status}")) if status else (path, "")
+        if status:
+            raise _RefusedError(f"{onednn} does not load as oneDNN (error {status})")
+    except FileNotFoundError as error:
+        return Opened(reason=str(error))
+    except (OSError, _RefusedError) as error:
+        _warn_once(f"{error}: operators are composed, and slower")
+        return Opened(reason=str(error))
+    return Opened(path, name, tuple(n for n, has in sets.items() if has))
+
+
+@lru_cache(maxsize=64)
+def _warn_once(message: str) -> None:
+    log.warning(message)
 
 
 class KernelLibrary:
@@ -67,13 +145,17 @@ class KernelLibrary:
         self.module = module
 
     @cached_property
-    def path(self) -> str | None:
-        """Where the library is; None if it cannot be used, which is logged once."""
-        path, reason = _opened(self.module)
-        if not reason:
-            return path
-        log.info("%s is not used (%s): operators are composed, and slower", self.module, reason)
-        return None
+    def opened(self) -> Opened:
+        """The library, opened at the first request; why it cannot be used is logged once."""
+        opened = _open(self.module)
+        if opened.path is None:
+            log.info("%s is not used (%s): operators are composed", self.module, opened.reason)
+        return opened
+
+    @property
+    def path(self) -> Path | None:
+        """Where the library is; None if it cannot be used."""
+        return self.opened.path
 
     def if_usable(self) -> "KernelLibrary | None":
         """The library, for float32 arrays; None if cells built now cannot use it."""

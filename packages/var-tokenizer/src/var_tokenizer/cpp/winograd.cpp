@@ -20,6 +20,8 @@
 #include "winograd.h"
 
 #include <algorithm>
+#include <array>
+#include <utility>
 
 #include "common/buffer.h"
 #include "common/kernel.h"
@@ -32,8 +34,8 @@ namespace {
 
 constexpr int points = 36;
 constexpr int block = 2 * lanes;  // output channels of one product
-// Tiles of one product, at most: 14 x 2 sums, 2 vectors of U and one of V take 31 of 32 registers.
-constexpr int max_rows = 14;
+// Tiles of one product, at most: their 2 sums each, 2 vectors of U and one of V fill the registers.
+constexpr int max_rows = (registers - 3) / 2;
 constexpr int group_size = 28;           // tiles whose V and M a thread holds at once, at most,
 constexpr int gradient_group_size = 56;  // and whose V and D
 constexpr float near = 0.70710678f, far = 1.41421356f;  // n and f
@@ -216,11 +218,12 @@ void multiply(int64_t c, const float* v, const float* u, float* m) {
 }
 
 using Multiply = void (*)(int64_t, const float*, const float*, float*);
-constexpr Multiply multiply_rows[max_rows + 1] = {
-    nullptr,      multiply<1>,  multiply<2>,  multiply<3>,  multiply<4>,
-    multiply<5>,  multiply<6>,  multiply<7>,  multiply<8>,  multiply<9>,
-    multiply<10>, multiply<11>, multiply<12>, multiply<13>, multiply<14>,
-};
+
+template <int... rows>
+constexpr std::array<Multiply, max_rows> multiply_for(std::integer_sequence<int, rows...>) {
+    return {multiply<rows + 1>...};
+}
+constexpr auto multiply_rows = multiply_for(std::make_integer_sequence<int, max_rows>());
 
 // A^T M A of M (points, count, block) -> channels o .. o + block - 1 of the group's pixels
 void transform_products(const Shape& s, const Group& group, const float* m, int64_t o,
@@ -268,9 +271,9 @@ void convolve_transformed(const Shape& s, const float* x, const float* u, const 
             for (int p = 0; p < points; ++p) {
                 for (int64_t i = 0; i < group.blocks; ++i) {
                     const int64_t begin = group.begin(i);
-                    multiply_rows[group.rows(i)](s.c, v + (p * group.count + begin) * s.c,
-                                                 u + (o * points + p * block) * s.c,
-                                                 m + (p * group.count + begin) * block);
+                    multiply_rows[group.rows(i) - 1](s.c, v + (p * group.count + begin) * s.c,
+                                                     u + (o * points + p * block) * s.c,
+                                                     m + (p * group.count + begin) * block);
                 }
             }
             transform_products(s, group, m, o, bias, plus, out);
@@ -301,9 +304,9 @@ void transform_gradient(const Shape& s, const Group& group, const float* grad, i
 
 // Adds the transpose of (count, lanes) of V times (count, block) of D to (lanes, block) of U
 void add_products(int64_t count, const float* v, const float* d, float* u) {
-    // 8 x 2 sums, 2 vectors of D and one of V take 19 of 32 registers. Two units that each begin a
-    // sum in every cycle and end it four cycles later need 8 sums at least.
-    constexpr int rows = 8;
+    // Two units that each begin a sum in every cycle and end it four cycles later need 8 sums at
+    // least. 8 x 2 sums, 2 vectors of D and one of V take 19 of 32 registers, 4 x 2 take 11 of 16.
+    constexpr int rows = std::min(lanes, registers / 4);
     for (int first = 0; first < lanes; first += rows) {
         Vector sums[rows][2];
 #pragma GCC unroll 8
@@ -360,6 +363,8 @@ void transform_sums(const Shape& s, int64_t parts, const float* u, float* weight
 Buffer& transformed = *new Buffer;
 
 }  // namespace
+
+bool takes(int64_t c, int64_t o) { return c % lanes == 0 && o % block == 0; }
 
 void convolve(const Shape& s, const float* x, const float* weight, const float* bias,
               const float* plus, float* out) {

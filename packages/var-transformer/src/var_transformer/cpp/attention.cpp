@@ -179,7 +179,7 @@ KERNEL(next_scale_attention_grad) {
     const int32_t* offsets = offsets_of(arrays, 3, s.tokens);
     const float *mixed = arrays.get(5, s.mixed()), *log_sums = arrays.get(6, s.log_sums());
     float *grad_qkv = arrays.get(7, s.qkv()), *grad_scale = arrays.get(8, {s.heads});
-    std::vector<float> scale_sums(s.images * s.heads);
+    std::vector<double> scale_sums(s.images * s.heads);
     parallel_for(s.images * s.heads, [&](int64_t job) {
         const Head h{s, job / s.heads, job % s.heads};
         const int64_t l = s.tokens, d = s.d, padded = whole_vectors(l);
@@ -223,7 +223,7 @@ KERNEL(next_scale_attention_grad) {
                 multiply(end, d, rows, {dscores, 1, row}, q, d, dk_ld, d, true);
             }
         });
-        float scale_sum = 0;
+        double scale_sum = 0;
         for (int64_t t = 0; t < l; ++t) {
             h.copy(dv_ld + t * d, 1, h.row(grad_qkv, 2, t));
             const float* grads[] = {dq_ld, dk_ld};
@@ -246,8 +246,9 @@ KERNEL(next_scale_attention_grad) {
         scale_sums[job] = scale_sum;
     });
     for (int64_t head = 0; head < s.heads; ++head) {
-        grad_scale[head] = 0;
-        for (int64_t b = 0; b < s.images; ++b) grad_scale[head] += scale_sums[b * s.heads + head];
+        double sum = 0;
+        for (int64_t b = 0; b < s.images; ++b) sum += scale_sums[b * s.heads + head];
+        grad_scale[head] = float(sum);
     }
 }
 

@@ -45,7 +45,7 @@ void dots(int64_t depth, const float* a, int64_t a_row, const float* b, int64_t 
 using Dots = void (*)(int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t);
 
 template <int R>
-constexpr Dots dots_of[tile_vectors] = {dots<R, 1>, dots<R, 2>, dots<R, 3>, dots<R, 4>};
+constexpr Dots dots_of[4] = {dots<R, 1>, dots<R, 2>, dots<R, 3>, dots<R, 4>};
 constexpr const Dots* dots_table[tile_rows] = {dots_of<1>, dots_of<2>, dots_of<3>,
                                                dots_of<4>, dots_of<5>, dots_of<6>};
 

@@ -16,10 +16,11 @@ struct Matrix {
 void matrix_product(int64_t m, int64_t n, int64_t depth, Matrix a, Matrix b, const float* bias,
                     float* c);
 
-// The largest tile of results: 6 x 4 sums, 4 vectors of b and one of a take 29 of 32 registers.
-constexpr int64_t tile_rows = 6, tile_vectors = 4;
+// The largest tile of results: 6 x 4 sums, 4 vectors of b and one of a take 29 of 32 registers, 6 x
+// 2 sums, 2 vectors and one take 15 of 16.
+constexpr int64_t tile_rows = 6, tile_vectors = registers == 32 ? 4 : 2;
 
-// c (R x 16 N) = a (R x depth) b (depth x 16 N), added to c if `add`
+// c (R x lanes N) = a (R x depth) b (depth x lanes N), added to c if `add`
 template <int R, int N>
 void tile(int64_t depth, Matrix a, const float* b, int64_t b_row, float* c, int64_t c_row,
           bool add) {
@@ -48,12 +49,12 @@ void tile(int64_t depth, Matrix a, const float* b, int64_t b_row, float* c, int6
 using Tile = void (*)(int64_t, Matrix, const float*, int64_t, float*, int64_t, bool);
 
 template <int R>
-constexpr Tile tiles_of[tile_vectors] = {tile<R, 1>, tile<R, 2>, tile<R, 3>, tile<R, 4>};
+constexpr Tile tiles_of[4] = {tile<R, 1>, tile<R, 2>, tile<R, 3>, tile<R, 4>};
 constexpr const Tile* tiles[tile_rows] = {tiles_of<1>, tiles_of<2>, tiles_of<3>,
                                           tiles_of<4>, tiles_of<5>, tiles_of<6>};
 
-// c (rows x columns) = a (rows x depth) b (depth x columns); columns up to the next multiple of 16
-// are read from b and written to c.
+// c (rows x columns) = a (rows x depth) b (depth x columns); columns up to the next multiple of
+// `lanes` are read from b and written to c.
 inline void multiply(int64_t rows, int64_t columns, int64_t depth, Matrix a, const float* b,
                      int64_t b_row, float* c, int64_t c_row, bool add = false) {
     const int64_t vectors = (columns + lanes - 1) / lanes;

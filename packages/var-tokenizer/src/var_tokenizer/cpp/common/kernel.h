@@ -9,6 +9,8 @@
 #include <stdexcept>
 #include <vector>
 
+#include "variants.h"
+
 // Only these names are visible outside a library: the others are the same in every library.
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -53,8 +55,9 @@ class Arrays {
     }
 
     int64_t size(int i) const {
+        expect(i < count_);
         int64_t size = 1;
-        for (int64_t n : shape(i)) size *= n;
+        for (int j = 0; j < axes_[i]; ++j) size *= sizes_[i][j];
         return size;
     }
 
@@ -101,21 +104,47 @@ int status_of(Work work) {
     }
 }
 
+using Kernel = int(int count, void** data, int* axes, int64_t** sizes, const char** types,
+                   void* stream, void* extra);
+
+#define KERNEL_JOINED(name, variant) name##_##variant
+#define KERNEL_OF(name, variant) KERNEL_JOINED(name, variant)  // e.g. conv2d_v3
+#define DECLARE_KERNEL(name, variant) extern "C" Kernel name##_##variant;
+#define LIST_KERNEL(name, variant) name##_##variant,
+
+// The lowest variant also has what MindSpore looks up: `name`, which calls the chosen variant, and
+// the functions that infer shapes.
+#ifdef LOWEST_VARIANT
+#define EXPORT_KERNEL(name)                                                                 \
+    FOR_EACH_VARIANT(DECLARE_KERNEL, name)                                                  \
+    EXPORT int name(int count, void** data, int* axes, int64_t** sizes, const char** types, \
+                    void* stream, void* extra) {                                            \
+        static Kernel* const variants[] = {FOR_EACH_VARIANT(LIST_KERNEL, name)};            \
+        return variants[chosen_variant](count, data, axes, sizes, types, stream, extra);    \
+    }
+#define EXPORT_SHAPE(name)                                                            \
+    EXPORT std::vector<int64_t> name##InferShape(int* axes, int64_t** sizes, void*) { \
+        return name##_shape(Arrays(INT_MAX, nullptr, axes, sizes, nullptr));          \
+    }
+#else
+#define EXPORT_KERNEL(name)
+#define EXPORT_SHAPE(name)
+#endif
+
 // Defines a function with the signature of ops.Custom(func_type="aot"). Its body sees `arrays`,
 // returns nothing, and throws if it fails.
-#define KERNEL(name)                                                                               \
-    static void name##_body(const Arrays& arrays);                                                 \
-    EXPORT int name(int count, void** data, int* axes, int64_t** sizes, const char** types, void*, \
-                    void*) {                                                                       \
-        return status_of([&] { name##_body(Arrays(count, data, axes, sizes, types)); });           \
-    }                                                                                              \
+#define KERNEL(name)                                                                            \
+    static void name##_body(const Arrays& arrays);                                              \
+    extern "C" int KERNEL_OF(name, VARIANT)(int count, void** data, int* axes, int64_t** sizes, \
+                                            const char** types, void*, void*) {                 \
+        return status_of([&] { name##_body(Arrays(count, data, axes, sizes, types)); });        \
+    }                                                                                           \
+    EXPORT_KERNEL(name)                                                                         \
     static void name##_body(const Arrays& arrays)
 
 // Defines what MindSpore asks for where a graph is compiled for sizes not yet known: the shape of
 // the one result of kernel `name`, from the shapes of `arrays`, which have no data.
-#define RESULT_SHAPE(name)                                                            \
-    static std::vector<int64_t> name##_shape(const Arrays& arrays);                   \
-    EXPORT std::vector<int64_t> name##InferShape(int* axes, int64_t** sizes, void*) { \
-        return name##_shape(Arrays(INT_MAX, nullptr, axes, sizes, nullptr));          \
-    }                                                                                 \
+#define RESULT_SHAPE(name)                                                           \
+    [[maybe_unused]] static std::vector<int64_t> name##_shape(const Arrays& arrays); \
+    EXPORT_SHAPE(name)                                                               \
     static std::vector<int64_t> name##_shape(const Arrays& arrays)

@@ -4,8 +4,6 @@
 // another busy process, all of them wait for whole slices of the scheduler's time. Here a thread
 // that is not running has taken no job, and the others do its share.
 
-#include <immintrin.h>
-
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -20,9 +18,18 @@ namespace {
 // Kernels follow each other within microseconds: looking for the next one costs less than sleeping.
 constexpr int looks = 1000;
 
+// Tells the processor that this thread waits for another.
+inline void pause() {
+#ifdef __x86_64__
+    __builtin_ia32_pause();
+#else
+    asm volatile("yield");
+#endif
+}
+
 template <typename Condition>
 void look_for(Condition condition) {
-    for (int i = 0; i < looks && !condition(); ++i) _mm_pause();
+    for (int i = 0; i < looks && !condition(); ++i) pause();
 }
 
 thread_local bool in_job = false;
