@@ -177,18 +177,19 @@ KERNEL(next_scale_attention_grad) {
     const float *grad = arrays.get(0, s.mixed()), *qkv = arrays.get(1, s.qkv());
     const float* scales = arrays.get(2, {s.heads});
     const int32_t* offsets = offsets_of(arrays, 3, s.tokens);
-    const float *mixed = arrays.get(5, s.mixed()), *log_sums = arrays.get(6, s.log_sums());
+    arrays.get(5, s.mixed());  // only its shape counts
+    const float* log_sums = arrays.get(6, s.log_sums());
     float *grad_qkv = arrays.get(7, s.qkv()), *grad_scale = arrays.get(8, {s.heads});
     std::vector<double> scale_sums(s.images * s.heads);
     parallel_for(s.images * s.heads, [&](int64_t job) {
         const Head h{s, job / s.heads, job % s.heads};
         const int64_t l = s.tokens, d = s.d, padded = whole_vectors(l);
-        float* memory = scratch(6 * l * d + 2 * d * padded + 2 * group * padded + l);
+        float* memory = scratch(6 * l * d + 2 * d * padded + 2 * group * padded);
         float *q_ld = memory, *k_ld = q_ld + l * d,
               *out_ld = k_ld + l * d;  // out: gradient of mixed
         float *dq_ld = out_ld + l * d, *dk_ld = dq_ld + l * d, *dv_ld = dk_ld + l * d;
         float *k_dl = dv_ld + l * d, *v_dl = k_dl + d * padded, *scores = v_dl + d * padded;
-        float *dscores = scores + group * padded, *along_l = dscores + group * padded;
+        float* dscores = scores + group * padded;
         h.queries(qkv, scales[h.head], q_ld);
         for (int64_t t = 0; t < l; ++t) {
             const float* k = h.row(qkv, 1, t);
@@ -196,11 +197,6 @@ KERNEL(next_scale_attention_grad) {
             h.copy_across(k_ld + t * d, 1, k_dl + t, padded);
             h.copy_across(h.row(qkv, 2, t), 1, v_dl + t, padded);
             h.copy(grad + h.merged(t), 1, out_ld + t * d);
-            float along = 0;
-            const float* m = mixed + h.merged(t);
-#pragma omp simd reduction(+ : along)
-            for (int64_t j = 0; j < d; ++j) along += m[j] * out_ld[t * d + j];
-            along_l[t] = along;
         }
         std::fill_n(dk_ld, 2 * l * d, 0.0f);
         over_scales(offsets, l, [&](int64_t begin, int64_t end) {
@@ -210,11 +206,21 @@ KERNEL(next_scale_attention_grad) {
                 multiply(rows, end, d, {q, d, 1}, k_dl, padded, scores, row);
                 multiply(rows, end, d, {out, d, 1}, v_dl, padded, dscores, row);
                 for (int64_t i = 0; i < rows; ++i) {
-                    const float log_sum = log_sums[job * l + first + i], along = along_l[first + i];
-                    float *p = scores + i * row, *dp = dscores + i * row;
-#pragma omp simd
+                    const float log_sum = log_sums[job * l + first + i];
+                    float *p = scores + i * row, *dp = dscores + i * row, total = 0, along = 0;
+#pragma omp simd reduction(+ : total, along)
                     for (int64_t j = 0; j < end; ++j) {
                         p[j] = exponential(p[j] - log_sum);
+                        total += p[j];
+                        along += p[j] * dp[j];
+                    }
+                    // The sum is 1 but for the rounded logarithm. Gradients that add up to 0 to the
+                    // last digit matter where they are multiplied by large scores.
+                    const float inverse = 1 / total;
+                    along *= inverse;
+#pragma omp simd
+                    for (int64_t j = 0; j < end; ++j) {
+                        p[j] *= inverse;
                         dp[j] = p[j] * (dp[j] - along);
                     }
                 }
