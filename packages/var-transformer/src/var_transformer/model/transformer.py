@@ -94,7 +94,10 @@ class Attention(nn.Cell):
         self, x_blc: Tensor, k: int | Tensor | None, past: KeysValues
     ) -> tuple[Tensor, KeysValues]:
         """All scales at once, or scale k over ``past``, the keys and values of those before."""
-        qkv_bias = ops.concat((self.q_bias, ops.zeros_like(self.q_bias), self.v_bias))
+        # Reshaped, because MindSpore counts a tuple of parameters as a side effect, and copies all
+        # weights that are read again after one, in the backward pass.
+        q_bias, v_bias = self.q_bias.reshape(-1), self.v_bias.reshape(-1)
+        qkv_bias = ops.concat((q_bias, ops.zeros_like(q_bias), v_bias))
         qkv_bl3c = self.mat_qkv.linear(x_blc, self.mat_qkv.weight, qkv_bias)
         score_scale = self.fixed_scale
         if self.scale_mul_1H11 is not None:
