@@ -90,6 +90,16 @@ def test_an_operator_and_its_gradients_follow_the_definition(form, cell, definit
         np.testing.assert_allclose(gradient, expected, atol=3e-5)
 
 
+@pytest.mark.parametrize("rows", [1, 16, 17, 33, 48, 64, 65])
+def test_a_linear_map_takes_any_number_of_rows(form, rows):
+    rng = np.random.default_rng(rows)
+    shapes = (rows, 530), (101, 530), (101,)
+    arrays = [rng.standard_normal(shape, np.float32) for shape in shapes]
+    value = fast.Linear()(*map(Tensor, arrays)).asnumpy()
+    expected = linear(*(array.astype(np.float64) for array in arrays))
+    np.testing.assert_allclose(value, expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("value", [0.0, 0.1, 1000.1, -31234.567])
 @pytest.mark.parametrize("width", [5, 768])
 def test_the_norm_of_equal_numbers_is_zero(form, width, value):

@@ -15,8 +15,6 @@ namespace {
 
 constexpr int64_t group = 24;  // queries whose scores exist at once
 
-int64_t whole_vectors(int64_t n) { return (n + lanes - 1) / lanes * lanes; }
-
 // Memory that a thread keeps between jobs: new memory would cost page faults.
 float* scratch(int64_t size) {
     thread_local std::vector<float> memory;

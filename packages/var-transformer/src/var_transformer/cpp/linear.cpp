@@ -1,68 +1,167 @@
 // Affine maps of the last axis, y = x weight^T + bias, and their gradients.
 //
 // oneDNN first copies the weight into a layout of its own, which does not pay for a few rows of x.
-// For those, both matrices are read in place, and each weight once.
+// For those, x is transposed instead: a vector holds one input of as many rows as it has lanes, and
+// is multiplied by the weight as it lies in memory, each number of which is read once.
 
 #include <algorithm>
+#include <cstring>
 
+#include "common/buffer.h"
 #include "common/kernel.h"
 #include "common/threads.h"
 #include "products.h"
 
 namespace {
 
-constexpr int64_t few = 40;  // rows up to which this is faster than oneDNN, as measured
-constexpr int64_t depth_part = 1024, outputs_part = 32;  // of the weight, 128 KiB, at once
+// Rows up to which this is faster than oneDNN, as measured with AVX-512 and with AVX2.
+constexpr int64_t few = lanes == 16 ? 48 : 64;
 
-// y (R x N) += a (R x depth) b^T (b: N x depth)
-template <int R, int N>
-void dots(int64_t depth, const float* a, int64_t a_row, const float* b, int64_t b_row, float* y,
-          int64_t y_row) {
-    Vector sums[R][N] = {};
-    int64_t k = 0;
-    for (; k + lanes <= depth; k += lanes) {
-        Vector right[N];
-#pragma GCC unroll 8
-        for (int j = 0; j < N; ++j) right[j] = load(b + j * b_row + k);
-#pragma GCC unroll 8
-        for (int i = 0; i < R; ++i) {
-            const Vector left = load(a + i * a_row + k);
-#pragma GCC unroll 8
-            for (int j = 0; j < N; ++j) sums[i][j] += left * right[j];
-        }
+constexpr int64_t panel = 2 * lanes;  // rows of x that are transposed side by side
+constexpr int64_t few_row = (few + panel - 1) / panel * panel;
+// A part of the weight, 48 KiB, that is copied to lie together. Rows are not a power of two
+// apart: they would share a few sets of the cache.
+constexpr int64_t part_outputs = 48, part_depth = 256, part_row = part_depth + 16;
+// Outputs of a tile of sums, by vectors of rows: 24 sums, 2 vectors of x and a weight take 27 of 32
+// registers, half as many sums 15 of 16.
+constexpr int64_t tile_outputs[] = {0, registers == 32 ? 24 : 12, registers == 32 ? 12 : 6};
+
+// rows[i][j] becomes rows[j][i]
+void transpose(Vector (&rows)[lanes]) {
+    using Positions = int32_t __attribute__((vector_size(4 * lanes)));
+    Positions low, high;  // of two vectors interleaved, the first half and the second
+    for (int i = 0; i < lanes; ++i) {
+        low[i] = i / 2 + i % 2 * lanes;
+        high[i] = low[i] + lanes / 2;
     }
-    for (int i = 0; i < R; ++i) {
-        for (int j = 0; j < N; ++j) {
-            float total = 0;
-#pragma omp simd reduction(+ : total)
-            for (int64_t e = 0; e < lanes; ++e) total += sums[i][j][e];
-            for (int64_t e = k; e < depth; ++e) total += a[i * a_row + e] * b[j * b_row + e];
-            y[i * y_row + j] += total;
+#pragma GCC unroll 4
+    for (int done = 1; done < lanes; done *= 2) {
+        Vector next[lanes];
+#pragma GCC unroll 8
+        for (int i = 0; i < lanes / 2; ++i) {
+            next[2 * i] = __builtin_shuffle(rows[i], rows[i + lanes / 2], low);
+            next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + lanes / 2], high);
         }
+#pragma GCC unroll 16
+        for (int i = 0; i < lanes; ++i) rows[i] = next[i];
     }
 }
 
-using Dots = void (*)(int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t);
+// `count` floats, then zeros
+Vector load_part(const float* from, int64_t count) {
+    if (count >= lanes) return load(from);
+    Vector part = {};
+    if (count > 0) std::memcpy(&part, from, 4 * count);
+    return part;
+}
 
-template <int R>
-constexpr Dots dots_of[4] = {dots<R, 1>, dots<R, 2>, dots<R, 3>, dots<R, 4>};
-constexpr const Dots* dots_table[tile_rows] = {dots_of<1>, dots_of<2>, dots_of<3>,
-                                               dots_of<4>, dots_of<5>, dots_of<6>};
+void store_part(float* to, Vector value, int64_t count) {
+    if (count >= lanes) {
+        store(to, value);
+    } else {
+        std::memcpy(to, &value, 4 * count);
+    }
+}
 
-// y (rows x outputs) += x (rows x depth) weight^T
+// x (rows x depth), transposed: panels of (depth x panel), the depth in whole vectors
+float* transposed(int64_t rows, int64_t depth, const float* x) {
+    thread_local Buffer buffer;
+    const int64_t padded = whole_vectors(depth);
+    float* const panels = buffer.floats(few_row * padded);
+    parallel_for((depth + part_depth - 1) / part_depth, [&](int64_t job) {
+        const int64_t begin = job * part_depth, end = std::min(depth, begin + part_depth);
+        for (int64_t i = 0; i < rows; i += lanes) {
+            float* to = panels + i / panel * panel * padded + i % panel;
+            for (int64_t k = begin; k < end; k += lanes) {
+                Vector block[lanes];
+                for (int64_t r = 0; r < lanes; ++r)
+                    block[r] =
+                        i + r < rows ? load_part(x + (i + r) * depth + k, depth - k) : Vector{};
+                transpose(block);
+                for (int64_t r = 0; r < lanes; ++r) store(to + (k + r) * panel, block[r]);
+            }
+        }
+    });
+    return panels;
+}
+
+// sums (tile_outputs[V] x V lanes) = weight (tile_outputs[V] x depth) x (depth x V lanes), added to
+// sums if `add`. Meanwhile fetches as many rows of `next`, whose rows are next_row apart.
+template <int V>
+void sum_tile(int64_t depth, const float* weight, const float* x, float* to, bool add,
+              const float* next, int64_t next_row) {
+    constexpr int64_t line = 16;  // floats
+    constexpr int64_t outputs = tile_outputs[V];
+    Vector sums[outputs][V];
+#pragma GCC unroll 24
+    for (int i = 0; i < outputs; ++i) {
+#pragma GCC unroll 2
+        for (int j = 0; j < V; ++j)
+            sums[i][j] = add ? load(to + i * few_row + j * lanes) : Vector{};
+    }
+    for (int64_t begin = 0; begin < depth; begin += line) {
+        if (next)
+#pragma GCC unroll 24
+            for (int i = 0; i < outputs; ++i) __builtin_prefetch(next + i * next_row + begin, 0, 2);
+        const int64_t end = std::min(depth, begin + line);
+        for (int64_t k = begin; k < end; ++k) {
+            Vector right[V];
+#pragma GCC unroll 2
+            for (int j = 0; j < V; ++j) right[j] = load(x + k * panel + j * lanes);
+#pragma GCC unroll 24
+            for (int i = 0; i < outputs; ++i) {
+                const Vector left = weight[i * part_row + k] - Vector{};  // in all lanes
+#pragma GCC unroll 2
+                for (int j = 0; j < V; ++j) sums[i][j] += left * right[j];
+            }
+        }
+    }
+#pragma GCC unroll 24
+    for (int i = 0; i < outputs; ++i) {
+#pragma GCC unroll 2
+        for (int j = 0; j < V; ++j) store(to + i * few_row + j * lanes, sums[i][j]);
+    }
+}
+
+// y (rows x outputs) = x (rows x depth) weight^T + bias
 void multiply_few(int64_t rows, int64_t outputs, int64_t depth, const float* x, const float* weight,
-                  float* y) {
-    parallel_for((outputs + outputs_part - 1) / outputs_part, [&](int64_t job) {
-        const int64_t first = job * outputs_part, last = std::min(outputs, first + outputs_part);
-        for (int64_t k = 0; k < depth; k += depth_part) {
-            const int64_t deep = std::min(depth_part, depth - k);
-            for (int64_t j = first; j < last; j += tile_vectors) {
-                for (int64_t i = 0; i < rows; i += tile_rows) {
-                    const int64_t high = std::min(tile_rows, rows - i);
-                    const int64_t wide = std::min(tile_vectors, last - j);
-                    dots_table[high - 1][wide - 1](deep, x + i * depth + k, depth,
-                                                   weight + j * depth + k, depth,
-                                                   y + i * outputs + j, outputs);
+                  const float* bias, float* y) {
+    const int64_t x_depth = whole_vectors(depth), ahead = thread_count() * part_outputs;
+    const float* const panels = transposed(rows, depth, x);
+    parallel_for((outputs + part_outputs - 1) / part_outputs, [&](int64_t job) {
+        const int64_t first = job * part_outputs, high = std::min(part_outputs, outputs - first);
+        float part[part_outputs * part_row], sums[part_outputs * few_row];
+        int64_t k = 0;
+        do {
+            const int64_t deep = std::min(part_depth, depth - k), padded = whole_vectors(deep);
+            for (int64_t n = 0; n < part_outputs; ++n) {
+                const float* from = weight + (first + n) * depth + k;
+                for (int64_t e = 0; e < padded; e += lanes)
+                    store(part + n * part_row + e, load_part(from + e, n < high ? deep - e : 0));
+            }
+            // what this thread copies next, as far as one can say
+            const float* next = weight + (k + part_depth < depth ? first * depth + k + part_depth
+                                                                 : (first + ahead) * depth);
+            for (int64_t i = 0; i < rows; i += panel) {
+                const int64_t vectors = rows - i > lanes ? 2 : 1;
+                const float* right = panels + i * x_depth + k * panel;
+                for (int64_t n = 0; n < high; n += tile_outputs[vectors]) {
+                    (vectors == 2 ? sum_tile<2> : sum_tile<1>)(padded, part + n * part_row, right,
+                                                               sums + n * few_row + i, k > 0,
+                                                               i == 0 ? next + n * depth : nullptr,
+                                                               depth);
+                }
+            }
+            k += part_depth;
+        } while (k < depth);
+        for (int64_t i = 0; i < rows; i += lanes) {
+            for (int64_t n = 0; n < high; n += lanes) {
+                Vector block[lanes];
+                for (int64_t j = 0; j < lanes; ++j) block[j] = load(sums + (n + j) * few_row + i);
+                transpose(block);
+                const Vector add = load_part(bias + first + n, high - n);
+                for (int64_t r = 0; r < lanes && i + r < rows; ++r) {
+                    store_part(y + (i + r) * outputs + first + n, block[r] + add, high - n);
                 }
             }
         }
@@ -102,8 +201,7 @@ KERNEL(linear) {
     if (rows > few) {
         return matrix_product(rows, outputs, depth, {x, depth, 1}, {weight, 1, depth}, bias, y);
     }
-    for (int64_t i = 0; i < rows; ++i) std::copy_n(bias, outputs, y + i * outputs);
-    multiply_few(rows, outputs, depth, x, weight, y);
+    multiply_few(rows, outputs, depth, x, weight, bias, y);
 }
 
 // gradient of the result (..., N), x (..., K), weight (N, K) -> gradients of x, weight and bias

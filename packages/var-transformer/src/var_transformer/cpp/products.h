@@ -16,6 +16,8 @@ struct Matrix {
 void matrix_product(int64_t m, int64_t n, int64_t depth, Matrix a, Matrix b, const float* bias,
                     float* c);
 
+inline int64_t whole_vectors(int64_t n) { return (n + lanes - 1) / lanes * lanes; }
+
 // The largest tile of results: 6 x 4 sums, 4 vectors of b and one of a take 29 of 32 registers, 6 x
 // 2 sums, 2 vectors and one take 15 of 16.
 constexpr int64_t tile_rows = 6, tile_vectors = registers == 32 ? 4 : 2;
