@@ -13,6 +13,11 @@ nox.needs_version = ">=2024.10"
 ROOT = Path(__file__).parent
 PACKAGES = ("var-tokenizer", "var-transformer", "var-train", "var-convert")
 TORCH = "torch==2.13.0"  # a range would take a CUDA build of several GB
+READS_CHECKPOINTS = ("numpy<2", "pillow", "safetensors")  # what var-convert needs for it
+PEERS = {
+    "torch": (TORCH, *READS_CHECKPOINTS),
+    "openvino": ("openvino==2026.4.1", TORCH, *READS_CHECKPOINTS),
+}
 PYTHON = "3.11"
 RUFF = "ruff==0.17.6"
 MYPY = "mypy==2.4.1"
@@ -143,9 +148,26 @@ def digits(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def bench(session: nox.Session) -> None:
-    """This project against PyTorch on this machine: ratios, and benchmarks/latest.json."""
-    install(session, *PACKAGES, extras=(TORCH,))
-    session.run("python", "benchmarks/speed/pairs.py", *session.posargs)
+    """This project against PyTorch, torch.compile and OpenVINO; writes benchmarks/latest.json."""
+    install(session, *PACKAGES)
+    peers = [f"--{name}={peer(session, name)}" for name in PEERS]
+    session.run("python", "benchmarks/speed/pairs.py", *peers, *session.posargs)
+
+
+def peer(session: nox.Session, name: str) -> str:
+    """The Python of a peer's own environment, which has no MindSpore."""
+    folder = ROOT / ".nox" / f"bench-{name}"
+    python = str(folder / "bin" / "python")
+    session.run("python", "-m", "venv", str(folder))
+    session.run(python, "-m", "pip", "install", "--quiet", *PEERS[name], external=True)
+    return python
+
+
+@nox.session(python=PYTHON)
+def operators(session: nox.Session) -> None:
+    """Every C++ kernel against its composed form; writes benchmarks/operators.json."""
+    install(session, "var-tokenizer", "var-transformer", "var-train")
+    session.run("python", "benchmarks/operators.py", *session.posargs)
 
 
 @nox.session(python=PYTHON)
@@ -154,3 +176,4 @@ def growth(session: nox.Session) -> None:
     install(session, "var-tokenizer", "var-transformer", extras=("matplotlib",))
     session.run("python", "benchmarks/speed/growth.py", *session.posargs)
     session.run("python", "benchmarks/speed/chart.py")
+    session.run("python", "benchmarks/speed/tables.py")

@@ -162,3 +162,12 @@ def test_pre_commit_has_the_versions_of_ci():
     assert pins and set(pins) <= set(
         re.findall(r"[\w-]+==[\w.]+", (ROOT / "noxfile.py").read_text())
     )
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md", "docs/speed.md"])
+def test_the_figures_of_a_page_are_those_of_the_record(page, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "speed")
+    tables = importlib.import_module("tables")
+    text = (ROOT / page).read_text()
+    assert "<!-- " in text
+    assert tables.with_tables(text, *tables.records()) == text

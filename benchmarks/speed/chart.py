@@ -1,32 +1,22 @@
 """Draws ``docs/pictures/speed.png`` from ``latest.json`` and ``growth.json``."""
 
-import json
-from pathlib import Path
 from statistics import median
-from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from tables import ROOT, limits, records
 
-ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("transformer", "decoder", "tokenizer", "sampling")
 
 
-def limits(latest: dict[str, Any]) -> dict[str, float]:
-    """Seconds of one image's parts if all multiply-adds ran at the measured peak."""
-    work, peak = latest["multiply_adds"], latest["multiply_adds_per_second"]
-    decoder = work["decode"] / peak
-    return {"transformer": work["generate_b1"] / peak - decoder, "decoder": decoder}
-
-
 def main() -> None:
-    latest = json.loads((ROOT / "benchmarks" / "latest.json").read_text())
-    growth = json.loads((ROOT / "benchmarks" / "growth.json").read_text())
+    latest, growth = records()
+    best = next(iter(latest["sets"].values()))  # the highest instruction set
     figure, axes = pyplot.subplots(1, 4, figsize=(13, 3.6), layout="constrained")
-    bars = [("limit", limits(latest))]
-    bars += [(name, latest["split_seconds"][name]) for name in ("ours", "torch")]
+    bars = [("limit", limits(latest, best))]
+    bars += [(name, best["split_seconds"][name]) for name in ("ours", "torch")]
     bottom = [0.0] * len(bars)
     for part in PARTS:
         seconds = [of.get(part, 0.0) for _, of in bars]

@@ -1,51 +1,65 @@
-"""This project against the PyTorch reference, pair by pair: ``nox -s bench``.
+"""This project against PyTorch, torch.compile and OpenVINO, in turn: ``nox -s bench``.
 
-    python benchmarks/speed/pairs.py [--pairs 7] [--parts codec generate train first]
+    python benchmarks/speed/pairs.py [--pairs 5] [--parts codec generate train first]
+        [--torch PYTHON] [--openvino PYTHON]
 
-d16, 256x256, float32, random weights, two threads. For each part two processes are loaded and
-then work in turn, so that what else the machine does meets both. Prints medians and ratios,
-and writes ``benchmarks/latest.json`` with every sample where all parts were measured.
+d16, 256x256, float32, random weights, two threads, at each instruction set of the machine. For
+each part the processes of all sides are loaded and then work in turn, so that what else the
+machine does meets all. Prints medians and ratios, and writes ``benchmarks/latest.json`` with
+every sample where all parts were measured.
 """
 
 import argparse
 import json
 import logging
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+import tables
+from inputs import TRAINING_BATCH
+from machine import THREADS, environment, instruction_sets, machine, versions
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
-from worker import THREADS, TRAINING_BATCH
 
 log = logging.getLogger("benchmark")
-LATEST = Path(__file__).resolve().parents[1] / "latest.json"
-GIB = 2**30
-CODEC, GENERATE, TRAIN = ("encode", "decode"), ("generate_b1", "generate_b4"), ("train",)
-PARTS = {"codec": CODEC, "generate": GENERATE, "train": TRAIN}
+HERE = Path(__file__).parent
+LATEST = HERE.parent / "latest.json"
+JOBS = {
+    "codec": ("encode", "decode"),
+    "generate": ("generate_b1", "generate_b4"),
+    "train": ("train",),
+}
+SIDES = {  # torch.compile's step would be a third process of 8 GiB
+    "codec": ("ours", "torch", "compiled", "openvino"),
+    "generate": ("ours", "torch", "compiled", "openvino"),
+    "train": ("ours", "torch"),
+}
 
 
 class Side:
-    """A worker process of one side."""
+    """A worker process of one side, held to an instruction set."""
 
-    def __init__(self, side: str, part: str, weights: Path) -> None:
+    def __init__(self, side: str, part: str, weights: Path, python: str, held: dict) -> None:
         self.name = side
-        worker = Path(__file__).with_name("worker.py")
-        command = [sys.executable, str(worker), side, part, str(weights)]
-        environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
+        self._cache = tempfile.TemporaryDirectory()  # of torch.compile: empty
+        command = [python, str(HERE / "worker.py"), side, part, str(weights)]
+        own = {"OMP_NUM_THREADS": str(THREADS), "TORCHINDUCTOR_CACHE_DIR": self._cache.name}
+        self.started = time.perf_counter()
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | held | own,
         )
         assert self._process.stdin and self._process.stdout
         self._jobs, self._answers = self._process.stdin, self._process.stdout
@@ -61,185 +75,153 @@ class Side:
     def close(self) -> None:
         self._jobs.close()
         self._process.wait()
+        self._cache.cleanup()
 
 
 @dataclass
 class Report:
-    """What ``latest.json`` holds."""
+    """What ``latest.json`` holds of one instruction set."""
 
     seconds: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    """Of each job, of each side, in the order of the pairs."""
+    """Of each job, of each side, in the order of the turns."""
     peak_memory_bytes: dict[str, dict[str, int]] = field(default_factory=dict)
     split_seconds: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Where the time of one image goes, of each side."""
-    agreement: dict[str, float] = field(default_factory=dict)
+    """Where the time of one image goes, of ours and of PyTorch."""
+    agreement: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Of each job, how far ours is from each other side."""
     first_image_seconds: dict[str, list[float]] = field(default_factory=dict)
-    """From the start of a new process, by what its cache of compiled graphs holds."""
-    multiply_adds: dict[str, float] = field(default_factory=dict)
-    multiply_adds_per_second: float = 0.0
-
-    def ratios(self) -> dict[str, float]:
-        found = {
-            "train_step" if job == "train" else job: ratio(of) for job, of in self.seconds.items()
-        }
-        for part, of in self.peak_memory_bytes.items():
-            found[f"memory_{part}"] = of["ours"] / of["torch"]
-        return {name: round(ratio, 3) for name, ratio in found.items()}
+    """From the start of a new process: ours by what its cache of graphs holds, and each peer."""
+    multiply_adds_per_second: dict[str, float] = field(default_factory=dict)
+    """Of a large product of matrices, of ours and of PyTorch."""
 
 
-def make_weights(folder: Path) -> None:
-    """Random ones of d16 and its tokenizer, drawn by PyTorch, where they are missing in a folder.
-
-    ``vae.safetensors`` and ``var.safetensors``, carried over by var-convert.
-    """
-    import torch
-    from var_convert import convert
-    from var_convert.reference import TorchTokenizer, TorchTransformer
-    from var_tokenizer import TokenizerConfig
-    from var_transformer import TransformerConfig
-
+def make_weights(folder: Path, pythons: dict[str, str]) -> None:
+    """Random ones of d16 and its tokenizer, and OpenVINO's graphs, where they are missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)
-    models: dict[str, Callable[[], torch.nn.Module]] = {
-        "vae": lambda: TorchTokenizer(TokenizerConfig()),
-        "var": lambda: TorchTransformer(TransformerConfig.preset("d16")),
-    }
-    for name, build in models.items():
-        target = folder / f"{name}.safetensors"
-        if not target.exists():
-            log.info("drawing %s", target)
-            source = folder / f"{name}.pth"
-            torch.save(build().state_dict(), source)
-            convert(source, target)
-            source.unlink()
+    for side, script in (("torch", "pytorch.py"), ("openvino", "converted.py")):
+        subprocess.run([pythons[side], str(HERE / script), str(folder)], check=True)
 
 
-def ratio(samples: dict[str, list[float]]) -> float:
-    """Ours / PyTorch, the median over the pairs."""
-    return median(a / b for a, b in zip(samples["ours"], samples["torch"], strict=True))
-
-
-def measure(report: Report, part: str, pairs: int, weights: Path) -> None:
-    """Runs the jobs of ``part`` on both sides in turn."""
-    sides = [Side(name, part, weights) for name in ("ours", "torch")]
+def measure(
+    report: Report, part: str, name: str, pairs: int, weights: Path, pythons: dict[str, str]
+) -> dict[str, float]:
+    """Runs the jobs of ``part`` on all sides in turn; returns the multiply-adds of a job."""
+    held = environment(name)
+    sides = [Side(side, part, weights, pythons[side], held) for side in SIDES[part]]
     memory: dict[str, int] = {}
-    for job in PARTS[part]:
+    for job in JOBS[part]:
         samples: dict[str, list[float]] = {side.name: [] for side in sides}
-        first = {side.name: side.run(job)["result"] for side in sides}  # compiles, warms up
+        first = {}
+        for side in sides:  # compiles, warms up
+            first[side.name] = side.run(job)["result"]
         if not job.startswith("generate"):
-            report.agreement[job] = difference(first["ours"], first["torch"])
+            report.agreement[job] = differences(first)
         for _ in range(pairs):
             for side in sides:
                 answer = side.run(job)
-                samples[side.name].append(answer["seconds"])
+                samples[side.name].append(round(answer["seconds"], 4))
                 memory[side.name] = answer["peak_memory"]
         report.seconds[job] = samples
-        log.info("%s: ours / PyTorch %.3f", job, ratio(samples))
+        log.info("%s %s: %s", name, job, {s: round(median(of), 3) for s, of in samples.items()})
     report.peak_memory_bytes[part] = memory
+    ours, torch = sides[0], sides[1]
     if part == "generate":
         likeliest = {side.name: side.run("likeliest")["result"] for side in sides}
-        report.agreement["generate"] = difference(likeliest["ours"], likeliest["torch"])
-        report.split_seconds = {side.name: side.run("split")["result"] for side in sides}
-    if part != "train":
-        report.multiply_adds |= sides[1].run("work")["result"]
+        report.agreement["generate"] = differences(likeliest)
+        report.split_seconds = {side.name: side.run("split")["result"] for side in (ours, torch)}
     if part == "codec":
-        report.multiply_adds_per_second = sides[1].run("peak")["result"]["multiply_adds_per_second"]
+        for side in (ours, torch):
+            report.multiply_adds_per_second[side.name] = side.run("peak")["result"]
+    work = torch.run("work")["result"] if part != "train" else {}
     for side in sides:
         side.close()
+    return work
 
 
-def difference(ours: list[Any], theirs: list[Any]) -> float:
-    """Of ids the share that differs; of numbers the largest difference, relative above 1."""
-    a, b = np.asarray(ours), np.asarray(theirs)
-    if a.dtype.kind in "iu":
-        return float((a != b).mean())
-    return float((np.abs(a - b) / np.maximum(1, np.abs(b))).max())
+def differences(results: dict[str, list[Any]]) -> dict[str, float]:
+    """Of ours and each other: of ids the share that differs; of numbers the largest difference,
+    relative above 1."""
+    found = {}
+    a = np.asarray(results["ours"])
+    for side in results.keys() - {"ours"}:
+        b = np.asarray(results[side])
+        if a.dtype.kind in "iu":
+            found[side] = float((a != b).mean())
+        else:
+            found[side] = float((np.abs(a - b) / np.maximum(1, np.abs(b))).max())
+    return found
 
 
-def first_image(report: Report, weights: Path, runs: int = 3) -> None:
+def first_image(
+    report: Report, name: str, weights: Path, pythons: dict[str, str], runs: int = 3
+) -> None:
     """``python -m var_transformer.sample`` from start to end, one image; with compiled graphs, too.
 
     The first of two processes finds an empty cache of graphs, the second what the first left.
+    Peers load, compile and draw one image.
     """
     files = ["--tokenizer", weights / "vae.safetensors", "--model", weights / "var.safetensors"]
     command = [sys.executable, "-m", "var_transformer.sample", *files, "--classes", "207", "--out"]
+    held = os.environ | environment(name) | {"OMP_NUM_THREADS": str(THREADS)}
+
+    def note(kind: str, start: float) -> None:
+        report.first_image_seconds.setdefault(kind, []).append(time.perf_counter() - start)
+
     for _ in range(runs):
         with tempfile.TemporaryDirectory() as empty:
-            environment = os.environ | {"OMP_NUM_THREADS": str(THREADS), "XDG_CACHE_HOME": empty}
             for cache in ("empty", "filled"):
                 start = time.perf_counter()
                 words = [*map(str, command), f"{empty}/{cache}"]
-                subprocess.run(words, env=environment, check=True, stderr=subprocess.DEVNULL)
-                seconds = time.perf_counter() - start
-                report.first_image_seconds.setdefault(cache, []).append(seconds)
-                log.info("first image, %s cache of graphs: %.1f s", cache, seconds)
-
-
-def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
-    return {
-        "processor": model or platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": THREADS,
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB, 1),
-        "system": platform.platform(),
-    }
-
-
-def versions() -> dict[str, str]:
-    names = ("mindspore", "torch", "numpy", "var-tokenizer", "var-transformer", "var-train")
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
-
-
-def show(report: Report) -> None:
-    table = Table("", "ours", "PyTorch", "ours / PyTorch")
-    ratios = report.ratios()
-    for job, of in report.seconds.items():
-        name = "train_step" if job == "train" else job
-        values = (f"{median(of[side]):.2f} s" for side in ("ours", "torch"))
-        table.add_row(name, *values, f"{ratios[name]:.2f}")
-    for part, peak in report.peak_memory_bytes.items():
-        values = (f"{peak[side] / GIB:.2f} GiB" for side in ("ours", "torch"))
-        table.add_row(f"memory_{part}", *values, f"{ratios[f'memory_{part}']:.2f}")
-    for part in sorted({*(p for of in report.split_seconds.values() for p in of)}):
-        values = (f"{report.split_seconds[s].get(part, 0):.2f} s" for s in ("ours", "torch"))
-        table.add_row(f"one image: {part}", *values, "")
-    for cache, seconds in report.first_image_seconds.items():
-        table.add_row(f"first image, {cache} cache", f"{median(seconds):.1f} s", "", "")
-    for job, value in report.agreement.items():
-        table.add_row(f"difference: {job}", f"{value:.1e}", "", "")
-    Console().print(table)
+                own = held | {"XDG_CACHE_HOME": empty}
+                subprocess.run(words, env=own, check=True, stderr=subprocess.DEVNULL)
+                note(cache, start)
+    for name in SIDES["generate"][1:]:
+        side = Side(name, "generate", weights, pythons[name], held)
+        side.run("generate_b1")
+        note(name, side.started)
+        side.close()
+    log.info("first image: %s", {k: median(s) for k, s in report.first_image_seconds.items()})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--parts", nargs="+", choices=(*PARTS, "first"), default=(*PARTS, "first"))
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--parts", nargs="+", choices=(*JOBS, "first"), default=(*JOBS, "first"))
     parser.add_argument("--weights", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--torch", default=sys.executable, help="Python that has PyTorch")
+    parser.add_argument("--openvino", default=sys.executable, help="Python that has OpenVINO")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler()])
-    make_weights(options.weights)
-    report = Report()
-    for part in options.parts:
-        if part == "first":
-            first_image(report, options.weights)
-        else:
-            measure(report, part, options.pairs, options.weights)
-    show(report)
-    if set(options.parts) < {*PARTS, "first"}:
-        return
+    pythons = {"ours": sys.executable, "torch": options.torch, "compiled": options.torch}
+    pythons["openvino"] = options.openvino
+    make_weights(options.weights, pythons)
+    reports: dict[str, Report] = {}
+    multiply_adds: dict[str, float] = {}
+    for name in instruction_sets():
+        report = reports[name] = Report()
+        for part in options.parts:
+            if part == "first":
+                first_image(report, name, options.weights, pythons)
+            else:
+                of = measure(report, part, name, options.pairs, options.weights, pythons)
+                multiply_adds |= of
+    peers = {package: python for package, python in pythons.items() if package != "compiled"}
     content = {
-        "ratio": report.ratios(),
         "machine": machine(),
-        "versions": versions(),
+        "versions": versions(peers),
         "training_batch": TRAINING_BATCH,
-        **report.__dict__,
+        "multiply_adds": multiply_adds,
+        "sets": {name: asdict(report) for name, report in reports.items()},
     }
+    for text in (tables.speed(content), tables.differences(content)):
+        Console(width=140).print(text, markup=False)
+    if set(options.parts) < {*JOBS, "first"}:
+        return
     written = LATEST.with_suffix(".tmp")
     written.write_text(json.dumps(content, indent=1) + "\n")
     written.replace(LATEST)
-    log.info("wrote %s", LATEST)
+    tables.main()
+    log.info("wrote %s and its tables in the pages", LATEST)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,175 @@
+"""The tables of the READMEs and of docs/speed.md, from ``latest.json`` and ``growth.json``.
+
+python benchmarks/speed/tables.py     # writes them between <!-- NAME --> and <!-- end -->
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = (ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "docs" / "speed.md")
+GIB = 2**30
+NAMES = {"v4": "AVX-512", "v3": "AVX2", "neon": "NEON"}
+PEERS = {"torch": "PyTorch", "compiled": "torch.compile", "openvino": "OpenVINO"}
+SIDES = {"ours": "this project"} | PEERS
+JOBS = {
+    "encode": "encode one image",
+    "decode": "decode one image",
+    "generate_b1": "one image",
+    "generate_b4": "four images",
+    "train": "training step, batch 2",
+}
+MEMORY = {
+    "codec": "memory, encode and decode",
+    "generate": "memory, generate",
+    "train": "memory, training step",
+}
+Latest = dict[str, Any]
+
+
+def ratio(samples: dict[str, list[float]], side: str) -> float:
+    """Ours / a side, the median over the turns."""
+    return median(a / b for a, b in zip(samples["ours"], samples[side], strict=True))
+
+
+def rows(of: Latest) -> dict[str, tuple[dict[str, str], dict[str, float]]]:
+    """Of one instruction set: by row, what each side takes, and ours / each peer."""
+    found = {}
+    for job, row in JOBS.items():
+        if samples := of["seconds"].get(job):
+            values = {side: f"{median(samples[side]):.2f} s" for side in samples}
+            found[row] = values, {side: ratio(samples, side) for side in samples}
+    for part, row in MEMORY.items():
+        if peak := of["peak_memory_bytes"].get(part):
+            values = {side: f"{peak[side] / GIB:.2f} GiB" for side in peak}
+            found[row] = values, {side: peak["ours"] / peak[side] for side in peak}
+    return found
+
+
+def table(heads: list[str], body: list[list[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *body]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def speed(latest: Latest) -> str:
+    """What every side takes, a table for each instruction set."""
+    tables = []
+    for name, of in latest["sets"].items():
+        body = [
+            [row, *(values.get(side, "-") for side in SIDES), f"{ratios['torch']:.2f}"]
+            for row, (values, ratios) in rows(of).items()
+        ]
+        heads = [NAMES[name], *SIDES.values(), "ours / PyTorch"]
+        tables.append(table(heads, body))
+    return "\n\n".join(tables)
+
+
+def ratios(latest: Latest) -> str:
+    """Ours / PyTorch, and ours / the best of the other peers."""
+    heads = ["ours / peer"]
+    cells: dict[str, list[str]] = {}
+    for name, of in latest["sets"].items():
+        heads += [f"{NAMES[name]}: PyTorch", "torch.compile or OpenVINO"]
+        for row, (_, ratios) in rows(of).items():
+            others = [ratios[side] for side in ("compiled", "openvino") if side in ratios]
+            best = f"{max(others):.2f}" if others else "-"
+            cells.setdefault(row, [row]).extend((f"{ratios['torch']:.2f}", best))
+    return table(heads, list(cells.values()))
+
+
+def limits(latest: Latest, of: Latest) -> dict[str, float]:
+    """Seconds of one image's parts if all multiply-adds ran at the measured peak."""
+    work, peak = latest["multiply_adds"], max(of["multiply_adds_per_second"].values())
+    decoder = work["decode"] / peak
+    return {"transformer": work["generate_b1"] / peak - decoder, "decoder": decoder}
+
+
+def parts(latest: Latest) -> str:
+    """Where the time of one image goes."""
+    tables = []
+    for name, of in latest["sets"].items():
+        peak = max(of["multiply_adds_per_second"].values()) / 1e9
+        heads = [NAMES[name], "ours", "PyTorch", f"limit at {peak:.0f} G/s", "of the limit"]
+        body = []
+        for part, seconds in of["split_seconds"]["ours"].items():
+            theirs = of["split_seconds"]["torch"].get(part)
+            limit = limits(latest, of).get(part)
+            shown = (f"{s:.2f} s" if s is not None else "-" for s in (seconds, theirs, limit))
+            share = f"{limit / seconds:.0%}" if limit else "-"
+            body.append([part, *shown, share])
+        tables.append(table(heads, body))
+    return "\n\n".join(tables)
+
+
+def first(latest: Latest) -> str:
+    """From the start of a process to its first image."""
+    kinds = {"empty": "this project", "filled": "with the graphs of an earlier run"} | PEERS
+    heads = ["first image", *(NAMES[name] for name in latest["sets"])]
+    found = [of["first_image_seconds"] for of in latest["sets"].values()]
+    body = [
+        [words, *(f"{median(of[kind]):.1f} s" if kind in of else "-" for of in found)]
+        for kind, words in kinds.items()
+    ]
+    return table(heads, body)
+
+
+def differences(latest: Latest) -> str:
+    """How far ours is from each peer, the largest of all instruction sets."""
+    words = {
+        "encode": "encoded ids that differ",
+        "decode": "decoded pixels",
+        "generate": "likeliest ids that differ",
+        "train": "loss and gradient norm, relative",
+    }
+    body = []
+    for job, row in words.items():
+        found = [of["agreement"].get(job, {}) for of in latest["sets"].values()]
+        cells = []
+        for side in PEERS:
+            values = [of[side] for of in found if side in of]
+            cells.append(f"{max(values):.0e}" if values else "-")
+        body.append([row, *cells])
+    return table(["ours against", *PEERS.values()], body)
+
+
+def growth(growing: Latest) -> str:
+    """Seconds of a generation by batch, depth and resolution."""
+    words = {
+        "batch": "batch, d16 at 256 px",
+        "depth": "depth at 256 px, where the width grows with it",
+        "resolution": "resolution, d16",
+    }
+    lines = []
+    for kind, row in words.items():
+        values = (f"{n}: {median(samples):.1f} s" for n, samples in growing[kind].items())
+        lines.append(f"- {row}: {', '.join(values)}")
+    return ";\n".join(lines) + "."
+
+
+TABLES: tuple[Callable[[Latest], str], ...] = (speed, ratios, parts, first, differences)
+
+
+def with_tables(text: str, latest: Latest, growing: Latest) -> str:
+    """A page with its tables as the records have them."""
+    texts = {of.__name__: of(latest) for of in TABLES} | {"growth": growth(growing)}
+    pattern = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+    return pattern.sub(lambda m: f"{m[1]}\n{texts[m[2]]}\n\n{m[3]}", text)
+
+
+def records() -> tuple[Latest, Latest]:
+    folder = ROOT / "benchmarks"
+    latest, growing = (folder / name for name in ("latest.json", "growth.json"))
+    return json.loads(latest.read_text()), json.loads(growing.read_text())
+
+
+def main() -> None:
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text(), *records()))
+
+
+if __name__ == "__main__":
+    main()
