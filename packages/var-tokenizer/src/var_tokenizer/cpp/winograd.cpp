@@ -38,6 +38,9 @@ constexpr int block = 2 * lanes;  // output channels of one product
 constexpr int max_rows = (registers - 3) / 2;
 constexpr int group_size = 28;           // tiles whose V and M a thread holds at once, at most,
 constexpr int gradient_group_size = 56;  // and whose V and D
+// Floats after each point's matrix: without them the same element of all points would have the same
+// low 12 bits of its address, and 36 lines would compete for one set of the cache.
+constexpr int64_t gap = 16;
 constexpr float near = 0.70710678f, far = 1.41421356f;  // n and f
 
 inline void times_BT(const Vector (&d)[6], Vector (&v)[6]) {
@@ -107,12 +110,15 @@ inline void on_both_sides(Times times, Get get, Put put) {
     }
 }
 
+// The size of U (points, c, block) for one block of output channels
+int64_t size_of_u(int64_t c) { return points * (c * block + gap); }
+
 // G g G^T of kernels of 3x3 vectors, get(tap), at the points of U (points, c, block)
 template <typename Get>
 void transform_kernel(Get get, int64_t c, float* u) {
     on_both_sides<3, 6>(
         times_G, [&](int p, int q) { return get(p * 3 + q); },
-        [&](int p, int q, Vector value) { store(u + (p * 6 + q) * c * block, value); });
+        [&](int p, int q, Vector value) { store(u + (p * 6 + q) * (c * block + gap), value); });
 }
 
 // weight (o, 3, 3, c) -> U (o / block, points, c, block)
@@ -129,7 +135,7 @@ void transform_weight(const Shape& s, const float* weight, float* u) {
         }
         for (int j = 0; j < lanes; ++j) {
             transform_kernel([&](int tap) { return load(turned[j][tap]); }, s.c,
-                             u + (o / block * points * s.c + c + j) * block + o % block);
+                             u + o / block * size_of_u(s.c) + (c + j) * block + o % block);
         }
     });
 }
@@ -139,7 +145,7 @@ void transform_transposed_weight(const Shape& s, const float* weight, float* u) 
     parallel_for(s.c, [&](int64_t c) {
         for (int64_t o = 0; o < s.o; o += lanes) {
             transform_kernel([&](int tap) { return load(weight + (c * 9 + 8 - tap) * s.o + o); },
-                             s.c, u + (o / block * points * s.c + c) * block + o % block);
+                             s.c, u + o / block * size_of_u(s.c) + c * block + o % block);
         }
     });
 }
@@ -183,12 +189,13 @@ void transform_pixels(const Shape& s, const Group& group, const float* x, float*
                 }
             }
             float* to = v + group.begin(i) * s.c + r * lanes;
+            const int64_t point = group.count * s.c + gap;
             for (int64_t c = 0; c < s.c; c += lanes) {
                 on_both_sides<6, 6>(
                     times_BT,
                     [&](int p, int q) { return at[p][q] ? load(at[p][q] + c) : Vector{}; },
                     [&](int p, int q, Vector value) {
-                        store(to + (p * 6 + q) * group.count * s.c + c * rows, value);
+                        store(to + (p * 6 + q) * point + c * rows, value);
                     });
             }
         }
@@ -264,16 +271,18 @@ void convolve_transformed(const Shape& s, const float* x, const float* u, const 
     parallel_for(groups, [&](int64_t job) {
         thread_local Buffer pixels, products;
         const Group group(tiles * job / groups, tiles * (job + 1) / groups, max_rows);
-        float* v = pixels.floats(points * group.count * s.c);
+        const int64_t point = group.count * s.c + gap;
+        float* v = pixels.floats(points * point);
         float* m = products.floats(points * group.count * block);
         transform_pixels(s, group, x, v);
         for (int64_t o = 0; o < s.o; o += block) {
             for (int p = 0; p < points; ++p) {
                 for (int64_t i = 0; i < group.blocks; ++i) {
                     const int64_t begin = group.begin(i);
-                    multiply_rows[group.rows(i) - 1](s.c, v + (p * group.count + begin) * s.c,
-                                                     u + (o * points + p * block) * s.c,
-                                                     m + (p * group.count + begin) * block);
+                    multiply_rows[group.rows(i) - 1](
+                        s.c, v + p * point + begin * s.c,
+                        u + o / block * size_of_u(s.c) + p * (s.c * block + gap),
+                        m + (p * group.count + begin) * block);
                 }
             }
             transform_products(s, group, m, o, bias, plus, out);
@@ -333,18 +342,18 @@ void add_products(int64_t count, const float* v, const float* d, float* u) {
 // G^T u G of the gradients u (parts, o / block, points, c, block), summed -> of the weight (o, 3,
 // 3, c)
 void transform_sums(const Shape& s, int64_t parts, const float* u, float* weight) {
-    const int64_t vectors = s.o / lanes, size = points * s.c * s.o;
+    const int64_t vectors = s.o / lanes, size = s.o / block * size_of_u(s.c);
     parallel_for(vectors * (s.c / lanes), [&](int64_t job) {
         const int64_t o = job % vectors * lanes, c = job / vectors * lanes;
         alignas(64) float turned[lanes][9][lanes];  // input channels, taps, output channels
         for (int j = 0; j < lanes; ++j) {
-            const float* from = u + (o / block * points * s.c + c + j) * block + o % block;
+            const float* from = u + o / block * size_of_u(s.c) + (c + j) * block + o % block;
             on_both_sides<6, 3>(
                 times_GT,
                 [&](int p, int q) {
                     Vector sum = {};
                     for (int64_t part = 0; part < parts; ++part) {
-                        sum += load(from + part * size + (p * 6 + q) * s.c * block);
+                        sum += load(from + part * size + (p * 6 + q) * (s.c * block + gap));
                     }
                     return sum;
                 },
@@ -369,14 +378,14 @@ bool takes(int64_t c, int64_t o) { return c % lanes == 0 && o % block == 0; }
 void convolve(const Shape& s, const float* x, const float* weight, const float* bias,
               const float* plus, float* out) {
     expect(takes(s.c, s.o));
-    float* u = transformed.floats(points * s.c * s.o);
+    float* u = transformed.floats(s.o / block * size_of_u(s.c));
     transform_weight(s, weight, u);
     convolve_transformed(s, x, u, bias, plus, out);
 }
 
 void convolve_transposed(const Shape& s, const float* x, const float* weight, float* out) {
     expect(takes(s.c, s.o));
-    float* u = transformed.floats(points * s.c * s.o);
+    float* u = transformed.floats(s.o / block * size_of_u(s.c));
     transform_transposed_weight(s, weight, u);
     convolve_transformed(s, x, u, nullptr, nullptr, out);
 }
@@ -384,7 +393,7 @@ void convolve_transposed(const Shape& s, const float* x, const float* weight, fl
 void grad_weight(const Shape& s, const float* x, const float* grad, float* out) {
     expect(takes(s.c, s.o));
     // a part for each thread, with sums of its own: they do not depend on who takes which part
-    const int64_t tiles = s.tiles(), size = points * s.c * s.o;
+    const int64_t tiles = s.tiles(), size = s.o / block * size_of_u(s.c);
     const int64_t groups = (tiles + gradient_group_size - 1) / gradient_group_size;
     const int64_t parts = std::min<int64_t>(thread_count(), groups);
     float* sums = transformed.floats(parts * size);
@@ -394,16 +403,18 @@ void grad_weight(const Shape& s, const float* x, const float* grad, float* out) 
         std::fill_n(u, size, 0.0f);
         for (int64_t i = groups * part / parts; i < groups * (part + 1) / parts; ++i) {
             const Group group(tiles * i / groups, tiles * (i + 1) / groups, gradient_group_size);
-            float* v = pixels.floats(points * group.count * s.c);
+            const int64_t point = group.count * s.c + gap;
+            float* v = pixels.floats(points * point);
             float* d = gradients.floats(points * group.count * block);
             transform_pixels(s, group, x, v);
             for (int64_t o = 0; o < s.o; o += block) {
                 transform_gradient(s, group, grad, o, d);
                 for (int p = 0; p < points; ++p) {
                     for (int64_t c = 0; c < s.c; c += lanes) {
-                        add_products(group.count, v + (p * s.c + c) * group.count,
-                                     d + p * group.count * block,
-                                     u + ((o / block * points + p) * s.c + c) * block);
+                        add_products(
+                            group.count, v + p * point + c * group.count,
+                            d + p * group.count * block,
+                            u + o / block * size_of_u(s.c) + p * (s.c * block + gap) + c * block);
                     }
                 }
             }
