@@ -1,11 +1,14 @@
-"""A call of every kernel for each way that it can take, for the tests here and sanitizers.cpp."""
+"""Calls of the kernels: for the tests here, and as files for the standalone programs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
+from definitions import next_scale_attention
 
 Arrays = list[np.ndarray]
+Shape = tuple[int, ...]
 LIBRARIES = ("tokenizer", "transformer", "train")
 
 
@@ -17,9 +20,12 @@ class Call:
     name: str
     arrays: Arrays
 
+    def __str__(self) -> str:
+        return f"{self.name} of {', '.join(str(a.shape) for a in self.arrays)}"
 
-def write(calls: list[Call], file: BinaryIO) -> None:
-    """As sanitizers.cpp reads them: a line a call, then a line and the bytes of each array."""
+
+def write(calls: Sequence[Call], file: BinaryIO) -> None:
+    """As programs/calls.h reads them: a line a call, then a line and the bytes of each array."""
     for call in calls:
         file.write(f"{call.library} {call.name} {len(call.arrays)}\n".encode())
         for array in call.arrays:
@@ -27,76 +33,148 @@ def write(calls: list[Call], file: BinaryIO) -> None:
             file.write(array.tobytes())
 
 
+def read_results(calls: Sequence[Call], file: BinaryIO) -> list[Arrays]:
+    """All arrays of each call after it, as programs/results.cpp writes them: bytes alone."""
+    return [
+        [np.frombuffer(file.read(a.nbytes), a.dtype, a.size).reshape(a.shape) for a in call.arrays]
+        for call in calls
+    ]
+
+
+def numbers(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
+def integers(*values: int) -> np.ndarray:
+    return np.array(values, np.int32)
+
+
+def unwritten(*shape: int) -> np.ndarray:
+    return np.full(shape, np.nan, np.float32)
+
+
+class CallMaker:
+    """Makes calls of each kind of kernel, forward and backward, on random numbers in [-1, 1]."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.calls: list[Call] = []
+
+    def floats(self, *shape: int) -> np.ndarray:
+        return self.rng.uniform(-1, 1, shape).astype(np.float32)
+
+    def add(self, library: str, name: str, *arrays: np.ndarray) -> None:
+        self.calls.append(Call(library, name, list(arrays)))
+
+    def convolutions(
+        self,
+        x: Shape,
+        outputs: int,
+        kernel: int,
+        stride: int = 1,
+        pads: tuple[int, int] = (1, 1),
+        upsampled: bool = False,
+    ) -> None:
+        """All passes of one, of x (B, Y, X, C) with ``pads`` zeros before and after."""
+        f, (b, *size, c) = self.floats, x
+        full = [n * (2 if upsampled else 1) + sum(pads) for n in size]
+        y = (b, *((n - kernel) // stride + 1 for n in full), outputs)
+        weight, bias = (outputs, kernel, kernel, c), (outputs,)
+        geometry = integers(stride, pads[0], upsampled)
+        add = ("tokenizer",)
+        self.add(*add, "conv2d", f(*x), f(*weight), f(*bias), geometry, unwritten(*y))
+        inputs = f(*x), f(*weight), f(*bias), f(*y)
+        self.add(*add, "conv2d_plus", *inputs, geometry, unwritten(*y))
+        self.add(*add, "conv2d_grad_x", f(*y), f(*weight), f(*x), geometry, unwritten(*x))
+        results = unwritten(*weight), unwritten(*bias)
+        self.add(*add, "conv2d_grad_weight", f(*y), f(*x), f(*weight), geometry, *results)
+
+    def group_norm(self, x: Shape, groups: int, silu: bool) -> None:
+        """Of x (B, Y, X, C)."""
+        f, c, settings = self.floats, x[3], (integers(groups), numbers(1e-6))
+        name = "group_norm_silu" if silu else "group_norm"
+        self.add("tokenizer", name, f(*x), f(c), f(c), *settings, unwritten(*x))
+        results = unwritten(*x), unwritten(c), unwritten(c)
+        self.add("tokenizer", f"{name}_grad", f(*x), f(*x), f(c), f(c), *settings, *results)
+
+    def nearest_code(self, vectors: int, codes: int, width: int) -> None:
+        arrays = self.floats(vectors, width), self.floats(codes, width)
+        self.add("tokenizer", "nearest_code", *arrays, np.full(vectors, -1, np.int32))
+
+    def gelu(self, *x: int) -> None:
+        f = self.floats
+        self.add("transformer", "gelu", 4 * f(*x), unwritten(*x))
+        self.add("transformer", "gelu_grad", f(*x), 4 * f(*x), unwritten(*x))
+
+    def modulation(self, *x: int) -> None:
+        """The norm and the gated sum of x (B, L, C)."""
+        f, one = self.floats, (x[0], 1, x[2])
+        results = unwritten(*x), unwritten(*one), unwritten(*one)
+        add = ("transformer",)
+        self.add(*add, "modulated_norm", f(*x), f(*one), f(*one), results[0])
+        self.add(*add, "modulated_norm_grad", f(*x), f(*x), f(*one), *results)
+        self.add(*add, "gated_sum", f(*x), f(*x), f(*one), results[0])
+        self.add(*add, "gated_sum_grad", f(*x), f(*x), f(*one), *results[:2])
+
+    def linear(self, rows: Shape, depth: int, outputs: int) -> None:
+        f, x, y, weight = self.floats, (*rows, depth), (*rows, outputs), (outputs, depth)
+        self.add("transformer", "linear", f(*x), f(*weight), f(outputs), unwritten(*y))
+        results = unwritten(*x), unwritten(*weight), unwritten(outputs)
+        self.add("transformer", "linear_grad", f(*y), f(*x), f(*weight), *results)
+
+    def attention(
+        self, images: int, heads: int, width: int, offsets: Sequence[int], tokens: int, unit: bool
+    ) -> None:
+        """Of the first ``tokens``, which end where a scale does; the gradient is of its own."""
+        qkv, mixed = (images, tokens, 3 * heads * width), (images, tokens, heads * width)
+        settings = self.floats(heads), integers(*offsets), integers(unit)
+        inputs = self.floats(*qkv), *settings
+        results = unwritten(*mixed), unwritten(images, heads, tokens)
+        self.add("transformer", "next_scale_attention", *inputs, *results)
+        forward = next_scale_attention(inputs[0], settings[0], offsets, unit)
+        results = unwritten(*qkv), unwritten(heads)
+        inputs = self.floats(*mixed), *inputs, *(a.astype(np.float32) for a in forward)
+        self.add("transformer", "next_scale_attention_grad", *inputs, *results)
+
+    def cached_attention(
+        self, images: int, heads: int, width: int, begin: int, tokens: int, room: int, unit: bool
+    ) -> None:
+        """Of a cache for ``room`` tokens, rounded up to whole vectors of any instruction set."""
+        cache = self.floats(images, heads, width, -(-room // 16) * 16)
+        values = self.floats(images, heads, room, width)
+        settings = self.floats(heads), integers(begin), integers(unit)
+        qkv = self.floats(images, tokens, 3 * heads * width)
+        mixed = unwritten(images, tokens, heads * width)
+        self.add("transformer", "cached_attention", qkv, *settings, cache, values, mixed)
+
+    def optimizer(self, *shape: int, finite: bool = True) -> None:
+        f = self.floats
+        self.add("train", "sum_of_squares", f(*shape), unwritten(1))
+        state = f(*shape), f(*shape), np.abs(f(*shape)), f(*shape)
+        scalars = np.array(0.5, np.float32), np.array(finite), numbers(0.1, 1e-8, 0.01)
+        self.add("train", "adamw", *state, *scalars, numbers(0.9, 0.99))
+
+
 def every_call() -> list[Call]:
-    """Small, but large enough for Winograd's tiles, oneDNN's primitives, and several jobs each."""
-    rng = np.random.default_rng(0)
+    """Each kernel for each way that it can take.
 
-    def f(*shape: int) -> np.ndarray:
-        return rng.uniform(-1, 1, shape).astype(np.float32)
-
-    def i(*values: int) -> np.ndarray:
-        return np.array(values, np.int32)
-
-    def numbers(*values: float) -> np.ndarray:
-        return np.array(values, np.float32)
-
-    def out(*shape: int) -> np.ndarray:
-        return np.full(shape, np.nan, np.float32)
-
-    calls = []
-
-    def tokenizer(name: str, *arrays: np.ndarray) -> None:
-        calls.append(Call("tokenizer", name, list(arrays)))
-
-    def transformer(name: str, *arrays: np.ndarray) -> None:
-        calls.append(Call("transformer", name, list(arrays)))
-
-    # x, weight, and where the result or its gradient is; stride, zeros before, whether upsampled
-    for x, weight, y, geometry in (
-        ((1, 18, 22, 32), (32, 3, 3, 32), (1, 18, 22, 32), i(1, 1, 0)),
-        ((1, 9, 10, 32), (32, 3, 3, 32), (1, 18, 20, 32), i(1, 1, 1)),
-        ((2, 12, 10, 3), (8, 4, 4, 3), (2, 6, 5, 8), i(2, 1, 0)),
-        ((2, 12, 10, 4), (16, 1, 1, 4), (2, 6, 5, 16), i(2, 0, 0)),
-        ((2, 5, 6, 5), (7, 3, 3, 5), (2, 10, 12, 7), i(1, 1, 1)),
-    ):
-        bias = weight[0]
-        tokenizer("conv2d", f(*x), f(*weight), f(bias), geometry, out(*y))
-        tokenizer("conv2d_plus", f(*x), f(*weight), f(bias), f(*y), geometry, out(*y))
-        tokenizer("conv2d_grad_x", f(*y), f(*weight), f(*x), geometry, out(*x))
-        tokenizer("conv2d_grad_weight", f(*y), f(*x), f(*weight), geometry, out(*weight), out(bias))
-
-    # gradient of the result, x, gain, bias, groups, epsilon
-    for silu, images in (("", 2), ("_silu", 1)):
-        x, c, settings = (images, 20, 30, 8), 8, (i(4), numbers(1e-6))
-        tokenizer(f"group_norm{silu}", f(*x), f(c), f(c), *settings, out(*x))
-        results = out(*x), out(c), out(c)
-        tokenizer(f"group_norm{silu}_grad", f(*x), f(*x), f(c), f(c), *settings, *results)
-    tokenizer("nearest_code", f(70, 8), f(100, 8), np.full(70, -1, np.int32))
-
-    transformer("gelu", f(3, 12000), out(3, 12000))
-    transformer("gelu_grad", f(3, 12000), f(3, 12000), out(3, 12000))
-    x, one = (2, 40, 50), (2, 1, 50)
-    transformer("modulated_norm", f(*x), f(*one), f(*one), out(*x))
-    transformer("modulated_norm_grad", f(*x), f(*x), f(*one), out(*x), out(*one), out(*one))
-    transformer("gated_sum", f(*x), f(*x), f(*one), out(*x))
-    transformer("gated_sum_grad", f(*x), f(*x), f(*one), out(*x), out(*one))
+    Small, but large enough for Winograd's tiles, oneDNN's primitives, and several jobs each.
+    """
+    make = CallMaker()
+    make.convolutions((1, 18, 22, 32), 32, 3)
+    make.convolutions((1, 9, 10, 32), 32, 3, upsampled=True)
+    make.convolutions((2, 12, 10, 3), 8, 4, 2)
+    make.convolutions((2, 12, 10, 4), 16, 1, 2, (0, 0))
+    make.convolutions((2, 5, 6, 5), 7, 3, upsampled=True)
+    make.group_norm((2, 20, 30, 8), 4, silu=False)
+    make.group_norm((1, 20, 30, 8), 4, silu=True)
+    make.nearest_code(70, 100, 8)
+    make.gelu(3, 12000)
+    make.modulation(2, 40, 50)
     for rows in (7, 60):  # few, and many
-        x, weight, y = (2, rows, 70), (90, 70), (2, rows, 90)
-        transformer("linear", f(*x), f(*weight), f(90), out(*y))
-        transformer("linear_grad", f(*y), f(*x), f(*weight), out(*x), out(*weight), out(90))
-    offsets = i(0, 1, 5, 14, 30)
-    for tokens, unit_length in ((30, 1), (14, 0)):
-        qkv, mixed, log_sums = (2, tokens, 96), (2, tokens, 32), (2, 2, tokens)
-        inputs = f(*qkv), f(2), offsets, i(unit_length)
-        transformer("next_scale_attention", *inputs, out(*mixed), out(*log_sums))
-        forward = f(*mixed), f(*log_sums)
-        results = out(*qkv), out(2)
-        transformer("next_scale_attention_grad", f(*mixed), *inputs, *forward, *results)
-    cache = f(2, 2, 16, 32), f(2, 2, 30, 16)  # keys, values
-    transformer("cached_attention", f(2, 9, 96), f(2), i(5), i(1), *cache, out(2, 9, 32))
-
-    calls.append(Call("train", "sum_of_squares", [f(3, 20000), out(1)]))
-    state = f(40000), f(40000), np.abs(f(40000)), f(40000)
-    scalars = np.array(0.5, np.float32), np.array(True), numbers(0.1, 1e-8, 0.01)
-    calls.append(Call("train", "adamw", [*state, *scalars, numbers(0.9, 0.99)]))
-    return calls
+        make.linear((2, rows), 70, 90)
+    for tokens, unit in ((30, True), (14, False)):
+        make.attention(2, 2, 16, (0, 1, 5, 14, 30), tokens, unit)
+    make.cached_attention(2, 2, 16, 5, 9, 30, unit=True)
+    make.optimizer(3, 20000)
+    return make.calls

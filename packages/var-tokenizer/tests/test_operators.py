@@ -3,7 +3,7 @@ import logging
 import mindspore as ms
 import numpy as np
 import pytest
-from definitions import convolution
+from definitions import convolution, group_norm
 from mindspore import Tensor
 from var_tokenizer import operators as fast
 from var_tokenizer.common.kernels import KernelLibrary
@@ -88,14 +88,6 @@ def test_a_convolution_in_chunks_equals_one_in_one_piece(monkeypatch):
     np.testing.assert_allclose(cell(*parameters).asnumpy(), whole, atol=1e-5)
 
 
-def normalized(x_byxc, gain, bias, groups, silu):
-    b, y, x, c = x_byxc.shape
-    parts = x_byxc.astype(np.float64).reshape(b, y * x, groups, c // groups)
-    mean, std = parts.mean((1, 3), keepdims=True), parts.std((1, 3), keepdims=True)
-    out = ((parts - mean) / np.sqrt(std**2 + 1e-6)).reshape(b, y, x, c) * gain + bias
-    return out / (1 + np.exp(-out)) if silu else out
-
-
 @pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize("shape", [(2, 4, 3, 16), (1, 20, 30, 8), (5, 1, 1, 20)])
 def test_group_norm_equals_its_definition_and_its_gradient_a_finite_difference(form, shape, silu):
@@ -105,13 +97,13 @@ def test_group_norm_equals_its_definition_and_its_gradient_a_finite_difference(f
     g = rng.standard_normal(x.shape).astype(np.float32)
     cell = fast.group_norm(4, silu=silu)
     got = cell(Tensor(x), Tensor(gain), Tensor(bias)).asnumpy()
-    np.testing.assert_allclose(got, normalized(x, gain, bias, 4, silu), atol=1e-5)
+    np.testing.assert_allclose(got, group_norm(x, gain, bias, 4, silu), atol=1e-5)
     arguments = [a.astype(np.float64) for a in (x, gain, bias)]
     for i, grad in enumerate(gradients(cell, g, x, gain, bias)):
         direction = rng.standard_normal(arguments[i].shape)
         step = [a + (1e-5 * direction if j == i else 0) for j, a in enumerate(arguments)]
         back = [a - (1e-5 * direction if j == i else 0) for j, a in enumerate(arguments)]
-        difference = normalized(*step, 4, silu) - normalized(*back, 4, silu)
+        difference = group_norm(*step, 4, silu) - group_norm(*back, 4, silu)
         slope = (difference * g).sum() / 2e-5
         assert (grad * direction).sum() == pytest.approx(slope, rel=1e-3, abs=1e-3)
 
@@ -120,7 +112,7 @@ def test_group_norm_keeps_its_digits_far_from_zero(form):
     x = 1000 + np.random.default_rng(6).standard_normal((1, 16, 16, 8)).astype(np.float32)
     gain, bias = np.ones(8, np.float32), np.zeros(8, np.float32)
     got = fast.group_norm(4)(Tensor(x), Tensor(gain), Tensor(bias)).asnumpy()
-    np.testing.assert_allclose(got, normalized(x, gain, bias, 4, False), atol=2e-3)
+    np.testing.assert_allclose(got, group_norm(x, gain, bias, 4, False), atol=2e-3)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1000.1, -31234.567, 3e-7])

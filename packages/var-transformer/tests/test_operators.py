@@ -6,6 +6,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from attention_calls import Joined, scale_by_scale, value_and_gradients
+from definitions import gated_sum, gelu, linear, modulated_norm
 from mindspore import Tensor
 from var_tokenizer import ScaleSchedule
 from var_tokenizer.common import KernelLibrary
@@ -48,24 +49,6 @@ def numeric_gradient(function, arrays, weight, which):
             ends.append((function(*moved) * weight).sum())
         gradient[index] = (ends[0] - ends[1]) / 2e-5
     return gradient
-
-
-def gelu(x):
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-
-
-def modulated_norm(x_blc, scale_b1c, shift_b1c):
-    centred = x_blc - x_blc.mean(-1, keepdims=True)
-    normal = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
-    return normal * (1 + scale_b1c) + shift_b1c
-
-
-def gated_sum(x_blc, branch_blc, gate_b1c):
-    return x_blc + gate_b1c * branch_blc
-
-
-def linear(x, weight_oi, bias_o):
-    return x @ weight_oi.T + bias_o
 
 
 TOKENS, VECTOR = (2, 19, 5), (2, 1, 5)  # more tokens than one chunk of the kernels

@@ -1,0 +1,118 @@
+"""What each kernel leaves in its arrays, by tests/definitions.py, and how close it has to come."""
+
+from collections.abc import Callable
+
+import definitions
+import numpy as np
+from native.calls import Arrays, Call
+
+# of the largest number of an array, or of 1 if all are smaller: what float32 loses in these sums
+TOLERANCE = 1e-5
+
+
+def _convolution(x, weight, geometry, grad):
+    """What definitions.convolution gives for the pixels that are read."""
+    stride, before, repeated = map(int, geometry)
+    full, size = definitions.upsampled(x) if repeated else x, grad.shape[1:3]
+    out, grad_x, grad_weight = definitions.convolution(full, weight, stride, before, size, grad)
+    return out, definitions.upsampled_grad(grad_x) if repeated else grad_x, grad_weight
+
+
+def _conv2d(x, weight, bias, geometry, out):
+    return [_convolution(x, weight, geometry, np.zeros(out.shape))[0] + bias]
+
+
+def _conv2d_plus(x, weight, bias, plus, geometry, out):
+    return [_conv2d(x, weight, bias, geometry, out)[0] + plus]
+
+
+def _conv2d_grad_x(grad, weight, x, geometry, _):
+    return [_convolution(x, weight, geometry, grad)[1]]
+
+
+def _conv2d_grad_weight(grad, x, weight, geometry, *_):
+    return [_convolution(x, weight, geometry, grad)[2], grad.sum((0, 1, 2))]
+
+
+def _group_norm(silu):
+    def forward(x, gain, bias, groups, epsilon, _):
+        return [definitions.group_norm(x, gain, bias, groups[0], silu, epsilon[0])]
+
+    return forward
+
+
+def _group_norm_grad(silu):
+    def backward(grad, x, gain, bias, groups, epsilon, *_):
+        return definitions.group_norm_grad(grad, x, gain, bias, groups[0], silu, epsilon[0])
+
+    return backward
+
+
+def _attention(qkv, scale, offsets, unit, *_):
+    return definitions.next_scale_attention(qkv, scale, offsets, unit[0])
+
+
+def _attention_grad(grad, qkv, scale, offsets, unit, *_):
+    return definitions.next_scale_attention_grad(grad, qkv, scale, offsets, unit[0])
+
+
+def _cached_attention(qkv, scale, begin, unit, keys, values, _):
+    room = values.shape[2]  # the keys are (B, H, d, L rounded up)
+    k = keys.swapaxes(2, 3)[:, :, :room]
+    mixed, k, values = definitions.cached_attention(qkv, scale, begin[0], unit[0], k, values)
+    keys = keys.copy()
+    keys[..., :room] = k.swapaxes(2, 3)
+    return [keys, values, mixed]
+
+
+def _adamw(parameter, first, second, gradient, factor, finite, scalars, betas):
+    state = parameter, first, second
+    if finite:
+        state = definitions.adamw(*state, factor * gradient, *scalars, betas)
+    return [*state, gradient, factor, finite, scalars, betas]
+
+
+# kernel -> from its arrays, in float64, to its last ones after the call
+EXPECTED: dict[str, Callable[..., Arrays]] = {
+    "conv2d": _conv2d,
+    "conv2d_plus": _conv2d_plus,
+    "conv2d_grad_x": _conv2d_grad_x,
+    "conv2d_grad_weight": _conv2d_grad_weight,
+    "group_norm": _group_norm(False),
+    "group_norm_silu": _group_norm(True),
+    "group_norm_grad": _group_norm_grad(False),
+    "group_norm_silu_grad": _group_norm_grad(True),
+    "nearest_code": lambda vectors, codes, _: [definitions.nearest_code(vectors, codes)],
+    "gelu": lambda x, _: [definitions.gelu(x)],
+    "gelu_grad": lambda grad, x, _: [definitions.gelu_grad(grad, x)],
+    "modulated_norm": lambda *arrays: [definitions.modulated_norm(*arrays[:3])],
+    "modulated_norm_grad": lambda *arrays: definitions.modulated_norm_grad(*arrays[:3]),
+    "gated_sum": lambda *arrays: [definitions.gated_sum(*arrays[:3])],
+    "gated_sum_grad": lambda *arrays: definitions.gated_sum_grad(*arrays[:3]),
+    "linear": lambda *arrays: [definitions.linear(*arrays[:3])],
+    "linear_grad": lambda *arrays: definitions.linear_grad(*arrays[:3]),
+    "next_scale_attention": _attention,
+    "next_scale_attention_grad": _attention_grad,
+    "cached_attention": _cached_attention,
+    "sum_of_squares": lambda x, _: [np.array([(x**2).sum()])],
+    "adamw": _adamw,
+}
+
+
+def differences(call: Call, results: Arrays) -> list[str]:
+    """One line for each array that a call left other than by definition; none if it is right."""
+    wide = [a.astype(np.float64) if a.dtype == np.float32 else a for a in call.arrays]
+    written = EXPECTED[call.name](*wide)
+    kept = call.arrays[: len(call.arrays) - len(written)]
+    lines = []
+    for i, (got, wanted) in enumerate(zip(results, (*kept, *written), strict=True)):
+        if got.shape != np.shape(wanted):
+            lines.append(f"{call}, array {i}: shape {got.shape}, expected {np.shape(wanted)}")
+        elif i < len(kept) or got.dtype != np.float32:
+            if not np.array_equal(got, wanted):
+                lines.append(f"{call}, array {i} was changed, or is another")
+        elif got.size:
+            error, scale = np.abs(got - wanted).max(), max(1.0, np.abs(wanted).max())
+            if not error <= TOLERANCE * scale:  # nor where there is NaN
+                lines.append(f"{call}, array {i}: error {error:.2g}, largest number {scale:.3g}")
+    return lines
