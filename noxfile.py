@@ -114,7 +114,18 @@ def sanitizers(session: nox.Session) -> None:
     They run in a program of their own, built here, with the oneDNN of `test`'s MindSpore.
     """
     python = str(ROOT / ".nox" / "test" / "bin" / "python")
-    session.run(python, "tests/native/sanitizers.py", *session.posargs, external=True)
+    session.run(python, "tests/native/programs/sanitizers.py", *session.posargs, external=True)
+
+
+@nox.session(python=PYTHON)
+def aarch64(session: nox.Session) -> None:
+    """The native kernels of aarch64 against their definitions, at every size, under QEMU.
+
+    Needs Debian's g++-aarch64-linux-gnu and qemu-user. oneDNN is that of MindSpore's wheel for
+    aarch64, which is downloaded (370 MB), unless a path is given.
+    """
+    session.install("numpy==1.26.4")
+    session.run("python", "tests/native/programs/aarch64.py", *session.posargs)
 
 
 @nox.session(python=PYTHON)

@@ -1,8 +1,26 @@
-"""The gradients of tests/definitions.py against central differences of what they belong to."""
+"""The definitions themselves: which kernels have one, and whether gradients are gradients."""
+
+import re
+from pathlib import Path
 
 import definitions as d
 import numpy as np
 import pytest
+from native.calls import every_call
+from native.expected import EXPECTED
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_kernel_has_a_definition_and_is_called():
+    sources = ROOT.glob("packages/*/src/*/cpp/*.cpp")
+    kernels = {
+        name for path in sources for name in re.findall(r"^KERNEL\((\w+)\)", path.read_text(), re.M)
+    }
+    assert len(kernels) > 15
+    assert set(EXPECTED) == kernels
+    assert {call.name for call in every_call()} == kernels
+
 
 X, ONE = (2, 7, 5), (2, 1, 5)
 QKV, OFFSETS = (2, 6, 12), (0, 1, 3, 6)

@@ -6,8 +6,7 @@ import definitions
 import numpy as np
 from native.calls import Arrays, Call
 
-# of the largest number of an array, or of 1 if all are smaller: what float32 loses in these sums
-TOLERANCE = 1e-5
+TOLERANCE = 1e-5  # of the largest number of an array, of the size of its terms, or of 1
 
 
 def _convolution(x, weight, geometry, grad):
@@ -99,6 +98,25 @@ EXPECTED: dict[str, Callable[..., Arrays]] = {
 }
 
 
+def _inverse_deviation(x, groups):
+    """By which the norm of x (B, ..., C) multiplies, and a rounding error with it."""
+    parts = x.reshape(len(x), -1, groups, x.shape[-1] // groups)
+    return definitions.standardized(parts, (1, 3), 1e-6)[1].max()
+
+
+def _size_of_terms(call: Call, i: int) -> float:
+    """Of the sums that make array i, where they may cancel and leave their rounding errors."""
+    gradient = call.name.endswith("grad")
+    if call.name.startswith("group_norm"):
+        return _inverse_deviation(call.arrays[gradient], call.arrays[gradient + 3][0])
+    if call.name.startswith("modulated_norm"):
+        x_blc = call.arrays[gradient]
+        return _inverse_deviation(x_blc.reshape(-1, x_blc.shape[-1]), 1)
+    if call.name == "next_scale_attention_grad" and i == len(call.arrays) - 1:
+        return np.sqrt(call.arrays[0].size)  # the scale's, over all tokens and channels
+    return 1.0
+
+
 def differences(call: Call, results: Arrays) -> list[str]:
     """One line for each array that a call left other than by definition; none if it is right."""
     wide = [a.astype(np.float64) if a.dtype == np.float32 else a for a in call.arrays]
@@ -112,7 +130,8 @@ def differences(call: Call, results: Arrays) -> list[str]:
             if not np.array_equal(got, wanted):
                 lines.append(f"{call}, array {i} was changed, or is another")
         elif got.size:
-            error, scale = np.abs(got - wanted).max(), max(1.0, np.abs(wanted).max())
+            error = np.abs(got - wanted).max()
+            scale = max(1.0, np.abs(wanted).max(), _size_of_terms(call, i))
             if not error <= TOLERANCE * scale:  # nor where there is NaN
                 lines.append(f"{call}, array {i}: error {error:.2g}, largest number {scale:.3g}")
     return lines

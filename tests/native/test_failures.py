@@ -13,19 +13,19 @@ from mindspore import Tensor
 from native.calls import LIBRARIES
 from var_tokenizer.common import KernelLibrary
 
-HERE = Path(__file__).parent
+PROGRAMS = Path(__file__).parent / "programs"
 
 
 def test_kernels_report_each_call_of_onednn_that_fails(libraries, tmp_path):
     compiler = shutil.which("gcc")
     assert compiler, "the kernels were built, so there is a compiler"
     failing = tmp_path / "libfailing.so"
-    source = str(HERE / "failing_onednn.c")
+    source = str(PROGRAMS / "failing_onednn.c")
     subprocess.run([compiler, "-shared", "-fPIC", source, "-o", str(failing), "-ldl"], check=True)
     paths = [KernelLibrary(f"var_{name}._kernels").path for name in LIBRARIES]
     environment = {**os.environ, "REAL_ONEDNN": str(Path(ms.__file__).parent / "lib/libdnnl.so.3")}
     done = subprocess.run(
-        [sys.executable, str(HERE / "failures.py"), *paths, str(failing)],
+        [sys.executable, str(PROGRAMS / "failures.py"), *paths, str(failing)],
         env=environment,
         capture_output=True,
         text=True,

@@ -12,12 +12,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from calls import LIBRARIES, every_call, write
-
 HERE = Path(__file__).parent
-PACKAGES = HERE.parents[1] / "packages"
-sys.path.append(str(PACKAGES / "var-tokenizer" / "src" / "var_tokenizer" / "cpp" / "common"))
+TESTS = HERE.parents[1]
+PACKAGES = TESTS.parent / "packages"
+TOKENIZER = PACKAGES / "var-tokenizer" / "src" / "var_tokenizer"
+sys.path += [str(TESTS), str(TOKENIZER / "cpp" / "common")]
 import building  # noqa: E402
+from native.calls import LIBRARIES, every_call, write  # noqa: E402
 
 SANITIZERS = {"thread": ["thread"], "address": ["address", "undefined"]}
 OPTIONS = {
