@@ -27,9 +27,9 @@ _VARIABLE = "VAR_CPU"
 _ONEDNN_SETS = {"baseline": "SSE41", "v3": "AVX2"}  # as ONEDNN_MAX_CPU_ISA calls them
 _MACHINES = {62: "x86_64", 183: "aarch64"}  # by e_machine, of the header of an ELF file
 
-if os.environ.get(_VARIABLE) in _ONEDNN_SETS:
-    # oneDNN reads it at its first use
-    os.environ["ONEDNN_MAX_CPU_ISA"] = _ONEDNN_SETS[os.environ[_VARIABLE]]
+_wanted = os.environ.get(_VARIABLE, "")  # read once: all libraries of a process agree
+if _wanted in _ONEDNN_SETS:
+    os.environ["ONEDNN_MAX_CPU_ISA"] = _ONEDNN_SETS[_wanted]  # oneDNN reads it at its first use
 
 
 def on_cpu() -> bool:
@@ -104,7 +104,7 @@ def _instruction_sets(library: ctypes.CDLL) -> dict[str, bool]:
 def _chosen(sets: dict[str, bool]) -> str:
     """The instruction set that VAR_CPU names, or the best that the processor has."""
     available = [name for name, has in sets.items() if has]
-    wanted = os.environ.get(_VARIABLE) or available[-1]
+    wanted = _wanted or available[-1]
     if wanted not in sets:
         raise _RefusedError(f"{_VARIABLE} is {wanted!r}; expected one of {', '.join(sets)}")
     if wanted not in available:
@@ -129,6 +129,11 @@ def _open(module: str) -> Opened:
             raise _RefusedError(f"{onednn} does not load as oneDNN (error {status})")
     except FileNotFoundError as error:
         return Opened(reason=str(error))
+    except AttributeError as error:  # a function is missing
+        _warn_once(
+            f"{error}: built by another version of var-*; operators are composed, and slower"
+        )
+        return Opened(reason=f"{error}: it was built by another version")
     except (OSError, _RefusedError) as error:
         _warn_once(f"{error}: operators are composed, and slower")
         return Opened(reason=str(error))
