@@ -19,6 +19,8 @@ import mindspore as ms
 from mindspore import ops
 from mindspore.ops import CustomRegOp, DataType
 
+from var_tokenizer.common.threads import settle_mindspore, thread_count
+
 log = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
@@ -46,15 +48,6 @@ if on_cpu():
 def kernels_in_use(packages: Sequence[str]) -> list[str]:
     """Those of ``packages`` (e.g. "var_tokenizer") whose kernels a cell built now would call."""
     return [name for name in packages if KernelLibrary(f"{name}._kernels").if_usable()]
-
-
-def _thread_count() -> int:
-    """OMP_NUM_THREADS if the user set it, else the number of processors this process may use.
-
-    Read from the environment that Python started with: importing MindSpore sets it to 1.
-    """
-    count = os.environ.get("OMP_NUM_THREADS", "")
-    return int(count) if count.isdecimal() and int(count) else len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True)
@@ -120,7 +113,7 @@ def _open(module: str) -> Opened:
         library = _load(path)
         sets = _instruction_sets(library)
         name = _chosen(sets)
-        pool.start_threads(_thread_count())
+        pool.start_threads(thread_count())
         variant = list(sets).index(name)
         status = library.open_kernels(
             variant, os.fsencode(onednn), pool.thread_count, pool.run_jobs
@@ -170,7 +163,12 @@ class KernelLibrary:
 
     def if_usable(self) -> "KernelLibrary | None":
         """The library, for float32 arrays; None if cells built now cannot use it."""
-        return self if on_cpu() and self.path is not None else None
+        if not on_cpu():
+            return None
+        usable = self.path is not None
+        # the kernels do nearly all of the work: MindSpore's threads would only wait for each other
+        settle_mindspore(1 if usable else thread_count())
+        return self if usable else None
 
     def operator(
         self,

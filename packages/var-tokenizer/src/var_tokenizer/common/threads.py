@@ -1,0 +1,124 @@
+"""How many threads work: those of the kernels, and MindSpore's own beside them.
+
+A thread that waits for another costs a share of the machine, and where a third process runs, each
+such wait lasts as long as the scheduler's slice. So there are no more threads than processors that
+this process may use, and MindSpore's do not wait for each other.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from functools import cache
+from math import ceil
+from pathlib import Path
+
+from mindspore._c_expression import (
+    MSContext,
+    RuntimeConf,
+    disable_multi_thread,
+    ms_ctx_param,
+)
+from mindspore.graph.api import _pynative_executor
+
+_BLOCKING = "MS_DEV_HOST_BLOCKING_RUN"  # MindSpore's own variable for what we set below
+_context = MSContext.get_instance()
+_OWN_THREADS = _context.get_param(ms_ctx_param.runtime_num_threads)  # if nobody sets a number
+
+
+def thread_count() -> int:
+    """How many threads the kernels use, the caller's included; at least 1.
+
+    The least of: the processors that this process may run on, the quota of its control groups
+    rounded up, and OMP_NUM_THREADS, read from the environment that Python started with: importing
+    MindSpore sets it to 1.
+    """
+    counts = [len(os.sched_getaffinity(0))]
+    if (quota := processor_quota()) is not None:
+        counts.append(ceil(quota))
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdecimal() and int(wanted):
+        counts.append(int(wanted))
+    return max(1, min(counts))
+
+
+def processor_quota(process: Path = Path("/proc/self")) -> float | None:
+    """How many processors' time the control groups of ``process`` grant it, of versions 1 and 2.
+
+    The strictest of the group and its ancestors counts. None without a quota, and where the files
+    are missing, unreadable or malformed.
+    """
+    quotas = [quota for group in _groups(process) if (quota := _quota(group)) is not None]
+    return min(quotas, default=None)
+
+
+def _groups(process: Path) -> Iterator[Path]:
+    """The folders of the groups that may limit ``process``, each with its ancestors."""
+    paths: dict[str, str] = {}  # by controller; "" is version 2
+    for line in _lines(process / "cgroup"):
+        if line.count(":") > 1:
+            _, controllers, path = line.split(":", 2)
+            paths |= {controller: path for controller in controllers.split(",")}
+    for line in _lines(process / "mountinfo"):
+        mount, _, source = line.partition(" - ")
+        fields, options = mount.split(), source.rpartition(" ")[2].split(",")
+        controller = {"cgroup2": "", "cgroup": "cpu"}.get(source.partition(" ")[0])
+        if controller is None or controller not in paths or len(fields) < 5:
+            continue
+        if controller and controller not in options:
+            continue
+        root, top = (re.sub(r"\\([0-7]{3})", _character, field) for field in fields[3:5])
+        # seen from a container, the path may lie outside of what is mounted: then its top counts
+        inside = os.path.relpath(paths[controller], root)
+        folder = Path(top) if inside.startswith("..") else Path(top, inside)
+        yield folder
+        yield from (parent for parent in folder.parents if parent.is_relative_to(top))
+
+
+def _character(escape: re.Match[str]) -> str:
+    return chr(int(escape[1], 8))
+
+
+def _quota(group: Path) -> float | None:
+    """The processors that one group grants; None if it does not limit them."""
+    fields = " ".join(_lines(group / "cpu.max")).split()
+    if not fields:
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        fields = [" ".join(_lines(group / name)).strip() for name in names]
+    try:
+        quota, period = map(int, fields)
+    except ValueError:  # "max", or malformed
+        return None
+    return quota / period if quota > 0 and period > 0 else None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+
+
+@cache
+def settle_mindspore(operators: int) -> None:
+    """Makes MindSpore's threads on the CPU share the processors, once for the process.
+
+    operators: how many threads one of MindSpore's own operators may use. Where it was set before,
+    by ``mindspore.device_context.cpu.op_tuning.threads_num`` or otherwise, that stays; so it does
+    if MindSpore has started its threads.
+
+    From then on a graph runs in the thread that calls it. By default another one runs it, while
+    the caller looks for the result without a pause, on a processor that the kernels could use.
+    MS_DEV_HOST_BLOCKING_RUN=0 in the environment leaves that as it is.
+    """
+    conf, count = RuntimeConf.get_instance(), ms_ctx_param.runtime_num_threads
+    configured = conf.is_op_threads_num_configured() or conf.is_dispatch_threads_num_configured()
+    if not configured and _context.get_param(count) == _OWN_THREADS:
+        if operators == 1:
+            # 0 besides the one that dispatches them; the sum of 1 and that one is two
+            _context.set_param(count, 0)
+            _context.set_param(ms_ctx_param.inter_op_parallel_num, 1)
+        else:
+            _context.set_param(count, operators)
+    if _BLOCKING not in os.environ:
+        _pynative_executor.sync()  # what was queued before runs before
+        disable_multi_thread()
