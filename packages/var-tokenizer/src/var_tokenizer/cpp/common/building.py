@@ -119,6 +119,7 @@ def _tool(name: str) -> str:
 def extension(package: str) -> dict[str, Any]:
     """What setup() needs to build the kernels of ``package``; without a compiler it goes on."""
     from setuptools import Extension
+    from setuptools.command.bdist_wheel import bdist_wheel
     from setuptools.command.build_ext import build_ext
     from setuptools.errors import CompileError
 
@@ -134,14 +135,19 @@ def extension(package: str) -> dict[str, Any]:
             except (OSError, subprocess.CalledProcessError) as error:
                 raise CompileError(f"{ext.name}: {error}") from error
 
-    files = sorted(str(path) for path in (folder / "cpp").rglob("*.*"))
+    class Wheel(bdist_wheel):
+        def get_tag(self) -> tuple[str, str, str]:
+            return "py3", "none", super().get_tag()[2]  # of any version of Python, too
+
+    rooms = (folder / "cpp", folder / "cpp" / "common")
+    files = sorted(str(path) for room in rooms for path in room.glob("*.*"))
     kernels = Extension(
         f"{package}._kernels",  # no module: common/kernels.py gives it to MindSpore
         sources=[path for path in files if path.endswith(".cpp")],
         depends=[path for path in files if path.endswith((".h", ".py"))],
         optional=True,
     )
-    return {"ext_modules": [kernels], "cmdclass": {"build_ext": Build}}
+    return {"ext_modules": [kernels], "cmdclass": {"build_ext": Build, "bdist_wheel": Wheel}}
 
 
 if __name__ == "__main__":
