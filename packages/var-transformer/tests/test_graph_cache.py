@@ -111,6 +111,14 @@ def test_the_graphs_unused_for_longest_are_evicted(as_command, cached):
     assert left == {f"model {n}" for n in range(15)} | {".compiling"}  # 16 with the new one
 
 
+def test_another_instruction_set_has_other_graphs(monkeypatch):
+    name = graph_cache._name({})
+    assert name == graph_cache._name({})
+    opened = SimpleNamespace(path="kernels.so", instruction_set="another")
+    monkeypatch.setattr(graph_cache.KernelLibrary, "opened", opened)
+    assert graph_cache._name({}) != name
+
+
 def test_operators_that_others_could_have_written_are_not_loaded(tmp_path, monkeypatch):
     (private(tmp_path / "built")).chmod(0o777)
     with pytest.raises(InputError, match="others can write to it"):

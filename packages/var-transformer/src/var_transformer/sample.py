@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -91,9 +92,13 @@ def run(config: SampleConfig) -> None:
     Raises InputError for unusable files or settings, and for an ``out`` begun by a run with
     other settings, before any model runs or any file is written.
     """
-    plan = make_plan(config)
+    files = {"tokenizer": config.tokenizer, "model": config.model, "refiner": config.refiner}
+    with ThreadPoolExecutor() as pool:  # beside the loading, which takes as long
+        digests = pool.map(file_digest, files.values())
+        plan = make_plan(config)
     most = config.batch or fitting_batch(plan.model, plan.tokenizer, config.sampler)
-    settings = _settings(config, plan, min(most, len(plan.paths)))
+    settings: dict[str, object] = dict(zip(files, digests, strict=True))
+    settings |= _settings(config, plan, min(most, len(plan.paths)))
     batch = begin_or_resume(config.out, settings, keep_batch=config.batch == 0)
     refiner = plan.refiner
     graphs = {
@@ -144,11 +149,8 @@ def _numbers(config: SampleConfig, count: int) -> np.ndarray:
 
 
 def _settings(config: SampleConfig, plan: Plan, batch: int) -> dict[str, object]:
-    """Everything that the images depend on."""
+    """Everything that the images depend on, besides the models."""
     return {
-        "tokenizer": file_digest(config.tokenizer),
-        "model": file_digest(config.model),
-        "refiner": None if config.refiner is None else file_digest(config.refiner),
         "refined_scales": config.refined_scales,
         "classes": [int(label) for label in plan.labels_n[:: config.per_class]],
         "per_class": config.per_class,

@@ -5,8 +5,8 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from var_tokenizer.common.errors import InputError, quoted
 
@@ -61,7 +61,7 @@ def check_private(folder: Path) -> None:
             raise InputError(f"{quoted(parent)}: everybody can write to it; expected chmod o-w")
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """Opens a regular file for reading bytes. Raises InputError for anything else.
 
     Opening a named pipe or a terminal would wait for its other end, and opening a device may

@@ -6,7 +6,10 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -24,6 +27,7 @@ _NUMPY_DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+_READERS = 4  # threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,26 +69,35 @@ def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str,
 def read_tensors(path: Path, tensors: Mapping[str, TensorHeader]) -> dict[str, np.ndarray]:
     """The tensors of a header that ``read_header`` gave; floating ones as float32.
 
-    Raises InputError for a type that NumPy does not have, such as an 8-bit float.
+    Raises InputError for a type that NumPy does not have, such as an 8-bit float, and for a file
+    that became shorter.
     """
-    arrays = {}
-    with path.open("rb") as file:
-        for name, tensor in tensors.items():
-            if tensor.dtype not in _NUMPY_DTYPES:
-                raise InputError(
-                    f"{quoted(path)}: tensor {quoted(name)} has dtype {tensor.dtype}; "
-                    f"expected one of {', '.join(_NUMPY_DTYPES)}"
-                )
-            # read, not mapped: a mapped file would stay in memory in addition to the arrays
-            file.seek(tensor.begin)
-            count = math.prod(tensor.shape)
-            array = np.fromfile(file, _NUMPY_DTYPES[tensor.dtype], count)
-            if tensor.dtype == "BF16":
-                array = (array.astype(np.uint32) << 16).view(np.float32)
-            elif array.dtype.kind == "f":
-                array = array.astype(np.float32, copy=False)
-            arrays[name] = array.reshape(tensor.shape)
-    return arrays
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _NUMPY_DTYPES:
+            raise InputError(
+                f"{quoted(path)}: tensor {quoted(name)} has dtype {tensor.dtype}; "
+                f"expected one of {', '.join(_NUMPY_DTYPES)}"
+            )
+    # several threads, because most of the time the system hands out memory for the arrays
+    with path.open("rb") as file, ThreadPoolExecutor(_READERS) as pool:
+        read = partial(_read_tensor, file)
+        return dict(zip(tensors, pool.map(read, tensors.values()), strict=True))
+
+
+def _read_tensor(file: BinaryIO, tensor: TensorHeader) -> np.ndarray:
+    # read, not mapped: who writes to a mapped file changes the weights of a running model
+    array = np.empty(math.prod(tensor.shape), _NUMPY_DTYPES[tensor.dtype])
+    buffer, begin = array.view(np.uint8).data, tensor.begin
+    while len(buffer):  # the system reads at most 2 GiB at once
+        count = os.preadv(file.fileno(), [buffer], begin)
+        if not count:
+            raise InputError(f"{quoted(file.name)}: became shorter while it was read")
+        buffer, begin = buffer[count:], begin + count
+    if tensor.dtype == "BF16":
+        array = (array.astype(np.uint32) << 16).view(np.float32)
+    elif array.dtype.kind == "f":
+        array = array.astype(np.float32, copy=False)
+    return array.reshape(tensor.shape)
 
 
 def write_tensors(

@@ -21,7 +21,7 @@ from shutil import rmtree
 
 import mindspore as ms
 from mindspore.graph import api
-from var_tokenizer.common import InputError, check_private, kernels_in_use
+from var_tokenizer.common import InputError, KernelLibrary, check_private
 
 log = logging.getLogger("var_transformer")
 
@@ -107,10 +107,15 @@ def _is_command() -> bool:
 
 
 def _name(settings: dict[str, object]) -> str:
-    """A hash of the settings, device, MindSpore, and both packages' files and usable kernels."""
+    """A hash of settings, device, versions, both packages' files and the kernels that they call."""
     known = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    known.update(f"{kernels_in_use(_PACKAGES)} ".encode())
+    libraries = [KernelLibrary(f"{package}._kernels").if_usable() for package in _PACKAGES]
+    # an operator may be composed on one instruction set and a kernel on another
+    known.update(
+        f"{[library and library.opened.instruction_set for library in libraries]}".encode()
+    )
     known.update(f"{version('mindspore')} {ms.get_context('device_target')}".encode())
+    known.update(f"{sys.version} ".encode())  # reads the sources that graphs are made of
     for package in _PACKAGES:
         spec = find_spec(package)
         assert spec is not None and spec.origin is not None

@@ -45,9 +45,11 @@ def begin_or_resume(out: Path, settings: dict[str, Any], *, keep_batch: bool) ->
     return settings["batch"]
 
 
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+def file_digest(path: Path | None) -> str | None:
+    """The SHA-256 of a file, in hexadecimal; None for none. Raises InputError if it is no file."""
+    if path is None:
+        return None
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
