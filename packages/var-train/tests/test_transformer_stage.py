@@ -1,6 +1,10 @@
 """Training the transformer: exact in resumption, accumulation and loss."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -18,6 +22,7 @@ from var_train.training.transformer_stage import (
 )
 from var_transformer import BackendConfig, Transformer, TransformerConfig
 
+HERE = str(Path(__file__).parent)
 SCALES = (1, 2, (2, 3))
 TOKENIZER = tiny.tokenizer(channel_multipliers=(1,), scales=SCALES)
 MODEL = tiny.transformer(depth=1, num_classes=3, scales=SCALES)
@@ -72,6 +77,18 @@ def test_a_resumed_run_gives_the_same_losses_and_weights():
     assert ours.keys() == theirs.keys()
     for name, array in theirs.items():
         np.testing.assert_array_equal(ours[name], array, name)
+
+
+@pytest.mark.slow
+def test_the_graphs_of_a_step_copy_no_weight(tmp_path):
+    code = "import test_transformer_stage as it; it.training(it.TransformerStageConfig(batch=8))"
+    saving = {"MS_DEV_SAVE_GRAPHS": "2", "MS_DEV_SAVE_GRAPHS_PATH": str(tmp_path)}
+    environment = os.environ | saving | {"PYTHONPATH": os.pathsep.join((HERE, *sys.path))}
+    subprocess.run([sys.executable, "-c", f"{code}.train_step(0)"], env=environment, check=True)
+    graphs = [path.read_text() for path in tmp_path.rglob("*_execute_*.ir")]
+    graphs = [graph for graph in graphs if "attn.mat_qkv.weight" in graph]
+    assert len(graphs) >= 2  # the gradients and the update
+    assert not any("TensorMove(" in graph for graph in graphs)
 
 
 @pytest.mark.slow
