@@ -67,8 +67,13 @@ def test_the_ends_of_the_unit_interval_draw_possible_tokens(uniform):
 
 
 @given(LOGITS, st.floats(0, 1))
-def test_a_mixture_is_a_distribution_that_sharpens_with_the_ratio(logits, ratio):
+def test_a_mixture_is_a_distribution(logits, ratio):
     uniform = np.random.default_rng(0).uniform(0.01, 0.99, logits.shape)
-    weights = gumbel_mixture(logits, uniform, ratio)
-    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
-    assert (gumbel_mixture(logits, uniform, 1.0).max(-1) >= weights.max(-1) - 0.2).all()
+    np.testing.assert_allclose(gumbel_mixture(logits, uniform, ratio).sum(-1), 1, atol=1e-5)
+
+
+@given(LOGITS, st.floats(0, 1))
+def test_a_mixture_sharpens_with_the_ratio(logits, ratio):
+    uniform = np.full(logits.shape, 0.5)  # equal noise: other noise may make two codes equal
+    sharpest = gumbel_mixture(logits, uniform, 1.0).max(-1)
+    assert (sharpest >= gumbel_mixture(logits, uniform, ratio).max(-1) - 1e-6).all()
