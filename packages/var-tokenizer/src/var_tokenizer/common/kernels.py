@@ -39,12 +39,6 @@ def on_cpu() -> bool:
     return ms.get_context("device_target") == "CPU"
 
 
-if on_cpu():
-    # Otherwise MindSpore runs a graph in a thread of its own, and the one that waits for the result
-    # spins: two cores had 1.4 of them for the work. It is read when the first operator runs.
-    os.environ.setdefault("MS_DEV_HOST_BLOCKING_RUN", "1")
-
-
 def kernels_in_use(packages: Sequence[str]) -> list[str]:
     """Those of ``packages`` (e.g. "var_tokenizer") whose kernels a cell built now would call."""
     return [name for name in packages if KernelLibrary(f"{name}._kernels").if_usable()]
