@@ -147,6 +147,20 @@ class CallMaker:
         mixed = unwritten(images, tokens, heads * width)
         self.add("transformer", "cached_attention", qkv, *settings, cache, values, mixed)
 
+    def cached_block(
+        self, images: int, heads: int, width: int, begin: int, tokens: int, room: int, unit: bool
+    ) -> None:
+        """Over a cache as of ``cached_attention``."""
+        f, c = self.floats, heads * width
+        cache = f(images, heads, width, -(-room // 16) * 16), f(images, heads, room, width)
+        maps = [f(*s) / np.float32(10) for s in ((3 * c, c), (c, c), (4 * c, c), (c, 4 * c))]
+        qkv = maps[0], f(c), f(c), f(1, heads, 1, 1)
+        rest = maps[1], f(c), maps[2], f(4 * c), maps[3], f(c)
+        x, modulation = f(images, tokens, c), f(images, 6, c)
+        settings = integers(begin), integers(unit)
+        inputs = x, modulation, *qkv, *rest, *settings, *cache
+        self.add("transformer", "cached_block", *inputs, unwritten(*x.shape))
+
     def optimizer(self, *shape: int, finite: bool = True) -> None:
         f = self.floats
         self.add("train", "sum_of_squares", f(*shape), unwritten(1))
@@ -176,5 +190,6 @@ def every_call() -> list[Call]:
     for tokens, unit in ((30, True), (14, False)):
         make.attention(2, 2, 16, (0, 1, 5, 14, 30), tokens, unit)
     make.cached_attention(2, 2, 16, 5, 9, 30, unit=True)
+    make.cached_block(2, 2, 16, 5, 9, 30, unit=True)
     make.optimizer(3, 20000)
     return make.calls

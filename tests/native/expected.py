@@ -64,6 +64,19 @@ def _cached_attention(qkv, scale, begin, unit, keys, values, _):
     return [keys, values, mixed]
 
 
+def _cached_block(x, modulation, qkv_weight, q_bias, v_bias, scale, *rest):
+    *maps, begin, unit, keys, values, _ = rest
+    m = [modulation[:, i : i + 1] for i in range(6)]  # gates, scales and shifts
+    qkv_bias = np.concatenate((q_bias, np.zeros_like(q_bias), v_bias))
+    qkv = definitions.linear(definitions.modulated_norm(x, m[2], m[4]), qkv_weight, qkv_bias)
+    scale = np.exp(np.minimum(scale, np.log(100))) if unit[0] else scale
+    *cache, mixed = _cached_attention(qkv, scale.ravel(), begin, unit, keys, values, None)
+    x = definitions.gated_sum(x, definitions.linear(mixed, *maps[:2]), m[0])
+    inner = definitions.linear(definitions.modulated_norm(x, m[3], m[5]), *maps[2:4])
+    branch = definitions.linear(definitions.gelu(inner), *maps[4:])
+    return [*cache, definitions.gated_sum(x, branch, m[1])]
+
+
 def _adamw(parameter, first, second, gradient, factor, finite, scalars, betas):
     state = parameter, first, second
     if finite:
@@ -93,6 +106,7 @@ EXPECTED: dict[str, Callable[..., Arrays]] = {
     "next_scale_attention": _attention,
     "next_scale_attention_grad": _attention_grad,
     "cached_attention": _cached_attention,
+    "cached_block": _cached_block,
     "sum_of_squares": lambda x, _: [np.array([(x**2).sum()])],
     "adamw": _adamw,
 }

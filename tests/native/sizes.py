@@ -62,3 +62,5 @@ def _transformer(make: CallMaker) -> None:
         make.cached_attention(1, 3, 16 * (tokens % 8 + 1), 2 * tokens, tokens, 100, unit=False)
     make.cached_attention(2, 2, 64, 0, 1, 1, unit=True)
     make.cached_attention(1, 2, 64, 424, 256, 680, unit=True)
+    make.cached_block(1, 2, 16, 0, 1, 30, unit=False)
+    make.cached_block(5, 2, 32, 0, 300, 300, unit=True)  # more rows than fit at once

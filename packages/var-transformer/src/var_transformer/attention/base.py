@@ -25,6 +25,9 @@ class NextScaleAttention(nn.Cell):
     """
 
     axis: int  # of the tokens, in the backend's layout
+    cached_block: Callable[..., Tensor] | None = (
+        None  # all of a block over its cache, if there is a kernel
+    )
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ class CpuAttention(NextScaleAttention):
         self.all_scales = _AllScales(library, schedule, heads, unit_length)
         self.unit = Tensor(np.array([unit_length], np.int32))
         self.cached = library.operator("cached_attention", 6)
+        self.cached_block = library.operator("cached_block", 16)
 
     def construct(
         self,

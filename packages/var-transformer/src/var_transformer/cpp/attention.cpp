@@ -9,6 +9,7 @@
 #include "common/exponential.h"
 #include "common/kernel.h"
 #include "common/threads.h"
+#include "layers.h"
 #include "products.h"
 
 namespace {
@@ -34,6 +35,15 @@ struct Shape {
         unit_length = arrays.element<int32_t>(unit);
         // products write whole vectors
         expect(d > 0 && d % lanes == 0 && qkv_blc[2] == 3 * width());
+    }
+
+    Shape(Tokens of, int64_t heads, bool unit_length)
+        : images(of.images),
+          tokens(of.tokens),
+          heads(heads),
+          d(of.channels / heads),
+          unit_length(unit_length) {
+        expect(d > 0 && d % lanes == 0 && of.channels == width());
     }
 
     int64_t width() const { return heads * d; }
@@ -256,6 +266,28 @@ KERNEL(next_scale_attention_grad) {
     }
 }
 
+void attend_cached(Tokens of, int64_t heads, bool unit_length, const float* qkv,
+                   const float* scales, int64_t begin, Cache cache, float* mixed) {
+    const Shape s(of, heads, unit_length);
+    const int64_t keys_row = cache.keys_row, end = begin + s.tokens;
+    expect(begin >= 0 && end <= std::min(cache.length, keys_row) && keys_row % lanes == 0);
+    parallel_for(s.images * s.heads, [&](int64_t job) {
+        const Head h{s, job / s.heads, job % s.heads};
+        const int64_t d = s.d;
+        float *k_dl = cache.keys + job * d * keys_row,
+              *v_ld = cache.values + job * cache.length * d;
+        float* q_ld = scratch(s.tokens * d + group * whole_vectors(end));
+        h.queries(qkv, scales[h.head], q_ld);
+        for (int64_t t = 0; t < s.tokens; ++t) {
+            const float* k = h.row(qkv, 1, t);
+            h.copy_across(k, h.factor(k, 1), k_dl + begin + t, keys_row);
+            h.copy(h.row(qkv, 2, t), 1, v_ld + (begin + t) * d);
+        }
+        attend(h, 0, s.tokens, end, q_ld, k_dl, keys_row, v_ld, q_ld + s.tokens * d, mixed,
+               nullptr);
+    });
+}
+
 RESULT_SHAPE(cached_attention) {
     auto shape = arrays.shape(0);
     shape.back() /= 3;
@@ -272,20 +304,6 @@ KERNEL(cached_attention) {
     const int64_t keys_row = arrays.sizes<4>(4)[3], length = arrays.sizes<4>(5)[2];
     float* keys = arrays.get(4, {s.images, s.heads, s.d, keys_row});
     float* values = arrays.get(5, {s.images, s.heads, length, s.d});
-    float* mixed = arrays.get(6, s.mixed());
-    expect(begin >= 0 && begin + s.tokens <= std::min(length, keys_row) && keys_row % lanes == 0);
-    parallel_for(s.images * s.heads, [&](int64_t job) {
-        const Head h{s, job / s.heads, job % s.heads};
-        const int64_t d = s.d, end = begin + s.tokens;
-        float *k_dl = keys + job * d * keys_row, *v_ld = values + job * length * d;
-        float* q_ld = scratch(s.tokens * d + group * whole_vectors(end));
-        h.queries(qkv, scales[h.head], q_ld);
-        for (int64_t t = 0; t < s.tokens; ++t) {
-            const float* k = h.row(qkv, 1, t);
-            h.copy_across(k, h.factor(k, 1), k_dl + begin + t, keys_row);
-            h.copy(h.row(qkv, 2, t), 1, v_ld + (begin + t) * d);
-        }
-        attend(h, 0, s.tokens, end, q_ld, k_dl, keys_row, v_ld, q_ld + s.tokens * d, mixed,
-               nullptr);
-    });
+    attend_cached({s.images, s.tokens, s.width()}, s.heads, s.unit_length, qkv, scales, begin,
+                  {keys, values, keys_row, length}, arrays.get(6, s.mixed()));
 }

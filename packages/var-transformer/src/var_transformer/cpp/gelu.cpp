@@ -3,6 +3,7 @@
 #include "common/exponential.h"
 #include "common/kernel.h"
 #include "common/threads.h"
+#include "layers.h"
 
 namespace {
 
@@ -12,17 +13,19 @@ inline float gate(float x) { return 1 / (1 + exponential(-x * (linear + cubic * 
 
 }  // namespace
 
+void gelu_of(int64_t size, const float* x, float* y) {
+    over_chunks(size, [&](int64_t, int64_t begin, int64_t end) {
+#pragma omp simd
+        for (int64_t i = begin; i < end; ++i) y[i] = x[i] * gate(x[i]);
+    });
+}
+
 RESULT_SHAPE(gelu) { return arrays.shape(0); }
 
 // x, of any shape -> GELU of x
 KERNEL(gelu) {
     const auto shape = arrays.shape(0);
-    const float* x = arrays.get(0, shape);
-    float* y = arrays.get(1, shape);
-    over_chunks(arrays.size(0), [&](int64_t, int64_t begin, int64_t end) {
-#pragma omp simd
-        for (int64_t i = begin; i < end; ++i) y[i] = x[i] * gate(x[i]);
-    });
+    gelu_of(arrays.size(0), arrays.get(0, shape), arrays.get(1, shape));
 }
 
 // gradient of the result, x -> gradient of x

@@ -10,6 +10,7 @@
 #include "common/buffer.h"
 #include "common/kernel.h"
 #include "common/threads.h"
+#include "layers.h"
 #include "products.h"
 
 namespace {
@@ -185,6 +186,15 @@ struct Maps {
 
 }  // namespace
 
+void affine(int64_t rows, int64_t outputs, int64_t depth, const float* x, const float* weight,
+            const float* bias, float* y) {
+    if (rows > few) {
+        matrix_product(rows, outputs, depth, {x, depth, 1}, {weight, 1, depth}, bias, y);
+    } else {
+        multiply_few(rows, outputs, depth, x, weight, bias, y);
+    }
+}
+
 RESULT_SHAPE(linear) {
     auto y = arrays.shape(0);
     y.back() = arrays.shape(1)[0];
@@ -197,11 +207,7 @@ KERNEL(linear) {
     const int64_t rows = maps.rows, outputs = maps.outputs, depth = maps.depth;
     const float *x = arrays.get(0, maps.x), *weight = arrays.get(1, {outputs, depth});
     const float* bias = arrays.get(2, {outputs});
-    float* y = arrays.get(3, maps.y);
-    if (rows > few) {
-        return matrix_product(rows, outputs, depth, {x, depth, 1}, {weight, 1, depth}, bias, y);
-    }
-    multiply_few(rows, outputs, depth, x, weight, bias, y);
+    affine(rows, outputs, depth, x, weight, bias, arrays.get(3, maps.y));
 }
 
 // gradient of the result (..., N), x (..., K), weight (N, K) -> gradients of x, weight and bias

@@ -6,6 +6,7 @@
 
 #include "common/kernel.h"
 #include "common/threads.h"
+#include "layers.h"
 
 namespace {
 
@@ -30,9 +31,10 @@ struct Statistics {
 };
 
 // Tokens of a batch as rows of channels, in chunks that threads share.
-struct Rows {
+struct Rows : Tokens {
     static constexpr int64_t chunk = 16;  // tokens: sums do not depend on the number of threads
-    int64_t images, tokens, channels;
+
+    explicit Rows(Tokens tokens) : Tokens(tokens) {}
 
     // Of array x (B, L, C)
     Rows(const Arrays& arrays, int x) {
@@ -88,23 +90,37 @@ class TokenSums {
 
 }  // namespace
 
-RESULT_SHAPE(modulated_norm) { return arrays.shape(0); }
-
-// x (B, L, C), scale (B, 1, C), shift (B, 1, C) -> norm(x) * (1 + scale) + shift
-KERNEL(modulated_norm) {
-    const Rows rows(arrays, 0);
-    const int64_t c = rows.channels;
-    const float *x = arrays.get(0, rows.shape()), *scales = arrays.get(1, rows.one_token());
-    const float* shifts = arrays.get(2, rows.one_token());
-    float* y = arrays.get(3, rows.shape());
-    rows.over_rows([&](int64_t image, int64_t, int64_t row) {
-        const float *scale = scales + image * c, *shift = shifts + image * c, *from = x + row;
-        float* to = y + row;
+void norm_modulated(Tokens tokens, const float* x, const float* scales, const float* shifts,
+                    int64_t row, float* y) {
+    const int64_t c = tokens.channels;
+    Rows(tokens).over_rows([&](int64_t image, int64_t, int64_t at) {
+        const float *scale = scales + image * row, *shift = shifts + image * row, *from = x + at;
+        float* to = y + at;
         const Statistics s(from, c);
 #pragma omp simd
         for (int64_t j = 0; j < c; ++j)
             to[j] = (from[j] - s.mean) * s.inverse_std * (1 + scale[j]) + shift[j];
     });
+}
+
+void sum_gated(Tokens tokens, const float* x, const float* branch, const float* gates, int64_t row,
+               float* y) {
+    const int64_t c = tokens.channels;
+    Rows(tokens).over_rows([&](int64_t image, int64_t, int64_t at) {
+        const float* gate = gates + image * row;
+#pragma omp simd
+        for (int64_t j = 0; j < c; ++j) y[at + j] = x[at + j] + gate[j] * branch[at + j];
+    });
+}
+
+RESULT_SHAPE(modulated_norm) { return arrays.shape(0); }
+
+// x (B, L, C), scale (B, 1, C), shift (B, 1, C) -> norm(x) * (1 + scale) + shift
+KERNEL(modulated_norm) {
+    const Rows rows(arrays, 0);
+    const float *x = arrays.get(0, rows.shape()), *scales = arrays.get(1, rows.one_token());
+    const float* shifts = arrays.get(2, rows.one_token());
+    norm_modulated(rows, x, scales, shifts, rows.channels, arrays.get(3, rows.shape()));
 }
 
 // gradient of the result, x, scale -> gradients of x, scale and shift
@@ -147,15 +163,9 @@ RESULT_SHAPE(gated_sum) { return arrays.shape(0); }
 // x (B, L, C), branch (B, L, C), gate (B, 1, C) -> x + gate * branch
 KERNEL(gated_sum) {
     const Rows rows(arrays, 0);
-    const int64_t c = rows.channels;
     const float *x = arrays.get(0, rows.shape()), *branch = arrays.get(1, rows.shape());
     const float* gates = arrays.get(2, rows.one_token());
-    float* y = arrays.get(3, rows.shape());
-    rows.over_rows([&](int64_t image, int64_t, int64_t row) {
-        const float* gate = gates + image * c;
-#pragma omp simd
-        for (int64_t j = 0; j < c; ++j) y[row + j] = x[row + j] + gate[j] * branch[row + j];
-    });
+    sum_gated(rows, x, branch, gates, rows.channels, arrays.get(3, rows.shape()));
 }
 
 // gradient of the result, branch, gate -> gradients of branch and gate; that of x is the result's

@@ -132,6 +132,7 @@ class Block(nn.Cell):
             self.ada_gss = _zeros(1, 1, 6, config.width)
         else:
             self.ada_lin = nn.SequentialCell(SiLU(), Linear(config.width, 6 * config.width))
+        self.cached = self.attn.attend.cached_block if backend.dtype == ms.float32 else None
 
     def construct(
         self,
@@ -141,6 +142,8 @@ class Block(nn.Cell):
         k: int | Tensor | None = None,
         past: KeysValues = (),
     ) -> tuple[Tensor, KeysValues]:
+        if self.cached is not None and len(past) > 0 and x_blc.dtype == ms.float32:
+            return self._in_one_call(x_blc, modulation_b6c, k, past), ()
         gate_attn, gate_ffn, scale_attn, scale_ffn, shift_attn, shift_ffn = ops.split(
             modulation_b6c, 1, 1
         )
@@ -152,6 +155,20 @@ class Block(nn.Cell):
         expanded = self.ffn(self.modulated_norm(x_blc, scale_ffn, shift_ffn))
         x_blc = self.gated_sum(x_blc, expanded, gate_ffn)
         return x_blc, grown
+
+    def _in_one_call(
+        self, x_blc: Tensor, modulation_b6c: Tensor, begin: Tensor, past: KeysValues
+    ) -> Tensor:
+        attn, ffn = self.attn, self.ffn
+        if attn.scale_mul_1H11 is None:
+            scale_h = fast.filled(attn.attend.heads, attn.fixed_scale)
+        else:
+            scale_h = attn.scale_mul_1H11
+        return self.cached(  # type: ignore[misc]  # it is there
+            *(x_blc, modulation_b6c, attn.mat_qkv.weight, attn.q_bias, attn.v_bias, scale_h),
+            *(attn.proj.weight, attn.proj.bias, ffn.fc1.weight, ffn.fc1.bias),
+            *(ffn.fc2.weight, ffn.fc2.bias, begin, attn.attend.unit, *past),
+        )
 
 
 class HeadNorm(nn.Cell):
