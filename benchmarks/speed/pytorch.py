@@ -51,8 +51,8 @@ def jobs(part: str, weights: Path, compiled: bool = False) -> dict[str, Job]:
         return {"train": _step(model)}
     tokenizer = TorchTokenizer.from_file(weights / "vae.safetensors")
     if compiled:
-        # as constants, so that the weights are laid out for oneDNN once
-        torch._inductor.config.freezing = True
+        # weights as constants, laid out for oneDNN once; but then no code serves several blocks
+        torch._inductor.config.freezing = part == "codec"
         tokenizer.requires_grad_(False)
         tokenizer.encoder.compile()
         tokenizer.decoder.compile()
@@ -100,9 +100,9 @@ def jobs(part: str, weights: Path, compiled: bool = False) -> dict[str, Job]:
 
 
 def _compile_blocks(model: TorchTransformer) -> None:
-    """One by one: the code of a block serves all of them."""
+    """One by one: the code of a block serves all of them, for any number of tokens."""
     for block in model.blocks:
-        block.compile()
+        block.compile(dynamic=True)
 
 
 def _step(model: TorchTransformer) -> Job:
