@@ -12,17 +12,21 @@ from functools import cache
 from math import ceil
 from pathlib import Path
 
-from mindspore._c_expression import (
-    MSContext,
-    RuntimeConf,
-    disable_multi_thread,
-    ms_ctx_param,
-)
-from mindspore.graph.api import _pynative_executor
+try:  # MindSpore's public functions set these, but do not tell what the user has set
+    from mindspore._c_expression import (
+        MSContext,
+        RuntimeConf,
+        disable_multi_thread,
+        ms_ctx_param,
+    )
+    from mindspore.graph.api import _pynative_executor
+except ImportError:  # another version of MindSpore: its threads stay as they are
+    MSContext = None
 
 _BLOCKING = "MS_DEV_HOST_BLOCKING_RUN"  # MindSpore's own variable for what we set below
-_context = MSContext.get_instance()
-_OWN_THREADS = _context.get_param(ms_ctx_param.runtime_num_threads)  # if nobody sets a number
+_OWN_THREADS = (  # if nobody sets a number
+    MSContext and MSContext.get_instance().get_param(ms_ctx_param.runtime_num_threads)
+)
 
 
 def thread_count() -> int:
@@ -103,22 +107,25 @@ def settle_mindspore(operators: int) -> None:
     """Makes MindSpore's threads on the CPU share the processors, once for the process.
 
     operators: how many threads one of MindSpore's own operators may use. Where it was set before,
-    by ``mindspore.device_context.cpu.op_tuning.threads_num`` or otherwise, that stays; so it does
+    by ``mindspore.devicecontext.cpu.op_tuning.threads_num`` or otherwise, that stays; so it does
     if MindSpore has started its threads.
 
     From then on a graph runs in the thread that calls it. By default another one runs it, while
     the caller looks for the result without a pause, on a processor that the kernels could use.
     MS_DEV_HOST_BLOCKING_RUN=0 in the environment leaves that as it is.
     """
-    conf, count = RuntimeConf.get_instance(), ms_ctx_param.runtime_num_threads
+    if MSContext is None:
+        return
+    context, conf = MSContext.get_instance(), RuntimeConf.get_instance()
+    count = ms_ctx_param.runtime_num_threads
     configured = conf.is_op_threads_num_configured() or conf.is_dispatch_threads_num_configured()
-    if not configured and _context.get_param(count) == _OWN_THREADS:
+    if not configured and context.get_param(count) == _OWN_THREADS:
         if operators == 1:
             # 0 besides the one that dispatches them; the sum of 1 and that one is two
-            _context.set_param(count, 0)
-            _context.set_param(ms_ctx_param.inter_op_parallel_num, 1)
+            context.set_param(count, 0)
+            context.set_param(ms_ctx_param.inter_op_parallel_num, 1)
         else:
-            _context.set_param(count, operators)
+            context.set_param(count, operators)
     if _BLOCKING not in os.environ:
         _pynative_executor.sync()  # what was queued before runs before
         disable_multi_thread()
