@@ -1,8 +1,6 @@
 """Which kernels a process uses: the instruction set, and libraries that do not suit it."""
 
-import importlib.util
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +11,6 @@ from var_tokenizer.common import kernels
 from var_tokenizer.common.kernels import KernelLibrary
 
 LIBRARY = KernelLibrary("var_tokenizer._kernels")
-CPP = Path(__file__).parents[1] / "src" / "var_tokenizer" / "cpp" / "common"
 
 DRAW = """
 import mindspore as ms
@@ -109,13 +106,3 @@ def test_a_library_of_another_version_is_refused(copied, caplog, tmp_path):
     (record,) = (r for r in caplog.records if r.levelname == "WARNING")
     assert "other/_kernels.so" in record.getMessage()
     assert "another version" in record.getMessage()
-
-
-def test_the_processor_is_asked_for_each_feature_that_a_variant_is_compiled_for():
-    spec = importlib.util.spec_from_file_location("building", CPP / "building.py")
-    building = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(building)
-    asked = set(re.findall(r'__builtin_cpu_supports\("(\w+)"\)', (CPP / "open.cpp").read_text()))
-    flags = {flag for of in building.VARIANTS["x86_64"].values() for flag in of}
-    named = {"-march=x86-64", "-mprefer-vector-width=512"}
-    assert {flag.removeprefix("-m") for flag in flags - named} == asked
