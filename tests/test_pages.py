@@ -16,7 +16,13 @@ ROOT = Path(__file__).parents[1]
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *ROOT.glob("packages/**/README.md")]
 MAPS = [ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *READMES]
 PAGES = sorted([*MAPS, *ROOT.glob("packages/*/CHANGELOG.md"), *ROOT.glob("docs/**/*.md")])
-WRITTEN = {"pictures/", "checkpoints/", "tensorboard/", "runs/"}  # by commands, not in the tree
+WRITTEN = {
+    "dist/",
+    "pictures/",
+    "checkpoints/",
+    "tensorboard/",
+    "runs/",
+}  # by commands, not in the tree
 
 
 def name(page: Path) -> str:

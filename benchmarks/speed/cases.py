@@ -9,36 +9,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from var_tokenizer import ScaleSchedule, TokenizerConfig
 from var_tokenizer import operators as of_tokenizer
-from var_tokenizer.common.kernels import Opened
-from var_train import AdamW, AdamWConfig
-from var_train.commands.run_config import DIGITS, TransformerSizeConfig
-from var_train.optimization import adamw as of_training
+from var_tokenizer.common import KernelLibrary
+from var_train import AdamW, AdamWConfig, RunConfig
 from var_transformer import TransformerConfig
 from var_transformer.attention import build
 from var_transformer.model import operators as of_transformer
 
 Shape = tuple[int, ...]
 Pass = Callable[..., Any]
-_LIBRARIES = (of_tokenizer._kernels, of_transformer._kernels, of_training._kernels)
 
 
 @contextmanager
 def without_kernels() -> Iterator[None]:
     """Cells built meanwhile are composed, as where there is no compiler."""
-    opened = [library.opened for library in _LIBRARIES]
-    try:
-        for library in _LIBRARIES:
-            library.opened = Opened(reason="not to be used")
+    with patch.object(KernelLibrary, "if_usable", lambda library: None):
         yield
-    finally:
-        for library, found in zip(_LIBRARIES, opened, strict=True):
-            library.opened = found
 
 
 @dataclass(frozen=True)
@@ -237,18 +229,18 @@ def _adamw(model: str, width: int) -> Case:
 
 
 def cases() -> Iterator[Case]:
-    size = TransformerSizeConfig()
+    digits, size = RunConfig().tokenizer, RunConfig().transformer
     small = TransformerConfig(
         depth=size.depth,
         width=size.width,
         heads=size.heads,
         num_classes=10,
-        vocab_size=DIGITS.vocab_size,
-        latent_channels=DIGITS.latent_channels,
-        scales=DIGITS.scales,
+        vocab_size=digits.vocab_size,
+        latent_channels=digits.latent_channels,
+        scales=digits.scales,
     )
     for model, tokenizer, images, transformer, batch in (
-        ("digits", DIGITS, 16, small, 64),
+        ("digits", digits, 16, small, 64),
         ("d16", TokenizerConfig(), 1, TransformerConfig.preset("d16"), 2),
     ):
         yield from _convolutions(model, tokenizer, images)

@@ -25,7 +25,6 @@ from inputs import (
 )
 from mindspore import Tensor
 from var_tokenizer import Tokenizer
-from var_train import AdamW, AdamWConfig, is_decayed, release_gradients, token_losses
 from var_transformer import Transformer, generate
 
 
@@ -64,6 +63,9 @@ def jobs(part: str, weights: Path) -> dict[str, Job]:
 
 def _our_step(model: Transformer) -> Job:
     """Forward, backward and AdamW, compiled as the trainer compiles them."""
+    # here, because what it imports takes memory that the other parts do not need
+    from var_train import AdamW, AdamWConfig, is_decayed, release_gradients, token_losses
+
     config = model.config
     parameters = model.trainable_params()
     recipe = AdamWConfig(LEARNING_RATE, BETAS, WEIGHT_DECAY, clip=CLIP, warmup=0)

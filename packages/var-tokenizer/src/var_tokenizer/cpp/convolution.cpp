@@ -86,8 +86,7 @@ struct Geometry {
 
     // Whether Winograd's algorithm applies and pays: for fewer tiles the transforms of the weights
     // cost more than the multiplications they save.
-    bool winograd() const {
-        constexpr int64_t least_tiles = 16;
+    bool winograd(int64_t least_tiles = 16) const {
         const bool same_size = full.kernel == 3 && full.stride == 1 && full.before == 1 &&
                                full.out_y == full.y && full.out_x == full.x;
         return same_size && winograd_shape().tiles() >= least_tiles;
@@ -200,7 +199,8 @@ KERNEL(conv2d_grad_weight) {
         std::fill_n(grad_weight, s.o * s.kernel * s.kernel * s.c, 0.0f);
         return sum_rows(s.b * s.out_y * s.out_x, s.o, grad, grad_bias);
     }
-    if (g.winograd() && winograd::takes(s.c, s.o)) {
+    constexpr int64_t least_tiles = 32;  // U is read again to add to it
+    if (g.winograd(least_tiles) && winograd::takes(s.c, s.o)) {
         winograd::grad_weight(g.winograd_shape(), x, grad, grad_weight);
         return sum_rows(g.pixels(), s.o, grad, grad_bias);
     }

@@ -28,7 +28,8 @@ Buffer &reordered = *new Buffer, &scratchpad = *new Buffer, &cropped = *new Buff
 class Convolution {
    public:
     Convolution(Pass pass, const Shape& s) : pass_(pass) {
-        on_all_threads([&] { create(s); });
+        const int64_t products = s.b * s.out_y * s.out_x * s.o * s.kernel * s.kernel * s.c;
+        on_threads(threads_for(products), [&] { create(s); });
     }
 
     void run(void* src, void* weights, void* bias, void* dst) {

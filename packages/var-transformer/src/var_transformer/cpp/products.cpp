@@ -72,7 +72,7 @@ void matrix_product(int64_t m, int64_t n, int64_t depth, Matrix a, Matrix b, con
     static auto& known = *new std::map<std::array<int64_t, 6>, Product>;  // never destroyed: a
     if (known.size() > most) known.clear();  // thread may be at work when the process ends
     const std::array<int64_t, 6> key{m, n, depth, a.column == 1, b.column == 1, bias != nullptr};
-    on_all_threads([&] {
+    on_threads(threads_for(m * n * depth), [&] {
         known.try_emplace(key, m, n, depth, a, b, bias).first->second.run(a.data, b.data, bias, c);
     });
 }

@@ -122,13 +122,13 @@ Primitive primitive_of(const dnnl_primitive_desc* desc);
 Attr with_scratchpad();  // a primitive's attributes: the caller brings its scratchpad
 void execute(const Primitive& primitive, const std::vector<Argument>& arguments);
 
-// Does `work` while oneDNN plans for all threads of threads.h in this thread. Before and after, it
-// plans for as many as MindSpore says.
+// Does `work` while oneDNN plans for so many threads of threads.h in this thread. Before and after,
+// it plans for as many as MindSpore says.
 template <typename Work>
-void on_all_threads(Work work) {
+void on_threads(int count, Work work) {
     int before;
     check(threadpool_interop_get_max_concurrency(&before));
-    check(threadpool_interop_set_max_concurrency(thread_count()));
+    check(threadpool_interop_set_max_concurrency(count));
     try {
         work();
     } catch (...) {

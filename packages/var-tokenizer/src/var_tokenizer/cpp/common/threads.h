@@ -16,6 +16,11 @@ extern ThreadPool thread_pool;
 
 inline int thread_count() { return thread_pool.thread_count(); }
 
+// How many threads so many multiply-adds are worth: waking one takes as long as about a million.
+inline int threads_for(int64_t multiply_adds) {
+    return multiply_adds < (1 << 20) ? 1 : thread_count();
+}
+
 // work(i) for every i of 0 .. jobs - 1, on whichever thread is free; returns when all are done.
 // Throws what a job threw first. Any thread may call at any time.
 template <typename Work>
