@@ -25,9 +25,8 @@ class NextScaleAttention(nn.Cell):
     """
 
     axis: int  # of the tokens, in the backend's layout
-    cached_block: Callable[..., Tensor] | None = (
-        None  # all of a block over its cache, if there is a kernel
-    )
+    # a whole block over its cache, if there is a kernel for it
+    cached_block: Callable[..., Tensor] | None = None
 
     def __init__(
         self,

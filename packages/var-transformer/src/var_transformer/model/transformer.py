@@ -159,6 +159,7 @@ class Block(nn.Cell):
     def _in_one_call(
         self, x_blc: Tensor, modulation_b6c: Tensor, begin: Tensor, past: KeysValues
     ) -> Tensor:
+        """The same by one kernel: starting its operators takes longer than a small scale."""
         attn, ffn = self.attn, self.ffn
         if attn.scale_mul_1H11 is None:
             scale_h = fast.filled(attn.attend.heads, attn.fixed_scale)
