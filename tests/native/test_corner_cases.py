@@ -152,6 +152,16 @@ def test_the_layer_norm_of_equal_numbers_is_zero(run, value, width):
     np.testing.assert_array_equal(grad_scale, 0)
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_gelu_far_from_zero_is_zero_or_x_with_their_gradients(run, sign):
+    x = np.array([10, 11, 1e3, 1e13, 1e18, 3e38], np.float32) * np.float32(sign)
+    y, grad = unwritten(6), unwritten(6)
+    assert run("gelu", x, y) == 0
+    assert run("gelu_grad", np.ones(6, np.float32), x, grad) == 0
+    np.testing.assert_allclose(y, np.maximum(x, 0), rtol=1e-6, atol=1e-30)
+    np.testing.assert_allclose(grad, x > 0, rtol=1e-6, atol=1e-30)
+
+
 @pytest.mark.parametrize("unit_length", [0, 1])
 def test_attention_of_scale_zero_has_the_gradient_of_its_definition(run, unit_length):
     # all keys weigh the same: mixed is the mean of the values, whatever the queries

@@ -1,5 +1,7 @@
 // GELU in its tanh form (arXiv:1606.08415): x * sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)).
 
+#include <algorithm>
+
 #include "common/exponential.h"
 #include "common/kernel.h"
 #include "common/threads.h"
@@ -9,7 +11,11 @@ namespace {
 
 constexpr float linear = 1.5957691216f, cubic = 0.0713548163f;
 
-inline float gate(float x) { return 1 / (1 + exponential(-x * (linear + cubic * (x * x)))); }
+// 0 where it is less than 1e-38: times a power of x it would not vanish as it should
+inline float gate(float x) {
+    const float g = 1 / (1 + exponential(-x * (linear + cubic * (x * x))));
+    return x < -10 ? 0 : g;
+}
 
 }  // namespace
 
@@ -36,8 +42,10 @@ KERNEL(gelu_grad) {
     over_chunks(arrays.size(0), [&](int64_t, int64_t begin, int64_t end) {
 #pragma omp simd
         for (int64_t i = begin; i < end; ++i) {
-            const float s = gate(x[i]), slope = linear + 3 * cubic * (x[i] * x[i]);
-            grad_x[i] = grad[i] * s * (1 + x[i] * (1 - s) * slope);
+            // beyond, it is 0 or 1, and powers of x would overflow
+            const float c = std::min(std::max(x[i], -10.0f), 10.0f);
+            const float s = gate(c), slope = linear + 3 * cubic * (c * c);
+            grad_x[i] = grad[i] * s * (1 + c * (1 - s) * slope);
         }
     });
 }
