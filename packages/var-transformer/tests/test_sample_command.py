@@ -2,9 +2,11 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from var_tokenizer.common import InputError, read_picture, save_png, to_pixels
 from var_transformer import Refiner, Transformer, generate
 from var_transformer.generation.generate import Generation
 from var_transformer.generation.sampler import Sampler
-from var_transformer.sample import SampleConfig, run, save_shuffled
+from var_transformer.sample import SampleConfig, make_plan, run, save_shuffled
 
 
 def config_of(pair, out, classes, **changes):
@@ -170,6 +172,22 @@ def test_bad_input_ends_sample_with_2_and_one_line_before_any_work(
 ):
     code = call("sample", *words(pair, tmp_path / "out", **{"classes": "1"} | changes))
     assert code == 2 and message in caplog.text and not (tmp_path / "out").exists()
+
+
+def test_a_model_that_is_replaced_while_it_is_read_ends_sample_with_2(
+    pair, tmp_path, caplog, monkeypatch, no_model_runs
+):
+    model = Path(shutil.copy(pair / "m.safetensors", tmp_path))
+
+    def replaced_meanwhile(config):
+        plan = make_plan(config)
+        Path(shutil.copy(model, tmp_path / "new")).replace(model)
+        return plan
+
+    monkeypatch.setattr("var_transformer.sample.make_plan", replaced_meanwhile)
+    assert call("sample", *words(pair, tmp_path / "out", classes=1, model=model)) == 2
+    assert "m.safetensors: changed while it was read" in caplog.text
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_mismatched_pair_ends_sample_with_2(pair, tmp_path, caplog, make_config):

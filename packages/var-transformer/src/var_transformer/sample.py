@@ -18,7 +18,7 @@ from var_transformer.commands.class_names import class_numbers, number_ranges
 from var_transformer.commands.graph_cache import graph_cache
 from var_transformer.commands.image_files import grid, read_equal, save_npz
 from var_transformer.commands.options import DrawConfig, log_other_numbers
-from var_transformer.commands.resume import begin_or_resume, file_digest
+from var_transformer.commands.resume import begin_or_resume, file_digest, file_version
 from var_transformer.generation.generate import generate
 from var_transformer.generation.refiner import Refiner
 from var_transformer.model.transformer import Transformer
@@ -93,12 +93,16 @@ def run(config: SampleConfig) -> None:
     other settings, before any model runs or any file is written.
     """
     files = {"tokenizer": config.tokenizer, "model": config.model, "refiner": config.refiner}
+    versions = [file_version(path) for path in files.values()]
     with ThreadPoolExecutor() as pool:  # beside the loading, which takes as long
         digests = pool.map(file_digest, files.values())
         plan = make_plan(config)
+        digest_of = dict(zip(files, digests, strict=True))
+    for path, version in zip(files.values(), versions, strict=True):
+        if file_version(path) != version:
+            raise InputError(f"{quoted(str(path))}: changed while it was read; start again")
     most = config.batch or fitting_batch(plan.model, plan.tokenizer, config.sampler)
-    settings: dict[str, object] = dict(zip(files, digests, strict=True))
-    settings |= _settings(config, plan, min(most, len(plan.paths)))
+    settings: dict[str, object] = digest_of | _settings(config, plan, min(most, len(plan.paths)))
     batch = begin_or_resume(config.out, settings, keep_batch=config.batch == 0)
     refiner = plan.refiner
     graphs = {

@@ -45,6 +45,14 @@ def begin_or_resume(out: Path, settings: dict[str, Any], *, keep_batch: bool) ->
     return settings["batch"]
 
 
+def file_version(path: Path | None) -> tuple[int, ...] | None:
+    """What changes when a file is replaced or written to; None if there is none."""
+    if path is None or not path.exists():
+        return None
+    of = path.stat()
+    return (of.st_dev, of.st_ino, of.st_size, of.st_mtime_ns)
+
+
 def file_digest(path: Path | None) -> str | None:
     """The SHA-256 of a file, in hexadecimal; None for none. Raises InputError if it is no file."""
     if path is None:
