@@ -157,7 +157,8 @@ def test_the_least_of_processors_quota_and_omp_num_threads_counts(monkeypatch):
     assert count(2, 4, "") == 2
     assert count(8, 6, "4") == 4
     assert count(2, None, "4") == 2
-    for ignored in ("0", "-1", "many", "2,1"):
+    assert count(8, None, " 4,2 ") == 4
+    for ignored in ("0", "-1", "many", ","):
         assert count(8, None, ignored) == 8
 
 
@@ -235,3 +236,16 @@ print(*names)
     )
     names = run.stdout.split()
     assert "KernelThread_0" in names and "frontend_queue" in names
+
+
+def test_a_number_of_threads_that_a_user_set_before_the_import_stays():
+    code = """
+import mindspore as ms
+ms.set_context(runtime_num_threads=7)
+from var_tokenizer.common.threads import settle_mindspore
+settle_mindspore(1)
+print(ms.get_context("runtime_num_threads"))
+"""
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["7"]

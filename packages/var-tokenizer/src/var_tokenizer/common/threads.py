@@ -24,9 +24,7 @@ except ImportError:  # another version of MindSpore: its threads stay as they ar
     MSContext = None
 
 _BLOCKING = "MS_DEV_HOST_BLOCKING_RUN"  # MindSpore's own variable for what we set below
-_OWN_THREADS = (  # if nobody sets a number
-    MSContext and MSContext.get_instance().get_param(ms_ctx_param.runtime_num_threads)
-)
+_OWN_THREADS = min(30, os.cpu_count() or 1)  # of MindSpore, if nobody sets a number
 
 
 def thread_count() -> int:
@@ -39,7 +37,7 @@ def thread_count() -> int:
     counts = [len(os.sched_getaffinity(0))]
     if (quota := processor_quota()) is not None:
         counts.append(ceil(quota))
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # the outermost level's
     if wanted.isdecimal() and int(wanted):
         counts.append(int(wanted))
     return max(1, min(counts))
