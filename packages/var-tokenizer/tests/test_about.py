@@ -58,6 +58,19 @@ def test_it_says_what_is_wrong_with_a_broken_mindspore(tmp_path):
     assert found["var-tokenizer"].endswith("kernels: unknown, OSError: libx.so is missing")
 
 
+def test_a_variable_cannot_break_the_lines_or_colour_a_terminal():
+    found = lines(VAR_CPU="v3\nprocessor  other\x1b[31m" + "x" * 5000)
+    assert "\x1b" not in "".join(found.values())
+    assert "other" not in found["processor"]
+    assert len(found["environment"]) < 120
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    command = f"set -o pipefail; {sys.executable} -m var_tokenizer.about | true"
+    process = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (0, "")
+
+
 def test_it_says_which_of_the_packages_are_not_installed(monkeypatch):
     def none(name):
         raise PackageNotFoundError(name)

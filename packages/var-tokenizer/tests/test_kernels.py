@@ -11,6 +11,7 @@ from var_tokenizer.common import kernels
 from var_tokenizer.common.kernels import KernelLibrary
 
 LIBRARY = KernelLibrary("var_tokenizer._kernels")
+CPP = Path(__file__).parents[1] / "src" / "var_tokenizer" / "cpp" / "common"
 
 DRAW = """
 import mindspore as ms
@@ -95,6 +96,25 @@ def test_a_broken_library_is_refused(copied, content, caplog):
     assert KernelLibrary("other._kernels").if_usable() is None
     (record,) = (r for r in caplog.records if r.levelname == "WARNING")
     assert "_kernels.so" in record.getMessage()
+
+
+def test_a_library_that_is_cut_off_is_refused(copied, caplog):
+    copied.write_bytes(copied.read_bytes()[:20000])
+    assert KernelLibrary("other._kernels").if_usable() is None
+    (record,) = (r for r in caplog.records if r.levelname == "WARNING")
+    assert "other/_kernels.so is cut off" in record.getMessage()
+
+
+def test_a_library_built_from_other_sources_than_those_beside_it_is_refused(copied, caplog):
+    if not CPP.exists():
+        pytest.skip("the sources are not here")
+    shutil.copytree(CPP.parent, copied.parent / "cpp")
+    assert KernelLibrary("other._kernels").if_usable() is not None
+    with (copied.parent / "cpp" / "winograd.cpp").open("a") as file:
+        file.write("// a later version\n")
+    assert KernelLibrary("other._kernels").if_usable() is None
+    (record,) = (r for r in caplog.records if r.levelname == "WARNING")
+    assert "was built from other sources; install other again" in record.getMessage()
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="a library is made with gcc")

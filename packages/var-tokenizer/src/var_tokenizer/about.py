@@ -3,6 +3,7 @@
 A line whose part is broken says why. Only the standard library is needed for the others.
 """
 
+import argparse
 import ctypes
 import logging
 import os
@@ -19,11 +20,21 @@ VARIABLES = ("VAR_CPU", "OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA")
 
 def report() -> str:
     """Device, processor, instruction set, threads, versions and kernels: a line for each."""
-    variables = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
+    variables = [f"{name}={_shown(os.environ[name])}" for name in _set_variables()]
     rows = [("environment", " ".join(variables) or "none of " + ", ".join(VARIABLES))]
     rows += [(name, _or_reason(value)) for name, value in _lines()]
     width = max(len(name) for name, _ in rows)
     return "".join(f"{name:{width}}  {value}\n" for name, value in rows)
+
+
+def _set_variables() -> list[str]:
+    # VAR_CPU sets the other in this process
+    ours = {"ONEDNN_MAX_CPU_ISA"} if os.environ.get("VAR_CPU") else set()
+    return [name for name in VARIABLES if name in os.environ and name not in ours]
+
+
+def _shown(value: str) -> str:
+    return value if value.isprintable() and len(value) <= 80 else f"{ascii(value)[:80]}..."
 
 
 def _lines() -> Iterator[tuple[str, Callable[[], str]]]:
@@ -101,8 +112,13 @@ def _kernels(distribution: str) -> str:
 
 def main() -> None:
     """The command."""
+    argparse.ArgumentParser("python -m var_tokenizer.about", description=__doc__).parse_args()
     logging.disable()  # the lines say it
-    sys.stdout.write(report())
+    try:
+        sys.stdout.write(report())
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read it had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

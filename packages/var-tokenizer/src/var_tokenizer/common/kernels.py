@@ -71,12 +71,35 @@ def _file(module: str) -> Path:
 
 def _load(path: Path) -> ctypes.CDLL:
     with path.open("rb") as file:
-        header = file.read(20)
-    number = int.from_bytes(header[18:20], "little")
-    built_for = _MACHINES.get(number, f"machine {number}")
-    if header[:4] == b"\x7fELF" and built_for != platform.machine():
+        header = file.read(64)
+    if ":" in str(path):
+        raise _RefusedError(f"{path} has a colon, after which MindSpore expects a function's name")
+    if header[:4] != b"\x7fELF" or len(header) < 64:
+        raise _RefusedError(f"{path} is no library")
+    # https://refspecs.linuxfoundation.org/elf: e_machine, and the table at the end of the file
+    machine, table, size, count = (
+        int.from_bytes(header[begin:end], "little")
+        for begin, end in ((18, 20), (40, 48), (58, 60), (60, 62))
+    )
+    built_for = _MACHINES.get(machine, f"machine {machine}")
+    if built_for != platform.machine():
         raise _RefusedError(f"{path} was built for {built_for}, and this is {platform.machine()}")
+    if path.stat().st_size < table + size * count:  # to load it would end the process
+        raise _RefusedError(f"{path} is cut off")
     return ctypes.CDLL(str(path))
+
+
+def _check_sources(path: Path, library: ctypes.CDLL) -> None:
+    """Where a library lies beside its sources, they are those it was built from."""
+    package = path.parent
+    spec = importlib.util.spec_from_file_location("building", package / "cpp/common/building.py")
+    if spec is None or spec.loader is None or not Path(str(spec.origin)).exists():
+        return
+    building = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(building)
+    library.kernel_sources.restype = ctypes.c_char_p
+    if library.kernel_sources().decode() != building.digest(package):
+        raise _RefusedError(f"{path} was built from other sources; install {package.name} again")
 
 
 def _instruction_sets(library: ctypes.CDLL) -> dict[str, bool]:
@@ -105,6 +128,7 @@ def _open(module: str) -> Opened:
     try:
         path, pool = _file(module), _load(_file(_POOL))
         library = _load(path)
+        _check_sources(path, library)
         sets = _instruction_sets(library)
         name = _chosen(sets)
         pool.start_threads(thread_count())

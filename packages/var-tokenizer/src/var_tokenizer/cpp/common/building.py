@@ -11,8 +11,10 @@ but its kernels become local before the variants are linked.
 """
 
 import argparse
+import hashlib
 import os
 import platform
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Iterable
@@ -60,25 +62,33 @@ def build(
     if package.name != _POOL_OWNER:
         common = [path for path in common if path.stem != "thread_pool"]
     with tempfile.TemporaryDirectory() as folder:
-        objects = _compiled([*kernels, *common], lowest, machine, flags, folder)
+        sources = f'-DSOURCES="{digest(package)}"'
+        objects = _compiled([*kernels, *common], lowest, machine, [sources, *flags], folder)
         for name in list(variants)[1:]:
             objects.append(f"{folder}/{name}.o")
             _link_apart(_compiled(kernels, name, machine, flags, folder), name, objects[-1])
         target.parent.mkdir(parents=True, exist_ok=True)
         written = target.with_suffix(".tmp")
-        _run(_compiler(), "-shared", *flags, *objects, "-ldl", "-pthread", "-o", str(written))
+        _run(*_compiler(), "-shared", *flags, *objects, "-ldl", "-pthread", "-o", str(written))
         written.replace(target)
 
 
-def _compiler() -> str:
-    return os.environ.get("CXX", "g++")
+def digest(package: Path) -> str:
+    """A hash of the sources of ``package``, which its library knows, too."""
+    files = sorted(path for room in ("cpp", "cpp/common") for path in (package / room).glob("*.*"))
+    content = b"".join(path.name.encode() + path.read_bytes() for path in files)
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _compiler() -> list[str]:
+    return shlex.split(os.environ.get("CXX", "")) or ["g++"]
 
 
 def _compiled(
     sources: list[Path], variant: str, machine: str, flags: Iterable[str], folder: str
 ) -> list[str]:
     """Compiles sources, several at a time, for one variant; returns the objects in ``folder``."""
-    command = [_compiler(), *VARIANTS[machine][variant], *_FLAGS, f"-DVARIANT={variant}", *flags]
+    command = [*_compiler(), *VARIANTS[machine][variant], *_FLAGS, f"-DVARIANT={variant}", *flags]
     if variant == next(iter(VARIANTS[machine])):
         command.append("-DLOWEST_VARIANT")
     objects = [f"{folder}/{variant}-{path.stem}.o" for path in sources]
@@ -97,7 +107,7 @@ def _link_apart(objects: list[str], variant: str, target: str) -> None:
 
     The other names end in the variant's, so that a debugger or a disassembly shows whose they are.
     """
-    _run(_compiler(), "-r", "-nostdlib", "-Wl,--force-group-allocation", *objects, "-o", target)
+    _run(*_compiler(), "-r", "-nostdlib", "-Wl,--force-group-allocation", *objects, "-o", target)
     listed = _output(_tool("nm"), "--defined-only", "-P", target).splitlines()
     names = {line.split()[0] for line in listed}
     renamed = [f"{n} {n}.{variant}\n" for n in sorted(names) if not n.endswith(f"_{variant}")]
@@ -113,7 +123,7 @@ def _output(*command: str) -> str:
 
 def _tool(name: str) -> str:
     """A tool that comes with the compiler."""
-    return _output(_compiler(), f"-print-prog-name={name}").strip()
+    return _output(*_compiler(), f"-print-prog-name={name}").strip()
 
 
 def extension(package: str) -> dict[str, Any]:

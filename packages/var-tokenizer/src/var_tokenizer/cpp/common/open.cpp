@@ -40,6 +40,9 @@ EXPORT const char* kernel_variant(int i) { return i >= 0 && i < count ? names[i]
 // 1 if the processor can run variant i, else 0.
 EXPORT int processor_has(int i) { return i >= 0 && i < count && has_variant(i); }
 
+// What building.py calls the digest of the sources.
+EXPORT const char* kernel_sources() { return SOURCES; }
+
 // 0 if the kernels can be used in this process; 1 if the processor lacks the variant, 2 if oneDNN
 // does not load. `path` is oneDNN's library, the rest is a ThreadPool. Any thread may call at any
 // time: once the kernels are ready, nothing changes.

@@ -4,6 +4,10 @@
 
 #include <cstdint>
 
+#ifdef __clang__
+#error "the kernels need g++: Clang lacks __builtin_shuffle, and aligns vectors that are not"
+#endif
+
 #if defined(__AVX512F__)
 constexpr int lanes = 16, registers = 32;
 #elif defined(__AVX__)
