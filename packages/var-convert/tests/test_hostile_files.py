@@ -197,7 +197,8 @@ def test_a_file_name_that_is_not_utf8_is_shown_escaped(files, tmp_path, capsys):
     path = tmp_path / os.fsdecode(b"caf\xe9.safetensors")
     shutil.copy(files[".safetensors"], path)
     assert main(["inspect", str(path)]) == 0
-    assert r"caf\xe9.safetensors" in capsys.readouterr().out
+    # a long title has several lines
+    assert r"caf\xe9.safetensors" in "".join(capsys.readouterr().out.split())
     assert main(["inspect", str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["file"] == str(path)
 
