@@ -105,7 +105,7 @@ def settle_mindspore(operators: int) -> None:
     """Makes MindSpore's threads on the CPU share the processors, once for the process.
 
     operators: how many threads one of MindSpore's own operators may use. Where it was set before,
-    by ``mindspore.devicecontext.cpu.op_tuning.threads_num`` or otherwise, that stays; so it does
+    by ``mindspore.device_context.cpu.op_tuning.threads_num`` or otherwise, that stays; so it does
     if MindSpore has started its threads.
 
     From then on a graph runs in the thread that calls it. By default another one runs it, while
