@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import logging
 import os
 import pickle
 import shlex
@@ -18,9 +19,11 @@ from safetensors.numpy import load_file, save_file
 from var_tokenizer import Tokenizer, TokenizerConfig, tokenizer_shapes
 from var_tokenizer.common import (
     InputError,
+    Snapshot,
     open_checkpoint,
     read_header,
     read_tensors,
+    write_snapshot,
     write_tensors,
 )
 
@@ -336,11 +339,59 @@ def test_a_file_of_another_format_is_refused_with_the_command_that_converts_it(
         assert source == str(path)
 
 
-def test_a_training_checkpoint_is_told_from_a_model(tmp_path):
+def training(tokenizer: Tokenizer, averaged: bool) -> Snapshot:
+    """As var-train saves it; the averages are the weights plus 1."""
+    weights = {f"tokenizer/{p.name}": p.asnumpy() for p in tokenizer.get_parameters()}
+    averages = {f"ema/ema.{p.name}": p.asnumpy() + 1 for p in tokenizer.trainable_params()}
+    arrays = {**weights, **(averages if averaged else {}), "codebook/usage": np.zeros(3)}
+    return Snapshot(7, arrays, {"settings": {}}, tokenizer.metadata())
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_training_checkpoint_loads_as_its_model_averaged_where_it_is(
+    tokenizer, tmp_path, caplog, averaged
+):
+    caplog.set_level(logging.INFO)
+    path = tmp_path / "step-000000007.safetensors"
+    write_snapshot(path, training(tokenizer, averaged))
+    found = Tokenizer.load(path)
+    assert found.config == tokenizer.config
+    trained = {p.name for p in tokenizer.trainable_params()} if averaged else set()
+    assert len(trained) < len(tokenizer.published_tensors())  # statistics have no average
+    for name, array in found.published_tensors().items():
+        expected = tokenizer.published_tensors()[name] + (name in trained)
+        np.testing.assert_array_equal(array, expected.astype(np.float32))
+    which = "its averaged weights" if averaged else "its weights; it keeps no averages"
+    assert f"{path}: a training after step 7: {which}" in caplog.text
+
+
+def test_a_checkpoint_that_lacks_weights_or_claims_others_is_refused(tokenizer, tmp_path):
+    path, whole = tmp_path / "step.safetensors", training(tokenizer, averaged=True)
+    for change, message in (
+        (lambda a: a.pop("tokenizer/quantize.ema_vocab_hit_SV"), "1 missing tensor"),
+        (lambda a: a.update({"ema/ema.\x1b[2J": np.zeros(1)}), r"1 unexpected.*: \\x1b\[2J"),
+        (
+            lambda a: a.update({"ema/ema.encoder.conv_in.weight": np.zeros((32, 3, 3, 4))}),
+            r"conv_in.weight \(32, 4, 3, 3\), expected \(32, 3, 3, 3\)",
+        ),
+    ):
+        changed = dataclasses.replace(whole, arrays=dict(whole.arrays))
+        change(changed.arrays)
+        write_snapshot(path, changed)
+        refusal(path, message)
+    for model, message in (
+        ({"kind": "transformer"}, "holds a transformer; expected a tokenizer"),
+        ({"config": '{"vocab_size": -1}'}, "unusable tokenizer configuration: vocab_size is -1"),
+    ):
+        write_snapshot(path, dataclasses.replace(whole, model={**whole.model, **model}))
+        refusal(path, message)
+
+
+def test_a_training_checkpoint_that_does_not_describe_its_model_is_refused(tmp_path):
     path = tmp_path / "step-000000007.safetensors"
     notes = {"step": "7", "state": "{}", "sha256": "0", "best": "true"}
     save_file({"model/a": np.zeros(3, np.float32)}, path, notes)
-    refusal(path, "a checkpoint of a training that goes on")
+    refusal(path, "a checkpoint of a training that does not describe its model")
 
 
 @pytest.mark.parametrize(

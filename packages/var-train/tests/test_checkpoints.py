@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from var_tokenizer.common import InputError
-from var_train.training.checkpoints import CheckpointFolder, Snapshot
+from var_tokenizer.common import InputError, Snapshot
+from var_train.training.checkpoints import CheckpointFolder
 
 
 def snapshot(step, size=100):

@@ -17,11 +17,11 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import InputError, arrays_checksum
+from var_tokenizer.common import InputError, Snapshot, arrays_checksum
 from var_train.data.token_cache import CacheIndex
 from var_train.reports.json_files import record_settings
 from var_train.reports.metrics_log import MetricsLog
-from var_train.training.checkpoints import CheckpointFolder, Snapshot
+from var_train.training.checkpoints import CheckpointFolder
 from var_transformer import Transformer
 
 CONFIG = tiny.tokenizer(scales=(1, 2, 4))

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from var_tokenizer.common import snapshots
 from var_train.reports.metrics_log import MetricsLog
-from var_train.training import checkpoints
 from var_train.training.checkpoints import CheckpointFolder
 from var_train.training.loop import LoopConfig, check_resumable, train_stage
 
@@ -38,6 +38,12 @@ class Counting:
     def validate(self, step):
         loss = self.on_validation(step)
         return {"loss": 1.0 if loss is None else loss}
+
+    def save(self, path):
+        path.write_text(str(self.done))
+
+    def metadata(self):
+        return {}
 
     def state(self):
         return {"done": np.array(self.done)}, {}
@@ -85,8 +91,8 @@ def test_an_interrupt_while_a_checkpoint_is_written_leaves_it_whole(tmp_path, mo
         signal.raise_signal(signal.SIGINT)
         write_tensors(path, arrays, metadata)
 
-    write_tensors = checkpoints.write_tensors
-    monkeypatch.setattr(checkpoints, "write_tensors", interrupted)
+    write_tensors = snapshots.write_tensors
+    monkeypatch.setattr(snapshots, "write_tensors", interrupted)
     with pytest.raises(SystemExit) as end:
         trained(tmp_path, Counting(), checkpoint_every=3)
     assert end.value.code == 130
@@ -135,3 +141,17 @@ def test_a_run_of_version_0_1_0_resumes_under_the_new_name_of_a_setting(tmp_path
     again = Counting()
     trained(tmp_path, again, now)
     assert again.done == 10
+
+
+def test_each_validation_writes_the_model_and_the_best_one_stays_beside_it(tmp_path):
+    losses = {1: 3.0, 3: 1.0, 5: 2.0, 7: 1.0}
+    seen = []
+
+    def loss(step):
+        seen.append({p.name: p.read_text() for p in tmp_path.glob("*.safetensors")})
+        return losses[step]
+
+    trained(tmp_path, Counting(on_validation=loss, steps=8), validations=4)
+    last, best = "tokenizer.safetensors", "tokenizer-best.safetensors"
+    assert seen == [{}, {last: "2", best: "2"}, {last: "4", best: "4"}, {last: "6", best: "4"}]
+    assert (tmp_path / last).read_text() == "8" and (tmp_path / best).read_text() == "4"

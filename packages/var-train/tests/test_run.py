@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -22,7 +23,9 @@ from var_transformer import Transformer, TransformerConfig, generate
 
 FILES = {
     "tokenizer.safetensors",
+    "tokenizer-best.safetensors",
     "transformer.safetensors",
+    "transformer-best.safetensors",
     "samples.png",
     "reconstructions.png",
     "metrics.jsonl",
@@ -90,6 +93,20 @@ def test_the_written_models_generate_and_know_their_classes_and_each_other(finis
     assert model.tokenizer_checksum == tokenizer.checksum()
 
 
+@pytest.mark.parametrize(
+    ("stage", "kind"), [("tokenizer", Tokenizer), ("transformer", Transformer)]
+)
+def test_a_checkpoint_loads_as_the_model_that_it_holds(finished, caplog, stage, kind):
+    caplog.set_level(logging.INFO)
+    saved = kind.load(finished / f"{stage}.safetensors")
+    (path,) = (finished / "checkpoints" / stage).glob("step-*.safetensors")
+    found = kind.load(path)
+    assert found.config == saved.config and found.metadata() == saved.metadata()
+    expected = saved.published_tensors()
+    assert all((array == expected[n]).all() for n, array in found.published_tensors().items())
+    assert f"{path}: a training after step 6: its weights; it keeps no averages" in caplog.text
+
+
 def test_training_changed_both_models(finished):
     for name, fresh in (("tokenizer", Tokenizer), ("transformer", Transformer)):
         trained = fresh.load(finished / f"{name}.safetensors")
@@ -127,6 +144,7 @@ def test_stages_run_one_by_one_train_the_same_models(finished, tmp_path):
     assert result.returncode == 0, result.stderr
     assert {path.name for path in first.iterdir()} == FILES - {
         "transformer.safetensors",
+        "transformer-best.safetensors",
         "samples.png",
         "pictures",
     }

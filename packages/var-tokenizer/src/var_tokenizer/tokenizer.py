@@ -183,6 +183,10 @@ class Tokenizer(nn.Cell):
             path, "tokenizer", self.config, self.published_tensors(), metadata
         )
 
+    def metadata(self) -> dict[str, str]:
+        """What a native file says besides the weights, while these are trained."""
+        return checkpoint.native_metadata("tokenizer", self.config)
+
     def published_tensors(self) -> dict[str, np.ndarray]:
         """Published name -> float32 array in the published layout (convolutions OIHW)."""
         tensors = {}

@@ -1,19 +1,28 @@
 """Reading and writing .safetensors, a piece of a tensor at a time."""
 
 import json
+import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from var_tokenizer.common import InputError, TensorHeader, quoted, read_header
+from var_tokenizer.common import InputError, TensorHeader, quoted, read_model_header
 
 from var_convert.formats.dtypes import NUMPY
 from var_convert.formats.weights import Entry, Weights
 
+log = logging.getLogger(__name__)
+
 
 def read_safetensors(path: Path) -> list[Weights]:
-    """The one model of the file. Raises InputError if it is not valid safetensors."""
-    metadata, header = read_header(path)
+    """The one model of the file, which may be a checkpoint of a training.
+
+    Raises InputError if it is not valid safetensors.
+    """
+    metadata, header, training = read_model_header(path)
+    if training is not None:
+        log.info("%s", training)
     tensors = {name: _entry(path, name, about) for name, about in header.items()}
     return [Weights(quoted(path), tensors, metadata)]
 
@@ -35,7 +44,10 @@ def _entry(path: Path, name: str, about: TensorHeader) -> Entry:
         piece = np.memmap(path, dtype, "c", offset=offset, shape=(stop - start,))
         return np.require(piece, requirements="A")
 
-    return Entry(about.dtype, about.shape, read)
+    def read_arranged(start: int, stop: int) -> np.ndarray:
+        return about.arranged(read(0, math.prod(about.shape))).reshape(-1)[start:stop]
+
+    return Entry(about.dtype, about.shape, read_arranged if about.channels_last else read)
 
 
 def write_safetensors(

@@ -1,6 +1,7 @@
 """The small interface that the four packages share; its map is README.md, next to this file."""
 
 from var_tokenizer.common.checkpoint import check_tensors as check_tensors
+from var_tokenizer.common.checkpoint import native_metadata as native_metadata
 from var_tokenizer.common.checkpoint import noted_checksum as noted_checksum
 from var_tokenizer.common.checkpoint import open_checkpoint as open_checkpoint
 from var_tokenizer.common.checkpoint import parse_config as parse_config
@@ -43,3 +44,12 @@ from var_tokenizer.common.safetensors import arrays_checksum as arrays_checksum
 from var_tokenizer.common.safetensors import read_header as read_header
 from var_tokenizer.common.safetensors import read_tensors as read_tensors
 from var_tokenizer.common.safetensors import write_tensors as write_tensors
+from var_tokenizer.common.snapshots import AVERAGES as AVERAGES
+from var_tokenizer.common.snapshots import FIRST as FIRST
+from var_tokenizer.common.snapshots import SECOND as SECOND
+from var_tokenizer.common.snapshots import Snapshot as Snapshot
+from var_tokenizer.common.snapshots import SnapshotHeader as SnapshotHeader
+from var_tokenizer.common.snapshots import read_model_header as read_model_header
+from var_tokenizer.common.snapshots import read_snapshot as read_snapshot
+from var_tokenizer.common.snapshots import read_snapshot_header as read_snapshot_header
+from var_tokenizer.common.snapshots import write_snapshot as write_snapshot

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -19,11 +20,14 @@ from var_tokenizer.common import safetensors
 from var_tokenizer.common.errors import InputError, quoted
 from var_tokenizer.common.files import replacing
 from var_tokenizer.common.foreign import conversion, format_of
+from var_tokenizer.common.snapshots import SnapshotHeader, read_model_header
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Config = TypeVar("Config")
+
+log = logging.getLogger(__name__)
 
 
 class _Shaped(Protocol):
@@ -43,23 +47,33 @@ def write_checkpoint(
     config: the model's configuration dataclass. tensors: published name -> array. metadata:
     further entries for the file.
     """
-    metadata = dict(metadata or {}) | {
+    with replacing(path) as temporary:
+        safetensors.write_tensors(temporary, tensors, native_metadata(kind, config, metadata))
+
+
+def native_metadata(
+    kind: str, config: "DataclassInstance", metadata: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """What a native file says besides its tensors; arguments as of ``write_checkpoint``."""
+    return dict(metadata or {}) | {
         "format": "var-mindspore",
         "kind": kind,
         "config": json.dumps(dataclasses.asdict(config)),
     }
-    with replacing(path) as temporary:
-        safetensors.write_tensors(temporary, tensors, metadata)
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint(Generic[Config]):
-    """A native file: its header is read, its tensors are not. metadata: as in the file."""
+    """A native file: its header is read, its tensors are not. metadata: as in the file.
+
+    training: the checkpoint of a training that it is; its model is what the other fields describe.
+    """
 
     path: Path
     config: Config
     metadata: dict[str, str]
     tensors: dict[str, safetensors.TensorHeader]
+    training: SnapshotHeader | None = None
 
     def check(self, expected: Iterable[tuple[str, tuple[int, ...]]]) -> None:
         """Raises InputError unless the file holds exactly ``expected`` as floating numbers.
@@ -79,13 +93,17 @@ class Checkpoint(Generic[Config]):
 
     def read(self) -> dict[str, np.ndarray]:
         """All tensors; floating ones as float32."""
+        if self.training is not None:
+            log.info("%s", self.training)
         return safetensors.read_tensors(self.path, self.tensors)
 
 
 def open_checkpoint(
     path: str | os.PathLike[str], kind: str, config_type: type[Config]
 ) -> Checkpoint[Config]:
-    """Opens a native file of ``kind``; its tensors are not read or checked yet.
+    """Opens a native file of ``kind``, or a checkpoint of a training as one.
+
+    Its tensors are not read or checked yet.
 
     Raises InputError for a file that is missing, in another format, of another kind, or with a
     configuration that ``config_type`` does not accept.
@@ -103,13 +121,8 @@ def open_checkpoint(
             f"{shown}: a {found} checkpoint; expected a native {kind}; this command makes one: "
             f"{conversion(path, found, kind)}"
         )
-    metadata, tensors = safetensors.read_header(path)
+    metadata, tensors, training = read_model_header(path)
     if metadata.get("format") != "var-mindspore":
-        if {"step", "state", "sha256"} <= metadata.keys():
-            raise InputError(
-                f"{shown}: a checkpoint of a training that goes on; expected the {kind} that it "
-                "writes at its end"
-            )
         raise InputError(
             f"{shown}: no var-mindspore configuration in its metadata; expected a native {kind}, "
             f"which this makes from published names: {conversion(path, 'safetensors', kind)}"
@@ -121,7 +134,7 @@ def open_checkpoint(
         config = parse_config(metadata.get("config", "null"), config_type)
     except InputError as error:
         raise InputError(f"{shown}: unusable {kind} configuration: {error}") from error
-    return Checkpoint(path, config, metadata, tensors)
+    return Checkpoint(path, config, metadata, tensors, training)
 
 
 def parse_config(text: str, config_type: type[Config]) -> Config:

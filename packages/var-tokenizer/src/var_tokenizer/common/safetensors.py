@@ -32,11 +32,23 @@ _READERS = 4  # threads
 
 @dataclasses.dataclass(frozen=True)
 class TensorHeader:
-    """A tensor as the header describes it. begin: the position of its first byte in the file."""
+    """A tensor as the header describes it. begin: the position of its first byte in the file.
+
+    channels_last: of ``shape`` (out, in, rows, columns) the file holds (out, rows, columns, in), as
+    checkpoints of a training do.
+    """
 
     dtype: str
     shape: tuple[int, ...]
     begin: int
+    channels_last: bool = False
+
+    def arranged(self, elements: np.ndarray) -> np.ndarray:
+        """The elements in the order of the file, as an array of ``shape``."""
+        if not self.channels_last:
+            return elements.reshape(self.shape)
+        o, i, y, x = self.shape
+        return elements.reshape(o, y, x, i).transpose(0, 3, 1, 2)
 
 
 def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, TensorHeader]]:
@@ -97,7 +109,7 @@ def _read_tensor(file: BinaryIO, tensor: TensorHeader) -> np.ndarray:
         array = (array.astype(np.uint32) << 16).view(np.float32)
     elif array.dtype.kind == "f":
         array = array.astype(np.float32, copy=False)
-    return array.reshape(tensor.shape)
+    return tensor.arranged(array)
 
 
 def write_tensors(

@@ -55,9 +55,9 @@ class RunConfig:
     """Train VAR: first the tokenizer, then the transformer on its tokens; then sample.
 
     Without arguments it trains on 1,797 real handwritten digits that come with the package. In
-    OUT it writes tokenizer.safetensors, transformer.safetensors, samples.png,
-    reconstructions.png, settings.json, metrics.jsonl and report.json. After Ctrl-C, the same
-    command continues.
+    OUT it writes tokenizer.safetensors, transformer.safetensors (at each validation, and the best
+    ones beside them), samples.png, reconstructions.png, settings.json, metrics.jsonl and
+    report.json. After Ctrl-C, the same command continues.
     """
 
     preset: Preset | None = None

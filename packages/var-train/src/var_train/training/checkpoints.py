@@ -1,45 +1,23 @@
-"""Checkpoints of a run: atomic and checksummed; the last few and the best stay.
+"""Checkpoints of a run, each the file of a ``Snapshot``: the last few and the best stay."""
 
-A checkpoint is one safetensors file with the arrays of a ``Snapshot``. Its metadata holds the step,
-the rest of the state as JSON, and a SHA-256 of everything.
-"""
-
-import errno
-import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mindspore import Parameter, Tensor, ops
-from safetensors import SafetensorError, safe_open
 from var_tokenizer.common import (
     InputError,
-    arrays_checksum,
+    Snapshot,
     check_tensors,
     quoted,
-    replacing,
-    write_tensors,
+    read_snapshot,
+    read_snapshot_header,
+    write_snapshot,
 )
 
 log = logging.getLogger(__name__)
-
-_DAMAGED = (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError)
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Everything a stage needs to continue.
-
-    step: finished steps. arrays: by name. state: the rest, in JSON's types.
-    """
-
-    step: int
-    arrays: dict[str, np.ndarray]
-    state: dict[str, Any]
 
 
 class CheckpointFolder:
@@ -59,21 +37,7 @@ class CheckpointFolder:
         Raises InputError if it cannot be written (a full disk, say).
         """
         path = self.folder / f"step-{snapshot.step:09d}.safetensors"
-        arrays = {name: np.ascontiguousarray(a) for name, a in snapshot.arrays.items()}
-        state = json.dumps(snapshot.state)
-        metadata = {
-            "step": str(snapshot.step),
-            "state": state,
-            "best": json.dumps(best),
-            "sha256": arrays_checksum(arrays, f"{snapshot.step} {state}"),
-        }
-        try:
-            with replacing(path) as temporary:
-                write_tensors(temporary, arrays, metadata)
-                _sync(temporary)
-            _sync(self.folder)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{quoted(path)}: cannot write this checkpoint: {error}") from error
+        write_snapshot(path, snapshot, best)
         self._prune()
         return path
 
@@ -85,13 +49,9 @@ class CheckpointFolder:
         paths = self._paths()
         for path in reversed(paths):
             try:
-                return _read(path)
-            except _DAMAGED as error:
-                log.warning(
-                    "%s: damaged (%s); falling back to the one before",
-                    quoted(path),
-                    quoted(str(error)),
-                )
+                return read_snapshot(path)
+            except InputError as error:
+                log.warning("%s; falling back to the one before", error)
         if paths:
             raise InputError(
                 f"{quoted(self.folder)}: no checkpoint is whole; expected one of {len(paths)} "
@@ -106,10 +66,9 @@ class CheckpointFolder:
         """
         for path in reversed(self._paths()):
             try:
-                with safe_open(path, framework="numpy") as file:
-                    metadata = file.metadata()
-                return int(metadata["step"]), _parse_state(metadata["state"])
-            except _DAMAGED:
+                header = read_snapshot_header(path)
+                return header.step, header.state
+            except InputError:
                 continue
         return None
 
@@ -156,38 +115,8 @@ def restore_parameters(
         ops.assign(parameter, Tensor(found[f"{prefix}/{parameter.name}"]))
 
 
-def _read(path: Path) -> Snapshot:
-    with safe_open(path, framework="numpy") as file:
-        metadata = file.metadata()
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    step = int(metadata["step"])
-    if arrays_checksum(arrays, f"{step} {metadata['state']}") != metadata["sha256"]:
-        raise OSError(errno.EIO, "the checksum differs")
-    return Snapshot(step, arrays, _parse_state(metadata["state"]))
-
-
-def _parse_state(text: str) -> dict[str, Any]:
-    """The state of a checkpoint, its settings by the names that they have now."""
-
-    def renamed(entries: dict[str, Any]) -> dict[str, Any]:
-        if {"learning_rate", "schedule"} <= entries.keys():  # AdamWConfig, up to version 0.1.0
-            entries["rate_schedule"] = entries.pop("schedule")
-        return entries
-
-    return json.loads(text, object_hook=renamed)
-
-
 def _is_best(path: Path) -> bool:
     try:
-        with safe_open(path, framework="numpy") as file:
-            return json.loads(file.metadata()["best"])
-    except _DAMAGED:
+        return read_snapshot_header(path).best
+    except InputError:
         return False
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

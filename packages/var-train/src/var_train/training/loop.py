@@ -13,14 +13,14 @@ from types import FrameType
 from typing import Any, Protocol, cast
 
 import numpy as np
-from var_tokenizer.common import InputError, check_integer, quoted
+from var_tokenizer.common import InputError, Snapshot, check_integer, quoted
 from var_tokenizer.common.command import INTERRUPTED
 
 from var_train.data.resume_check import DataRecord, check_data
 from var_train.parallel import workers
 from var_train.reports.metrics_log import MetricsLog, Value
 from var_train.reports.progress_bars import step_bar
-from var_train.training.checkpoints import CheckpointFolder, Snapshot
+from var_train.training.checkpoints import CheckpointFolder
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,12 @@ class Stage(Protocol):
 
         Pictures, uint8 (Y, X, 3), are allowed among the values.
         """
+
+    def save(self, path: Path) -> None:
+        """Writes the model that ``validate`` measures as a native file."""
+
+    def metadata(self) -> dict[str, str]:
+        """What a native file of the model says besides its weights."""
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Everything that training changes: arrays by name, the rest in JSON's types."""
@@ -103,9 +109,10 @@ def train_stage(
 ) -> dict[str, Value]:
     """Trains ``stage`` to its last step; returns the last validation's numbers.
 
-    folder: of the run; checkpoints are in ``FOLDER/checkpoints/STAGE``. settings: what must be
-    the same to resume the run, in JSON's types. resume: continue from the newest checkpoint,
-    if there is one; otherwise all checkpoints of the stage are removed.
+    folder: of the run; checkpoints are in ``FOLDER/checkpoints/STAGE``. Each validation writes the
+    model as ``FOLDER/STAGE.safetensors``, and the best one as ``STAGE-best.safetensors``.
+    settings: what must be the same to resume the run, in JSON's types. resume: continue from the
+    newest checkpoint, if there is one; otherwise all checkpoints of the stage are removed.
 
     Ctrl-C and SIGTERM save after the current step and exit with 130: the training is not done.
     Raises InputError for a checkpoint of other settings, a loss that is not finite (the last good
@@ -138,7 +145,13 @@ def train_stage(
                 "stage": state,
                 "best_loss": best if math.isfinite(best) else None,
             }
-            checkpoints.save(Snapshot(done, arrays, entries), is_best)
+            checkpoints.save(Snapshot(done, arrays, entries, stage.metadata()), is_best)
+
+    def save_model(is_best: bool) -> None:
+        # before the checkpoint, which may say that the best model is this one
+        stage.save(folder / f"{stage.name}.safetensors")
+        if is_best:
+            stage.save(folder / f"{stage.name}-best.safetensors")
 
     if done >= stage.steps:
         log.info("%s: all %d steps are done", stage.name, stage.steps)
@@ -166,6 +179,8 @@ def train_stage(
             stop = workers.any_worker(interrupted())
             if done in validate_after or done % config.checkpoint_every == 0 or stop:
                 with bar.doing("saving"):
+                    if done in validate_after and workers.rank() == 0:
+                        save_model(is_best)
                     save(is_best)
             if stop:
                 break

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import mindspore as ms
@@ -279,7 +280,16 @@ class TokenizerTraining:
         if self._ema is not None:
             self._ema.copy_to_parameters()
 
+    def save(self, path: Path) -> None:
+        """Writes the tokenizer, with its averaged weights where there are some."""
+        with averaged(self._ema):
+            self._tokenizer.save(path)
+
     # ------------------------------------------------------------ resumption
+    def metadata(self) -> dict[str, str]:
+        """What a native file of the tokenizer says besides its weights."""
+        return self._tokenizer.metadata()
+
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Everything that later steps depend on."""
         arrays = parameter_arrays("tokenizer", self._tokenizer.get_parameters())

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import mindspore as ms
@@ -370,7 +371,16 @@ class TransformerTraining:
         if self._ema is not None:
             self._ema.copy_to_parameters()
 
+    def save(self, path: Path) -> None:
+        """Writes the transformer, with its averaged weights where there are some."""
+        with averaged(self._ema):
+            self._model.save(path)
+
     # ------------------------------------------------------------ resumption
+    def metadata(self) -> dict[str, str]:
+        """What a native file of the transformer says besides its weights."""
+        return self._model.metadata()
+
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Everything that later steps depend on."""
         arrays = parameter_arrays("transformer", list(self._model.get_parameters()))

@@ -20,6 +20,7 @@ from var_tokenizer.common import (
     InputError,
     check_shape,
     checked_floats,
+    native_metadata,
     noted_checksum,
     one_at_a_time,
     open_checkpoint,
@@ -257,13 +258,21 @@ class Transformer(nn.Cell):
 
         Raises InputError if the class names are not one string for each class.
         """
+        tensors, metadata = self.published_tensors(), self.metadata()
+        write_checkpoint(path, "transformer", self.config, tensors, metadata)
+
+    def metadata(self) -> dict[str, str]:
+        """What a native file says besides the weights.
+
+        Raises InputError if the class names are not one string for each class.
+        """
         metadata = {}
         if self.class_names is not None:
             names = check_class_names(self.class_names, self.config.num_classes)
             metadata["class_names"] = json.dumps(names)
         if self.tokenizer_checksum is not None:
             metadata["tokenizer"] = self.tokenizer_checksum
-        write_checkpoint(path, "transformer", self.config, self.published_tensors(), metadata)
+        return native_metadata("transformer", self.config, metadata)
 
     def published_tensors(self) -> dict[str, np.ndarray]:
         """Published name -> float32 array in the published layout."""
