@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from var_tokenizer.common import snapshots
+from var_tokenizer.common import InputError, snapshots
 from var_train.reports.metrics_log import MetricsLog
 from var_train.training.checkpoints import CheckpointFolder
 from var_train.training.loop import LoopConfig, check_resumable, train_stage
@@ -155,3 +155,13 @@ def test_each_validation_writes_the_model_and_the_best_one_stays_beside_it(tmp_p
     last, best = "tokenizer.safetensors", "tokenizer-best.safetensors"
     assert seen == [{}, {last: "2", best: "2"}, {last: "4", best: "4"}, {last: "6", best: "4"}]
     assert (tmp_path / last).read_text() == "8" and (tmp_path / best).read_text() == "4"
+
+
+def test_a_run_from_before_a_setting_existed_is_refused_by_its_name(tmp_path):
+    old = {"data": None, "tokens": None, "train_tokenizer": {"optimizer": {"warmup": 0.05}}}
+    new = {**old, "train_tokenizer": {"optimizer": {"warmup": 0.05, "warmup_start": 0.005}}}
+    with pytest.raises(InterruptedError):
+        trained(tmp_path, Counting(fails_at_1), old, checkpoint_every=1)
+    said = r"by a version without the setting train_tokenizer\.optimizer\.warmup_start = 0.005"
+    with pytest.raises(InputError, match=said):
+        check_resumable(tmp_path, "tokenizer", new, None)

@@ -150,8 +150,9 @@ def test_a_hundred_non_finite_gradients_end_the_training():
 def test_the_rate_rises_to_its_peak_and_falls_to_its_end(steps):
     config = AdamWConfig(learning_rate=1.0, warmup=0.1, final=0.05)
     rates = [config.rate(step, steps) for step in range(steps)]
-    warm = max(1, round(0.1 * steps))
+    warm = round(0.1 * steps)
     assert all(0 < rate <= 1 for rate in rates)
-    assert rates[: warm - 1] == sorted(rates[: warm - 1])
+    assert rates[:warm] == sorted(rates[:warm])
     assert rates[warm:] == sorted(rates[warm:], reverse=True)
-    assert max(rates) == 1 and rates[-1] >= 0.05
+    assert max(rates) == 1 and rates[0] == (0.005 if warm else 1)
+    assert rates[-1] == pytest.approx(0.05 if steps - warm > 1 else 1)

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 from var_tokenizer.common import InputError
-from var_train.commands.presets import PRESETS, published_stage
+from var_train.commands.presets import PRESETS
 from var_train.commands.run_config import preset_defaults, read_run_config
 from var_train.losses.reconstruction_loss import ReconstructionLossConfig
 from var_train.optimization.adamw import AdamWConfig
@@ -12,26 +12,6 @@ from var_train.training.codebook import CodebookConfig
 from var_train.training.tokenizer_stage import TokenizerStageConfig
 from var_train.training.transformer_stage import TransformerStageConfig
 from var_transformer import TransformerConfig
-
-
-@pytest.mark.parametrize(
-    ("name", "batch", "epochs", "peak", "decay_at_the_end"),
-    [
-        ("d16", 768, 200, 3e-4, 0.05),
-        ("d20", 768, 250, 3e-4, 0.05),
-        ("d24", 768, 350, 2.4e-4, 0.05),
-        ("d30", 1024, 350, 3.2e-4, 0.08),
-        ("d36-s", 768, 350, 2.4e-4, 0.08),
-    ],
-)
-def test_each_size_has_its_batch_epochs_rate_and_decay(name, batch, epochs, peak, decay_at_the_end):
-    stage = published_stage(name)
-    assert (stage.batch, stage.epochs) == (batch, epochs)
-    rates = [stage.adamw.rate(step, 1000) for step in range(1000)]
-    assert max(rates) == pytest.approx(peak)
-    assert stage.adamw.decay(0, 1000) == pytest.approx(0.05)
-    assert stage.adamw.decay(999, 1000) == pytest.approx(decay_at_the_end)
-    assert stage.adamw.betas == (0.9, 0.95)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -64,6 +44,7 @@ NO_PART_AT_FIRST = {"scale_weights": (0.0, 0.0, 1.0), "progressive": 0.5}
         (AdamWConfig, {"weight_decay": -1.0}, "weight_decay is -1.0; expected"),
         (AdamWConfig, {"clip": 0.0}, "clip is 0.0; expected"),
         (AdamWConfig, {"warmup": 2.0}, "warmup is 2.0; expected"),
+        (AdamWConfig, {"warmup_start": 1.5}, "warmup_start is 1.5; expected"),
         (AdamWConfig, {"final": -0.1}, "final is -0.1; expected"),
         (CodebookConfig, {"start": "zeros"}, "start is 'zeros'; expected"),
         (CodebookConfig, {"update": "none"}, "update is 'none'; expected"),
@@ -87,6 +68,7 @@ NO_PART_AT_FIRST = {"scale_weights": (0.0, 0.0, 1.0), "progressive": 0.5}
         ),
         (TransformerStageConfig, {"ema": 1.0}, "ema is 1.0"),
         (TransformerStageConfig, {"drop_path": -0.1}, "drop_path is -0.1"),
+        (TransformerStageConfig, {"gate_gain": -1.0}, "gate_gain is -1.0"),
         (TransformerStageConfig, {"progressive": 1.5}, "progressive is 1.5"),
         (TransformerStageConfig, {"scale_weights": (0.0, 0.0)}, "scale_weights is"),
         (TransformerStageConfig, {"scale_weights": (0.0, NAN, 1.0)}, "scale_weights is"),

@@ -73,7 +73,8 @@ def build_transformer(
             scales=tokenizer.config.scales,
             **asdict(config.transformer),
         )
-        return Transformer(model_config, config.seed, backend), None
+        gate_gain = config.train_transformer.gate_gain
+        return Transformer(model_config, config.seed, backend, gate_gain), None
     init = Transformer.load(config.init, backend)
     if config.transformer != TransformerSizeConfig():
         check_given(

@@ -7,11 +7,18 @@ a range or nothing:
 - AdamW with betas 0.9 and 0.95, weight decay 0.05, rate 1e-4 for a batch of 256, 768 to 1024 images
   a step, 200 to 350 epochs, width 64 * depth, heads = depth, drop path 0.1 * depth / 24 [paper];
 - batch and epochs of each model; a rate of 8e-5 from d24 on; a weight decay that ends at 0.08 for
-  d30 and d36-s; the rate schedule lin0 with 2 % warmup and its end; clipping at 2, condition drop
-  0.1, no label smoothing, no mirroring, all scales from the first step on, float16 [release].
+  d30 and d36-s; the rate schedule lin0, its end, and a warmup over a fiftieth of the epochs, from
+  0.005 of the peak; the gain of AdaLN's gates at the start, between 1e-3 and 5e-6; clipping at 2,
+  condition drop 0.1, no label smoothing, no mirroring, all scales from the first step on, float16
+  [release].
 
-The initial gain of the adaptive layer norms is the model's own, 1e-5 in every size, while the
-release varies it between 1e-3 and 5e-6.
+What differs from the release, on purpose:
+
+- Epochs follow one another without a gap, so that every image counts: all steps are epochs * images
+  / batch, rounded up. The release counts the batches of one epoch and multiplies.
+- While scales join (``progressive``, which no preset uses), the weights of the tokens that are
+  trained have the mean 1, so that a loss means the same with any number of scales. In the release
+  the loss is smaller as long as scales are missing.
 """
 
 from dataclasses import dataclass
@@ -30,6 +37,7 @@ class _Recipe:
     epochs: int
     base_rate: float
     final: float
+    gate_gain: float
     weight_decay_end: float | None = None
 
 
@@ -39,11 +47,11 @@ PRESETS: tuple[Preset, ...] = get_args(Preset)
 """The names, which ``TransformerConfig.preset`` accepts, too."""
 
 _RECIPES: dict[Preset, _Recipe] = {
-    "d16": _Recipe(batch=768, epochs=200, base_rate=1e-4, final=0.1),
-    "d20": _Recipe(batch=768, epochs=250, base_rate=1e-4, final=0.1),
-    "d24": _Recipe(batch=768, epochs=350, base_rate=8e-5, final=0.01),
-    "d30": _Recipe(batch=1024, epochs=350, base_rate=8e-5, final=0.01, weight_decay_end=0.08),
-    "d36-s": _Recipe(batch=768, epochs=350, base_rate=8e-5, final=0.01, weight_decay_end=0.08),
+    "d16": _Recipe(768, 200, base_rate=1e-4, final=0.1, gate_gain=1e-3),
+    "d20": _Recipe(768, 250, base_rate=1e-4, final=0.1, gate_gain=1e-3),
+    "d24": _Recipe(768, 350, base_rate=8e-5, final=0.01, gate_gain=1e-4),
+    "d30": _Recipe(1024, 350, base_rate=8e-5, final=0.01, gate_gain=1e-5, weight_decay_end=0.08),
+    "d36-s": _Recipe(768, 350, base_rate=8e-5, final=0.01, gate_gain=5e-6, weight_decay_end=0.08),
 }
 
 
@@ -60,13 +68,15 @@ def published_stage(name: Preset) -> TransformerStageConfig:
             weight_decay_end=recipe.weight_decay_end,
             clip=2.0,
             rate_schedule="lin0",
-            warmup=0.02,
+            warmup=1 / 50,
+            warmup_start=0.005,
             final=recipe.final,
         ),
         precision=PrecisionConfig("float16"),
         label_smoothing=0.0,
         condition_drop=0.1,
         drop_path=None,
+        gate_gain=recipe.gate_gain,
         progressive=0.0,
         flip=False,
     )

@@ -26,7 +26,7 @@ class AdamWConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of the first and the second moment."""
     weight_decay: float = 0.05
-    """Decay of matrices; embeddings, biases and gains are exempt."""
+    """Decay of matrices; positions, biases and gains are exempt."""
     weight_decay_end: float | None = None
     """Decay at the last step, reached along half a cosine; None for a constant decay."""
     clip: float = 2.0
@@ -36,7 +36,9 @@ class AdamWConfig:
     of the steps at the peak), linX with X in (0, 1) (straight in two parts that meet after that
     fraction, the first half as steep), exp (exponentially, after 15 %)."""
     warmup: float = 0.05
-    """Fraction of the steps that raise the rate from 0."""
+    """Fraction of the steps that raise the rate to its peak."""
+    warmup_start: float = 0.005
+    """Rate of the first step, if there is a warmup, as a fraction of the peak."""
     final: float = 0.01
     """Rate at the end, as a fraction of the peak."""
 
@@ -52,6 +54,7 @@ class AdamWConfig:
             check_number("weight_decay_end", self.weight_decay_end, least=0)
         check_number("clip", self.clip, above=0, finite=False)
         check_number("warmup", self.warmup, least=0, most=1)
+        check_number("warmup_start", self.warmup_start, least=0, most=1)
         check_number("final", self.final, least=0, most=1)
         if not is_rate_schedule(self.rate_schedule):
             raise InputError(f"rate_schedule is {self.rate_schedule}; expected {RATE_SCHEDULES}")
@@ -66,6 +69,7 @@ class AdamWConfig:
             peak=self.learning_rate,
             rate_schedule=self.rate_schedule,
             warmup=self.warmup,
+            warmup_start=self.warmup_start,
             final=self.final,
         )
 

@@ -15,22 +15,30 @@ def is_rate_schedule(name: str) -> bool:
 
 
 def learning_rate(
-    step: int, steps: int, *, peak: float, rate_schedule: str, warmup: float, final: float
+    step: int,
+    steps: int,
+    *,
+    peak: float,
+    rate_schedule: str,
+    warmup: float,
+    warmup_start: float,
+    final: float,
 ) -> float:
     """The learning rate of ``step`` (0-based) of ``steps``.
 
     rate_schedule: the shape of the fall, one of ``RATE_SCHEDULES``. warmup: the fraction of the
-    steps that raise the rate to its peak. final: the rate at the end, as a fraction of the peak.
+    steps that raise the rate to its peak. warmup_start, final: the rate of the first and of the
+    last step, as fractions of the peak.
     """
-    warm = max(1, round(warmup * steps))
+    warm = round(warmup * steps)
     if step < warm:
-        return peak * (step + 1) / warm
-    progress = (step - warm) / max(1, steps - warm)
+        return peak * (warmup_start + (1 - warmup_start) * step / warm)
+    progress = (step - warm) / max(1, steps - 1 - warm)
     return peak * float(_fraction_of_peak(rate_schedule, progress, final))
 
 
 def _fraction_of_peak(rate_schedule: str, progress: float, final: float) -> float:
-    """progress: in [0, 1), after warmup."""
+    """progress: in [0, 1], after warmup."""
     knee = _knee(rate_schedule)
     if knee is not None:
         middle = (1 + final + (1 - final) * (1 - knee)) / 2

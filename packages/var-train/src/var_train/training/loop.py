@@ -248,6 +248,13 @@ def _check_settings(folder: Path, saved: object, settings: object, name: str = "
     if isinstance(saved, Mapping) and isinstance(settings, Mapping):
         for key in sorted({*saved, *settings}):
             inner = f"{name}.{key}".lstrip(".")
+            if key not in saved and settings[key] is not None:
+                raise InputError(
+                    f"{quoted(folder)}: was trained by a version without the setting {inner} = "
+                    f"{settings[key]}, which changes the training; expected a run of this version "
+                    "(the earlier version can finish it, --no-resume starts from the beginning, "
+                    "another --out starts a new run)"
+                )
             _check_settings(folder, saved.get(key), settings.get(key), inner)
     elif saved != settings:
         raise InputError(

@@ -26,7 +26,7 @@ from var_train.reports.images import SamplingConfig, draw_images, sample_grid
 from var_train.reports.metrics_log import Value
 from var_train.training.checkpoints import parameter_arrays, restore_parameters
 from var_train.training.loop import Stopwatch
-from var_train.training.progressive import scales_in_training
+from var_train.training.progressive import newest_weight, scales_in_training
 
 _STEPS = 4  # random stream under the seed; the tokenizer's stage has 1 to 3
 _SAMPLE_ROWS = 8  # classes in a grid of samples, at most
@@ -61,9 +61,13 @@ class TransformerStageConfig:
     scale_weights: tuple[float, ...] = ()
     """Weight of each scale's tokens in the loss, relative to the others; () for equal weights."""
     progressive: float = 0.0
-    """Share of the steps over which the scales join one after another, coarse to fine."""
+    """Share of the steps over which the scales join one after another, coarse to fine. Over the
+    next 300th of the steps, the weight of a new one in the loss rises to its own."""
     progressive_start: int = 2
     """Scales at the first step, if they join one after another."""
+    gate_gain: float = 1e-5
+    """What the random weights of AdaLN's gates are multiplied by in a new model, so that each block
+    starts close to the identity (alng in the published code)."""
     ema: float = 0.0
     """Decay of the averaged weights at each step. They are validated and saved; with 0, the last
     weights are."""
@@ -92,6 +96,7 @@ class TransformerStageConfig:
         if self.base_rate is not None:
             check_number("base_rate", self.base_rate, above=0)
         check_number("progressive", self.progressive, least=0, most=1)
+        check_number("gate_gain", self.gate_gain, least=0)
         if self.scale_weights:
             self._check_scale_weights()
 
@@ -193,7 +198,7 @@ class TransformerTraining:
             parts = self._draw(step)
         for part in parts:
             with self._watch("data"):
-                inputs = self._inputs(part, self._scales_at(step))
+                inputs = self._inputs(part, *self._scales_at(step))
             with self._watch("forward_backward"):
                 loss, found = self._gradients(*inputs, Tensor(np.float32(scale)))
                 found = ms.mutable(found)  # plain tuples would be compiled as constants
@@ -219,14 +224,14 @@ class TransformerTraining:
         if config.precision.dtype == "float16":
             metrics["loss_scale"] = scale
         if config.progressive:
-            metrics["scales"] = self._scales_at(step)
+            metrics["scales"] = self._scales_at(step)[0]
         return metrics | self._watch.lap()
 
-    def _scales_at(self, step: int) -> int:
-        """How many scales, coarse to fine, a step trains."""
+    def _scales_at(self, step: int) -> tuple[int, float]:
+        """How many scales, coarse to fine, a step trains, and the share of the newest's weight."""
         scales, config = len(self._model.config.schedule), self._config
-        share, start = config.progressive, config.progressive_start
-        return scales_in_training(step, self.steps, scales, share, start)
+        at = (step, self.steps, scales, config.progressive, config.progressive_start)
+        return scales_in_training(*at), newest_weight(*at)
 
     def _draw(self, step: int) -> list["_Part"]:
         """This worker's share of the step's batch, in as many parts as are accumulated."""
@@ -244,16 +249,17 @@ class TransformerTraining:
             parts.append(_Part(indices_b[own], flip, unlabelled_b[own], keep_d2b11[:, :, own]))
         return parts
 
-    def _inputs(self, part: "_Part", scales: int) -> tuple[Tensor, ...]:
-        """What the compiled step reads, of the first ``scales`` scales."""
+    def _inputs(self, part: "_Part", scales: int, newest: float) -> tuple[Tensor, ...]:
+        """What the compiled step reads, of the first ``scales`` scales; newest: as _scales_at."""
         schedule = self._model.config.schedule
         length = schedule.offsets[scales]
         ids_bl, labels_b = self._train.batch(part.indices_b, part.flip_b)
         labels_b = np.where(part.unlabelled_b, self._model.config.num_classes, labels_b)
         inputs_blz = self._tokenizer.training_inputs(Tensor(ids_bl))
         inputs_blz = inputs_blz[:, : length - schedule.tokens[0]]
-        weights = self._config.scale_weights or (1.0,) * len(schedule)
-        weights_l = np.repeat(weights, schedule.tokens)[:length].astype(np.float32)
+        weights_k = np.array(self._config.scale_weights or (1.0,) * len(schedule), float)
+        weights_k[scales - 1] *= newest
+        weights_l = np.repeat(weights_k, schedule.tokens)[:length].astype(np.float32)
         weights_l /= weights_l.mean()
         labels_b = Tensor(labels_b.astype(np.int32))
         ids_bl = Tensor(np.ascontiguousarray(ids_bl[:, :length]))
@@ -423,6 +429,9 @@ def draw_drop_path(rng: np.random.Generator, rates_d: np.ndarray, batch: int) ->
 
 
 def is_decayed(parameter: Parameter) -> bool:
-    """Whether weight decay applies: as published, to matrices but not to embeddings and scales."""
-    exempt = ("class_emb", "lvl_embed", "pos_start", "pos_1LC", "scale_mul", "ada_gss")
+    """Whether weight decay applies: as published, to matrices and to the embeddings of classes.
+
+    Not to biases, to embeddings of positions and scales, and to gains of any shape.
+    """
+    exempt = ("lvl_embed", "pos_start", "pos_1LC", "scale_mul", "ada_gss")
     return parameter.ndim > 1 and not any(name in parameter.name for name in exempt)

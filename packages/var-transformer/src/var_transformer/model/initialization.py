@@ -36,13 +36,13 @@ def shared_modulation_std(config: TransformerConfig) -> float:
     return config.width**-0.5
 
 
-def scale_modulation(array: np.ndarray, width: int) -> None:
-    """In place: gates times 1e-5 (init_adaln_gamma), scales and shifts times 0.5 (init_adaln).
+def scale_modulation(array: np.ndarray, width: int, gate_gain: float) -> None:
+    """In place: gates times ``gate_gain`` (alng), scales and shifts times 0.5 (init_adaln).
 
     So every block starts close to the identity. array: six groups of ``width`` rows or numbers.
     """
     array_6 = array.reshape(6, width, -1)
-    array_6[:2] *= 1e-5
+    array_6[:2] *= gate_gain
     array_6[2:] *= 0.5
 
 
@@ -51,8 +51,8 @@ def log_attention_scale(heads: int) -> np.ndarray:
     return np.full((1, heads, 1, 1), math.log(4), np.float32)
 
 
-def initialize(model: "Transformer", seed: int) -> None:
-    """Draws all weights of a model whose weights are zeros."""
+def initialize(model: "Transformer", seed: int, gate_gain: float) -> None:
+    """Draws all weights of a model whose weights are zeros. gate_gain: see ``scale_modulation``."""
     config, rng = model.config, np.random.default_rng(seed)
     std, residual = weight_std(config), residual_std(config)
 
@@ -82,7 +82,7 @@ def initialize(model: "Transformer", seed: int) -> None:
         else:
             modulation, its_std = block.ada_lin[1].weight, std
         array = normal(modulation, its_std)
-        scale_modulation(array, config.width)
+        scale_modulation(array, config.width, gate_gain)
         modulation.set_data(Tensor(array))
     head_modulation = model.head_nm.ada_lin[1].weight
     head_modulation.set_data(Tensor(normal(head_modulation, std) * np.float32(0.5)))  # init_adaln

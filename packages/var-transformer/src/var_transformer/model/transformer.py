@@ -192,8 +192,9 @@ class Transformer(nn.Cell):
     """VAR's transformer: class label and token maps so far -> logits of the next token map.
 
     Arrays go in as NumPy arrays or MindSpore tensors and come out as MindSpore tensors.
-    ``seed`` draws the weights as published; with None they are zeros. ``Transformer.load`` reads
-    them from a file. ``backend`` chooses the attention; by default the best for the device.
+    ``seed`` draws the weights as published; with None they are zeros. ``gate_gain`` multiplies
+    those of AdaLN's gates. ``Transformer.load`` reads weights from a file. ``backend`` chooses the
+    attention; by default the best for the device.
 
     Weights may be changed at any time, in any way that MindSpore offers. Threads may share a model:
     ``logits``, ``condition`` and ``extend`` run one at a time (``construct`` does not wait).
@@ -211,6 +212,7 @@ class Transformer(nn.Cell):
         config: TransformerConfig,
         seed: int | None = 0,
         backend: BackendConfig = BackendConfig(),  # noqa: B008 (frozen)
+        gate_gain: float = 1e-5,
     ) -> None:
         super().__init__()
         self.config = config
@@ -231,7 +233,7 @@ class Transformer(nn.Cell):
             if isinstance(cell, fast.Linear):
                 cell.dtype = backend.dtype
         if seed is not None:
-            initialize(self, seed)
+            initialize(self, seed, gate_gain)
         self._compiled = TransformerPasses(self)
 
     # ------------------------------------------------------------ files
