@@ -56,8 +56,8 @@ class ConvertConfig(ReadConfig):
     "var-convert SRC DST" is short for "var-convert convert SRC DST".
     """  # noqa: E501  tyro keeps line breaks
 
-    src: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
-    """File to read."""
+    src: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
+    """File to read, or hf://OWNER/NAME/FILE, which is downloaded from the hub."""
     dst: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """File to write."""
     dtype: Annotated[
@@ -73,7 +73,7 @@ class ConvertConfig(ReadConfig):
 class InspectConfig(ReadConfig):
     """Show kind, architecture, parameter count, dtype, tensors and checksum of FILE."""
 
-    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
     """File to read."""
     json: bool = False
     """Print JSON, not tables."""
@@ -86,9 +86,9 @@ class VerifyConfig(ReadConfig):
     Exits with 0 if they agree, 1 if they differ, 2 if a file is unusable.
     """
 
-    a: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
+    a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
     """First file."""
-    b: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="B")]
+    b: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="B")]
     """Second file, of any of the formats."""
     tolerance: float = 0.0
     """Largest difference of a tensor's elements that still counts as the same."""
@@ -129,7 +129,7 @@ def _run(config: ReadConfig) -> int:
 
 
 def _convert(command: ConvertConfig) -> int:
-    with _progress(f"{quoted(command.src.name)} -> {quoted(command.dst.name)}") as progress:
+    with _progress(f"{_name(command.src)} -> {_name(command.dst)}") as progress:
         result = convert(
             command.src,
             command.dst,
@@ -149,7 +149,7 @@ def _convert(command: ConvertConfig) -> int:
 
 
 def _inspect(command: InspectConfig) -> int:
-    with _progress(quoted(command.file.name)) as progress:
+    with _progress(_name(command.file)) as progress:
         found = inspect(command.file, progress=progress, **command.arguments())
     if command.json:
         sys.stdout.write(json.dumps(_as_json(found), indent=2, default=str) + "\n")
@@ -184,6 +184,11 @@ def _show_inspection(found: Inspection) -> None:
     _show(about, tensors)
 
 
+def _name(file: str | Path) -> str:
+    """The name of a file, without its folder, for a progress bar."""
+    return quoted(Path(file).name)
+
+
 def _shown(name: str | Path) -> str:
     """A name from a file or a file system, safe for a table: no escape codes, no markup."""
     return escape(quoted(name))
@@ -195,7 +200,7 @@ def _first(names: tuple[str, ...]) -> str:
 
 
 def _verify(command: VerifyConfig) -> int:
-    with _progress(f"{quoted(command.a.name)} = {quoted(command.b.name)}", "tensors") as progress:
+    with _progress(f"{_name(command.a)} = {_name(command.b)}", "tensors") as progress:
         result = verify(
             command.a, command.b, forward=command.forward, progress=progress, **command.arguments()
         )

@@ -14,6 +14,7 @@ from var_tokenizer.common import InputError, check_choice, quoted, replacing
 from var_convert.formats.dispatch import WRITERS, check_suffix
 from var_convert.formats.dtypes import SHORT_NAMES, widen
 from var_convert.formats.weights import Entry
+from var_convert.hub import local_file
 from var_convert.kinds import KINDS
 from var_convert.opened_model import OpenedModel, open_model, tell_assumptions
 from var_convert.published_names import MASK, Config
@@ -49,15 +50,16 @@ def convert(
 ) -> Conversion:
     """Writes the model of ``source`` as ``target``; suffixes choose the formats.
 
+    source: a path, or an address of the hub, ``hf://OWNER/NAME/FILE``.
     only: "tokenizer" or "transformer", of a trainer checkpoint that holds both. dtype: "float32",
     "float16" or "bfloat16" for all floating tensors; None leaves them unchanged. scales, heads,
     using_znorm: what a foreign file leaves open (see README). force: replace a target that exists.
 
     Raises InputError for anything unusable, and then leaves the target as it was.
     """
-    source, target = Path(source), Path(target)
+    target = Path(target)
     _check_request(target, only, dtype, force)
-    model = open_model(source, only, scales, heads, using_znorm)
+    model = open_model(local_file(source, progress), only, scales, heads, using_znorm)
     tell_assumptions(model)
     model = model.as_dtype(SHORT_NAMES.get(dtype or ""))
     return write_model(model, target, progress)
@@ -87,6 +89,8 @@ def write_model(
 
 
 def _check_request(target: Path, only: str | None, dtype: str | None, force: bool) -> None:
+    if target.parts[:1] == ("hf:",):
+        raise InputError(f"{quoted(target)}: nothing is written to the hub; expected a file here")
     check_suffix(target)
     for field, value, allowed in (("only", only, KINDS), ("dtype", dtype, DTYPES)):
         if value is not None:

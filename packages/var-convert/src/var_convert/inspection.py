@@ -9,6 +9,7 @@ from var_tokenizer import Scale
 
 from var_convert.conversion import Progress, Watch
 from var_convert.formats.dtypes import LONG_NAMES
+from var_convert.hub import local_file
 from var_convert.opened_model import checksum_of, open_model
 from var_convert.published_names import HITS, Config
 
@@ -59,7 +60,7 @@ def inspect(
 
     Raises InputError for a file that is not exactly one model of VAR.
     """
-    path = Path(path)
+    path = local_file(path, progress)
     model = open_model(path, only, scales, heads, using_znorm)
     watch = Watch(sum(entry.nbytes for entry in model.tensors.values()), progress)
     checksum = checksum_of(watch.over(model.tensors))

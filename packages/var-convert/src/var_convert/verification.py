@@ -15,6 +15,7 @@ from var_convert.architecture import Architecture
 from var_convert.conversion import Progress
 from var_convert.formats.dtypes import LONG_NAMES, widen
 from var_convert.formats.weights import Entry
+from var_convert.hub import local_file
 from var_convert.opened_model import OpenedModel, open_model, tell_assumptions
 from var_convert.parity import ForwardDifference, compare_forward
 
@@ -69,7 +70,7 @@ def verify(
     Raises InputError for unusable files, files of different kinds, and for ``forward`` without
     PyTorch or of different architectures.
     """
-    models = [open_model(Path(path), only, scales, heads, using_znorm) for path in (a, b)]
+    models = [open_model(local_file(path), only, scales, heads, using_znorm) for path in (a, b)]
     if models[0].kind != models[1].kind:
         raise InputError(
             f"{quoted(b)}: holds a {models[1].kind}; expected a {models[0].kind} as in {quoted(a)}"
