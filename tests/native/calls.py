@@ -131,9 +131,9 @@ class CallMaker:
         inputs = self.floats(*qkv), *settings
         results = unwritten(*mixed), unwritten(images, heads, tokens)
         self.add("transformer", "next_scale_attention", *inputs, *results)
-        forward = next_scale_attention(inputs[0], settings[0], offsets, unit)
+        _, log_sums = next_scale_attention(inputs[0], settings[0], offsets, unit)
         results = unwritten(*qkv), unwritten(heads)
-        inputs = self.floats(*mixed), *inputs, *(a.astype(np.float32) for a in forward)
+        inputs = self.floats(*mixed), *inputs, log_sums.astype(np.float32)
         self.add("transformer", "next_scale_attention_grad", *inputs, *results)
 
     def cached_attention(

@@ -104,7 +104,7 @@ EMPTY = [
             ),
             (
                 "next_scale_attention_grad",
-                (mixed, qkv, floats(2), *settings, mixed, logs),
+                (mixed, qkv, floats(2), *settings, logs),
                 [(qkv.shape, 0), ((2,), 0)],
             ),
             (
@@ -173,7 +173,7 @@ def test_attention_of_scale_zero_has_the_gradient_of_its_definition(run, unit_le
     assert run("next_scale_attention", qkv, scale, *settings, mixed, logs) == 0
     grad = floats(b, length, heads * d, seed=1)
     grad_qkv, grad_scale = unwritten(*qkv.shape), unwritten(heads)
-    inputs = grad, qkv, scale, *settings, mixed, logs
+    inputs = grad, qkv, scale, *settings, logs
     assert run("next_scale_attention_grad", *inputs, grad_qkv, grad_scale) == 0
 
     q, k, v = qkv.astype(np.float64).reshape(length, 3, heads, d).transpose(1, 2, 0, 3)

@@ -109,7 +109,7 @@ class _AllScales(nn.Cell):
     def bprop(
         self, qkv_bl3c: Tensor, scale_h: Tensor, out: tuple, dout: tuple
     ) -> tuple[Tensor, Tensor]:
-        return self.backward(dout[0], qkv_bl3c, scale_h, self.offsets, self.unit, *out)
+        return self.backward(dout[0], qkv_bl3c, scale_h, self.offsets, self.unit, out[1])
 
 
 @constexpr

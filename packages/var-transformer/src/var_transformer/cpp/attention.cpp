@@ -178,16 +178,15 @@ KERNEL(next_scale_attention) {
     });
 }
 
-// gradient of mixed (B, L, C), qkv, scale, offsets, unit length, mixed, logarithms
+// gradient of mixed (B, L, C), qkv, scale, offsets, unit length, logarithms
 // -> gradients of qkv and of scale
 KERNEL(next_scale_attention_grad) {
     const Shape s(arrays, 1, 2, 4);
     const float *grad = arrays.get(0, s.mixed()), *qkv = arrays.get(1, s.qkv());
     const float* scales = arrays.get(2, {s.heads});
     const int32_t* offsets = offsets_of(arrays, 3, s.tokens);
-    arrays.get(5, s.mixed());  // only its shape counts
-    const float* log_sums = arrays.get(6, s.log_sums());
-    float *grad_qkv = arrays.get(7, s.qkv()), *grad_scale = arrays.get(8, {s.heads});
+    const float* log_sums = arrays.get(5, s.log_sums());
+    float *grad_qkv = arrays.get(6, s.qkv()), *grad_scale = arrays.get(7, {s.heads});
     std::vector<double> scale_sums(s.images * s.heads);
     parallel_for(s.images * s.heads, [&](int64_t job) {
         const Head h{s, job / s.heads, job % s.heads};
