@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
 from var_tokenizer import about
@@ -69,6 +70,14 @@ def test_a_reader_that_leaves_early_is_no_error():
     command = f"set -o pipefail; {sys.executable} -m var_tokenizer.about | true"
     process = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert (process.returncode, process.stderr) == (0, "")
+
+
+def test_a_full_disk_is_one_line_and_exit_code_2():
+    command = [sys.executable, "-m", "var_tokenizer.about"]
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert process.returncode == 2
+    assert process.stderr == "ERROR: standard output: No space left on device\n"
 
 
 def test_it_says_which_of_the_packages_are_not_installed(monkeypatch):

@@ -1,12 +1,14 @@
 """What holds for all commands of the package, as a user meets them."""
 
 import logging
+import os
 import re
 import runpy
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,6 +69,22 @@ def test_help_does_not_mention_exceptions(capsys, kind):
         tyro.cli(kind, args=["--help"])
     text = capsys.readouterr().out
     assert end.value.code == 0 and "Raises" not in text and "InputError" not in text
+
+
+@pytest.mark.parametrize("words", [["var_transformer"], ["var_transformer.sample", "--help"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_command_whose_output_is_full_ends_with_one_line_and_2(words, unbuffered):
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered, "GLOG_v": "3"}
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.run(
+            [sys.executable, "-m", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+    assert process.returncode == 2
+    assert process.stderr == ("ERROR: No space left on device; expected room for what is written\n")
 
 
 def test_a_command_whose_reader_has_gone_ends_without_a_traceback():

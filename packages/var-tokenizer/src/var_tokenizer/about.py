@@ -117,8 +117,11 @@ def main() -> None:
     try:
         sys.stdout.write(report())
         sys.stdout.flush()
-    except BrokenPipeError:  # who read it had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
+        if not isinstance(error, BrokenPipeError):  # there, who read it had enough
+            sys.stderr.write(f"ERROR: standard output: {error.strerror}\n")
+            sys.exit(2)
 
 
 if __name__ == "__main__":

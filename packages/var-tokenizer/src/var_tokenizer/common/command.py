@@ -1,6 +1,7 @@
 """What the commands of all packages share: log, exit codes, and settings from the command line."""
 
 import ast
+import errno
 import logging
 import os
 import signal
@@ -29,6 +30,7 @@ UNUSABLE, INTERRUPTED, UNREAD = 2, 130, 141
 
 PACKAGES = ("var_tokenizer", "var_transformer", "var_train", "var_convert")
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _RETRY = 0.1  # seconds before an interrupt that MindSpore would mishandle is raised again
 _MINDSPORE = f"{Path(mindspore.__file__).parent}/"
 
@@ -70,10 +72,10 @@ def start_log() -> None:
 def exit_codes(interrupted: str = "interrupted") -> Iterator[None]:
     """Runs the block as a command: starts the log, and turns errors into exit codes.
 
-    2 and one line for unusable input (InputError). 130 and the line ``interrupted`` for Ctrl-C or
-    SIGTERM, which cannot be told apart: MindSpore turns Ctrl-C into SIGTERM once it has run a
-    graph. A compilation in progress finishes first. 141, as in shells, if nobody reads the output
-    any more.
+    2 and one line for unusable input (InputError) and for a full disk. 130 and the line
+    ``interrupted`` for Ctrl-C or SIGTERM, which cannot be told apart: MindSpore turns Ctrl-C into
+    SIGTERM once it has run a graph. A compilation in progress finishes first. 141, as in shells,
+    if nobody reads the output any more.
     """
     start_log()
     received: list[int] = []
@@ -91,17 +93,25 @@ def exit_codes(interrupted: str = "interrupted") -> Iterator[None]:
 
     before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        try:
+            yield
+        finally:
+            if sys.stdout:  # else Python's last flush would find that it cannot be written
+                sys.stdout.flush()
     except InputError as error:
         log.error("%s", error)
         sys.exit(UNUSABLE)
     except BrokenPipeError:  # for example, `--help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
+        _drop_output()
         sys.exit(UNREAD)
     except (KeyboardInterrupt, Exception) as error:
         # an error after an interrupt is caused by it, and would mislead the user
         if not received and not isinstance(error, KeyboardInterrupt):
-            raise
+            if not isinstance(error, OSError) or error.errno not in _FULL:
+                raise
+            _drop_output()
+            log.error("%s; expected room for what is written", error.strerror)
+            sys.exit(UNUSABLE)
         log.error("%s", interrupted)
         sys.exit(INTERRUPTED)
     finally:
@@ -109,6 +119,12 @@ def exit_codes(interrupted: str = "interrupted") -> Iterator[None]:
             timer.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _drop_output() -> None:
+    """Gives what is left of stdout to nobody, so that Python's last flush cannot fail."""
+    if sys.stdout:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def read_settings(kind: type[Config] | Mapping[str, type[Config]], **options: Any) -> Config:  # noqa: ANN401
@@ -166,4 +182,5 @@ def list_commands(package: str, modules: Sequence[str]) -> None:
         about = about.rpartition("``: ")[2]
         about = textwrap.fill(about[0].upper() + about[1:], 76)
         lines += [f"python -m {package}.{module}", textwrap.indent(about, "    ")]
-    sys.stdout.write("\n".join(lines) + "\n")
+    with exit_codes():
+        sys.stdout.write("\n".join(lines) + "\n")
