@@ -80,6 +80,17 @@ def test_a_convolution_of_another_batch_size_is_as_exact(form):
         )
 
 
+@pytest.mark.parametrize(("kernel", "stride", "pads"), CONVOLUTIONS)
+def test_a_convolution_of_no_images_has_gradients_of_zero(form, kernel, stride, pads):
+    rows, columns = ((n + sum(pads) - kernel) // stride + 1 for n in (6, 8))
+    x, g = np.zeros((0, 6, 8, 3), np.float32), np.zeros((0, rows, columns, 5), np.float32)
+    weight, bias = np.ones((5, kernel, kernel, 3), np.float32), np.ones(5, np.float32)
+    cell = fast.conv2d(kernel, stride, pads)
+    assert cell(Tensor(x), Tensor(weight), Tensor(bias)).shape == g.shape
+    for array, gradient in zip((x, weight, bias), gradients(cell, g, x, weight, bias), strict=True):
+        np.testing.assert_array_equal(gradient, np.zeros_like(array), strict=True)
+
+
 def test_a_convolution_in_chunks_equals_one_in_one_piece(monkeypatch):
     monkeypatch.setattr(fast, "_kernels", ABSENT)
     cell, (*parameters, _) = fast.conv2d(3), map(Tensor, arrays(1, 16, 16, 4, 4))

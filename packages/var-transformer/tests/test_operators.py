@@ -73,6 +73,18 @@ def test_an_operator_and_its_gradients_follow_the_definition(form, cell, definit
         np.testing.assert_allclose(gradient, expected, atol=3e-5)
 
 
+@pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4)])
+def test_a_linear_map_of_no_rows_has_gradients_of_zero(form, shape):
+    arrays = np.zeros(shape), np.ones((400, 4)), np.ones(400)
+    for _ in range(3):  # where a gradient is not written, its memory may hold anything
+        value, *gradients = value_and_gradients(
+            fast.Linear(), tensors(arrays), tensors([np.zeros((*shape[:-1], 400))])
+        )
+        assert value.shape == (*shape[:-1], 400)
+        for array, gradient in zip(arrays, gradients, strict=True):
+            np.testing.assert_array_equal(gradient, np.zeros(array.shape))
+
+
 @pytest.mark.parametrize("rows", [1, 16, 17, 33, 48, 64, 65])
 def test_a_linear_map_takes_any_number_of_rows(form, rows):
     rng = np.random.default_rng(rows)

@@ -167,6 +167,8 @@ class _UnfoldedConv2d(nn.Cell):
         k = self.kernel
         out_y = (y + self.pads[0] + self.pads[1] - k) // self.stride + 1
         out_x = (x + self.pads[0] + self.pads[1] - k) // self.stride + 1
+        if b == 0:  # which Gather does not take
+            return ops.zeros((b, out_y, out_x, bias_o.shape[0]), ms.float32)
         weight = weight_ohwi.reshape(weight_ohwi.shape[0], -1)
         pixels = self._with_zeros(x_byxc.reshape(-1, c))
         parts = []
@@ -181,6 +183,8 @@ class _UnfoldedConv2d(nn.Cell):
     ) -> tuple[Tensor, Tensor, Tensor]:
         b, y, x, c = x_byxc.shape
         o, k = weight_ohwi.shape[0], self.kernel
+        if b == 0:
+            return _zeros_like(x_byxc), _zeros_like(weight_ohwi), _zeros_like(bias_o)
         grad = dout.reshape(-1, o)
 
         pixels, parts = self._with_zeros(x_byxc.reshape(-1, c)), []

@@ -182,6 +182,9 @@ class Linear(nn.Cell):
     def construct(self, x: Tensor, weight_oi: Tensor, bias_o: Tensor) -> Tensor:
         if self.kernel is not None and x.dtype == self.dtype == ms.float32:
             return self.kernel(x, weight_oi, bias_o)
+        # without rows MatMul leaves the weight's gradient unwritten; graphs of any length have none
+        if not ops.is_sequence_value_unknown(x.shape) and 0 in x.shape[:-1]:
+            return ops.zeros((*x.shape[:-1], weight_oi.shape[0]), ms.float32)
         rows = x.reshape(-1, x.shape[-1])
         if self.dtype == ms.float32:  # an array of a half type keeps its type
             rows = self.matmul_nt(rows, weight_oi)
