@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError, arrays_checksum, to_model_range
+from var_train.data.crops import draw_place
 from var_train.data.image_sources import load_image_tree
 from var_train.data.token_cache import TokenCache
 from var_train.data.token_sources import TokenSet
@@ -89,6 +91,67 @@ def test_the_cache_holds_tokens_of_every_image_as_it_is_and_mirrored(work):
     assert ids_bl.dtype == np.int32
     np.testing.assert_array_equal(found_b, labels_b)
     np.testing.assert_array_equal(ids_bl, encoded(tokenizer, pixels_byxc))
+
+
+@pytest.fixture(scope="module")
+def cropped(work) -> Path:
+    """Images of 12 x 16 pixels, and a cache with three crops of each, not mirrored."""
+    write_image_tree(work / "large", (12, 16), train=3, val=2)
+    large = {"data": work / "large", "out": work / "crops"}
+    tokenize(command(work, **large, crops=3, mirror=False, seed=4))
+    return work / "crops"
+
+
+def test_the_cache_holds_several_crops_of_an_image_and_a_step_draws_one(work, cropped):
+    tokenizer = Tokenizer.load(work / "tokenizer.safetensors")
+    train, val = load_image_tree(work / "large", (8, 8), random_crops=True)
+    cache = TokenCache(cropped, "train", tokenizer)
+    assert (cache.crops, cache.mirrors, len(cache)) == (3, False, 6)
+    every = np.arange(6)
+    for crop, at in enumerate((0.0, 0.34, 0.99)):
+        ids_bl, labels_b = cache.batch(every, place_of=lambda index, at=at: (at, 0.5))
+        pixels_byxc, _ = train.batch(every, place_of=partial(draw_place, 4, crop))
+        np.testing.assert_array_equal(ids_bl, encoded(tokenizer, pixels_byxc))
+        assert labels_b.tolist() == [0, 0, 0, 1, 1, 1]
+    held_out = TokenCache(cropped, "val", tokenizer)
+    expected = encoded(tokenizer, val.batch(np.arange(4))[0])
+    np.testing.assert_array_equal(held_out.batch(np.arange(4))[0], expected)
+    chosen = held_out.batch(np.arange(4), place_of=partial(draw_place, 0, 0))[0]
+    np.testing.assert_array_equal(chosen, expected)
+
+
+def test_mirrored_crops_that_a_cache_lacks_are_refused_before_training(work, cropped):
+    tokenizer = Tokenizer.load(work / "tokenizer.safetensors")
+    cache = TokenCache(cropped, "train", tokenizer)
+    model = Transformer(tiny.transformer(depth=1, scales=CONFIG.scales, num_classes=2))
+    config = TransformerStageConfig(batch=2, flip=True)
+    with pytest.raises(InputError, match="flip is True; expected tokens of mirrored images"):
+        TransformerTraining(model, tokenizer, cache, cache, config, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"crops": 2}, "another number of crops"),
+        ({"crops": 3, "seed": 5}, "another seed of the crops"),
+        ({"crops": 3, "mirror": True}, "another choice of mirrored images"),
+    ],
+)
+def test_a_cache_of_other_crops_is_refused_by_what_differs(work, tokenizer, cropped, changes, said):
+    settings = {"data": work / "large", "out": cropped, "seed": 4, "mirror": False}
+    with pytest.raises(InputError, match=f"holds tokens with {said}"):
+        tokenize(command(work, **(settings | changes)))
+
+
+def test_a_cache_from_before_there_were_crops_is_read_and_continued(work, tokenizer, cache):
+    index = json.loads((cache / "index.json").read_text())
+    for name in ("crops", "mirrored", "seed"):
+        del index[name]
+    (cache / "index.json").write_text(json.dumps(index))
+    (cache / "train" / "00001.safetensors").unlink()
+    tokenize(command(work, out=cache))
+    old, new = (TokenCache(folder, "train", tokenizer) for folder in (cache, work / "cache"))
+    assert old.digest == new.digest and old.mirrors and not old.crops
 
 
 def test_a_second_run_writes_only_missing_and_damaged_shards(work, cache):
@@ -243,6 +306,9 @@ def test_a_cache_of_an_earlier_version_says_what_to_do(work, tokenizer, cache):
         ("images", [4], "no index of a token cache"),
         ("images", {"train": 0, "val": 1}, "no index of a token cache: images of train is 0"),
         ("images", {"train": 10**15, "val": 1}, "missing or damaged"),
+        ("crops", -1, "no index of a token cache: crops is -1"),
+        ("crops", 10**15, "missing or damaged"),
+        ("mirrored", "no", "no index of a token cache: mirrored is 'no'"),
         ("classes", [1, 2], "no index of a token cache"),
     ],
 )

@@ -19,7 +19,7 @@ log = logging.getLogger("var_train")
 
 @dataclass(frozen=True)
 class TokenizeConfig:
-    """Encode an image tree into a token cache, each image as it is and mirrored.
+    """Encode an image tree into a token cache.
 
     If it is killed, the same command continues where it stopped. Under msrun, workers share the
     work.
@@ -33,6 +33,14 @@ class TokenizeConfig:
     """The folder of the cache."""
     val_fraction: float | None = None
     """Share of each class to hold out for validation, if DATA has no val."""
+    crops: int = 0
+    """Random crops of each training image, after its shorter side was resized to 1.125 times the
+    size, as published; validation images are cropped at the centre. 0 for all of an image that
+    fits."""
+    mirror: bool = True
+    """Encode each image or crop mirrored left to right, too."""
+    seed: int = 0
+    """Seed of the crops."""
     batch: int = 32
     """Images at once."""
     shard: int = 4096
@@ -40,6 +48,8 @@ class TokenizeConfig:
 
     def __post_init__(self) -> None:
         """Raises InputError for a value below 1."""
+        check_integer("crops", self.crops, 0)
+        check_integer("seed", self.seed, 0)
         check_integer("batch", self.batch, 1)
         check_integer("shard", self.shard, 1)
 
@@ -49,8 +59,18 @@ def tokenize(config: TokenizeConfig) -> None:
     tokenizer = Tokenizer.load(config.tokenizer)
     size = tokenizer.config.image_size
     train, val = scan_tree(config.data, config.val_fraction)
-    splits = {"train": ImageFolder(train, size), "val": ImageFolder(val, size)}
-    write_cache(tokenizer, splits, config.out, config.shard, config.batch)
+    crops = config.crops > 0
+    splits = {"train": ImageFolder(train, size, crops), "val": ImageFolder(val, size, crops)}
+    write_cache(
+        tokenizer,
+        splits,
+        config.out,
+        config.shard,
+        config.batch,
+        crops=config.crops,
+        mirror=config.mirror,
+        seed=config.seed if crops else 0,
+    )
     log.info("wrote %s", quoted(config.out.resolve()))
 
 

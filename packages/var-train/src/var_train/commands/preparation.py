@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal
@@ -21,6 +22,8 @@ from var_train.reports.metrics_log import MetricsLog
 from var_train.training.checkpoints import CheckpointFolder
 from var_train.training.loop import check_resumable, stage_folder
 
+log = logging.getLogger(__name__)
+
 StageName = Literal["tokenizer", "transformer"]
 Source = ImageSet | ImageFolder | TokenCache
 
@@ -33,10 +36,18 @@ def load_data(config: RunConfig, tokenizer: Tokenizer) -> tuple[Source, Source]:
     if config.tokens is not None:
         with working("checking the tokens", silent=workers.rank() > 0):
             train, val = (TokenCache(config.tokens, split, tokenizer) for split in SPLITS)
-            return train, val
+        if config.random_crops and not train.crops:
+            log.warning(
+                "%s: holds no random crops, which the settings ask for (var_train.tokenize --crops "
+                "10 gives them); training on the same tokens in each epoch",
+                quoted(config.tokens),
+            )
+        return train, val
     size = tokenizer.config.image_size
     if config.data is not None:
-        return load_image_tree(config.data, size, val_fraction=config.val_fraction)
+        return load_image_tree(
+            config.data, size, val_fraction=config.val_fraction, random_crops=config.random_crops
+        )
     if size != (32, 32):
         raise InputError(
             f"the digits are (32, 32) images; expected a tokenizer of that size, not {size}"
@@ -93,6 +104,7 @@ def _settings(
         stage: asdict(getattr(config, stage)),
         f"train_{stage}": asdict(getattr(config, f"train_{stage}")),
         "seed": config.seed,
+        "random_crops": config.random_crops and config.data is not None,
         **given,
     }
     if stage == "transformer":  # it has no effect on the results

@@ -10,6 +10,8 @@ a range or nothing:
   d30 and d36-s; the rate schedule lin0, its end, and a warmup over a fiftieth of the epochs, from
   0.005 of the peak; the gain of AdaLN's gates at the start, between 1e-3 and 5e-6; clipping at 2,
   condition drop 0.1, no label smoothing, no mirroring, all scales from the first step on, float16
+  [release];
+- images resized to 1.125 times their size and cropped at random; in validation, at the centre
   [release].
 
 What differs from the release, on purpose:

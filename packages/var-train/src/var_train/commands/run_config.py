@@ -84,8 +84,12 @@ class RunConfig:
     image_size: Scale | None = None
     """The images' side, or ROWSxCOLUMNS. It follows from the tokenizer: its last scale *
     2 ** (channel multipliers - 1). If given, the tokenizer must fit it."""
+    random_crops: bool = False
+    """Resize the shorter side of DATA's images to 1.125 times the size and train on random crops,
+    other ones at each step, as published; validation takes the centre. Otherwise all of an image
+    that fits is taken. With TOKENS, var_train.tokenize --crops decides."""
     seed: int = 0
-    """Seed of weights, order, dropout and sampling."""
+    """Seed of weights, order, crops, dropout and sampling."""
     tokenizer: TokenizerConfig = DIGITS
     """Each channel multiplier after the first halves the image; the last scale (of sizes such as
     1 2 3x4) is the result."""
@@ -135,6 +139,7 @@ def preset_defaults(name: Preset) -> RunConfig:
         preset=name,
         stage="transformer",
         out=Path("runs") / name,
+        random_crops=True,
         transformer=TransformerSizeConfig.of(TransformerConfig.preset(name)),
         train_transformer=stage,
         loop=LoopConfig(validations=stage.epochs // 10),

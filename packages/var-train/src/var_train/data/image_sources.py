@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from var_tokenizer.common import InputError, fit_picture, read_picture
 
+from var_train.data.crops import Place, PlaceOf, crop_picture
 from var_train.data.folder_scan import ImageFiles, content_hash, scan_folder, scan_tree
 from var_train.data.unreadable_images import UnreadableImages
 from var_train.reports.progress_bars import counted
@@ -35,10 +36,13 @@ class ImageSource(Protocol):
     def __len__(self) -> int:
         """N."""
 
-    def batch(self, indices: Indices, flip: np.ndarray | None = None) -> Batch:
+    def batch(
+        self, indices: Indices, flip: np.ndarray | None = None, place_of: PlaceOf | None = None
+    ) -> Batch:
         """Pixels uint8 (B, Y, X, 3) and labels int32 (B,) at ``indices`` (B,).
 
-        flip: (B,) bool, True for an image to mirror left to right.
+        flip: (B,) bool, True for an image to mirror left to right. place_of: where to crop each
+        image, if the source crops; None for the centre.
         """
 
 
@@ -76,7 +80,9 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels_n)
 
-    def batch(self, indices: Indices, flip: np.ndarray | None = None) -> Batch:
+    def batch(
+        self, indices: Indices, flip: np.ndarray | None = None, place_of: PlaceOf | None = None
+    ) -> Batch:
         """See ``ImageSource.batch``."""
         indices = np.asarray(indices, np.int64)
         return _mirrored(self.images_nyxc[indices], flip), self.labels_n[indices]
@@ -95,11 +101,14 @@ class ImageFolder:
     ``UnreadableImages`` chooses substitutes for unreadable ones. Threads may share it.
     """
 
-    def __init__(self, files: ImageFiles, image_size: tuple[int, int]) -> None:
-        """image_size: (rows, columns). Raises InputError if a class has no readable image."""
+    def __init__(self, files: ImageFiles, image_size: tuple[int, int], crops: bool = False) -> None:
+        """image_size: (rows, columns). crops: see ``read_image``.
+
+        Raises InputError if a class has no readable image.
+        """
         self.files = files
         self.labels_n, self.classes = files.labels_n, files.classes
-        self.image_size = image_size
+        self.image_size, self._crops = image_size, crops
         self._unreadable = UnreadableImages(files)
         self._pool = ThreadPoolExecutor(thread_name_prefix="decode")
         # better to find a class that cannot be read at all now than hours into a run
@@ -110,13 +119,16 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.files)
 
-    def batch(self, indices: Indices, flip: np.ndarray | None = None) -> Batch:
+    def batch(
+        self, indices: Indices, flip: np.ndarray | None = None, place_of: PlaceOf | None = None
+    ) -> Batch:
         """See ``ImageSource.batch``.
 
         Raises InputError once too many images have proved unreadable (``load_image_tree``).
         """
         indices = np.asarray(indices, np.int64)
-        pixels_byxc = np.stack(list(self._pool.map(self._read, indices.tolist())))
+        places = [None if place_of is None else place_of(index) for index in indices]
+        pixels_byxc = np.stack(list(self._pool.map(self._read, indices.tolist(), places)))
         return _mirrored(pixels_byxc, flip), self.labels_n[indices]
 
     def sources(self, index: int) -> list[int]:
@@ -131,13 +143,14 @@ class ImageFolder:
                 break
         return sources
 
-    def _read(self, index: int) -> np.ndarray:
+    def _read(self, index: int, place: Place | None = None) -> np.ndarray:
         """The image at ``index``, or its substitute."""
         for candidate in self._unreadable.candidates(index):
             if candidate in self._unreadable:
                 continue
             try:
-                return read_image(self.files.path(candidate), self.image_size)
+                path = self.files.path(candidate)
+                return read_image(path, self.image_size, self._crops, place)
             except InputError as error:
                 self._unreadable.report(candidate, error)
         raise self._unreadable.class_error(index)
@@ -149,21 +162,26 @@ def load_image_tree(
     *,
     val_fraction: float | None = None,
     memory_limit: int = 2**30,
+    random_crops: bool = False,
 ) -> tuple[ImageSet | ImageFolder, ImageSet | ImageFolder]:
     """The training and validation images of a folder; ``scan_tree`` says which these are.
 
     ``read_image`` fits an image to ``image_size`` (rows, columns). A split that takes at most
     ``memory_limit`` bytes is decoded now, once; a larger one batch by batch. Either way the next
     readable image of the class stands in for an unreadable one, with a warning, so an epoch has
-    the same images whether they fit into memory or not.
+    the same images whether they fit into memory or not. random_crops: images are cropped as
+    published (``crops``), the training images at random: they are always decoded batch by batch.
 
     Raises InputError as ``scan_tree`` does, if a class has no readable image, and if more than 10
     and more than 1 % of a split are unreadable.
     """
     most = memory_limit // (image_size[0] * image_size[1] * 3)
+    in_memory = (0 if random_crops else most, most)
     train, val = (
-        ImageFolder(files, image_size) if len(files) > most else _decode_all(files, image_size)
-        for files in scan_tree(Path(root), val_fraction)
+        ImageFolder(files, image_size, random_crops)
+        if len(files) > limit
+        else _decode_all(files, image_size, random_crops)
+        for files, limit in zip(scan_tree(Path(root), val_fraction), in_memory, strict=True)
     )
     return train, val
 
@@ -176,15 +194,21 @@ def load_folder(folder: str | Path, image_size: tuple[int, int]) -> ImageFolder:
     return ImageFolder(scan_folder(Path(folder)), image_size)
 
 
-def read_image(path: Path, image_size: tuple[int, int]) -> np.ndarray:
+def read_image(
+    path: Path, image_size: tuple[int, int], crops: bool = False, place: Place | None = None
+) -> np.ndarray:
     """An image file as uint8 (rows, columns, 3) of ``image_size`` (rows, columns).
 
-    ``read_picture`` reads it, ``fit_picture`` fits it. Raises InputError as these do.
+    ``read_picture`` reads it; ``fit_picture`` fits it or, if ``crops``, ``crop_picture`` crops it
+    at ``place``. Raises InputError as these do.
     """
-    return np.asarray(fit_picture(read_picture(path), image_size))
+    picture = read_picture(path)
+    if crops:
+        return np.asarray(crop_picture(picture, image_size, place))
+    return np.asarray(fit_picture(picture, image_size))
 
 
-def _decode_all(files: ImageFiles, image_size: tuple[int, int]) -> ImageSet:
+def _decode_all(files: ImageFiles, image_size: tuple[int, int], crops: bool) -> ImageSet:
     images_nyxc = np.empty((len(files), *image_size, 3), np.uint8)
     hashes_n = np.zeros(len(files), np.uint64)
     unreadable = UnreadableImages(files)
@@ -193,7 +217,7 @@ def _decode_all(files: ImageFiles, image_size: tuple[int, int]) -> ImageSet:
         path = files.path(index)
         try:
             hashes_n[index] = content_hash(path)
-            images_nyxc[index] = read_image(path, image_size)
+            images_nyxc[index] = read_image(path, image_size, crops)
         except InputError as error:
             unreadable.add(index, error)
 

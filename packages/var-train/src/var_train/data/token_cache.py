@@ -1,13 +1,14 @@
-"""Tokens of an image tree on disk, in shards with checksums, mirrored images included.
+"""Tokens of an image tree on disk, in shards with checksums, mirrored images and crops included.
 
-    CACHE/index.json                 tokenizer, classes, images and size of the shards
-    CACHE/train/00000.safetensors    ids and flipped (n, L), labels (n,); its SHA-256 as metadata
+    CACHE/index.json                 tokenizer, classes, images, crops and size of the shards
+    CACHE/train/00000.safetensors    ids and flipped (n * C, L), labels (n,), their SHA-256
     CACHE/val/...
 
-A row of ``ids`` holds the K token maps of an image one after another. A shard also notes the
-index, size, time and content hash of every image file that it was made from, so that a repeated
-command finds the shards with replaced images and rewrites only those. If a file's time changed but
-not its size, its content decides.
+A row of ``ids`` holds the K token maps of an image one after another. The C random crops of an
+image are neighbouring rows; C is 1 for validation images, and for training images that are not
+cropped. A shard also notes the index, size, time and content hash of every image file that it was
+made from, so that a repeated command finds the shards with replaced images and rewrites only those.
+If a file's time changed but not its size, its content decides.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from var_tokenizer.common import (
     InputError,
     TensorHeader,
     arrays_checksum,
+    check_flag,
     check_integer,
     quoted,
     read_header,
@@ -34,6 +37,7 @@ from var_tokenizer.common import (
 )
 
 from var_train.data.batches import padded_batches
+from var_train.data.crops import PlaceOf, draw_place
 from var_train.data.folder_scan import ImageFiles, content_hash, first_of, gone_and_new
 from var_train.data.image_sources import Batch, ImageFolder
 from var_train.data.token_sources import EncodedImages, fingerprint
@@ -49,8 +53,10 @@ _FIELDS = {
     "images": "number of images",
     "files": "list of image files",
     "shard": "shard size",
+    "crops": "number of crops",
+    "mirrored": "choice of mirrored images",
+    "seed": "seed of the crops",
 }
-_TOKENS = ("ids", "flipped", "labels")
 _DTYPES: dict[str, np.dtype[Any]] = {"U16": np.dtype(np.uint16), "I32": np.dtype(np.int32)}
 
 
@@ -70,11 +76,20 @@ class CacheIndex:
     files: str
     """SHA-256 of the names of all image files."""
     format: int = FORMAT
+    crops: int = 0
+    """Random crops of each training image; 0 for all of an image that fits."""
+    mirrored: bool = True
+    """Whether the tokens of mirrored images are there, too."""
+    seed: int = 0
+    """Seed of the crops."""
 
     def __post_init__(self) -> None:
         """Raises InputError for a value that no cache has."""
         for name in ("vocab_size", "shard"):
             check_integer(name, getattr(self, name), 1)
+        for name in ("crops", "seed"):
+            check_integer(name, getattr(self, name), 0)
+        check_flag("mirrored", self.mirrored)
         for split in SPLITS:
             check_integer(f"images of {split}", self.images[split], 1)
         if not all(isinstance(word, str) for word in (self.tokenizer, self.files, *self.classes)):
@@ -106,6 +121,15 @@ class CacheIndex:
             )
         return index
 
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """The names of the arrays in a shard."""
+        return ("ids", "flipped", "labels") if self.mirrored else ("ids", "labels")
+
+    def crops_of(self, split: str) -> int:
+        """How many rows of tokens an image has."""
+        return max(1, self.crops) if split == "train" else 1
+
     def shards(self, folder: Path, split: str) -> Iterator[tuple[Path, range]]:
         """The files of a split, in order, and the images that each holds."""
         every = range(self.images[split])
@@ -113,18 +137,18 @@ class CacheIndex:
             name = f"{begin // self.shard:05d}.safetensors"
             yield folder / split / name, every[begin:][: self.shard]
 
-    def has_whole(self, path: Path, images: int) -> bool:
+    def has_whole(self, split: str, path: Path, images: int) -> bool:
         """Whether a shard of ``images`` exists, with the right checksum and tokens in range."""
         try:
             with safe_open(path, framework="numpy") as file:
-                arrays = {name: file.get_tensor(name) for name in _TOKENS}
+                arrays = {name: file.get_tensor(name) for name in self.arrays}
                 noted = file.metadata()["sha256"]
         except (OSError, SafetensorError, KeyError, TypeError):
             return False
-        length = ScaleSchedule(self.scales).length
+        shape = (images * self.crops_of(split), ScaleSchedule(self.scales).length)
         expected = {
-            "ids": ((images, length), self.vocab_size),
-            "flipped": ((images, length), self.vocab_size),
+            "ids": (shape, self.vocab_size),
+            "flipped": (shape, self.vocab_size),
             "labels": ((images,), len(self.classes)),
         }
         return noted == arrays_checksum(arrays) and all(
@@ -132,14 +156,12 @@ class CacheIndex:
             and array.shape == shape
             and array.min() >= 0
             and array.max() < end
-            for array, (shape, end) in ((arrays[n], expected[n]) for n in _TOKENS)
+            for array, (shape, end) in ((arrays[n], expected[n]) for n in self.arrays)
         )
 
 
 class TokenCache:
     """One split of a finished cache: a ``TokenSource`` that reads rows straight from disk."""
-
-    mirrors = True
 
     def __init__(self, folder: Path, split: str, tokenizer: Tokenizer) -> None:
         """Checks all shards, so that no step has to check tokens. Workers share the work.
@@ -152,14 +174,15 @@ class TokenCache:
                 f"{quoted(folder)}: holds tokens of another tokenizer; expected those of the one "
                 "that this run uses"
             )
-        self.classes = index.classes
+        self.classes, self.mirrors, self.crops = index.classes, index.mirrored, index.crops
+        self._rows = index.crops_of(split)
         self._size, self._length = index.images[split], tokenizer.schedule.length
         self._shard = index.shard
         # one more than there are files: the index may claim any number of them
         present = sum(1 for _ in Path(folder, split).glob("*.safetensors"))
         shards = list(islice(index.shards(Path(folder), split), present + 1))
         own = range(workers.rank(), len(shards), workers.size())
-        damaged = (n for n in own if not index.has_whole(shards[n][0], len(shards[n][1])))
+        damaged = (n for n in own if not index.has_whole(split, shards[n][0], len(shards[n][1])))
         first = int(workers.gather(np.array(next(damaged, len(shards)), np.int32)).min())
         if first < len(shards):
             raise InputError(
@@ -167,27 +190,30 @@ class TokenCache:
                 "(the same var_train.tokenize command writes it again)"
             )
         digest = hashlib.sha256()
-        mapped: dict[str, list[np.ndarray]] = {name: [] for name in _TOKENS}
+        mapped: dict[str, list[np.ndarray]] = {name: [] for name in index.arrays}
         for path, _ in shards:
             metadata, tensors = read_header(path)
             digest.update(metadata["sha256"].encode())
-            for name in _TOKENS:
+            for name in index.arrays:
                 mapped[name].append(_mapped(path, tensors[name]))
         self.digest = digest.hexdigest()
         """SHA-256 of all tokens and labels."""
-        self._ids, self._flipped = mapped["ids"], mapped["flipped"]
+        self._ids, self._flipped = mapped["ids"], mapped.get("flipped", [])
         self.labels_n = np.concatenate(mapped["labels"])
 
     def __len__(self) -> int:
         return self._size
 
-    def batch(self, indices: np.ndarray, flip: np.ndarray | None = None) -> Batch:
+    def batch(
+        self, indices: np.ndarray, flip: np.ndarray | None = None, place_of: PlaceOf | None = None
+    ) -> Batch:
         """See ``TokenSource.batch``."""
         flip = np.zeros(len(indices), bool) if flip is None else flip
         ids_bl = np.empty((len(indices), self._length), np.int32)
         for row, (index, mirrored) in enumerate(zip(indices, flip, strict=True)):
             shards = self._flipped if mirrored else self._ids
-            ids_bl[row] = shards[index // self._shard][index % self._shard]
+            crop = 0 if place_of is None else int(place_of(index)[0] * self._rows)
+            ids_bl[row] = shards[index // self._shard][index % self._shard * self._rows + crop]
         return ids_bl, self.labels_n[indices]
 
 
@@ -197,12 +223,17 @@ def write_cache(
     folder: Path,
     shard: int,
     batch: int,
+    *,
+    crops: int = 0,
+    mirror: bool = True,
+    seed: int = 0,
 ) -> None:
-    """Encodes images, as they are and mirrored, into ``folder``; workers share the work.
+    """Encodes images into ``folder``; workers share the work.
 
     Keeps shards that are whole and were made from the same image files. splits: the images of
-    "train" and "val". shard: images in a file. batch: images at once. Raises InputError if the
-    folder holds other tokens.
+    "train" and "val". shard: images in a file. batch: images at once. crops: of each training image
+    at random, by ``seed``; 0 for the image as ``splits`` gives it. mirror: encode them mirrored,
+    too. Raises InputError if the folder holds other tokens.
     """
     names = [f"{name}/{file}" for name in SPLITS for file in splits[name].files.names]
     index = CacheIndex(
@@ -213,15 +244,17 @@ def write_cache(
         shard=shard,
         images={name: len(splits[name]) for name in SPLITS},
         files=hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest(),
+        crops=crops,
+        mirrored=mirror,
+        seed=seed,
     )
     _claim(folder, index)
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32)
     work = [(name, *shard) for name in SPLITS for shard in index.shards(folder, name)]
     work = work[workers.rank() :: workers.size()]
     replaced: list[str] = []
     done = []
     for name, path, rows in work:
-        whole = index.has_whole(path, len(rows))
+        whole = index.has_whole(name, path, len(rows))
         others = _replaced(path, splits[name].files) if whole else None
         replaced += others or []
         done.append(others == [])
@@ -234,7 +267,7 @@ def write_cache(
     with step_bar("tokens", sum(index.images.values()), unit="images") as bar:
         for (name, path, rows), is_done in zip(work, done, strict=True):
             if not is_done:
-                _write_shard(path, tokenizer, splits[name], np.array(rows), batch, dtype)
+                _write_shard(path, tokenizer, splits[name], np.array(rows), batch, index, name)
             bar.advance(len(rows), steps=len(rows))
     workers.wait_for_all()
 
@@ -315,16 +348,26 @@ def _write_shard(
     images: ImageFolder,
     rows: np.ndarray,
     batch: int,
-    dtype: np.dtype,
+    index: CacheIndex,
+    split: str,
 ) -> None:
     source = EncodedImages(tokenizer, images)
-    arrays = {"labels": np.empty(len(rows), np.int32)}
-    for name, mirrored in (("ids", False), ("flipped", True)):
-        parts = []
-        for places in padded_batches(len(rows), batch):
-            ids_bl, arrays["labels"][places] = source.batch(rows[places], np.full(batch, mirrored))
-            parts.append(ids_bl.astype(dtype))
-        arrays[name] = np.concatenate(parts)[: len(rows)]
+    dtype = np.dtype(np.uint16 if index.vocab_size <= 2**16 else np.int32)
+    labels_n = np.empty(len(rows), np.int32)
+    cropped = split == "train" and index.crops > 0
+    arrays = {}
+    for name in index.arrays[:-1]:
+        flip = np.full(batch, name == "flipped")
+        crops = []
+        for crop in range(index.crops_of(split)):
+            place_of = partial(draw_place, index.seed, crop) if cropped else None
+            parts = []
+            for places in padded_batches(len(rows), batch):
+                ids_bl, labels_n[places] = source.batch(rows[places], flip, place_of)
+                parts.append(ids_bl.astype(dtype))
+            crops.append(np.concatenate(parts)[: len(rows)])
+        arrays[name] = np.stack(crops, 1).reshape(-1, crops[0].shape[1])
+    arrays["labels"] = labels_n
     try:
         with replacing(path) as temporary:
             made_of = _made_of(images, rows)

@@ -15,6 +15,7 @@ from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError, checked_integers, to_model_range
 
 from var_train.data.batches import padded_batches
+from var_train.data.crops import PlaceOf
 from var_train.data.image_sources import Batch, ImageFolder, ImageSet, ImageSource
 from var_train.parallel import workers
 from var_train.reports.progress_bars import step_bar
@@ -30,11 +31,14 @@ class TokenSource(Protocol):
     def __len__(self) -> int:
         """N."""
 
-    def batch(self, indices: np.ndarray, flip: np.ndarray | None = None) -> Batch:
+    def batch(
+        self, indices: np.ndarray, flip: np.ndarray | None = None, place_of: PlaceOf | None = None
+    ) -> Batch:
         """Ids int32 (B, L) and labels int32 (B,) at ``indices`` (B,).
 
         Ids are in [0, V): the source vouches for that, and no step checks it again.
-        flip: (B,) bool, True for an image to mirror left to right.
+        flip: (B,) bool, True for an image to mirror left to right. place_of: which crop of each
+        image to take, if the source has several; None for the centre or the first.
         """
 
 
@@ -70,7 +74,9 @@ class TokenSet:
     def __len__(self) -> int:
         return len(self.labels_n)
 
-    def batch(self, indices: np.ndarray, flip: np.ndarray | None = None) -> Batch:
+    def batch(
+        self, indices: np.ndarray, flip: np.ndarray | None = None, place_of: PlaceOf | None = None
+    ) -> Batch:
         """See ``TokenSource.batch``."""
         ids_bl = self.ids_nl[indices]
         if flip is not None:
@@ -91,9 +97,11 @@ class EncodedImages:
     def __len__(self) -> int:
         return len(self._images)
 
-    def batch(self, indices: np.ndarray, flip: np.ndarray | None = None) -> Batch:
+    def batch(
+        self, indices: np.ndarray, flip: np.ndarray | None = None, place_of: PlaceOf | None = None
+    ) -> Batch:
         """See ``TokenSource.batch``."""
-        pixels_byxc, labels_b = self._images.batch(indices, flip)
+        pixels_byxc, labels_b = self._images.batch(indices, flip, place_of)
         return self._tokenizer.encode_sequence(to_model_range(pixels_byxc)), labels_b
 
 

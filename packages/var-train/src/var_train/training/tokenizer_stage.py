@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from var_tokenizer.common import check_integer, check_number, to_floats
 
 from var_train.data.augmentation import augment, draw_augmentation
 from var_train.data.batches import step_indices, steps_of
+from var_train.data.crops import draw_place
 from var_train.data.image_sources import ImageSource
 from var_train.losses.discriminator import (
     AdversaryConfig,
@@ -155,7 +157,8 @@ class TokenizerTraining:
         indices = step_indices(len(self._train), self._config.batch, self._seed, step)
         flip_b = rng.random(len(indices)) < 0.5
         flip = flip_b[self._own] if self._config.flip else None
-        return self._train.batch(indices[self._own], flip)[0]
+        place_of = partial(draw_place, self._seed, step)
+        return self._train.batch(indices[self._own], flip, place_of)[0]
 
     def _draw_kept(self, rng: np.random.Generator) -> np.ndarray:
         """(K, B) float32: 1 for the scales that an image is reconstructed from."""

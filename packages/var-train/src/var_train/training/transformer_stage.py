@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from var_tokenizer.common import InputError, check_integer, check_number
 from var_transformer import Transformer, TransformerConfig, check_pair
 
 from var_train.data.batches import padded_batches, step_indices, steps_of
+from var_train.data.crops import PlaceOf, draw_place
 from var_train.data.token_sources import TokenSet, TokenSource
 from var_train.losses.token_loss import token_losses
 from var_train.optimization.adamw import AdamW, AdamWConfig, release_gradients
@@ -241,19 +243,21 @@ class TransformerTraining:
         unlabelled_b = rng.random(batch) < config.condition_drop
         keep_d2b11 = draw_drop_path(rng, self._drop_rates_d, batch)
         flip_b = rng.random(batch) < 0.5 if config.flip else None
+        place_of = partial(draw_place, self._seed, step)
         parts = []
         for begin in range(0, batch, batch // config.accumulation):
             begin += self._share * workers.rank()
             own = slice(begin, begin + self._share)
             flip = None if flip_b is None else flip_b[own]
-            parts.append(_Part(indices_b[own], flip, unlabelled_b[own], keep_d2b11[:, :, own]))
+            keep = keep_d2b11[:, :, own]
+            parts.append(_Part(indices_b[own], flip, place_of, unlabelled_b[own], keep))
         return parts
 
     def _inputs(self, part: "_Part", scales: int, newest: float) -> tuple[Tensor, ...]:
         """What the compiled step reads, of the first ``scales`` scales; newest: as _scales_at."""
         schedule = self._model.config.schedule
         length = schedule.offsets[scales]
-        ids_bl, labels_b = self._train.batch(part.indices_b, part.flip_b)
+        ids_bl, labels_b = self._train.batch(part.indices_b, part.flip_b, part.place_of)
         labels_b = np.where(part.unlabelled_b, self._model.config.num_classes, labels_b)
         inputs_blz = self._tokenizer.training_inputs(Tensor(ids_bl))
         inputs_blz = inputs_blz[:, : length - schedule.tokens[0]]
@@ -412,6 +416,7 @@ class _Part:
 
     indices_b: np.ndarray
     flip_b: np.ndarray | None
+    place_of: PlaceOf
     unlabelled_b: np.ndarray
     keep_d2b11: np.ndarray
     """The result of ``draw_drop_path``."""
