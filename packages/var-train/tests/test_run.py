@@ -388,7 +388,7 @@ def test_help_names_the_data_layout():
         (("--preset", "d16"), "tokenizer.safetensors: no such file"),
         (("--init", "t.safetensors"), "t.safetensors: no such file"),
         (("--val-fraction", "0.1"), "val_fraction is 0.1 without data"),
-        (("--init", "t.safetensors", "--stage", "tokenizer"), "init is t.safetensors and stage"),
+        (("--init", "t.safetensors", "--stage", "tokenizer"), "t.safetensors: no such file"),
     ],
 )
 def test_unusable_arguments_exit_with_2_say_why_and_write_nothing(

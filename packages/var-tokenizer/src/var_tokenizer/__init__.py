@@ -14,6 +14,7 @@ try:
     from var_tokenizer.common.errors import InputError
     from var_tokenizer.common.pictures import read_images, to_pictures
     from var_tokenizer.config import TokenizerConfig
+    from var_tokenizer.resize import area_matrix, bicubic_matrix
     from var_tokenizer.schedule import SCALES_256, SCALES_512, Scale, ScaleSchedule
     from var_tokenizer.shapes import tokenizer_shapes
     from var_tokenizer.tokenizer import LatentCodec, Tokenizer
@@ -32,6 +33,8 @@ __all__ = [
     "ScaleSchedule",
     "Tokenizer",
     "TokenizerConfig",
+    "area_matrix",
+    "bicubic_matrix",
     "read_images",
     "to_pictures",
     "tokenizer_shapes",

@@ -3,8 +3,6 @@
 import logging
 from dataclasses import asdict, replace
 
-import numpy as np
-from mindspore import Tensor
 from var_tokenizer import Scale, Tokenizer, TokenizerConfig
 from var_tokenizer.common import InputError, quoted, weights_checksum
 from var_transformer import BackendConfig, Transformer, TransformerConfig
@@ -16,21 +14,24 @@ from var_train.commands.run_config import (
     RunConfig,
     TransformerSizeConfig,
     check_given,
+    starts_from_tokenizer,
 )
+from var_train.commands.starting_points import adapted, say_classes, say_scales
 from var_train.optimization.loss_scale import DTYPES
 
 log = logging.getLogger(__name__)
 
 
 def build_tokenizer(config: RunConfig) -> Tokenizer:
-    """The tokenizer to train; for the stage transformer, the trained one.
+    """The tokenizer to train, new or from ``init``; for the stage transformer, the trained one.
 
     Raises InputError if it is unusable or does not fit the settings.
     """
-    if config.trains_tokenizer:
+    init = config.init if starts_from_tokenizer(config) else None
+    if config.trains_tokenizer and init is None:
         tokenizer = Tokenizer(config.tokenizer, config.seed)
     else:
-        path = config.tokenizer_file or config.out / TOKENIZER_FILE
+        path = init or config.tokenizer_file or config.out / TOKENIZER_FILE
         tokenizer = Tokenizer.load(path)
         if config.tokenizer != DIGITS:
             check_given(path, "tokenizer", tokenizer.config, config.tokenizer)
@@ -60,12 +61,12 @@ def _check_image_size(size: Scale | None, tokenizer: TokenizerConfig) -> None:
 def build_transformer(
     config: RunConfig, tokenizer: Tokenizer, classes: tuple[str, ...]
 ) -> tuple[Transformer, str | None]:
-    """The transformer before training, and the checksum of the weights of ``init``.
+    """The transformer before training, and the checksum of the weights of ``init`` if it is one.
 
     Raises InputError if ``init`` is unusable or does not fit the tokenizer or the settings.
     """
     backend = BackendConfig(dtype=DTYPES[config.train_transformer.precision.dtype])
-    if config.init is None:
+    if config.init is None or starts_from_tokenizer(config):
         model_config = TransformerConfig(
             num_classes=len(classes),
             vocab_size=tokenizer.config.vocab_size,
@@ -80,54 +81,24 @@ def build_transformer(
         check_given(
             config.init, "transformer", TransformerSizeConfig.of(init.config), config.transformer
         )
-    for name in ("vocab_size", "latent_channels", "scales"):
-        value, wanted = getattr(init.config, name), getattr(tokenizer.config, name)
+    name = quoted(config.init)
+    for field in ("vocab_size", "latent_channels"):
+        value, wanted = getattr(init.config, field), getattr(tokenizer.config, field)
         if value != wanted:
             raise InputError(
-                f"{quoted(config.init)}: {name} is {value} and {wanted} in this run's tokenizer; "
-                "expected the same"
+                f"{name}: {field} is {value} and {wanted} in this run's tokenizer; expected the "
+                "same"
             )
     checksum = weights_checksum((n, a.shape, [a]) for n, a in init.published_tensors().items())
-    _compare_init(config, quoted(config.init), init, tokenizer, classes)
-    if init.config.num_classes == len(classes):
-        return init, checksum
-    model_config = replace(init.config, num_classes=len(classes))
-    return _with_new_classes(init, Transformer(model_config, config.seed, backend)), checksum
-
-
-def _compare_init(
-    config: RunConfig, name: str, init: Transformer, tokenizer: Tokenizer, classes: tuple[str, ...]
-) -> None:
-    """Logs how the run's data differ from what the weights of ``init`` were trained on."""
     known = init.tokenizer_checksum
     if config.stage == "all" or (known is not None and not tokenizer.belongs_to(known)):
         log.warning(
             "%s: was trained on another tokenizer's tokens; it has to learn the new ones", name
         )
-    if init.config.num_classes != len(classes):
-        log.info(
-            "%s: num_classes is %d and the data's %d: class embeddings start anew",
-            *(name, init.config.num_classes, len(classes)),
-        )
-    elif init.class_names not in (None, classes):
-        differ = [
-            n
-            for n, pair in enumerate(zip(init.class_names, classes, strict=True))
-            if pair[0] != pair[1]
-        ]
-        log.warning(
-            "%s: %d of %d classes have other names in the data, which start from the embeddings "
-            "of the same numbers: class %d is %s there and %s here",
-            *(name, len(differ), len(classes), differ[0]),
-            *(quoted(init.class_names[differ[0]]), quoted(classes[differ[0]])),
-        )
-
-
-def _with_new_classes(init: Transformer, model: Transformer) -> Transformer:
-    """``model`` with the weights of ``init``, but its own class embeddings."""
-    tensors = init.published_tensors()
-    own, no_class = model.class_emb.weight.asnumpy()[:-1], tensors["class_emb.weight"][-1:]
-    tensors["class_emb.weight"] = np.concatenate([own, no_class])
-    for name, parameter in model.parameters_and_names():
-        parameter.set_data(Tensor(tensors[name]))
-    return model
+    say_classes(name, init, classes)
+    fitting = replace(init.config, num_classes=len(classes), scales=tokenizer.config.scales)
+    if fitting == init.config:
+        return init, checksum
+    if fitting.scales != init.config.scales:
+        say_scales(name, init.config.schedule, fitting.schedule)
+    return adapted(init, fitting, config.seed, backend), checksum

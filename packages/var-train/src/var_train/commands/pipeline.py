@@ -12,7 +12,12 @@ from var_transformer import Transformer
 
 from var_train.commands.models import build_tokenizer, build_transformer
 from var_train.commands.preparation import Source, begin_run, load_data
-from var_train.commands.run_config import TOKENIZER_FILE, RunConfig, TransformerSizeConfig
+from var_train.commands.run_config import (
+    TOKENIZER_FILE,
+    RunConfig,
+    TransformerSizeConfig,
+    starts_from_tokenizer,
+)
 from var_train.data.image_sources import ImageSet, ImageSource
 from var_train.data.token_sources import fingerprint, tokens_of
 from var_train.parallel import workers
@@ -54,11 +59,18 @@ def run_training(config: RunConfig) -> dict[str, object]:
     first_stage, model = None, None
     if config.trains_tokenizer:
         images = cast(tuple[ImageSource, ImageSource], (train, val))  # as RunConfig makes sure
-        first_stage = TokenizerTraining(tokenizer, *images, config.train_tokenizer, config.seed)
+        config = replace(config, tokenizer=tokenizer.config)
+        is_given = starts_from_tokenizer(config)
+        if is_given:
+            given["init"] = fingerprint(tokenizer)
+        first_stage = TokenizerTraining(
+            tokenizer, *images, config.train_tokenizer, config.seed, keeps_codebook=is_given
+        )
     else:
         given["tokenizer"] = fingerprint(tokenizer)
     if config.trains_transformer:
-        model, given["init"] = build_transformer(config, tokenizer, train.classes)
+        model, checksum = build_transformer(config, tokenizer, train.classes)
+        given["init"] = given["init"] or checksum
         config = replace(config, transformer=TransformerSizeConfig.of(model.config))
         config.train_transformer.check(model.config, len(train))
         config.sampling.sampler().check(len(tokenizer.schedule), tokenizer.vocab_size)

@@ -64,9 +64,9 @@ class RunConfig:
     """A published transformer, whose size and recipe become the defaults; the stage is
     transformer then."""
     init: Path | None = None
-    """A transformer to fine-tune, .safetensors, instead of random weights. It brings its own size:
-    --transformer.* is not needed. If the data has another number of classes, the class embeddings
-    alone start at random."""
+    """A transformer to fine-tune, .safetensors, of any number of classes and any scales; or a
+    tokenizer, whose codebook stays. It brings its size: --transformer.* or --tokenizer.* is not
+    needed."""
     stage: Literal["all", "tokenizer", "transformer"] = "all"
     """What to train; the transformer alone needs a trained tokenizer."""
     tokenizer_file: Path | None = None
@@ -85,9 +85,8 @@ class RunConfig:
     """The images' side, or ROWSxCOLUMNS. It follows from the tokenizer: its last scale *
     2 ** (channel multipliers - 1). If given, the tokenizer must fit it."""
     random_crops: bool = False
-    """Resize the shorter side of DATA's images to 1.125 times the size and train on random crops,
-    other ones at each step, as published; validation takes the centre. Otherwise all of an image
-    that fits is taken. With TOKENS, var_train.tokenize --crops decides."""
+    """Train on random crops of DATA's images, resized to 1.125 times the size, as published, and
+    validate on the centre. With TOKENS, var_train.tokenize --crops decides."""
     seed: int = 0
     """Seed of weights, order, crops, dropout and sampling."""
     tokenizer: TokenizerConfig = DIGITS
@@ -115,11 +114,6 @@ class RunConfig:
             raise InputError(
                 f"tokenizer_file is {self.tokenizer_file} and stage {self.stage}; "
                 "expected a tokenizer_file only with the stage transformer"
-            )
-        if self.init is not None and self.stage == "tokenizer":
-            raise InputError(
-                f"init is {self.init} and stage tokenizer; expected init where the transformer is "
-                "trained"
             )
         if self.tokens is not None and (self.stage != "transformer" or self.data is not None):
             raise InputError(
@@ -156,22 +150,30 @@ def read_run_config() -> RunConfig:
     named = first.parse_known_args()[0]
     default = preset_defaults(named.preset) if named.preset in PRESETS else RunConfig()
     brought: list[tuple[Path, str, TokenizerConfig | TransformerSizeConfig]] = []
+    stage = named.stage or default.stage
     if named.init and default.preset is None:
         init = _config_in(Path(named.init), "transformer", TransformerConfig)
         if init is not None:
             size = TransformerSizeConfig.of(init)
             default = replace(default, transformer=size)
             brought.append((Path(named.init), "transformer", size))
-    if (named.stage or default.stage) == "transformer":
-        path = Path(named.tokenizer_file or Path(named.out or default.out, TOKENIZER_FILE))
-        tokenizer = _config_in(path, "tokenizer", TokenizerConfig)
-        if tokenizer is not None:
-            default = replace(default, tokenizer=tokenizer)
-            brought.append((path, "tokenizer", tokenizer))
+    of_transformer = Path(named.tokenizer_file or Path(named.out or default.out, TOKENIZER_FILE))
+    path = of_transformer if stage == "transformer" else named.init and Path(named.init)
+    tokenizer = _config_in(path, "tokenizer", TokenizerConfig) if path else None
+    if path and tokenizer is not None:
+        default = replace(default, tokenizer=tokenizer)
+        brought.append((path, "tokenizer", tokenizer))
     config = arguments.parse(default, "python -m var_train.run")
     for path, group, found in brought:
         check_given(path, group, found, getattr(config, group))
     return config
+
+
+def starts_from_tokenizer(config: RunConfig) -> bool:
+    """Whether ``init`` is a tokenizer to train: by the stage, or by content if both are trained."""
+    if config.stage == "all" and config.init is not None:
+        return _config_in(config.init, "tokenizer", TokenizerConfig) is not None
+    return config.stage == "tokenizer" and config.init is not None
 
 
 def _config_in(path: Path, kind: str, config_type: type[ModelConfig]) -> ModelConfig | None:

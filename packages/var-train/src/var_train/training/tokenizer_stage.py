@@ -1,7 +1,8 @@
 """Stage 1: the tokenizer, trained to reconstruct images from their token maps."""
 
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from var_train.reports.tokenizer_quality import measure_tokenizer
 from var_train.training.checkpoints import parameter_arrays, restore_parameters
 from var_train.training.codebook import CodebookConfig, CodebookKeeper
 from var_train.training.loop import check_finite
+
+log = logging.getLogger(__name__)
 
 # Random streams under the seed. The transformer's stage has number 4.
 _STEPS, _CODES, _DISCRIMINATOR = 1, 2, 3
@@ -82,7 +85,16 @@ class TokenizerTraining:
         val: ImageSource,
         config: TokenizerStageConfig,
         seed: int,
+        keeps_codebook: bool = False,
     ) -> None:
+        """keeps_codebook: the codes stay as they are, whatever ``config.codebook`` says."""
+        if keeps_codebook:
+            codebook = replace(config.codebook, start="random", update="gradient", revive_every=0)
+            config = replace(config, codebook=codebook)
+            tokenizer.quantize.embedding.weight.requires_grad = False
+            log.info(
+                "the codebook stays as it is in the file; the rest of the tokenizer is trained"
+            )
         self._tokenizer, self._config, self._seed = tokenizer, config, seed
         self._train, self._val = train, val
         self.batch = config.batch
