@@ -57,7 +57,12 @@ def lint(session: nox.Session) -> None:
     session.install(RUFF, "clang-format==23.1.5")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
-    folders = (ROOT / "tests", *ROOT.glob("packages/*/src"), *ROOT.glob("packages/*/tests"))
+    folders = (
+        ROOT / "tests",
+        ROOT / "benchmarks",
+        *ROOT.glob("packages/*/src"),
+        *ROOT.glob("packages/*/tests"),
+    )
     files = (str(p) for folder in folders for p in folder.rglob("*.*"))
     cpp = sorted(path for path in files if path.endswith((".c", ".cc", ".cpp", ".h")))
     session.run("clang-format", "--dry-run", "-Werror", *cpp)
@@ -242,3 +247,16 @@ def growth(session: nox.Session) -> None:
     session.run("python", "benchmarks/speed/growth.py", *session.posargs)
     session.run("python", "benchmarks/speed/chart.py")
     session.run("python", "benchmarks/speed/tables.py")
+
+
+@nox.session(python=PYTHON)
+def ascend(session: nox.Session) -> None:
+    """Every path on MindSpore's Ascend backend, launching nothing; writes benchmarks/ascend.json.
+
+    `-- --check` compares a few cases with it instead, and fails where one is worse; names of cases
+    choose some. Needs x86-64 and g++.
+    """
+    install(session, "var-tokenizer", "var-transformer", "var-train")
+    built = str(ROOT / ".nox" / "ascend-dry-run")
+    session.run("python", "benchmarks/ascend/cann/build.py", f"--out={built}")
+    session.run("python", "benchmarks/ascend/record.py", f"--built={built}", *session.posargs)

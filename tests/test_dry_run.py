@@ -1,0 +1,157 @@
+"""The dry run on MindSpore's Ascend backend: what is read of its log, and what is recorded.
+
+`nox -s ascend -- --check` runs it.
+"""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "benchmarks" / "ascend"
+FIELDS = {
+    *("peak_gib", "kernels", "optimizer_kernels", "traffic_gb", "transfers_mb"),
+    *("acl_kernels", "host_kernels", "without_kernel", "by_name", "optimizer_by_name"),
+}
+RECORDED = ROOT / "benchmarks" / "ascend.json"
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """Imports a module of the dry run; none of them imports MindSpore."""
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module
+
+
+@pytest.fixture
+def record():
+    return json.loads(RECORDED.read_text())
+
+
+def test_every_case_is_recorded_with_all_fields(module, record):
+    assert set(record) <= set(module("paths").CASES)
+    for name, of in record.items():
+        assert set(of) == FIELDS, name
+
+
+def test_kernels_by_name_add_up_to_their_counts(record):
+    for name, of in record.items():
+        assert sum(of["by_name"].values()) == of["kernels"], name
+        assert sum(of["optimizer_by_name"].values()) == of["optimizer_kernels"], name
+
+
+def test_the_page_shows_what_is_recorded(module, record):
+    page = module("ascend_page")
+    text = page.PAGE.read_text()
+    assert "<!-- cases -->" in text
+    assert page.with_tables(text, record) == text
+
+
+def test_more_kernels_are_worse_and_more_memory_beyond_the_slack(module, record):
+    worse = module("record").worse
+    of = record["train-d16-b96-float16"]
+    assert worse(of, of) == []
+    assert worse(of, of | {"kernels": of["kernels"] - 1}) == []
+    (sentence,) = worse(of, of | {"kernels": of["kernels"] + 1})
+    assert sentence.startswith(f"kernels is {of['kernels'] + 1}; expected at most {of['kernels']}")
+    peak = of["peak_gib"]
+    assert worse(of, of | {"peak_gib": peak * 1.004}) == []
+    assert worse(of, of | {"peak_gib": peak * 1.006})
+
+
+def test_figures_of_all_blocks_follow_from_two_depths(module):
+    on_the_line = module("record").on_the_line
+    first = {"kernels": 10, "peak_gib": 2.0, "by_name": {"MatMul": 8, "Cast": 2}}
+    second = {"kernels": 14, "peak_gib": 2.5, "by_name": {"MatMul": 10, "Cast": 2, "AddN": 2}}
+    found = on_the_line(first, 2, second, 3, 16)
+    assert found["kernels"] == 66 and found["peak_gib"] == 9.0
+    assert found["by_name"] == {"MatMul": 36, "Cast": 2, "AddN": 28}
+
+
+GRAPH = """
+subgraph attr:
+subgraph @kernel_graph0(%para1_x, %para2_w) {
+  %0([CNode]14) = PrimFunc_MatMul(%para1_x, %para2_w, Bool(0), Bool(1)) primitive_attrs: {}
+      : (<Tensor[Float16], (32, 8)>, <Tensor[Float16], (16, 8)>) -> (<Tensor[Float16], (32, 16)>)
+      : (<Float16xDefaultFormat{32, 8}>, <Float16xDefaultFormat{16, 8}>) -> (<Float16xDefaultFormat{32, 16}>)
+  %1([CNode]15) = PrimFunc_Reshape(%0, (512)) primitive_attrs: {}
+      : (<Tensor[Float16], (32, 16)>) -> (<Tensor[Float16], (512)>)
+      : (<Float16xDefaultFormat{32, 16}>) -> (<Float16xDefaultFormat{512}>)
+  %2([CNode]16) = PrimFunc_Cast(%1, I64(43)) primitive_attrs: {}
+      : (<Tensor[Float16], (512)>) -> (<Tensor[Float32], (512)>)
+      : (<Float16xDefaultFormat{512}>) -> (<Float32xDefaultFormat{512}>)
+}
+"""  # noqa: E501
+
+
+def test_a_saved_graph_gives_kernels_traffic_and_products(module, tmp_path):
+    (tmp_path / "hwopt_before_mindrt_unify_mindir_graph_12_1_step_6_0119.ir").write_text("")
+    (tmp_path / "graph_build_0_0154.ir").write_text(GRAPH)
+    (graph,) = module("saved_graphs").read_graphs(tmp_path)
+    assert graph.name == "step" and graph.ids == {0}
+    assert {name: op.kernels for name, op in graph.operators.items()} == {"MatMul": 1, "Cast": 1}
+    assert graph.operators["MatMul"].flops == 2 * 32 * 16 * 8
+    assert graph.operators["MatMul"].bytes == 2 * (32 * 8 + 16 * 8 + 32 * 16)
+    assert graph.total.bytes == graph.operators["MatMul"].bytes + 512 * (2 + 4)
+
+
+PROGRAM = f"""
+import os, sys
+from pathlib import Path
+
+folder = Path(os.environ["MS_DEV_SAVE_GRAPHS_PATH"], "rank_0")
+folder.mkdir()
+(folder / "hwopt_before_mindrt_unify_mindir_graph_12_1_step_6_0119.ir").write_text("")
+(folder / "graph_build_0_0154.ir").write_text({GRAPH!r})
+device = "[INFO] DEVICE(1,2,python): [a.cc:1] GenerateKernelMod] kernel opname:"
+graph = "[INFO] RUNTIME_FRAMEWORK(1,2,python): [b.cc:2] X] Start to run graph, args size: 1"
+eager = "[DEBUG] PYNATIVE(1,2,python): [c.cc:3] PyboostOp] Run Pyboost"
+end = '"peak_bytes": 9, "up_bytes": 4, "down_bytes": 2}}'
+for line in (
+    'DRY_RUN_MARK {{"event": "begin", "name": "first"}}',
+    device + "MatMul, kernel type:opapi_kernel",
+    device + "Cast, kernel type:acl_kernel",
+    graph + ", graph: kernel_graph_0",
+    'DRY_RUN_MARK {{"event": "end", "name": "first", ' + end,
+    'DRY_RUN_MARK {{"event": "begin", "name": "second"}}',
+    graph + ", graph: kernel_graph_0",
+    graph + ", graph: kernel_graph_0",
+    eager + "AddExt start",
+    eager + "TransposeExtView start",
+    'DRY_RUN_MARK {{"event": "end", "name": "second", ' + end,
+):
+    sys.stderr.write(line + chr(10))
+"""
+
+
+@pytest.fixture
+def built(tmp_path):
+    """What looks like a folder of ``cann/build.py``."""
+    (tmp_path / "built.json").write_text("{}")
+    return tmp_path
+
+
+def test_a_program_is_told_by_its_regions_kernels_and_runs(module, built):
+    (built / "program.py").write_text(PROGRAM)
+    first, second = module("dry_run").run([str(built / "program.py")], built=built)
+    assert (first.name, [runs for _, runs in first.runs], first.eager) == ("first", [1], {})
+    assert [(graph.name, runs) for graph, runs in second.runs] == [("step", 2)]
+    assert second.kinds == {"MatMul": "aclnn", "Cast": "acl"}
+    assert second.eager == {"AddExt": 1}  # a view launches nothing
+    found = module("record").figures(second)
+    assert (found.kernels, found.acl_kernels, found.without_kernel) == (5, 2, 0)
+    assert found.by_name == {"MatMul": 2, "Cast": 2, "AddExt": 1}
+    assert found.transfers_mb == 6e-6
+
+
+def test_a_program_that_fails_is_quoted(module, built):
+    (built / "program.py").write_text("raise SystemExit('Unsupported op [Foo]')")
+    with pytest.raises(module("dry_run").DryRunError, match=r"ended with 1:(.|\n)*\[Foo\]"):
+        module("dry_run").run([str(built / "program.py")], built=built)
+
+
+def test_a_folder_that_is_not_built_is_named(module, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"is not built: python .*build\.py"):
+        module("dry_run").run(["program.py"], built=tmp_path)
