@@ -52,6 +52,8 @@ def load_data(config: RunConfig, tokenizer: Tokenizer) -> tuple[Source, Source]:
         raise InputError(
             f"the digits are (32, 32) images; expected a tokenizer of that size, not {size}"
         )
+    if config.random_crops:
+        log.info("the digits have the size of the model: they are not cropped")
     return load_digits_split()
 
 
