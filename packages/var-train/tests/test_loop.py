@@ -160,8 +160,10 @@ def test_each_validation_writes_the_model_and_the_best_one_stays_beside_it(tmp_p
 def test_a_run_from_before_a_setting_existed_is_refused_by_its_name(tmp_path):
     old = {"data": None, "tokens": None, "train_tokenizer": {"optimizer": {"warmup": 0.05}}}
     new = {**old, "train_tokenizer": {"optimizer": {"warmup": 0.05, "warmup_start": 0.005}}}
+    switched_off = {**old, "random_crops": False}
     with pytest.raises(InterruptedError):
         trained(tmp_path, Counting(fails_at_1), old, checkpoint_every=1)
     said = r"by a version without the setting train_tokenizer\.optimizer\.warmup_start = 0.005"
     with pytest.raises(InputError, match=said):
         check_resumable(tmp_path, "tokenizer", new, None)
+    assert check_resumable(tmp_path, "tokenizer", switched_off, None) == 1

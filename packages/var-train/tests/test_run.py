@@ -224,11 +224,20 @@ def test_changed_data_is_refused_before_anything_is_written(again, refusal, stag
     assert contents(again / "out") == before
 
 
-def test_changed_settings_of_the_second_stage_are_refused_before_the_first_trains(again, refusal):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            ("--train-transformer.label-smoothing", 0.1),
+            "train_transformer.label_smoothing = 0.0, now it is 0.1",
+        ),
+        (("--random-crops",), "random_crops = False, now it is True"),
+    ],
+)
+def test_changed_settings_are_refused_before_the_first_stage_trains(again, refusal, change, said):
     before = contents(again / "out")
     arguments = ("--data", again / "images", "--out", again / "out", *SMALL.split())
-    message = refusal(*arguments, "--train-transformer.label-smoothing", 0.1)
-    assert "train_transformer.label_smoothing = 0.0, now it is 0.1" in message
+    assert said in refusal(*arguments, *change)
     assert contents(again / "out") == before
 
 

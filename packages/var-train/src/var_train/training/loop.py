@@ -213,9 +213,12 @@ def check_resumable(
         return None
     step, state = found
     saved = state["settings"]
+    # before the data: other settings may be why images were read otherwise
+    keys = settings.keys() - {"data", "tokens"}
+    known = {key: saved[key] for key in saved.keys() & keys}
+    wanted = json.loads(json.dumps({key: settings[key] for key in keys}))
+    _check_settings(checkpoints.folder, known, wanted)
     check_data(checkpoints.folder, saved, settings, data)
-    known = {key: saved[key] for key in saved if key in settings}
-    _check_settings(checkpoints.folder, known, json.loads(json.dumps(settings)))
     return step
 
 
@@ -248,7 +251,9 @@ def _check_settings(folder: Path, saved: object, settings: object, name: str = "
     if isinstance(saved, Mapping) and isinstance(settings, Mapping):
         for key in sorted({*saved, *settings}):
             inner = f"{name}.{key}".lstrip(".")
-            if key not in saved and settings[key] is not None:
+            if key not in saved and settings[key] in (None, False):
+                continue  # before there was such a switch, it was off
+            if key not in saved:
                 raise InputError(
                     f"{quoted(folder)}: was trained by a version without the setting {inner} = "
                     f"{settings[key]}, which changes the training; expected a run of this version "
