@@ -31,11 +31,12 @@ def cases(record: Record) -> str:
 
 
 def operators(record: Record) -> str:
-    """The kernels of a training step and of a generation by name, the most frequent first."""
+    """The kernels of a training step and of a generation by kind and name."""
     lines = []
     for name in filter(record.get, SHOWN):
-        each = ", ".join(f"{op} {n:,}" for op, n in record[name]["by_name"].items())
-        lines.append(f"- `{name}`: {each}.")
+        for kind, of in record[name]["by_name"].items():
+            each = ", ".join(f"{operator} {count:,}" for operator, count in of.items())
+            lines.append(f"- `{name}`, {kind}: {each}.")
     return "\n".join(lines)
 
 

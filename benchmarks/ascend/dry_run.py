@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +49,8 @@ class Region:
     """A part of a program: what ran in it.
 
     runs: how often each graph ran. eager: operators called outside of graphs, by name, whose
-    traffic is not known. kinds: the kind of each operator's kernel, "acl/aclnn" if it has several
-    and "?" if none was selected.
+    traffic is not known. kinds: those of each operator's kernels; an operator that no kernel was
+    selected for is not among them.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Region:
     down_bytes: int
     runs: list[tuple[Graph, int]]
     eager: dict[str, int]
-    kinds: dict[str, str]
+    kinds: dict[str, set[str]]
 
 
 def run(
@@ -170,11 +170,10 @@ def _events(lines: Iterable[str]) -> tuple[list[Event], list[str]]:
 
 
 def _regions(events: list[Event], graphs: list[Graph]) -> list[Region]:
-    kinds_of: dict[str, set[str]] = defaultdict(set)
+    kinds: dict[str, set[str]] = {}
     for event in events:
         if event[0] == "kernel":
-            kinds_of[event[1]].add(KINDS.get(event[2], event[2]))
-    kinds = {name: "/".join(sorted(found)) for name, found in kinds_of.items()}
+            kinds.setdefault(event[1], set()).add(KINDS.get(event[2], event[2]))
     by_id = {number: graph for graph in graphs for number in graph.ids}
     regions: list[Region] = []
     runs: Counter[str] = Counter()
@@ -204,7 +203,7 @@ def table(region: Region, top: int) -> str:
         lines.append(f"-- {graph.name}, {runs} run(s): {_row(graph.total)}")
         rows = sorted(graph.operators.items(), key=lambda item: -item[1].bytes)
         for name, operator in rows[:top]:
-            kind = region.kinds.get(name, "?")
+            kind = "/".join(sorted(region.kinds.get(name, "?")))
             lines.append(f"   {name[:40]:40s} {kind:8s} {_row(operator)}")
         if len(rows) > top:
             lines.append(f"   ... and {len(rows) - top} more")

@@ -36,7 +36,7 @@ class Figures:
     kernels, traffic_gb: forward and backward, or all that the case does. optimizer_kernels: of the
     update. transfers_mb: between host and device, both ways. acl_kernels, host_kernels,
     without_kernel: of all of them, those of the old kind, those on the host, and those that
-    MindSpore found no kernel for. by_name: kernels of each operator.
+    MindSpore found no kernel for. by_name: kernels of each operator, grouped by their kind.
     """
 
     peak_gib: float
@@ -47,8 +47,11 @@ class Figures:
     acl_kernels: int
     host_kernels: int
     without_kernel: int
-    by_name: dict[str, int]
-    optimizer_by_name: dict[str, int]
+    by_name: "ByKind"
+    optimizer_by_name: "ByKind"
+
+
+ByKind = dict[str, dict[str, int]]
 
 
 def figures(region: Region) -> Figures:
@@ -61,9 +64,10 @@ def figures(region: Region) -> Figures:
         into.update({name: runs * op.kernels for name, op in graph.operators.items()})
         traffic += runs * graph.total.bytes if into is main else 0.0
 
+    groups = [_by_kind(region, counts) for counts in (main, optimizer)]
+
     def of_kind(kind: str) -> int:
-        both = (*main.items(), *optimizer.items())
-        return sum(n for name, n in both if kind in _kinds(region, name))
+        return sum(sum(group.get(kind, {}).values()) for group in groups)
 
     return Figures(
         peak_gib=region.peak_bytes / 2**30,
@@ -74,14 +78,20 @@ def figures(region: Region) -> Figures:
         acl_kernels=of_kind("acl"),
         host_kernels=of_kind("host"),
         without_kernel=of_kind("?"),
-        by_name=dict(main),
-        optimizer_by_name=dict(optimizer),
+        by_name=groups[0],
+        optimizer_by_name=groups[1],
     )
 
 
-def _kinds(region: Region, name: str) -> list[str]:
-    # operators called outside of graphs are aclnn's but for those that are logged otherwise
-    return region.kinds.get(name, "aclnn" if name in region.eager else "?").split("/")
+def _by_kind(region: Region, counts: Counter[str]) -> ByKind:
+    found: ByKind = {}
+    for name, count in counts.items():
+        # operators called outside of graphs are aclnn's but for those that are logged otherwise
+        kinds = region.kinds.get(name, {"aclnn" if name in region.eager else "?"})
+        # the worst, where an operator has several
+        kind = next((k for k in ("?", "host", "acl") if k in kinds), min(kinds))
+        found.setdefault(kind, {})[name] = count
+    return found
 
 
 def on_the_line(first: Any, at: int, second: Any, then: int, to: int) -> Any:
@@ -91,9 +101,13 @@ def on_the_line(first: Any, at: int, second: Any, then: int, to: int) -> Any:
     memory is, where it lies at the same place.
     """
     if isinstance(first, dict):
-        names = dict.fromkeys((*first, *second))
-        values = {n: (first.get(n, 0), second.get(n, 0)) for n in names}
-        return {n: on_the_line(a, at, b, then, to) for n, (a, b) in values.items()}
+        found = {}
+        for name in dict.fromkeys((*first, *second)):
+            a, b = first.get(name), second.get(name)
+            empty: Any = {} if isinstance(a or b, dict) else 0
+            a, b = (empty if value is None else value for value in (a, b))
+            found[name] = on_the_line(a, at, b, then, to)
+        return found
     value = first + (second - first) * (to - at) / (then - at)
     return round(value) if isinstance(first, int) and isinstance(second, int) else value
 
@@ -111,8 +125,13 @@ def measure(case: Case, built: Path) -> dict[str, Any]:
     else:
         record = found[0]
     for name in ("by_name", "optimizer_by_name"):
-        record[name] = dict(sorted(record[name].items(), key=lambda item: (-item[1], item[0])))
+        record[name] = {kind: _sorted(of) for kind, of in sorted(record[name].items())}
     return {n: round(v, 3) if isinstance(v, float) else v for n, v in record.items()}
+
+
+def _sorted(counts: dict[str, int]) -> dict[str, int]:
+    """The most frequent first."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def worse(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
