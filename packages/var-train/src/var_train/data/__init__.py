@@ -1,10 +1,10 @@
 """Images and tokens, from a folder to a training step.
 
 ``folder_scan`` lists the image files of a folder and splits off the validation images.
-``image_sources`` gives batches of their pixels, from memory or decoded on demand, with
-the help of ``unreadable_images`` and ``augmentation``; ``digits`` is the one source that needs no
-files. ``token_sources`` encodes batches of images into tokens, and ``token_cache`` keeps these on
-disk (``python -m var_train.tokenize``). ``batches`` says which images a step takes, from any
-source. ``resume_check`` compares the images of a run with those that its checkpoints were trained
-on.
+``image_sources`` gives batches of their pixels, from memory or decoded on demand, with the help of
+``unreadable_images`` and ``crops``; ``digits`` is the one source that needs no files, and
+``augmentation`` changes what a discriminator sees. ``token_sources`` encodes batches of images into
+tokens, and ``token_cache`` keeps these on disk (``python -m var_train.tokenize``). ``batches`` says
+which images a step takes, from any source. ``resume_check`` compares the images of a run with those
+that its checkpoints were trained on.
 """
