@@ -1,9 +1,9 @@
 """A file that cannot be used is refused in one clear line, with exit code 2 and no trace."""
 
-import argparse
 import itertools
 import logging
 import shutil
+from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
@@ -41,12 +41,10 @@ def test_an_empty_or_missing_file_is_refused(refused, tmp_path, suffix):
 
 
 @pytest.mark.parametrize("content, suffix", list(itertools.permutations(SUFFIXES, 2)))
-def test_a_file_with_the_suffix_of_another_format_is_refused(
-    refused, files, tmp_path, content, suffix
-):
+def test_the_content_of_a_file_decides_not_its_suffix(files, tmp_path, content, suffix):
     wrong = tmp_path / f"wrong{suffix}"
     shutil.copy(files[content], wrong)
-    assert str(wrong) in refused(wrong, tmp_path / "o.safetensors")
+    assert inspect(wrong).checksum == inspect(files[content]).checksum
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
@@ -68,9 +66,9 @@ def test_random_damage_is_refused_or_harmless(files, tmp_path_factory, data, suf
 
 
 def test_a_pth_of_foreign_objects_is_refused_with_their_name(refused, tmp_path):
-    torch.save({"args": argparse.Namespace(depth=16)}, tmp_path / "args.pth")
+    torch.save({"args": PurePosixPath("/")}, tmp_path / "args.pth")
     message = refused(tmp_path / "args.pth", tmp_path / "o.ckpt")
-    assert "argparse.Namespace" in message
+    assert "pathlib.PurePosixPath" in message
 
 
 FOREIGN = {
@@ -146,16 +144,14 @@ def test_a_value_beyond_float16_is_reported(save_pth, tmp_path):
     assert convert(path, tmp_path / "half.ckpt", dtype="float16").not_finite == ("head.bias",)
 
 
-@pytest.mark.parametrize("name", ["model.pt", "model.bin", "model"])
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("name", ["model.pt", "model.bin", "model", "a.pth.tar", "MODEL.PTH"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_file_of_unknown_suffix_is_read_by_content(files, tmp_path, suffix, name):
     shutil.copy(files[suffix], tmp_path / name)
     assert inspect(tmp_path / name).checksum == inspect(files[suffix]).checksum
 
 
-def test_a_file_of_unknown_suffix_that_is_not_read_by_content_is_refused(refused, files, tmp_path):
-    path = tmp_path / "model.bin"
+def test_a_file_of_unknown_suffix_and_content_is_refused(refused, tmp_path):
+    path = tmp_path / "model.dat"
     path.write_bytes(bytes(100))
     assert "by its content" in refused(path, tmp_path / "o.ckpt")
-    shutil.copy(files[".ckpt"], path)
-    assert "expected the suffix .ckpt" in refused(path, tmp_path / "o.pth")

@@ -68,7 +68,7 @@ def test_a_target_that_no_file_can_be_is_refused(refused, files, tmp_path):
     (tmp_path / "o.ckpt").mkdir()
     (tmp_path / "file").touch()
     for target, reason in {
-        "o.bin": "'.bin'",
+        "o.txt": "'.txt'",
         "o.ckpt": "folder",
         "file/o.ckpt": "cannot write",
     }.items():

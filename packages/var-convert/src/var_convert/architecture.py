@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from var_tokenizer import SCALES_256, SCALES_512, Scale, ScaleSchedule, TokenizerConfig
-from var_tokenizer.common import InputError
+from var_tokenizer.common import InputError, check_integer, quoted
 from var_transformer import TransformerConfig
 
 from var_convert.formats.weights import Entry, Weights
@@ -146,6 +146,35 @@ def infer_transformer(
     return Architecture(config, assumed)
 
 
+@dataclass(frozen=True)
+class Stated:
+    """What a config.json beside foreign weights says of what their tensors leave open."""
+
+    scales: tuple[Scale, ...] | None = None
+    heads: int | None = None
+    using_znorm: bool = False
+
+
+def stated(weights: Weights, kind: str) -> Stated:
+    """What config.json says under the published names; raises InputError if that is unusable."""
+    config, tokenizer = weights.config, kind == "tokenizer"
+    field = "v_patch_nums" if tokenizer else "patch_nums"
+    try:
+        scales = config.get(field)
+        if scales is not None:
+            scales = ScaleSchedule(
+                tuple(tuple(s) if isinstance(s, list) else s for s in scales)
+            ).scales
+        heads = config.get("num_heads")
+        if tokenizer or heads is None:
+            return Stated(scales, None, tokenizer and bool(config.get("using_znorm")))
+        return Stated(scales, check_integer("num_heads", heads, 1))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{weights.source}: config.json beside it: {quoted(str(error))}"
+        ) from error
+
+
 def transformer_scales(weights: Weights) -> tuple[Scale, ...]:
     """Square scales from lvl_1L, or the published schedule that fits pos_1LC and lvl_embed."""
     shaped = Shaped(weights)
@@ -163,7 +192,7 @@ def transformer_scales(weights: Weights) -> tuple[Scale, ...]:
 
 def _scales_of_levels(shaped: Shaped) -> tuple[int, ...]:
     entry = shaped.tensors[LEVELS]
-    level_l = entry.array().reshape(-1)
+    level_l = entry.array().reshape(-1).astype(np.int64)  # stored as int64, or int32 by MindSpore
     if entry.is_floating or np.any(np.diff(level_l) < 0) or level_l[:1].tolist() != [0]:
         raise InputError(f"{shaped.source}: tensor {LEVELS} does not count scales from 0 upwards")
     tokens = [int(n) for n in np.unique(level_l, return_counts=True)[1]]

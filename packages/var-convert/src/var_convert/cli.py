@@ -35,6 +35,8 @@ class ReadConfig:
 
     only: Annotated[Kind | None, tyro.conf.arg(metavar="tokenizer|transformer")] = None
     """Which model of a trainer checkpoint that holds both."""
+    key: Annotated[str | None, tyro.conf.arg(metavar="KEY")] = None
+    """Which model of a file that holds several (of verify: of A), e.g. ema."""
     scales: Annotated[str | None, tyro.conf.arg(metavar="SIZES")] = None
     """Scale schedule, if a foreign file does not say, e.g. 1,2,3 or 1,2x3,4x6."""
     heads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -45,8 +47,8 @@ class ReadConfig:
     def arguments(self) -> dict[str, Any]:
         """The options as keywords of ``convert``, ``inspect`` and ``verify``."""
         scales = None if self.scales is None else parse_scales(self.scales)
-        found = {"only": self.only, "scales": scales, "heads": self.heads}
-        return {**found, "using_znorm": self.using_znorm}
+        found = {"only": self.only, "key": self.key, "scales": scales}
+        return {**found, "heads": self.heads, "using_znorm": self.using_znorm}
 
 
 @dataclass(frozen=True)

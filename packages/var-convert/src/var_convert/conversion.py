@@ -11,13 +11,15 @@ import numpy as np
 from var_tokenizer import Scale
 from var_tokenizer.common import InputError, check_choice, quoted, replacing
 
-from var_convert.formats.dispatch import WRITERS, check_suffix
+from var_convert.formats.dispatch import WRITERS
 from var_convert.formats.dtypes import SHORT_NAMES, widen
+from var_convert.formats.folders import in_the_way, write_folder, write_index
+from var_convert.formats.names import INDEX, SUFFIXES, layout_of_target
 from var_convert.formats.weights import Entry
 from var_convert.hub import local_file
 from var_convert.kinds import KINDS
 from var_convert.opened_model import OpenedModel, open_model, tell_assumptions
-from var_convert.published_names import MASK, Config
+from var_convert.published_names import MASK, Config, published_config
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +47,18 @@ def convert(
     scales: Sequence[Scale] | None = None,
     heads: int | None = None,
     using_znorm: bool = False,
+    key: str | None = None,
     force: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Conversion:
-    """Writes the model of ``source`` as ``target``; suffixes choose the formats.
+    """Writes the model of ``source`` as ``target``, whose suffix chooses the format.
 
-    source: a path, or an address of the hub, ``hf://OWNER/NAME/FILE``.
-    only: "tokenizer" or "transformer", of a trainer checkpoint that holds both. dtype: "float32",
+    source: a path, or an address of the hub, ``hf://OWNER/NAME/FILE``. A target without a suffix,
+    or one that is a folder, becomes a folder as the hub lays it out; one that ends in
+    ``.index.json`` comes with shards beside it.
+
+    only: "tokenizer" or "transformer", of a trainer checkpoint that holds both. key: where in the
+    file the model is, such as "ema", if there are several. dtype: "float32",
     "float16" or "bfloat16" for all floating tensors; None leaves them unchanged. scales, heads,
     using_znorm: what a foreign file leaves open (see README). force: replace a target that exists.
 
@@ -59,7 +66,7 @@ def convert(
     """
     target = Path(target)
     _check_request(target, only, dtype, force)
-    model = open_model(local_file(source, progress), only, scales, heads, using_znorm)
+    model = open_model(local_file(source, progress), only, scales, heads, using_znorm, key)
     tell_assumptions(model)
     model = model.as_dtype(SHORT_NAMES.get(dtype or ""))
     return write_model(model, target, progress)
@@ -68,17 +75,26 @@ def convert(
 def write_model(
     model: OpenedModel, target: Path, progress: Progress = lambda done, total: None
 ) -> Conversion:
-    """Writes an opened model in the format of the suffix of ``target``, replacing what is there.
+    """Writes an opened model as ``target``, whose name chooses the format, over what is there.
 
     Raises InputError if it cannot be written, and then leaves the target as it was.
     """
-    tensors = model.published() if target.suffix == ".pth" else model.tensors
+    layout = layout_of_target(target)
+    native = layout in ("MindSpore", "safetensors")
+    tensors = model.tensors if native else model.published()
     total = sum(entry.nbytes for entry in tensors.values())
     _check_space(target, total)
     watch = Watch(total, progress)
     try:
-        with replacing(target) as temporary:
-            WRITERS[target.suffix](temporary, watch.over(tensors), model.metadata)
+        watched = watch.over(tensors)
+        if layout == "folder":
+            config = published_config(model.config, model.uniform_phi_names)
+            write_folder(target, watched, model.metadata, config)
+        elif layout == "index":
+            write_index(target, watched, model.metadata)
+        else:
+            with replacing(target) as temporary:
+                WRITERS[layout or ""](temporary, watched, model.metadata)
     except (OSError, RuntimeError) as error:  # a full disk: PyTorch and MindSpore raise these
         reason = quoted((str(error).splitlines() or [type(error).__name__])[0])
         raise InputError(f"{quoted(target)}: cannot write: {reason}") from error
@@ -91,14 +107,21 @@ def write_model(
 def _check_request(target: Path, only: str | None, dtype: str | None, force: bool) -> None:
     if target.parts[:1] == ("hf:",):
         raise InputError(f"{quoted(target)}: nothing is written to the hub; expected a file here")
-    check_suffix(target)
+    layout = layout_of_target(target)
+    if layout is None:
+        known = ", ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+        raise InputError(
+            f"{quoted(target)}: suffix {target.suffix!r}; expected one of {known}, "
+            f"*{INDEX}, or the name of a folder"
+        )
     for field, value, allowed in (("only", only, KINDS), ("dtype", dtype, DTYPES)):
         if value is not None:
             check_choice(field, value, allowed)
-    if target.is_dir():
+    if target.is_dir() and layout != "folder":
         raise InputError(f"{quoted(target)}: is a folder; expected the name of a file")
-    if target.exists() and not force:
-        raise InputError(f"{quoted(target)}: exists; give --force to replace it")
+    former = in_the_way(target, layout)
+    if former is not None and not force:
+        raise InputError(f"{quoted(former)}: exists; give --force to replace it")
 
 
 def _check_space(target: Path, needed: int) -> None:

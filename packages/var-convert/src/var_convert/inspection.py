@@ -54,6 +54,7 @@ def inspect(
     scales: Sequence[Scale] | None = None,
     heads: int | None = None,
     using_znorm: bool = False,
+    key: str | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Inspection:
     """Kind, architecture, size, tensors and checksum of a file; arguments as of ``convert``.
@@ -61,7 +62,7 @@ def inspect(
     Raises InputError for a file that is not exactly one model of VAR.
     """
     path = local_file(path, progress)
-    model = open_model(path, only, scales, heads, using_znorm)
+    model = open_model(path, only, scales, heads, using_znorm, key)
     watch = Watch(sum(entry.nbytes for entry in model.tensors.values()), progress)
     checksum = checksum_of(watch.over(model.tensors))
     learned = [entry for name, entry in model.tensors.items() if name != HITS]

@@ -1,31 +1,33 @@
-"""Which kind of model a file holds, and the refusal of a wrong kind."""
+"""Which kind of model tensors are, by what the file notes or by their names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection
 
 from var_tokenizer.common import InputError, quoted
 
 from var_convert.formats.weights import Weights
 
-Models = Mapping[str, Weights]  # by kind
-
 KINDS = ("tokenizer", "transformer")
 
-
-def choose_kind(shown: str, models: Sequence[Weights], only: str | None) -> tuple[str, Models]:
-    """The kind of model to open in a file, and the file's models by kind.
-
-    shown: how messages name the file. only: the requested kind, if any. Raises InputError
-    if the file holds none of that kind, or two models and nothing says which.
-    """
-    found = {kind_of(weights): weights for weights in models}
-    if only is None and len(found) > 1:
-        raise InputError(
-            f"{shown}: holds {' and '.join(found)}; choose with --only {' or --only '.join(found)}"
-        )
-    kind = only or next(iter(found))
-    if kind not in found:
-        raise InputError(f"{shown}: holds a {', '.join(found)}; expected a {kind}")
-    return kind, found
+# Parts of names that VAR does not have -> the structure that has them; the first match counts.
+RELATIVES = {
+    "text_proj_for_sos": "Infinity, which draws from text",
+    "text_proj_for_ca": "Infinity, which draws from text",
+    "cfg_uncond": "Infinity, which draws from text",
+    "diffloss": "MAR, whose tokens are continuous",
+    "fake_latent": "MAR, whose tokens are continuous",
+    "tok_embeddings": "LlamaGen, which draws token by token",
+    "cls_embedding": "LlamaGen, which draws token by token",
+    "t_embedder": "a diffusion transformer (DiT)",
+    "y_embedder": "a diffusion transformer (DiT)",
+    "latent_tokens": "a one-dimensional tokenizer (TiTok)",
+    "codebook_used": "the one-scale tokenizer of LlamaGen",
+    "down_blocks": "an autoencoder of Diffusers",
+    "lfq": "a tokenizer without a codebook (LFQ, BSQ)",
+    "bsq": "a tokenizer without a codebook (LFQ, BSQ)",
+    "A_log": "a state-space model (Mamba)",
+    "ca": "a transformer with cross-attention, as for text",
+    "cross_attn": "a transformer with cross-attention, as for text",
+}
 
 
 def is_native(weights: Weights) -> bool:
@@ -33,28 +35,36 @@ def is_native(weights: Weights) -> bool:
     return weights.metadata.get("format") == "var-mindspore"
 
 
-def kind_of(weights: Weights) -> str:
-    """Which of KINDS it is, by its metadata or else by the tensors' names.
+def noted_kind(weights: Weights) -> str | None:
+    """Which of KINDS a native file says it is; None for a foreign one.
 
-    Raises InputError if it is neither.
+    Raises InputError if it says something else.
     """
-    if is_native(weights):
-        kind = weights.metadata.get("kind")
-        if kind not in KINDS:
-            raise InputError(
-                f"{weights.source}: kind is {quoted(str(kind))!r} in its metadata; "
-                f"expected {' or '.join(KINDS)}"
-            )
-        return kind
-    names = weights.tensors
+    if not is_native(weights):
+        return None
+    kind = weights.metadata.get("kind")
+    if kind not in KINDS:
+        raise InputError(
+            f"{weights.source}: kind is {quoted(str(kind))!r} in its metadata; "
+            f"expected {' or '.join(KINDS)}"
+        )
+    return kind
+
+
+def kind_of_names(names: Collection[str]) -> str | None:
+    """Which of KINDS has tensors of such names; None if neither."""
     if any(name.startswith(("blocks.", "word_embed.")) for name in names):
         return "transformer"
     if any(name.startswith(("encoder.", "decoder.", "quantize.")) for name in names):
         return "tokenizer"
-    shown = ", ".join(quoted(name) for name in list(names)[:3]) + (
-        "" if len(names) <= 3 else ", ..."
-    )
-    raise InputError(
-        f"{weights.source}: not weights of VAR: it holds {shown or 'no tensors'}; "
-        "expected the published names, e.g. encoder.conv_in.weight or word_embed.weight"
-    )
+    return None
+
+
+def refuse_relatives(source: str, names: Collection[str]) -> None:
+    """Raises InputError for a structure of the field that is not VAR's, and says which it is."""
+    parts = {part for name in names for part in name.split(".")}
+    found = next((what for part, what in RELATIVES.items() if part in parts), None)
+    if found is None and "quantize" in parts and "quant_resi" not in parts:
+        found = "a one-scale tokenizer (VQGAN)"
+    if found is not None:
+        raise InputError(f"{source}: {found}; expected VAR, and this structure is not supported")

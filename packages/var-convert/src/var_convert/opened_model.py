@@ -25,15 +25,17 @@ from var_transformer import TransformerConfig, parse_class_names
 
 from var_convert.architecture import (
     Architecture,
+    Stated,
     format_scales,
     infer_tokenizer,
     infer_transformer,
+    stated,
     transformer_scales,
 )
 from var_convert.formats.dispatch import read_weights
 from var_convert.formats.dtypes import LONG_NAMES, widen
 from var_convert.formats.weights import Entry, Weights, entry_of
-from var_convert.kinds import choose_kind, is_native
+from var_convert.kinds import is_native
 from var_convert.published_names import (
     LEVELS,
     PHI,
@@ -46,6 +48,8 @@ from var_convert.published_names import (
     native_name,
     published_name,
 )
+from var_convert.scale_count import with_scale_count
+from var_convert.wrappers import choose_model
 
 log = logging.getLogger(__name__)
 
@@ -134,28 +138,37 @@ def open_model(
     scales: Sequence[Scale] | None = None,
     heads: int | None = None,
     using_znorm: bool = False,
+    key: str | None = None,
 ) -> OpenedModel:
-    """The model of a file, or the one of kind ``only`` of a trainer checkpoint that holds two.
+    """The model of a file, or the one of several that ``only`` (its kind) or ``key`` names.
 
-    scales, heads, using_znorm: replace what the file says or leaves open. Raises InputError if
-    the file is unusable, holds no model of that kind, or is not exactly what its architecture
-    needs.
+    key: where the model is in the file, such as ``ema`` or ``trainer.var_wo_ddp``. scales, heads,
+    using_znorm: replace what the file says or leaves open. Raises InputError if the file is
+    unusable, holds no such model or several, or is not exactly what its architecture needs.
     """
     if heads is not None:
         check_integer("heads", heads, 1)
     if scales is not None:
         scales = ScaleSchedule(tuple(scales)).scales
     shown = quoted(path)
-    kind, found = choose_kind(shown, read_weights(path), only)
+    chosen, models = choose_model(shown, read_weights(path), only, key)
+    kind, weights = chosen.kind, chosen.weights
     if heads and kind == "tokenizer":
         raise InputError(f"{shown}: heads is {heads}; expected none for a tokenizer")
     if using_znorm and kind == "transformer":
         raise InputError(f"{shown}: using_znorm is True; expected False for a transformer")
-    if kind == "tokenizer" and scales is None and "transformer" in found:
+    if scales is not None and kind == "tokenizer":
+        weights = with_scale_count(weights, len(scales))
+    said = Stated() if is_native(weights) else stated(weights, kind)
+    scales, heads = scales or said.scales, heads or said.heads
+    reader = next((other for other in models if other.kind == "transformer"), None)
+    if kind == "tokenizer" and scales is None and reader is not None:
         with suppress(InputError):  # of what reads this tokenizer's tokens; or inferred without it
-            scales = transformer_scales(found["transformer"])
-    model = _checked(found[kind], kind, scales, heads)
-    if using_znorm and isinstance(model.config, TokenizerConfig):
+            scales = transformer_scales(reader.weights)
+    model = _checked(weights, kind, scales, heads)
+    chosen.tell()
+    model = dataclasses.replace(model, stored=chosen.stored())
+    if (using_znorm or said.using_znorm) and isinstance(model.config, TokenizerConfig):
         config = dataclasses.replace(model.config, using_znorm=True)
         architecture = Architecture(config, model.architecture.assumed)
         model = dataclasses.replace(model, architecture=architecture)
@@ -256,7 +269,7 @@ def _check_derived(source: str, config: Config, tensors: Mapping[str, Entry]) ->
             continue
         if (
             entry.shape != shapes.get(name)
-            or (entry.dtype != "I64" if name == LEVELS else not entry.is_floating)
+            or entry.is_floating == (name == LEVELS)
             or not np.array_equal(widen(entry.array(), entry.dtype), derived_values(name, config))
         ):
             raise InputError(

@@ -1,6 +1,7 @@
 """The content of a published checkpoint of any architecture: names, shapes, derived buffers."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from var_tokenizer import TokenizerConfig, tokenizer_shapes
@@ -12,6 +13,15 @@ HITS = "quantize.ema_vocab_hit_SV"  # statistics, not a parameter
 PHI = "quantize.quant_resi."  # the shared residual convolutions
 LEVELS = "lvl_1L"
 MASK = "attn_bias_for_masking"
+
+# How all names of a published checkpoint begin.
+ROOTS = frozenset(
+    {
+        *("encoder", "decoder", "quantize", "quant_conv", "post_quant_conv"),
+        *("word_embed", "class_emb", "pos_start", "pos_1LC", "lvl_embed", LEVELS, MASK),
+        *("blocks", "shared_ada_lin", "head_nm", "head"),
+    }
+)
 
 
 def expected_shapes(config: Config) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -45,6 +55,33 @@ def derived_values(name: str, config: Config) -> np.ndarray:
     if name == MASK:
         return np.where(schedule.visible, np.float32(0), np.float32(-np.inf))[None, None]
     return np.zeros(derived_shapes(config)[name], np.float32)
+
+
+def published_config(config: Config, uniform_phi_names: bool) -> dict[str, Any]:
+    """The arguments of the published model's constructor, as a hub folder's config.json has them.
+
+    uniform_phi_names: whether as many shared convolutions as scales are still shared ones.
+    """
+    scales = list(config.scales)
+    if isinstance(config, TransformerConfig):
+        return {
+            "num_classes": config.num_classes,
+            "depth": config.depth,
+            "embed_dim": config.width,
+            "num_heads": config.heads,
+            "shared_aln": config.shared_adaln,
+            "attn_l2_norm": config.qk_l2_norm,
+            "patch_nums": scales,
+        }
+    own = config.phi_count == len(scales) > 1 and not uniform_phi_names
+    return {
+        "vocab_size": config.vocab_size,
+        "z_channels": config.latent_channels,
+        "ch": config.channels,
+        "using_znorm": config.using_znorm,
+        "share_quant_resi": 0 if own else config.phi_count,
+        "v_patch_nums": scales,
+    }
 
 
 def is_derived(name: str) -> bool:

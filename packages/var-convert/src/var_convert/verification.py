@@ -5,7 +5,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from var_tokenizer import Scale
@@ -13,6 +12,7 @@ from var_tokenizer.common import InputError, quoted
 
 from var_convert.architecture import Architecture
 from var_convert.conversion import Progress
+from var_convert.formats.dispatch import is_pytorch
 from var_convert.formats.dtypes import LONG_NAMES, widen
 from var_convert.formats.weights import Entry
 from var_convert.hub import local_file
@@ -59,6 +59,7 @@ def verify(
     scales: Sequence[Scale] | None = None,
     heads: int | None = None,
     using_znorm: bool = False,
+    key: str | None = None,
     forward: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Verification:
@@ -66,11 +67,16 @@ def verify(
 
     Formats and element types may differ; values are compared as numbers. ``forward`` runs the
     ``.pth`` side (or else ``a``) in PyTorch and the other in MindSpore, on the same random input.
+    key: which model of ``a``, if it holds several.
 
     Raises InputError for unusable files, files of different kinds, and for ``forward`` without
     PyTorch or of different architectures.
     """
-    models = [open_model(local_file(path), only, scales, heads, using_znorm) for path in (a, b)]
+    paths = [local_file(path) for path in (a, b)]
+    models = [
+        open_model(path, only, scales, heads, using_znorm, of)
+        for path, of in zip(paths, (key, None), strict=True)
+    ]
     if models[0].kind != models[1].kind:
         raise InputError(
             f"{quoted(b)}: holds a {models[1].kind}; expected a {models[0].kind} as in {quoted(a)}"
@@ -85,7 +91,7 @@ def verify(
         raise InputError(
             f"{quoted(b)}: {differing[0]}; expected the architecture of {quoted(a)} for --forward"
         )
-    b_alone_is_pth = Path(b).suffix == ".pth" and Path(a).suffix != ".pth"
+    b_alone_is_pth = is_pytorch(paths[1]) and not is_pytorch(paths[0])
     torch_side, other = (model_b, model_a) if b_alone_is_pth else (model_a, model_b)
     tell_assumptions(torch_side)
     return replace(result, forward=compare_forward(torch_side, other))

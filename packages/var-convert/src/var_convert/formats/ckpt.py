@@ -11,6 +11,7 @@ import numpy as np
 from var_tokenizer.common import InputError, quoted
 
 from var_convert.formats.dtypes import SHORT_NAMES
+from var_convert.formats.names import under_suffix
 from var_convert.formats.weights import Entry, Weights, entry_of
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ def read_ckpt(path: Path) -> list[Weights]:
     import mindspore
 
     try:
-        with _quiet(), _page_cache_counted_as_free():
-            loaded = mindspore.load_checkpoint(str(path))
+        with _quiet(), _page_cache_counted_as_free(), under_suffix(path, ".ckpt") as named:
+            loaded = mindspore.load_checkpoint(str(named))
     except Exception as error:  # a damaged file may raise anything inside MindSpore
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise InputError(

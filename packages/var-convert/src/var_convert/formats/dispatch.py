@@ -6,6 +6,8 @@ from pathlib import Path
 from var_tokenizer.common import InputError, format_of, quoted
 
 from var_convert.formats.ckpt import read_ckpt, write_ckpt
+from var_convert.formats.folders import read_folder, read_index
+from var_convert.formats.names import INDEX, format_of_name
 from var_convert.formats.pth import read_pth, write_pth
 from var_convert.formats.safetensors import read_safetensors, write_safetensors
 from var_convert.formats.weights import Entry, Weights
@@ -13,52 +15,46 @@ from var_convert.formats.weights import Entry, Weights
 Writer = Callable[[Path, Mapping[str, Entry], Mapping[str, str]], None]
 
 READERS: dict[str, Callable[[Path], list[Weights]]] = {
-    ".pth": read_pth,
-    ".safetensors": read_safetensors,
-    ".ckpt": read_ckpt,
+    "PyTorch": read_pth,
+    "MindSpore": read_ckpt,
+    "safetensors": read_safetensors,
 }
 WRITERS: dict[str, Writer] = {
-    ".pth": write_pth,
-    ".safetensors": write_safetensors,
-    ".ckpt": write_ckpt,
+    "PyTorch": write_pth,
+    "MindSpore": write_ckpt,
+    "safetensors": write_safetensors,
 }
 
 
-_SUFFIXES = {"PyTorch": ".pth", "MindSpore": ".ckpt", "safetensors": ".safetensors"}
-
-
-def check_suffix(path: Path) -> None:
-    """Raises InputError unless the suffix of ``path`` is that of one of the three formats."""
-    if path.suffix not in READERS:
-        raise InputError(
-            f"{quoted(path)}: suffix {path.suffix!r}; expected one of {', '.join(READERS)}"
-        )
+def is_pytorch(path: Path) -> bool:
+    """Whether a file is PyTorch's, by its content."""
+    return path.is_file() and format_of(path) == "PyTorch"
 
 
 def read_weights(path: Path) -> list[Weights]:
-    """The models of a file, tensors not yet read.
+    """The state dicts of a file, an index or a folder, tensors not yet read.
 
-    For any other suffix (``.pt``, ``.bin``), the content decides.
-
-    Raises InputError for a file that is missing, empty, damaged, of an unknown format, or of
-    a different one from what its suffix says.
+    Raises InputError for what is missing, empty, damaged or of an unknown format.
     """
+    if path.is_dir():
+        return read_folder(path, _read_file)
+    return read_index(path, _read_file) if path.name.endswith(INDEX) else _read_file(path)
+
+
+def _read_file(path: Path) -> list[Weights]:
+    """The state dicts of one file. Its content decides the format."""
     shown = quoted(path)
     if not path.is_file():
         raise InputError(f"{shown}: {'not a file' if path.exists() else 'no such file'}")
     try:
         if path.stat().st_size == 0:
             raise InputError(f"{shown}: the file is empty")
-        found = format_of(path)
+        found = format_of(path) or format_of_name(path)
     except OSError as error:
         raise InputError(f"{shown}: cannot read: {error.strerror}") from error
-    suffix = path.suffix if found is None else _SUFFIXES[found]
-    # MindSpore reads no other name
-    if path.suffix != suffix and (path.suffix in READERS or found == "MindSpore"):
-        raise InputError(f"{shown}: a {found} file by its content; expected the suffix {suffix}")
-    if suffix not in READERS:
+    if found is None:
         raise InputError(
             f"{shown}: neither PyTorch's, MindSpore's nor safetensors by its content; expected "
-            f"one of {', '.join(READERS)}"
+            "weights in one of these formats"
         )
-    return READERS[suffix](path)
+    return READERS[found](path)

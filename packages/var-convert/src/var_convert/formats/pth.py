@@ -3,7 +3,7 @@
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -12,47 +12,93 @@ import numpy as np
 from var_tokenizer.common import InputError, quoted
 
 from var_convert.formats.dtypes import LONG_NAMES, SHORT_NAMES
-from var_convert.formats.weights import Entry, Weights
+from var_convert.formats.names import under_suffix
+from var_convert.formats.weights import Entry, LazyEntries, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SAFE_SINCE = (2, 6)  # CVE-2025-32434: before it, weights-only loading could be made to run code
-TRAINER_KEYS = ("vae_local", "var_wo_ddp")
+DEEPEST = 8  # of the mappings that are searched for state dicts
+
+# What trainers save beside the weights. Nothing of theirs is called or imported: each becomes an
+# empty stand-in.
+BESIDE_WEIGHTS = (
+    ("argparse", "Namespace"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    *(
+        (f"numpy.{core}.multiarray", name)
+        for core in ("core", "_core")
+        for name in ("scalar", "_reconstruct")
+    ),
+)
+
+
+class _Ignored:
+    """Stands for an object that is no weight. It takes what a pickle gives it and keeps nothing."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+def _stand_ins() -> list[type]:
+    return [
+        type(name, (_Ignored,), {"__module__": module, "__qualname__": name})
+        for module, name in BESIDE_WEIGHTS
+    ]
 
 
 def read_pth(path: Path) -> list[Weights]:
-    """The models of the file: one for a plain state dict, up to two for a trainer checkpoint.
+    """The state dicts of the file: the one it is, or all that a trainer's mappings hold.
 
-    Only tensors and plain containers are loaded (``weights_only``), so nothing in the file can run
-    code. Raises InputError if the file needs more than that, is damaged, or PyTorch is missing.
+    Only tensors and plain containers are loaded (``weights_only``), and the objects of
+    BESIDE_WEIGHTS are left out, so nothing in the file can run code. Raises InputError if the file
+    needs more than that, is damaged, holds no state dict, or PyTorch is missing.
     """
     torch, shown = _torch(path), quoted(path)
     archive = zipfile.is_zipfile(path)
     if archive:
         _refuse_compressed(path)
     try:
-        with warnings.catch_warnings():
+        with (
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals(_stand_ins()),
+            under_suffix(path, ".pth") as named,  # PyTorch goes by .safetensors
+        ):
             warnings.simplefilter("ignore")  # about old formats; useless to the user
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+            loaded = torch.load(named, map_location="cpu", weights_only=True, mmap=archive)
     except Exception as error:  # a damaged or hostile file may raise anything inside PyTorch
         raise InputError(f"{shown}: not a .pth of weights only: {_reason(error)}") from error
     if not isinstance(loaded, Mapping):
         raise InputError(f"{shown}: holds a {type(loaded).__name__}; expected a state dict")
-    if loaded and all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        return [_weights(torch, shown, loaded)]
-    trainer = loaded.get("trainer", loaded)
-    models = {
-        key: trainer[key]
-        for key in TRAINER_KEYS
-        if isinstance(trainer, Mapping) and isinstance(trainer.get(key), Mapping)
-    }
-    if not models:
+    found = [_weights(torch, shown, key, state) for key, state in _state_dicts(torch, loaded)]
+    if not found:
         raise InputError(
             f"{shown}: holds {', '.join(map(_key, list(loaded)[:5])) or 'nothing'}; "
-            "expected a state dict, or a trainer checkpoint with 'vae_local' or 'var_wo_ddp'"
+            "expected a state dict, or a trainer checkpoint with one in it"
         )
-    return [_weights(torch, f"{shown} ({key})", state) for key, state in models.items()]
+    return found
+
+
+def _state_dicts(torch: ModuleType, loaded: Mapping) -> Iterator[tuple[str, Mapping]]:
+    """The mappings with a named tensor, and where each is: keys joined by dots."""
+    seen: set[int] = set()  # a pickle may hold a mapping twice, or in itself
+    rest: list[tuple[tuple[str, ...], Mapping]] = [((), loaded)]
+    while rest:
+        place, mapping = rest.pop()
+        if id(mapping) in seen or len(place) > DEEPEST:
+            continue
+        seen.add(id(mapping))
+        named = {name: value for name, value in mapping.items() if isinstance(name, str)}
+        if any(isinstance(value, torch.Tensor) for value in named.values()):
+            yield ".".join(place), mapping
+        rest += [
+            ((*place, name), value)
+            for name, value in reversed(named.items())
+            if isinstance(value, Mapping)
+        ]
 
 
 def _torch(path: Path) -> ModuleType:
@@ -96,19 +142,16 @@ def _key(key: object) -> str:
     return repr(quoted(key)) if isinstance(key, str) else f"a {type(key).__name__}"
 
 
-def _weights(torch: ModuleType, source: str, state: Mapping) -> Weights:
-    for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise InputError(
-                f"{source}: {_key(name)} is a {type(value).__name__}; "
-                "expected names and tensors only"
-            )
+def _weights(torch: ModuleType, shown: str, key: str, state: Mapping) -> Weights:
+    source = f"{shown} ({quoted(key)})" if key else shown
+    names = [n for n, v in state.items() if isinstance(n, str) and isinstance(v, torch.Tensor)]
     note = getattr(state, "var_mindspore", None)
     metadata = note if isinstance(note, dict) else {}
     return Weights(
         source,
-        {name: _entry(torch, source, name, tensor) for name, tensor in state.items()},
+        LazyEntries(names, lambda name: _entry(torch, source, name, state[name])),
         {key: value for key, value in metadata.items() if isinstance(value, str)},
+        key,
     )
 
 

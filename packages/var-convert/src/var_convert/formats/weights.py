@@ -1,8 +1,9 @@
 """The named tensors of one model in a file: listed at once, read piece by piece."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -60,13 +61,35 @@ def entry_of(array: np.ndarray, dtype: str) -> Entry:
     return Entry(dtype, tuple(array.shape), lambda start, stop: flat[start:stop])
 
 
+class LazyEntries(Mapping[str, Entry]):
+    """Entries that are made, and refused, only when they are asked for."""
+
+    def __init__(self, names: Iterable[str], make: Callable[[str], Entry]) -> None:
+        self._names, self._make = dict.fromkeys(names), make
+
+    def __getitem__(self, name: str) -> Entry:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of one model in one file.
+    """The tensors of one state dict in one file.
 
     source: how messages name it. metadata: what this project's writers add (kind, config, ...).
+    key: where in the file the state dict is, such as ``trainer.var_wo_ddp``; empty at its top.
+    config: what a config.json beside the weights says of the model, unchecked.
     """
 
     source: str
     tensors: Mapping[str, Entry]
     metadata: Mapping[str, str]
+    key: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)

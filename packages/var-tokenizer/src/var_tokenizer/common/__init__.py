@@ -43,6 +43,7 @@ from var_tokenizer.common.safetensors import TensorHeader as TensorHeader
 from var_tokenizer.common.safetensors import arrays_checksum as arrays_checksum
 from var_tokenizer.common.safetensors import read_header as read_header
 from var_tokenizer.common.safetensors import read_tensors as read_tensors
+from var_tokenizer.common.safetensors import unique_fields as unique_fields
 from var_tokenizer.common.safetensors import write_tensors as write_tensors
 from var_tokenizer.common.snapshots import AVERAGES as AVERAGES
 from var_tokenizer.common.snapshots import FIRST as FIRST
