@@ -123,19 +123,21 @@ void transform_kernel(Get get, int64_t c, float* u) {
 
 // weight (o, 3, 3, c) -> U (o / block, points, c, block)
 void transform_weight(const Shape& s, const float* weight, float* u) {
-    const int64_t vectors = s.o / lanes;
-    parallel_for(vectors * (s.c / lanes), [&](int64_t job) {
-        const int64_t o = job % vectors * lanes, c = job / vectors * lanes;
-        alignas(64) float turned[lanes][9][lanes];  // input channels, taps, output channels
-        for (int i = 0; i < lanes; ++i) {
-            for (int tap = 0; tap < 9; ++tap) {
-                const float* from = weight + ((o + i) * 9 + tap) * s.c + c;
-                for (int j = 0; j < lanes; ++j) turned[j][tap][i] = from[j];
+    // a job writes whole blocks: two threads at one line of the cache would wait for each other
+    parallel_for(s.c / lanes, [&](int64_t job) {
+        const int64_t c = job * lanes;
+        for (int64_t o = 0; o < s.o; o += lanes) {
+            alignas(64) float turned[lanes][9][lanes];  // input channels, taps, output channels
+            for (int i = 0; i < lanes; ++i) {
+                for (int tap = 0; tap < 9; ++tap) {
+                    const float* from = weight + ((o + i) * 9 + tap) * s.c + c;
+                    for (int j = 0; j < lanes; ++j) turned[j][tap][i] = from[j];
+                }
             }
-        }
-        for (int j = 0; j < lanes; ++j) {
-            transform_kernel([&](int tap) { return load(turned[j][tap]); }, s.c,
-                             u + o / block * size_of_u(s.c) + (c + j) * block + o % block);
+            for (int j = 0; j < lanes; ++j) {
+                transform_kernel([&](int tap) { return load(turned[j][tap]); }, s.c,
+                                 u + o / block * size_of_u(s.c) + (c + j) * block + o % block);
+            }
         }
     });
 }
