@@ -125,7 +125,7 @@ void convolve(const Geometry& g, float* x, float* weight, float* bias, const flo
     }
     direct::convolve(direct::forward, s, full_size(g, x), weight, bias, out);
     if (plus) {
-        parallel_for(s.b * s.out_y, [&](int64_t row) {
+        parallel_for_if(worth_threads(g.out_size()), s.b * s.out_y, [&](int64_t row) {
             const int64_t begin = row * s.out_x * s.o, end = begin + s.out_x * s.o;
 #pragma omp simd
             for (int64_t i = begin; i < end; ++i) out[i] += plus[i];

@@ -2,7 +2,8 @@
 //
 // oneDNN first copies the weight into a layout of its own, which does not pay for a few rows of x.
 // For those, x is transposed instead: a vector holds one input of as many rows as it has lanes, and
-// is multiplied by the weight as it lies in memory, each number of which is read once.
+// is multiplied by the weight as it lies in memory, each number of which is read once. Where rows
+// would fill half a vector at most, vectors hold inputs of one row, and of one output's weights.
 
 #include <algorithm>
 #include <cstring>
@@ -17,6 +18,8 @@ namespace {
 
 // Rows up to which this is faster than oneDNN, as measured with AVX-512 and with AVX2.
 constexpr int64_t few = lanes == 16 ? 48 : 64;
+
+constexpr int64_t half_vector = lanes / 2;
 
 constexpr int64_t panel = 2 * lanes;  // rows of x that are transposed side by side
 constexpr int64_t few_row = (few + panel - 1) / panel * panel;
@@ -64,12 +67,79 @@ void store_part(float* to, Vector value, int64_t count) {
     }
 }
 
+// Tiles of rows (R) by outputs: 16 sums, 4 vectors of the weight and one of x take 21 of 32
+// registers, half as many sums 13 of 16.
+constexpr int64_t dot_outputs = 4, dot_rows = registers == 32 ? 4 : 2;
+
+// sums[r][n + i] = elements of x[r] times those of the weight's row i, as many sums as lanes
+template <int64_t R>
+void dot_tile(int64_t depth, const float* const (&x)[R], const float* const (&weight)[dot_outputs],
+              Vector (&sums)[dot_rows][lanes], int64_t n) {
+    constexpr int64_t line = 16;  // floats
+    Vector tile[R][dot_outputs] = {};
+    const auto add = [&](const auto& load_at) {
+        Vector right[dot_outputs];
+#pragma GCC unroll 4
+        for (int i = 0; i < dot_outputs; ++i) right[i] = load_at(weight[i]);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+            const Vector left = load_at(x[r]);
+#pragma GCC unroll 4
+            for (int i = 0; i < dot_outputs; ++i) tile[r][i] += left * right[i];
+        }
+    };
+    int64_t k = 0;
+    for (; k + lanes <= depth; k += lanes) {
+        if (k % line == 0)
+#pragma GCC unroll 4
+            for (int i = 0; i < dot_outputs; ++i)  // of the outputs after these
+                __builtin_prefetch(weight[i] + dot_outputs * depth + k);
+        add([k](const float* from) { return load(from + k); });
+    }
+    if (k < depth) add([=](const float* from) { return load_part(from + k, depth - k); });
+    for (int r = 0; r < R; ++r)
+        for (int i = 0; i < dot_outputs; ++i) sums[r][n + i] = tile[r][i];
+}
+
+// y (rows x outputs) = x (rows x depth) weight^T + bias
+void multiply_dots(int64_t rows, int64_t outputs, int64_t depth, const float* x,
+                   const float* weight, const float* bias, float* y) {
+    // a weight that is read from memory takes longer than its products
+    const bool worth = worth_threads(4 * outputs * depth);
+    parallel_for_if(worth, (outputs + lanes - 1) / lanes, [&](int64_t job) {
+        const int64_t first = job * lanes, high = std::min<int64_t>(lanes, outputs - first);
+        for (int64_t i = 0; i < rows; i += dot_rows) {
+            const int64_t last = std::min(dot_rows, rows - i) - 1;
+            Vector sums[dot_rows][lanes];
+            for (int64_t n = 0; n < lanes; n += dot_outputs) {
+                const float *at_x[dot_rows], *at_weight[dot_outputs];
+                // what is too much repeats the last row or output, and nobody reads its sums
+                for (int64_t r = 0; r < dot_rows; ++r)
+                    at_x[r] = x + (i + std::min(r, last)) * depth;
+                for (int64_t j = 0; j < dot_outputs; ++j)
+                    at_weight[j] = weight + (first + std::min(n + j, high - 1)) * depth;
+                if (last < 2) {
+                    dot_tile<2>(depth, {at_x[0], at_x[1]}, at_weight, sums, n);
+                } else {
+                    dot_tile<dot_rows>(depth, at_x, at_weight, sums, n);
+                }
+            }
+            for (int64_t r = 0; r <= last; ++r) {
+                transpose(sums[r]);
+                Vector total = load_part(bias + first, high);
+                for (int j = 0; j < lanes; ++j) total += sums[r][j];
+                store_part(y + (i + r) * outputs + first, total, high);
+            }
+        }
+    });
+}
+
 // x (rows x depth), transposed: panels of (depth x panel), the depth in whole vectors
-float* transposed(int64_t rows, int64_t depth, const float* x) {
+float* transposed(int64_t rows, int64_t depth, const float* x, bool worth) {
     thread_local Buffer buffer;
     const int64_t padded = whole_vectors(depth);
     float* const panels = buffer.floats(few_row * padded);
-    parallel_for((depth + part_depth - 1) / part_depth, [&](int64_t job) {
+    parallel_for_if(worth, (depth + part_depth - 1) / part_depth, [&](int64_t job) {
         const int64_t begin = job * part_depth, end = std::min(depth, begin + part_depth);
         for (int64_t i = 0; i < rows; i += lanes) {
             float* to = panels + i / panel * panel * padded + i % panel;
@@ -128,8 +198,9 @@ void sum_tile(int64_t depth, const float* weight, const float* x, float* to, boo
 void multiply_few(int64_t rows, int64_t outputs, int64_t depth, const float* x, const float* weight,
                   const float* bias, float* y) {
     const int64_t x_depth = whole_vectors(depth), ahead = thread_count() * part_outputs;
-    const float* const panels = transposed(rows, depth, x);
-    parallel_for((outputs + part_outputs - 1) / part_outputs, [&](int64_t job) {
+    const bool worth = worth_threads(rows * outputs * depth);
+    const float* const panels = transposed(rows, depth, x, worth);
+    parallel_for_if(worth, (outputs + part_outputs - 1) / part_outputs, [&](int64_t job) {
         const int64_t first = job * part_outputs, high = std::min(part_outputs, outputs - first);
         float part[part_outputs * part_row], sums[part_outputs * few_row];
         int64_t k = 0;
@@ -190,6 +261,8 @@ void affine(int64_t rows, int64_t outputs, int64_t depth, const float* x, const 
             const float* bias, float* y) {
     if (rows > few) {
         matrix_product(rows, outputs, depth, {x, depth, 1}, {weight, 1, depth}, bias, y);
+    } else if (rows <= half_vector) {
+        multiply_dots(rows, outputs, depth, x, weight, bias, y);
     } else {
         multiply_few(rows, outputs, depth, x, weight, bias, y);
     }
@@ -221,7 +294,7 @@ KERNEL(linear_grad) {
     matrix_product(rows, depth, outputs, {grad, outputs, 1}, {weight, depth, 1}, nullptr, grad_x);
     matrix_product(outputs, depth, rows, {grad, 1, outputs}, {x, depth, 1}, nullptr, grad_weight);
     constexpr int64_t part = 128;
-    parallel_for((outputs + part - 1) / part, [&](int64_t job) {
+    parallel_for_if(worth_threads(rows * outputs), (outputs + part - 1) / part, [&](int64_t job) {
         const int64_t first = job * part, wide = std::min(part, outputs - first);
         float* sum = grad_bias + first;
         std::fill_n(sum, wide, 0.0f);

@@ -16,9 +16,10 @@ extern ThreadPool thread_pool;
 
 inline int thread_count() { return thread_pool.thread_count(); }
 
-// How many threads so many multiply-adds are worth: waking one takes as long as about a million.
+// Whether so many multiply-adds are worth a second thread: waking it takes as long as a million.
+inline bool worth_threads(int64_t multiply_adds) { return multiply_adds >= 1 << 20; }
 inline int threads_for(int64_t multiply_adds) {
-    return multiply_adds < (1 << 20) ? 1 : thread_count();
+    return worth_threads(multiply_adds) ? thread_count() : 1;
 }
 
 // work(i) for every i of 0 .. jobs - 1, on whichever thread is free; returns when all are done.
@@ -42,6 +43,13 @@ void parallel_for(int64_t jobs, Work&& work) {
         },
         &call);
     if (call.error) std::rethrow_exception(call.error);
+}
+
+// The same, in the caller's thread alone unless it is `worth` others.
+template <typename Work>
+void parallel_for_if(bool worth, int64_t jobs, Work&& work) {
+    if (worth) return parallel_for(jobs, work);
+    for (int64_t i = 0; i < jobs; ++i) work(i);
 }
 
 constexpr int64_t chunk_size = 1 << 14;
