@@ -16,6 +16,8 @@ from var_tokenizer.common import KernelLibrary, on_cpu
 
 from var_transformer import ascend_c
 
+_SMALL_ROWS, _SMALL_WEIGHT = 64, 2**17  # of an affine map
+
 _kernels = KernelLibrary("var_transformer._kernels")
 
 
@@ -166,6 +168,13 @@ class _KernelLinear(nn.Cell):
         return self.backward(dout, x, weight_oi)
 
 
+def _is_small(x: Tensor, weight_oi: Tensor) -> bool:
+    """Whether a composed map takes less time: measured, see ``benchmarks/operators.json``."""
+    if ops.is_sequence_value_unknown(x.shape):  # in a graph of any length
+        return False
+    return x.size <= _SMALL_ROWS * x.shape[-1] and weight_oi.size <= _SMALL_WEIGHT
+
+
 class Linear(nn.Cell):
     """x @ weight.T + bias over the last axis; ``weight`` is (outputs, inputs).
 
@@ -180,7 +189,8 @@ class Linear(nn.Cell):
         self.dtype = ms.float32
 
     def construct(self, x: Tensor, weight_oi: Tensor, bias_o: Tensor) -> Tensor:
-        if self.kernel is not None and x.dtype == self.dtype == ms.float32:
+        usable = self.kernel is not None and x.dtype == self.dtype == ms.float32
+        if usable and not _is_small(x, weight_oi):
             return self.kernel(x, weight_oi, bias_o)
         # without rows MatMul leaves the weight's gradient unwritten; graphs of any length have none
         if not ops.is_sequence_value_unknown(x.shape) and 0 in x.shape[:-1]:
