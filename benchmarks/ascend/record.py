@@ -177,7 +177,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
             failed = True
             log.error("%s: %s", name, sentence)
     if not options.check:
-        ascend_page.write(record)
+        ascend_page.main()
     return int(failed)
 
 
