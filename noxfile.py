@@ -238,6 +238,7 @@ def operators(session: nox.Session) -> None:
     """Every C++ kernel against its composed form; writes benchmarks/operators.json."""
     install(session, "var-tokenizer", "var-transformer", "var-train")
     session.run("python", "benchmarks/operators.py", *session.posargs)
+    session.run("python", "benchmarks/speed/tables.py")
 
 
 @nox.session(python=PYTHON)

@@ -5,7 +5,8 @@
 At each instruction set of the machine, forward and backward, at the sizes of the digits and of
 d16 (256 px), two threads. The two forms take turns in one process; the ratio is the median over
 the pairs. Prints those ratios, marks what is above 1.0, and writes ``benchmarks/operators.json``
-where all were measured. --only: cases whose name contains the words.
+where all were measured, the source of the table in docs/speed.md. --only: cases whose name
+contains the words.
 """
 
 import argparse
@@ -86,6 +87,8 @@ def measure(pairs: int, only: str) -> None:
                     samples[form].append(seconds(functions[form], inputs[form], repeats))
             found = {
                 "case": case.name,
+                "model": case.model,
+                "operator": case.operator,
                 "pass": name,
                 "difference": difference(first["kernel"], first["composed"]),
                 "seconds": samples,
@@ -138,6 +141,7 @@ def main() -> None:
         return None
     for row in rows:
         row["ratio"] = round(ratio(row["seconds"]), 3)
+        row["seconds"] = {form: round(median(row["seconds"][form]), 7) for form in row["seconds"]}
     content = {"machine": machine(), "versions": versions({}), "operators": rows}
     written = TARGET.with_suffix(".tmp")
     written.write_text(json.dumps(content, indent=1) + "\n")

@@ -12,7 +12,7 @@ PARTS = ("transformer", "decoder", "tokenizer", "sampling")
 
 
 def main() -> None:
-    latest, growth = records()
+    latest, growth, _ = records()
     best = next(iter(latest["sets"].values()))  # the highest instruction set
     figure, axes = pyplot.subplots(1, 4, figsize=(13, 3.6), layout="constrained")
     bars = [("limit", limits(latest, best))]

@@ -1,4 +1,4 @@
-"""The tables of the READMEs and of docs/speed.md, from ``latest.json`` and ``growth.json``.
+"""The tables of the READMEs and of docs/speed.md, from the records in ``benchmarks``.
 
 python benchmarks/speed/tables.py     # writes them between <!-- NAME --> and <!-- end -->
 """
@@ -150,20 +150,35 @@ def growth(growing: Latest) -> str:
     return ";\n".join(lines) + "."
 
 
+def operators(measured: Latest) -> str:
+    """Kernel / composed of each operator, lowest and highest over its sizes."""
+    found: dict[str, dict[tuple[str, str], list[float]]] = {}
+    for row in measured["operators"]:
+        of = found.setdefault(row["operator"], {})
+        of.setdefault((row["set"], row["model"]), []).append(row["ratio"])
+    columns = sorted({column for of in found.values() for column in of}, reverse=True)
+    body = []
+    for operator, of in found.items():
+        ranges = [(min(of[c]), max(of[c])) if c in of else None for c in columns]
+        body.append([operator, *(f"{r[0]:.2f} to {r[1]:.2f}" if r else "-" for r in ranges)])
+    heads = [f"{NAMES[name]}, {model}" for name, model in columns]
+    return table(["kernel / composed", *heads], body)
+
+
 TABLES: tuple[Callable[[Latest], str], ...] = (speed, ratios, parts, first, differences)
 
 
-def with_tables(text: str, latest: Latest, growing: Latest) -> str:
+def with_tables(text: str, latest: Latest, growing: Latest, measured: Latest) -> str:
     """A page with its tables as the records have them."""
-    texts = {of.__name__: of(latest) for of in TABLES} | {"growth": growth(growing)}
+    texts = {of.__name__: of(latest) for of in TABLES}
+    texts |= {"growth": growth(growing), "operators": operators(measured)}
     pattern = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
     return pattern.sub(lambda m: f"{m[1]}\n{texts[m[2]]}\n\n{m[3]}", text)
 
 
-def records() -> tuple[Latest, Latest]:
-    folder = ROOT / "benchmarks"
-    latest, growing = (folder / name for name in ("latest.json", "growth.json"))
-    return json.loads(latest.read_text()), json.loads(growing.read_text())
+def records() -> tuple[Latest, ...]:
+    names = ("latest.json", "growth.json", "operators.json")
+    return tuple(json.loads((ROOT / "benchmarks" / name).read_text()) for name in names)
 
 
 def main() -> None:
