@@ -1,8 +1,11 @@
 """The tiny transformer with the tokenizer whose tokens it reads."""
 
+import ctypes
+
 import numpy as np
 import pytest
 import tiny
+from ascend_models import SOURCES, compiled
 from var_tokenizer import Tokenizer
 from var_transformer import BackendConfig, Transformer
 
@@ -77,3 +80,9 @@ def pair(model, tokenizer, smaller, tmp_path_factory):
     named.save(folder / "named.safetensors")
     (folder / "names.txt").write_text("cat\ndog, hound\neel\nfox\ngnu\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory) -> ctypes.CDLL:
+    """The kernels in Ascend C, on the model of the instructions."""
+    return compiled(tmp_path_factory.mktemp("ascend_c") / "kernels.so", SOURCES)

@@ -5,64 +5,30 @@ The kernels' own source is compiled by g++ against a model of the instructions
 runs against NumPy; the tiling, which is plain C++, is tested by itself.
 """
 
-import ctypes
 import re
 import shutil
-import subprocess
-from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_uint32, c_uint64, c_void_p
-from pathlib import Path
+from ctypes import byref
 
 import numpy as np
 import pytest
+from ascend_models import (
+    CORES,
+    SOURCES,
+    ModulatedNormTiling,
+    Share,
+    UnitHeadsTiling,
+    bits,
+    compiled,
+    modulated_norm,
+    unit_heads,
+    values,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from var_transformer import TransformerConfig, ascend_c
+from var_transformer import TransformerConfig
 
-MODEL = Path(__file__).parent / "ascend_c_model"
-SOURCES = Path(ascend_c.__file__).parent
 UNIFIED_BUFFER = 192 * 1024
 PRESETS = [TransformerConfig.preset(name) for name in ("d16", "d20", "d24", "d30", "d36-s")]
-CORES = 40  # vector cores of the smallest 910B
-
-
-class Share(Structure):
-    _fields_ = [("begin", c_uint32), ("end", c_uint32)]
-
-
-class ModulatedNormTiling(Structure):
-    _fields_ = [
-        *((name, c_uint32) for name in ("images", "length", "width", "cores", "tile_rows")),
-        ("epsilon", c_float),
-    ]
-
-
-class UnitHeadsTiling(Structure):
-    _fields_ = [
-        *((name, c_uint32) for name in ("images", "length", "heads", "head_width", "capacity")),
-        *((name, c_uint32) for name in ("first", "cores", "tile_rows")),
-    ]
-
-
-def compiled(library: Path, sources: Path) -> ctypes.CDLL:
-    """The kernels in ``sources`` on the model of the instructions."""
-    if shutil.which("g++") is None:
-        pytest.skip("needs a compiler")
-    command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", f"-I{MODEL}", f"-I{sources}"]
-    subprocess.run([*command, MODEL / "harness.cpp", "-o", library], check=True)
-    kernels = ctypes.CDLL(str(library))
-    norm, heads = POINTER(ModulatedNormTiling), POINTER(UnitHeadsTiling)
-    counts = POINTER(c_uint64), POINTER(c_uint32)
-    kernels.plan_modulated_norm.argtypes = [*[c_uint32] * 5, c_float, norm]
-    kernels.plan_unit_heads.argtypes = [*[c_uint32] * 9, heads]
-    kernels.run_modulated_norm.argtypes = [c_uint32, *[c_void_p] * 4, norm, *counts]
-    kernels.run_unit_heads.argtypes = [*[c_uint32] * 2, *[c_void_p] * 5, heads, *counts]
-    kernels.run_modulated_norm.restype = kernels.run_unit_heads.restype = c_char_p
-    return kernels
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory) -> ctypes.CDLL:
-    return compiled(tmp_path_factory.mktemp("ascend_c") / "kernels.so", SOURCES)
 
 
 # ---------------------------------------------------------------- the tiling
@@ -156,47 +122,11 @@ def test_shapes_that_the_operators_do_not_take_have_no_plan(kernels):
 
 
 # ---------------------------------------------------------------- the kernels
-def bits(x: np.ndarray, number: int) -> np.ndarray:
-    """float32 as the type of that number; bfloat16 as its upper half."""
-    if number == 2:
-        whole = np.ascontiguousarray(x, np.float32).view(np.uint32)
-        return ((whole + 0x7FFF + ((whole >> 16) & 1)) >> 16).astype(np.uint16)
-    return np.ascontiguousarray(x, np.float32 if number == 0 else np.float16)
-
-
-def values(x: np.ndarray, number: int) -> np.ndarray:
-    if number == 2:
-        return (x.astype(np.uint32) << 16).view(np.float32)
-    return x.astype(np.float32)
-
-
 def rounded(x: np.ndarray, number: int) -> np.ndarray:
     return values(bits(x, number), number)
 
 
-def address(x: np.ndarray) -> int:
-    return x.ctypes.data
-
-
 ROUNDING = (2e-6, 2e-3, 1.6e-2)  # of numbers up to 4, by type
-
-
-def modulated_norm(kernels, x, scale, shift, number, cores=CORES):
-    """The kernel's result, or the rule that it broke."""
-    images, length, width = x.shape
-    tiling, unwritten, used = ModulatedNormTiling(), c_uint64(), c_uint32()
-    planned = kernels.plan_modulated_norm(images, length, width, number, cores, 1e-6, byref(tiling))
-    x, scale, shift = bits(x, number), bits(scale, number), bits(shift, number)
-    y = np.zeros_like(x)
-    operands = (address(x), address(scale), address(shift), address(y))
-    fault = kernels.run_modulated_norm(
-        number, *operands, byref(tiling), byref(unwritten), byref(used)
-    )
-    if fault:
-        return fault.decode()
-    assert unwritten.value == 0
-    assert used.value == planned
-    return values(y, number)
 
 
 def normalized(x: np.ndarray) -> np.ndarray:
@@ -219,30 +149,6 @@ def test_the_modulated_norm_is_numpys(kernels, images, length, width, number, co
     expected = normalized(rounded(3 * x + 5, number)) * (1 + scale) + shift
     assert not isinstance(got, str), got
     np.testing.assert_allclose(got, expected, rtol=ROUNDING[number], atol=4 * ROUNDING[number])
-
-
-def unit_heads(kernels, q, k, v, scale, capacity, first, types, cores=CORES):
-    """Queries and both caches, with the bytes that were left alone; or the rule broken."""
-    (images, length, heads, d), (a, b) = q.shape, types
-    tiling, unwritten, used = UnitHeadsTiling(), c_uint64(), c_uint32()
-    planned = kernels.plan_unit_heads(
-        *(images, length, heads, d, capacity, first, a, b, cores), byref(tiling)
-    )
-    qkv = bits(np.stack((q, k, v), 2), a)
-    scale = np.ascontiguousarray(scale, np.float32)
-    kind = np.uint16 if b == 2 else np.float16
-    q_out = np.zeros(q.shape, kind)
-    k_out, v_out = (np.full((images, capacity, heads, d), 7, kind) for _ in range(2))
-    operands = [address(x) for x in (qkv, scale, q_out, k_out, v_out)]
-    fault = kernels.run_unit_heads(a, b, *operands, byref(tiling), byref(unwritten), byref(used))
-    if fault:
-        return fault.decode()
-    assert unwritten.value == 2 * (capacity - length) * images * heads * d * 2
-    assert used.value == planned
-    for cache in (k_out, v_out):
-        assert (cache[:, :first] == 7).all() and (cache[:, first + length :] == 7).all()
-    rows = slice(first, first + length)
-    return [values(x, b) for x in (q_out, k_out[:, rows], v_out[:, rows])]
 
 
 def of_length_one(x: np.ndarray) -> np.ndarray:

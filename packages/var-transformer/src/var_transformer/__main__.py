@@ -2,4 +2,4 @@
 
 from var_tokenizer.common.command import list_commands
 
-list_commands("var_transformer", ("sample", "edit", "serve", "cost", "ascend_c"))
+list_commands("var_transformer", ("sample", "edit", "serve", "cost", "check_ascend", "ascend_c"))

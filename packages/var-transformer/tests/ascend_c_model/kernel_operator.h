@@ -3,11 +3,12 @@
 // Signatures are those of CANN 8.1's basic API; the semantics are its documentation's. The model
 // is stricter than a simulator: it stops where a kernel relies on luck.
 //
-// - Local memory is 192 KiB; buffers beyond it, and accesses beyond a buffer, stop the kernel.
+// - Local memory is 192 KiB, the upper 8 of which are the library's; buffers beyond the rest, and
+// accesses beyond a buffer, stop the kernel.
 // - Addresses of vector instructions and copies are multiples of 32 bytes, and so are copies.
 // - A byte that nobody wrote is not read. What a vector instruction writes is read or written by
 //   another one only behind a barrier; what a copy brings, only once it was taken from its queue;
-//   what the scalar unit writes, only behind its event.
+//   what the scalar unit writes, only behind its event. A flag is set once for each wait.
 // - Buffers of a queue go round: allocated, queued, taken, free.
 // - Global memory is what the test announced, and every byte of a result is written once; where
 //   it announced none (tensors of MindSpore's), that is not checked.
@@ -75,14 +76,3 @@ inline AscendC::TPipe* GetTPipePtr() {
   static AscendC::TPipe pipe;
   return &pipe;
 }
-
-#define ICPU_RUN_KF(kernel, count, ...)          \
-  do {                                           \
-    AscendC::Core& core = AscendC::TheCore();    \
-    core.blocks = count;                         \
-    for (uint32_t b = 0; b < core.blocks; ++b) { \
-      core.Reset();                              \
-      core.block = b;                            \
-      kernel(__VA_ARGS__);                       \
-    }                                            \
-  } while (false)

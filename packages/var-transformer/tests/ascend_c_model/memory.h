@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <map>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -51,6 +52,7 @@ struct Region {  // of global memory
 
 struct Core {
   static constexpr uint32_t kBytes = 192 * 1024;
+  static constexpr uint32_t kScratch = 8 * 1024;  // the upper part, which the library itself uses
   // when a byte was written: never, by whom that no vector instruction may rely on, or in which
   // epoch; a barrier begins the next epoch
   static constexpr uint32_t kNever = 0, kCopied = ~0u, kScalar = ~0u - 1, kSeen = 1;
@@ -58,6 +60,7 @@ struct Core {
   uint32_t written[kBytes], read[kBytes];
   uint32_t epoch = 2, used = 0, most_used = 0;
   uint32_t block = 0, blocks = 1;
+  std::set<HardEvent> flags;  // that are set and nobody waited for yet
   std::vector<Region> regions;
 
   void Reset() {
@@ -66,6 +69,7 @@ struct Core {
     std::memset(read, 0, sizeof read);
     epoch = 2;
     used = 0;
+    flags.clear();
   }
 
   void CheckRead(uint32_t at, uint32_t bytes) {
@@ -262,7 +266,8 @@ class TPipe {
   void Take(Buffer& buffer, uint32_t bytes) {
     Core& core = TheCore();
     Require(bytes > 0 && bytes % 32 == 0, "a buffer is no multiple of 32 bytes");
-    Require(core.used + bytes <= Core::kBytes, "the buffers exceed the unified buffer");
+    Require(core.used + bytes <= Core::kBytes - Core::kScratch,
+            "the buffers exceed the unified buffer");
     buffer.begin = core.used;
     buffer.bytes = bytes;
     core.used += bytes;
@@ -278,10 +283,14 @@ void PipeBarrier() {
 }
 
 template <HardEvent event>
-void SetFlag(event_t) {}
+void SetFlag(event_t) {
+  Require(TheCore().flags.insert(event).second, "a flag is set twice");
+}
 
 template <HardEvent event>
 void WaitFlag(event_t) {
+  Require(TheCore().flags.erase(event) == 1,
+          "a flag is waited for that nobody set: the kernel would wait for ever");
   if (event != HardEvent::S_V) return;
   for (uint32_t& when : TheCore().written) {
     if (when == Core::kScalar) when = Core::kSeen;

@@ -13,10 +13,21 @@ The kernels have no backward: their cells compose it.
 | ``modulated_norm.h``, ``unit_heads.h``, ``vector.h`` | the kernels |
 | ``kernels.cpp``, ``launch.h`` | their entry points |
 | ``operators.cc``, ``operators.yaml`` | the kernels as operators of MindSpore |
-| ``building.py``, ``cells.py`` | the build; cells with gradients |
+| ``building.py``, ``cann.py`` | the build; the CANN that it and MindSpore need |
+| ``cells.py`` | cells with gradients |
 """
 
 from var_transformer.ascend_c.building import build, load, operators
+from var_transformer.ascend_c.cann import check_cann
 from var_transformer.ascend_c.cells import ModulatedNorm, UnitHeads, takes_heads, takes_width
 
-__all__ = ["ModulatedNorm", "UnitHeads", "build", "load", "operators", "takes_heads", "takes_width"]
+__all__ = [
+    "ModulatedNorm",
+    "UnitHeads",
+    "build",
+    "check_cann",
+    "load",
+    "operators",
+    "takes_heads",
+    "takes_width",
+]

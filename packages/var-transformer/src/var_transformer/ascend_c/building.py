@@ -16,6 +16,8 @@ import mindspore as ms
 from mindspore import ops
 from var_tokenizer.common import InputError, check_private
 
+from var_transformer.ascend_c.cann import check_cann
+
 log = logging.getLogger(__name__)
 
 _SOURCES = Path(__file__).parent
@@ -32,24 +34,26 @@ def directory() -> Path:
     return Path.home() / ".cache" / "var-transformer" / f"ascend_c-{digest.hexdigest()[:16]}"
 
 
-def build(soc: str) -> Path:
-    """Compiles the kernels for a chip, e.g. "Ascend910B2", and the operators; returns the folder.
+def build(npu_arch: str) -> Path:
+    """Compiles the kernels for an architecture ("dav-2201") and the operators; returns the folder.
 
-    Raises InputError if CANN or its compiler is missing, or compilation fails.
+    Raises InputError if CANN or its compiler is missing, if CANN is of another version than
+    MindSpore wants, or if compilation fails.
     """
-    cann, compiler = os.environ.get("ASCEND_HOME_PATH"), shutil.which("bisheng")
-    if cann is None or compiler is None or "ASCEND_OPP_PATH" not in os.environ:
+    check_cann()
+    compiler = shutil.which("bisheng")
+    if compiler is None or "ASCEND_OPP_PATH" not in os.environ:
         raise InputError(
-            "CANN is missing: ASCEND_HOME_PATH, ASCEND_OPP_PATH and bisheng on the PATH are "
-            "expected; source CANN's set_env.sh"
+            "CANN is missing: ASCEND_OPP_PATH and bisheng on the PATH are expected; source CANN's "
+            "set_env.sh"
         )
+    cann = os.environ["ASCEND_HOME_PATH"]
     target = directory()
     target.mkdir(0o700, parents=True, exist_ok=True)
     interface = Path(cann) / "compiler" / "tikcpp" / "tikcfw"
     folders = (interface, interface / "impl", interface / "interface", Path(cann) / "include")
     command = [
-        *(compiler, "-fPIC", "-shared", "-xcce", "-O2", "-std=c++17"),
-        *(f"--cce-soc-version={soc}", "--cce-soc-core-type=VecCore"),
+        *(compiler, "-fPIC", "-shared", "-xasc", "-O2", "-std=c++17", f"--npu-arch={npu_arch}"),
         *(f"-I{folder}" for folder in (*folders, _SOURCES)),
         *("-o", str(target / _KERNELS), str(_SOURCES / "kernels.cpp")),
     ]

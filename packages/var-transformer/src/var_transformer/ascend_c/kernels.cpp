@@ -5,6 +5,7 @@
 #include "unit_heads.h"
 
 #ifdef ASCENDC_CPU_DEBUG  // as CANN's own CPU debugging starts kernels
+#include "tikicpulib.h"
 #define LAUNCH(kernel, cores, stream, ...) ICPU_RUN_KF(kernel, cores, __VA_ARGS__)
 #else
 #define LAUNCH(kernel, cores, stream, ...) kernel<<<cores, nullptr, stream>>>(__VA_ARGS__)

@@ -157,9 +157,9 @@ class ModulatedNorm {
   ModulatedNormTiling tiling_;
   Share share_;
   GlobalTensor<T> x_, scale_, shift_, y_;
-  AscendC::TQue<AscendC::TPosition::VECIN, 2> read_;
+  AscendC::TQue<AscendC::TPosition::VECIN, 1> read_;
   AscendC::TQue<AscendC::TPosition::VECIN, 1> staged_;
-  AscendC::TQue<AscendC::TPosition::VECOUT, 2> written_;
+  AscendC::TQue<AscendC::TPosition::VECOUT, 1> written_;
   AscendC::TBuf<AscendC::TPosition::VECCALC> wide_buffer_, squares_buffer_, gain_buffer_,
       bias_buffer_, partials_buffer_, column_buffer_, sums_buffer_, ones_buffer_;
   LocalTensor<float> wide_, squares_, gain_, bias_, partials_, column_, sums_, ones_;

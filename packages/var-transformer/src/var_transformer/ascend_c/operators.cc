@@ -5,8 +5,9 @@
 //   var_unit_heads(qkv (B,L,3*H*d), scale (H), bfloat16) -> q, k, v (B,L,H,d) of a half type
 //   var_cached_heads(qkv, scale, k_cache, v_cache (B,capacity,H,d), first) -> q; caches in place
 //
-// It was never compiled for the backend "Ascend". For "CPU", the tests compile it, with the kernels
-// on their model of the instructions, and run it in PyNative mode.
+// For the backend "Ascend" the tests compile it against a stub of CANN's acl.h, and link it
+// nowhere. For "CPU" they build it with the kernels on their model of the instructions, and run it
+// in PyNative mode.
 #include <memory>
 #include <string>
 #include <vector>
@@ -307,13 +308,20 @@ ms::Tensor CachedHeadsEager(const ms::Tensor& qkv, const ms::Tensor& scale,
 
 }  // namespace var_transformer
 
-#ifdef CUSTOM_ASCEND_OP
-#define REGISTER MS_CUSTOM_OPS_REGISTER
-#else  // shapes and types alone: only Ascend's backend looks for such kernels
-#define REGISTER(name, infer, kernel)  \
+// MindSpore's MS_CUSTOM_OPS_REGISTER can stand only once in a file: it names what it defines by an
+// unexpanded __COUNTER__.
+#define REGISTER_SHAPES(name, infer)   \
   namespace mindspore::ops {           \
   DECLARE_CUSTOM_OP_IMPL(name, infer); \
   }
+#ifdef CUSTOM_ASCEND_OP
+#define REGISTER(name, infer, kernel)                              \
+  REGISTER_SHAPES(name, infer)                                     \
+  static const bool g_##name##_registered =                        \
+      mindspore::kernel::CustomKernelFactory::Instance().Register( \
+          "Custom_" #name, [] { return std::make_shared<kernel>(); });
+#else  // only Ascend's backend looks for such kernels
+#define REGISTER(name, infer, kernel) REGISTER_SHAPES(name, infer)
 #endif
 
 REGISTER(var_modulated_norm, var_transformer::ModulatedNormInfer,

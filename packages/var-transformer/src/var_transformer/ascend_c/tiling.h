@@ -5,25 +5,38 @@
 
 #include <cstdint>
 
+// Ascend C's words for "on the device" and "on both"; nothing for a compiler without NPUs, and in
+// CANN's CPU debugging, which knows the first one only.
 #ifndef __aicore__
-#define __aicore__  // a compiler without NPUs
+#define __aicore__
+#define __host_aicore__
+#endif
+#ifndef __host_aicore__
+#ifdef ASCENDC_CPU_DEBUG
+#define __host_aicore__
+#else
+#define __host_aicore__ [ host, aicore ]
+#endif
 #endif
 
 namespace var_transformer {
 
-constexpr uint32_t kBlock = 32;                  // bytes; local addresses and copies are multiples
-constexpr uint32_t kUnifiedBuffer = 192 * 1024;  // bytes of a vector core of Ascend 910B
-constexpr uint32_t kLanes = 64;                  // float32 values of one repeat of an instruction
-constexpr uint32_t kRepeats = 248;               // of one instruction: at most 255, in eights
-constexpr uint32_t kFloat = 4;                   // bytes
+constexpr uint32_t kBlock = 32;  // bytes; local addresses and copies are multiples
+// bytes of a vector core of Ascend 910B, whose upper 8 KiB the library uses itself
+constexpr uint32_t kUnifiedBuffer = (192 - 8) * 1024;
+constexpr uint32_t kLanes = 64;     // float32 values of one repeat of an instruction
+constexpr uint32_t kRepeats = 248;  // of one instruction: at most 255, in eights
+constexpr uint32_t kFloat = 4;      // bytes
 
 enum class DType : uint32_t { kFloat32, kFloat16, kBfloat16 };
 
 constexpr uint32_t Bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
-__aicore__ constexpr inline uint32_t Least(uint32_t a, uint32_t b) { return a < b ? a : b; }
+__host_aicore__ constexpr inline uint32_t Least(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
-__aicore__ constexpr inline uint32_t RoundUp(uint32_t a, uint32_t b) { return (a + b - 1) / b * b; }
+__host_aicore__ constexpr inline uint32_t RoundUp(uint32_t a, uint32_t b) {
+  return (a + b - 1) / b * b;
+}
 
 struct Share {
   uint32_t begin, end;
@@ -60,7 +73,8 @@ struct ModulatedNormBuffers {
   }
 };
 
-__aicore__ inline ModulatedNormBuffers BuffersOf(uint32_t rows, uint32_t width, uint32_t bytes) {
+__host_aicore__ inline ModulatedNormBuffers BuffersOf(uint32_t rows, uint32_t width,
+                                                      uint32_t bytes) {
   const uint32_t many = RoundUp(rows, 8);  // Brcb spreads eight values at a time
   return {rows * width * bytes, rows * width * kFloat,  rows * width * kFloat, width * kFloat,
           2 * width * bytes,    rows * kLanes * kFloat, many * kBlock,         many * kFloat};
@@ -99,8 +113,8 @@ struct UnitHeadsBuffers {
   }
 };
 
-__aicore__ inline UnitHeadsBuffers BuffersOf(uint32_t rows, uint32_t heads, uint32_t head_width,
-                                             uint32_t from, uint32_t to) {
+__host_aicore__ inline UnitHeadsBuffers BuffersOf(uint32_t rows, uint32_t heads,
+                                                  uint32_t head_width, uint32_t from, uint32_t to) {
   const uint32_t all = rows * heads, many = RoundUp(all, 8);
   return {all * head_width * from,   all * head_width * to, all * head_width * kFloat,
           all * head_width * kFloat, many * kBlock,         many * kFloat};

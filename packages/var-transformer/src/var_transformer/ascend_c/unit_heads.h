@@ -127,8 +127,8 @@ class UnitHeads {
   Share share_;
   GlobalTensor<From> qkv_;
   GlobalTensor<To> q_out_, k_out_, v_out_;
-  AscendC::TQue<AscendC::TPosition::VECIN, 2> read_;
-  AscendC::TQue<AscendC::TPosition::VECOUT, 2> written_;
+  AscendC::TQue<AscendC::TPosition::VECIN, 1> read_;
+  AscendC::TQue<AscendC::TPosition::VECOUT, 1> written_;
   AscendC::TBuf<AscendC::TPosition::VECCALC> wide_buffer_, squares_buffer_, column_buffer_,
       sums_buffer_, ones_buffer_, scales_buffer_;
   LocalTensor<float> wide_, squares_, column_, sums_, ones_, scales_;

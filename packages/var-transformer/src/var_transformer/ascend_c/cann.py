@@ -1,0 +1,37 @@
+"""CANN: whether it is there, and in a version that this MindSpore works with."""
+
+import os
+from pathlib import Path
+
+import mindspore as ms
+from mindspore.run_check import _check_version
+from var_tokenizer.common import InputError, quoted
+
+
+def wanted_versions() -> list[str]:
+    """What this MindSpore names in its own check of CANN, for example ["8.2", "8.3"]."""
+    return list(_check_version.AscendEnvChecker("").version)
+
+
+def check_cann() -> str:
+    """The version of CANN, for example "8.3".
+
+    Raises InputError, with both versions, if CANN is missing or this MindSpore wants another.
+    """
+    wanted = f"MindSpore {ms.__version__} expects {' or '.join(wanted_versions())}"
+    remedy = "source CANN's set_env.sh"
+    home = os.environ.get("ASCEND_HOME_PATH")
+    if home is None:
+        raise InputError(f"CANN is missing (ASCEND_HOME_PATH is not set); {wanted}: {remedy}")
+    path = Path(home) / "compiler" / "version.info"  # where MindSpore looks
+    try:
+        lines = path.read_text("utf-8", "replace").splitlines()
+    except OSError as error:
+        raise InputError(
+            f"CANN is missing ({quoted(path)}: {error.strerror}); {wanted}: {remedy}"
+        ) from error
+    found = [line.partition("=")[2].strip() for line in lines if line.startswith("Version=")]
+    version = ".".join(found[0].split(".")[:2]) if found else "of no version"
+    if version not in wanted_versions():
+        raise InputError(f"CANN is {quoted(version)} ({quoted(path)}); {wanted}")
+    return version
