@@ -61,7 +61,8 @@ class FlashAttentionModel(nn.Cell):
     def weights(self, q: np.ndarray, k: np.ndarray) -> np.ndarray:
         scores = self.set_model[-1] * q @ k.swapaxes(-1, -2)
         scores = np.where(self.hidden(*scores.shape[-2:]), -np.inf, scores)
-        exponents = np.exp(scores - scores.max(-1, keepdims=True))
+        with np.errstate(invalid="ignore"):  # a query that sees nothing
+            exponents = np.exp(scores - scores.max(-1, keepdims=True))
         return exponents / exponents.sum(-1, keepdims=True)
 
     def construct(self, q, k, v):
@@ -154,9 +155,9 @@ def compiled(library: Path, sources: Path) -> ctypes.CDLL:
     kernels = ctypes.CDLL(str(library))
     norm, heads = POINTER(ModulatedNormTiling), POINTER(UnitHeadsTiling)
     counts = POINTER(c_uint64), POINTER(c_uint32)
-    kernels.plan_modulated_norm.argtypes = [*[c_uint32] * 5, c_float, norm]
+    kernels.plan_modulated_norm.argtypes = [*[c_uint32] * 6, c_float, norm]
     kernels.plan_unit_heads.argtypes = [*[c_uint32] * 9, heads]
-    kernels.run_modulated_norm.argtypes = [c_uint32, *[c_void_p] * 4, norm, *counts]
+    kernels.run_modulated_norm.argtypes = [*[c_uint32] * 2, *[c_void_p] * 4, norm, *counts]
     kernels.run_unit_heads.argtypes = [*[c_uint32] * 2, *[c_void_p] * 5, heads, *counts]
     kernels.run_modulated_norm.restype = kernels.run_unit_heads.restype = c_char_p
     return kernels
@@ -180,22 +181,22 @@ def address(x: np.ndarray) -> int:
     return x.ctypes.data
 
 
-def modulated_norm(kernels, x, scale, shift, number, cores=CORES):
+def modulated_norm(kernels, x, scale, shift, types, cores=CORES):
     """The kernel's result, or the rule that it broke."""
-    images, length, width = x.shape
+    (images, length, width), (a, b) = x.shape, types
     tiling, unwritten, used = ModulatedNormTiling(), c_uint64(), c_uint32()
-    planned = kernels.plan_modulated_norm(images, length, width, number, cores, 1e-6, byref(tiling))
-    x, scale, shift = bits(x, number), bits(scale, number), bits(shift, number)
-    y = np.zeros_like(x)
-    operands = (address(x), address(scale), address(shift), address(y))
+    planned = kernels.plan_modulated_norm(images, length, width, a, b, cores, 1e-6, byref(tiling))
+    x, scale, shift = bits(x, a), bits(scale, b), bits(shift, b)
+    y = np.zeros(x.shape, scale.dtype)
+    operands = [address(array) for array in (x, scale, shift, y)]
     fault = kernels.run_modulated_norm(
-        number, *operands, byref(tiling), byref(unwritten), byref(used)
+        a, b, *operands, byref(tiling), byref(unwritten), byref(used)
     )
     if fault:
         return fault.decode()
     assert unwritten.value == 0
     assert used.value == planned
-    return values(y, number)
+    return values(y, b)
 
 
 def unit_heads(kernels, q, k, v, scale, capacity, first, types, cores=CORES):
@@ -229,34 +230,24 @@ class AscendCOperators:
         self.kernels = kernels
 
     def var_modulated_norm(self, x, scale, shift) -> Tensor:
-        arrays = (t.asnumpy().astype(np.float32) for t in (x, scale, shift))
-        got = modulated_norm(self.kernels, *arrays, TYPES.index(x.dtype))
+        arrays = (t.astype(ms.float32).asnumpy() for t in (x, scale, shift))
+        types = TYPES.index(x.dtype), TYPES.index(scale.dtype)
+        got = modulated_norm(self.kernels, *arrays, types)
         assert not isinstance(got, str), got
-        return tensor(got, x.dtype)
-
-    def var_unit_heads(self, qkv, scale, bfloat16) -> tuple[Tensor, ...]:
-        half = ms.bfloat16 if bfloat16 else ms.float16
-        return self.heads(qkv, scale, qkv.shape[1], 0, half)
+        return Tensor(got.astype(np.float32)).astype(scale.dtype)
 
     def var_cached_heads(self, qkv, scale, k_cache, v_cache, first) -> Tensor:
-        q, *rows = self.heads(qkv, scale, k_cache.shape[1], first, k_cache.dtype)
-        for new, cache in zip(rows, (k_cache, v_cache), strict=True):
-            array = cache.asnumpy().copy()
-            array[:, first : first + qkv.shape[1]] = new.asnumpy()
-            cache.assign_value(Tensor(array))
-        return q
-
-    def heads(self, qkv, scale, capacity, first, half) -> tuple[Tensor, ...]:
-        (b, length, _), types = qkv.shape, (TYPES.index(qkv.dtype), TYPES.index(half))
-        apart = qkv.asnumpy().astype(np.float32).reshape(b, length, 3, len(scale), -1)
-        q, k, v = apart.transpose(2, 0, 1, 3, 4)
-        got = unit_heads(self.kernels, q, k, v, scale.asnumpy(), capacity, first, types)
+        (b, length, _), half = qkv.shape, k_cache.dtype
+        apart = qkv.astype(ms.float32).asnumpy().reshape(b, length, 3, len(scale), -1)
+        q_k_v, types = apart.transpose(2, 0, 1, 3, 4), (TYPES.index(qkv.dtype), TYPES.index(half))
+        capacity = k_cache.shape[1]
+        got = unit_heads(self.kernels, *q_k_v, scale.asnumpy(), capacity, first, types)
         assert not isinstance(got, str), got
-        return tuple(tensor(x, half) for x in got)
+        for rows, cache in zip(got[1:], (k_cache, v_cache), strict=True):
+            array = cache.asnumpy().copy()
+            array[:, first : first + length] = rows
+            cache.assign_value(Tensor(array))
+        return Tensor(got[0].astype(np.float32)).astype(half)
 
 
 TYPES = [ms.float32, ms.float16, ms.bfloat16]  # enum DType
-
-
-def tensor(got: np.ndarray, dtype) -> Tensor:
-    return Tensor(got.astype(np.float32)).astype(dtype)

@@ -18,6 +18,7 @@ ACLNN = (
 )
 
 
+@pytest.mark.slow  # fifteen seconds of g++ on MindSpore's headers
 def test_the_operators_compile_for_ascends_backend(tmp_path):
     if shutil.which("g++") is None:
         pytest.skip("needs a compiler")

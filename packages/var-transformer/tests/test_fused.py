@@ -15,11 +15,16 @@ from var_tokenizer.common import InputError
 from var_transformer import BackendConfig, ascend_c
 from var_transformer.ascend_c import building
 from var_transformer.attention import ascend, build
+from var_transformer.check_ascend.checks import find
+from var_transformer.check_ascend.operator_checks import operator_checks
 from var_transformer.model import operators as fast
 
 
 def modulated_norm(x, scale, shift):
-    return fast.LayerNorm()(x) * (1 + scale) + shift
+    wide = x.astype(ms.float32)
+    wide = wide - wide.mean(-1, keep_dims=True)
+    norm = wide * ops.rsqrt((wide * wide).mean(-1, keep_dims=True) + 1e-6)
+    return norm.astype(scale.dtype) * (1 + scale) + shift
 
 
 def heads_apart(qkv, scale):
@@ -28,10 +33,6 @@ def heads_apart(qkv, scale):
     q, k, v = ops.split(qkv.reshape(b, length, 3 * heads, c // (3 * heads)), heads, 2)
     unit = fast.UnitLength()
     return unit(q) * scale.reshape(1, 1, -1, 1), unit(k), v
-
-
-def unit_heads(qkv, scale, bfloat16):
-    return tuple(x.astype(qkv.dtype) for x in heads_apart(qkv, scale))
 
 
 def cached_heads(qkv, scale, k_cache, v_cache, first):
@@ -43,9 +44,7 @@ def cached_heads(qkv, scale, k_cache, v_cache, first):
     return q
 
 
-COMPOSED = SimpleNamespace(
-    var_modulated_norm=modulated_norm, var_unit_heads=unit_heads, var_cached_heads=cached_heads
-)
+COMPOSED = SimpleNamespace(var_modulated_norm=modulated_norm, var_cached_heads=cached_heads)
 
 
 def values(*shapes, seed=0, dtype=np.float32) -> list[Tensor]:
@@ -54,17 +53,15 @@ def values(*shapes, seed=0, dtype=np.float32) -> list[Tensor]:
 
 
 # ---------------------------------------------------------------- gradients
-def test_the_norms_gradient_is_that_of_the_composed_norm():
-    shapes = (3, 5, 64), (3, 1, 64), (3, 1, 64)
-    arguments, d_out = values(*shapes), values((3, 5, 64), seed=1)
-    got = value_and_gradients(ascend_c.ModulatedNorm(COMPOSED), arguments, d_out)
-    assert_all_close(got, value_and_gradients(modulated_norm, arguments, d_out), 2e-5)
-
-
-def test_the_heads_gradient_is_that_of_the_composed_heads():
-    arguments, d_out = values((2, 7, 96), (4,)), values(*((2, 7, 4, 8),) * 3, seed=1)
-    got = value_and_gradients(ascend_c.UnitHeads(COMPOSED, ms.float16), arguments, d_out)
-    assert_all_close(got, value_and_gradients(heads_apart, arguments, d_out), 2e-5)
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype", [ms.float32, ms.float16])
+def test_the_norm_has_its_definitions_gradient_in_each_pair_of_types(monkeypatch, dtype, compiled):
+    monkeypatch.setattr(ascend_c, "operators", lambda: COMPOSED)
+    checks = operator_checks(dtype, 2, 7, 64, 2, compiled)
+    fused = [check for check in checks if "Ascend C" in check.name]
+    assert len(fused) == (1 if dtype == ms.float32 else 2)
+    for check in fused:
+        assert find(check).fault == ""
 
 
 # ---------------------------------------------------------------- the choice
@@ -81,10 +78,14 @@ def test_operators_are_composed_on_an_ascend_without_the_build(monkeypatch, tmp_
     building._loaded.cache_clear()
 
 
-def test_the_build_without_cann_is_an_error_that_says_what_is_missing(monkeypatch):
+def test_the_build_without_cann_is_an_error_that_says_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
-    with pytest.raises(InputError, match=r"CANN is missing: ASCEND_HOME_PATH, .* bisheng"):
-        ascend_c.build("Ascend910B2")
+    with pytest.raises(InputError, match=r"CANN is missing \(ASCEND_HOME_PATH"):
+        ascend_c.build("dav-2201")
+    monkeypatch.setattr(building, "check_cann", lambda: "8.5")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match=r"CANN is missing: ASCEND_OPP_PATH and bisheng"):
+        ascend_c.build("dav-2201")
 
 
 @pytest.fixture
@@ -134,14 +135,14 @@ def portable_attend(monkeypatch):
     monkeypatch.setattr(ops, "fused_infer_attention_score", infer)
 
 
-def test_attention_through_the_fused_heads_is_portable_attention(fused, portable_attend):
+def test_training_does_without_the_fused_heads(fused, portable_attend, monkeypatch):
+    monkeypatch.setattr(COMPOSED, "var_cached_heads", None)  # and so is not called
     schedule = ScaleSchedule((1, (2, 3), 4))
     qkv, scale = values((2, schedule.length, 96), (1, 2, 1, 1))
     d_out = values((2, schedule.length, 32), seed=1)
     results = []
     for backend in (BackendConfig("ascend", ms.float32), BackendConfig("portable")):
         attend = build(schedule, 2, 16, True, backend)
-        assert (getattr(attend, "fused_heads", None) is not None) is (backend.name == "ascend")
         results.append(value_and_gradients(Joined(attend), (qkv, scale), d_out))
     assert_all_close(*results, 2e-5)
 
@@ -170,21 +171,17 @@ def operators(tmp_path_factory):
 
 @pytest.mark.slow  # a minute of g++ on MindSpore's headers
 def test_mindspores_operators_run_the_kernels(operators):
-    arguments, d_out = values((2, 5, 128), *((2, 1, 128),) * 2), values((2, 5, 128), seed=1)
-    got = value_and_gradients(ascend_c.ModulatedNorm(operators), arguments, d_out)
-    assert_all_close(got, value_and_gradients(modulated_norm, arguments, d_out), 2e-5)
-    got = operators.var_modulated_norm(*arguments).asnumpy()
-    np.testing.assert_allclose(got, modulated_norm(*arguments).asnumpy(), atol=1e-5)
+    arguments = values((2, 5, 128), *((2, 1, 128),) * 2)
+    expected = modulated_norm(*arguments).asnumpy()
+    for dtype, tolerance in ((ms.float32, 1e-5), (ms.float16, 1e-2), (ms.bfloat16, 8e-2)):
+        modulation = [x.astype(dtype) for x in arguments[1:]]
+        got = operators.var_modulated_norm(arguments[0], *modulation)
+        assert got.dtype == dtype
+        # on the CPU a cast by MindSpore would not wait for the kernel; asnumpy does
+        np.testing.assert_allclose(got.asnumpy().astype(np.float32), expected, 0, tolerance)
 
     qkv, scale = values((2, 5, 3 * 128), (4,))
     expected = [x.asnumpy() for x in heads_apart(qkv, scale)]
-    for dtype in (ms.float16, ms.bfloat16):
-        got = operators.var_unit_heads(qkv, scale, dtype == ms.bfloat16)
-        tolerance = 2e-3 if dtype == ms.float16 else 2e-2
-        for a, b in zip(got, expected, strict=True):
-            assert a.dtype == dtype
-            # on the CPU a cast by MindSpore would not wait for the kernel; asnumpy does
-            np.testing.assert_allclose(a.asnumpy().astype(np.float32), b, 0, tolerance)
     caches = [Tensor(np.zeros((2, 9, 4, 32), np.float16)) for _ in range(2)]
     q = operators.var_cached_heads(qkv, scale, *caches, 3)
     np.testing.assert_allclose(q.asnumpy(), expected[0], 0, 2e-3)
@@ -196,8 +193,18 @@ def test_mindspores_operators_run_the_kernels(operators):
 WRONG = [
     ("var_modulated_norm", ((2, 5, 96), (2, 1, 96), (2, 1, 96)), (), "width is 96; .* of 64"),
     ("var_modulated_norm", ((2, 5, 64), (2, 1, 64), (1, 1, 64)), (), "shapes .* expected"),
-    ("var_unit_heads", ((2, 5, 3 * 64), (5,)), (False,), r"expected \(B, L, 3 \* H \* d\)"),
-    ("var_unit_heads", ((2, 5, 3 * 160), (2,)), (False,), "heads are 2 of width 80; .* to 64"),
+    (
+        "var_cached_heads",
+        ((2, 5, 3 * 64), (5,), *((2, 9, 5, 16),) * 2),
+        (0,),
+        r"expected \(B, L, 3 \* H \* d\)",
+    ),
+    (
+        "var_cached_heads",
+        ((2, 5, 3 * 160), (2,), *((2, 9, 2, 80),) * 2),
+        (0,),
+        "heads are 2 of width 80; .* to 64",
+    ),
     (
         "var_cached_heads",
         ((2, 5, 96), (2,), *((2, 9, 2, 16),) * 2),
@@ -216,8 +223,7 @@ def test_arguments_that_do_not_fit_stop_compilation(operators, name, shapes, res
         tensors[2:] = [x.astype(ms.float16) for x in tensors[2:]]
 
     def call(*tensors):
-        results = function(*tensors, *rest)
-        return results[0] if name == "var_unit_heads" else results
+        return function(*tensors, *rest)
 
     # not in PyNative mode, which may raise an error again in a later call of another test
     with pytest.raises(RuntimeError, match=message):
@@ -227,7 +233,7 @@ def test_arguments_that_do_not_fit_stop_compilation(operators, name, shapes, res
 class Both(nn.Cell):
     def __init__(self, operators) -> None:
         super().__init__()
-        self.norm = ascend_c.ModulatedNorm(operators)
+        self.norm = operators.var_modulated_norm
         self.write = operators.var_cached_heads
 
     def construct(self, x, modulation, qkv, scale, keys, values):

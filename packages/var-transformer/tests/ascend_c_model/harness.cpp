@@ -51,11 +51,12 @@ uint32_t rows_of_tile(uint32_t row, uint32_t end, uint32_t length, uint32_t most
 }
 
 // Returns the bytes of local memory.
-uint32_t plan_modulated_norm(uint32_t images, uint32_t length, uint32_t width, uint32_t dtype,
-                             uint32_t cores, float epsilon, ModulatedNormTiling* tiling) {
-  const DType type = static_cast<DType>(dtype);
-  *tiling = PlanModulatedNorm(images, length, width, type, cores, epsilon);
-  return BuffersOf(tiling->tile_rows, width, Bytes(type)).Total();
+uint32_t plan_modulated_norm(uint32_t images, uint32_t length, uint32_t width, uint32_t from,
+                             uint32_t to, uint32_t cores, float epsilon,
+                             ModulatedNormTiling* tiling) {
+  const DType a = static_cast<DType>(from), b = static_cast<DType>(to);
+  *tiling = PlanModulatedNorm(images, length, width, a, b, cores, epsilon);
+  return BuffersOf(tiling->tile_rows, width, Bytes(a), Bytes(b)).Total();
 }
 
 uint32_t plan_unit_heads(uint32_t images, uint32_t length, uint32_t heads, uint32_t head_width,
@@ -67,16 +68,15 @@ uint32_t plan_unit_heads(uint32_t images, uint32_t length, uint32_t heads, uint3
 }
 
 // Both return what rule a kernel broke, or null.
-const char* run_modulated_norm(uint32_t dtype, void* x, void* scale, void* shift, void* y,
-                               const ModulatedNormTiling* tiling, uint64_t* unwritten,
+const char* run_modulated_norm(uint32_t from, uint32_t to, void* x, void* scale, void* shift,
+                               void* y, const ModulatedNormTiling* tiling, uint64_t* unwritten,
                                uint32_t* used) {
-  const DType type = static_cast<DType>(dtype);
-  const uint64_t row = static_cast<uint64_t>(tiling->width) * Bytes(type);
-  Announce(x, tiling->images * tiling->length * row, false);
-  Announce(scale, tiling->images * row, false);
-  Announce(shift, tiling->images * row, false);
-  Announce(y, tiling->images * tiling->length * row, true);
-  return Run([&] { LaunchModulatedNorm(type, nullptr, x, scale, shift, y, *tiling); }, unwritten,
+  const DType a = static_cast<DType>(from), b = static_cast<DType>(to);
+  const uint64_t width = tiling->width, rows = tiling->images * tiling->length;
+  Announce(x, rows * width * Bytes(a), false);
+  for (void* operand : {scale, shift}) Announce(operand, tiling->images * width * Bytes(b), false);
+  Announce(y, rows * width * Bytes(b), true);
+  return Run([&] { LaunchModulatedNorm(a, b, nullptr, x, scale, shift, y, *tiling); }, unwritten,
              used);
 }
 

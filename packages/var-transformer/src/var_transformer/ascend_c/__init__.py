@@ -5,7 +5,8 @@
 builds them once; from then on ``operators()`` returns them. It returns None on any other device
 and if they were not built: callers then compose MindSpore's operators. Importing builds nothing.
 
-The kernels have no backward: their cells compose it.
+The norm's gradient is composed. The heads are used in generation alone: in training they would
+save a kernel or two of a block, and have no gradient.
 
 | file | what |
 | --- | --- |
@@ -14,16 +15,15 @@ The kernels have no backward: their cells compose it.
 | ``kernels.cpp``, ``launch.h`` | their entry points |
 | ``operators.cc``, ``operators.yaml`` | the kernels as operators of MindSpore |
 | ``building.py``, ``cann.py`` | the build; the CANN that it and MindSpore need |
-| ``cells.py`` | cells with gradients |
+| ``cells.py`` | what they take; the norm with its gradient |
 """
 
 from var_transformer.ascend_c.building import build, load, operators
 from var_transformer.ascend_c.cann import check_cann
-from var_transformer.ascend_c.cells import ModulatedNorm, UnitHeads, takes_heads, takes_width
+from var_transformer.ascend_c.cells import ModulatedNorm, takes_heads, takes_width
 
 __all__ = [
     "ModulatedNorm",
-    "UnitHeads",
     "build",
     "check_cann",
     "load",

@@ -13,18 +13,20 @@
 
 using namespace var_transformer;
 
-#define MODULATED_NORM(NAME, T)                                                                  \
+#define MODULATED_NORM(NAME, From, To)                                                           \
   extern "C" __global__ __aicore__ void NAME(GM_ADDR x, GM_ADDR scale, GM_ADDR shift, GM_ADDR y, \
                                              ModulatedNormTiling tiling) {                       \
     AscendC::TPipe pipe;                                                                         \
-    ModulatedNorm<T> norm;                                                                       \
+    ModulatedNorm<From, To> norm;                                                                \
     norm.Init(x, scale, shift, y, tiling, &pipe);                                                \
     norm.Process();                                                                              \
   }
 
-MODULATED_NORM(var_modulated_norm_float32, float)
-MODULATED_NORM(var_modulated_norm_float16, half)
-MODULATED_NORM(var_modulated_norm_bfloat16, bfloat16_t)
+MODULATED_NORM(var_modulated_norm_float32, float, float)
+MODULATED_NORM(var_modulated_norm_float32_float16, float, half)
+MODULATED_NORM(var_modulated_norm_float32_bfloat16, float, bfloat16_t)
+MODULATED_NORM(var_modulated_norm_float16, half, half)
+MODULATED_NORM(var_modulated_norm_bfloat16, bfloat16_t, bfloat16_t)
 
 #define UNIT_HEADS(NAME, From, To)                                                      \
   extern "C" __global__ __aicore__ void NAME(GM_ADDR qkv, GM_ADDR scale, GM_ADDR q_out, \
@@ -45,21 +47,21 @@ namespace var_transformer {
 
 static uint8_t* Address(void* pointer) { return static_cast<uint8_t*>(pointer); }
 
-void LaunchModulatedNorm(DType dtype, void* stream, void* x, void* scale, void* shift, void* y,
-                         const ModulatedNormTiling& tiling) {
+void LaunchModulatedNorm(DType from, DType to, void* stream, void* x, void* scale, void* shift,
+                         void* y, const ModulatedNormTiling& tiling) {
 #define START(kernel)                                                                          \
   LAUNCH(kernel, tiling.cores, stream, Address(x), Address(scale), Address(shift), Address(y), \
          tiling)
-  switch (dtype) {
-    case DType::kFloat32:
-      START(var_modulated_norm_float32);
-      break;
-    case DType::kFloat16:
-      START(var_modulated_norm_float16);
-      break;
-    case DType::kBfloat16:
-      START(var_modulated_norm_bfloat16);
-      break;
+  if (to == DType::kFloat32) {
+    START(var_modulated_norm_float32);
+  } else if (from == DType::kFloat32 && to == DType::kFloat16) {
+    START(var_modulated_norm_float32_float16);
+  } else if (from == DType::kFloat32) {
+    START(var_modulated_norm_float32_bfloat16);
+  } else if (to == DType::kFloat16) {
+    START(var_modulated_norm_float16);
+  } else {
+    START(var_modulated_norm_bfloat16);
   }
 #undef START
 }

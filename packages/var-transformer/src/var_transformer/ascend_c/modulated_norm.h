@@ -1,5 +1,6 @@
 // layer_norm(x) * (1 + scale) + shift, the adaptive layer norm of DiT (arXiv:2212.09748), in one
-// pass: x is read once and y written once, while the composed form moves six arrays.
+// pass: x is read once and y written once, in the type of the product that follows. The composed
+// form is four kernels, which move eight arrays.
 //
 // Sums are taken in float32, the variance from the centred row. Never compiled by CANN's compiler
 // and never run on an NPU; the tests run it on a model of the instructions.
@@ -9,22 +10,23 @@
 
 namespace var_transformer {
 
-// x, y: (images * length, width) of T. scale, shift: (images, width) of T.
-template <typename T>
+// x: (images * length, width) of From. y: the same of To. scale, shift: (images, width) of To.
+template <typename From, typename To>
 class ModulatedNorm {
  public:
   __aicore__ inline void Init(GM_ADDR x, GM_ADDR scale, GM_ADDR shift, GM_ADDR y,
                               const ModulatedNormTiling& tiling, AscendC::TPipe* pipe) {
     tiling_ = tiling;
     share_ = ShareOf(tiling.images * tiling.length, tiling.cores, AscendC::GetBlockIdx());
-    x_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(x));
-    scale_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(scale));
-    shift_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(shift));
-    y_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(y));
+    x_.SetGlobalBuffer(reinterpret_cast<__gm__ From*>(x));
+    scale_.SetGlobalBuffer(reinterpret_cast<__gm__ To*>(scale));
+    shift_.SetGlobalBuffer(reinterpret_cast<__gm__ To*>(shift));
+    y_.SetGlobalBuffer(reinterpret_cast<__gm__ To*>(y));
 
-    const ModulatedNormBuffers bytes = BuffersOf(tiling.tile_rows, tiling.width, sizeof(T));
-    pipe->InitBuffer(read_, 2, bytes.queued);
-    pipe->InitBuffer(written_, 2, bytes.queued);
+    const ModulatedNormBuffers bytes =
+        BuffersOf(tiling.tile_rows, tiling.width, sizeof(From), sizeof(To));
+    pipe->InitBuffer(read_, 2, bytes.read);
+    pipe->InitBuffer(written_, 2, bytes.written);
     pipe->InitBuffer(staged_, 1, bytes.staged);
     pipe->InitBuffer(wide_buffer_, bytes.wide);
     pipe->InitBuffer(squares_buffer_, bytes.squares);
@@ -66,11 +68,11 @@ class ModulatedNorm {
   __aicore__ inline void LoadModulation(uint32_t image) {
     const uint32_t width = tiling_.width;
     const uint64_t offset = static_cast<uint64_t>(image) * width;
-    LocalTensor<T> staged = staged_.template AllocTensor<T>();
+    LocalTensor<To> staged = staged_.template AllocTensor<To>();
     AscendC::DataCopy(staged, scale_[offset], width);
     AscendC::DataCopy(staged[width], shift_[offset], width);
     staged_.EnQue(staged);
-    staged = staged_.template DeQue<T>();
+    staged = staged_.template DeQue<To>();
     Barrier();
     Widen(gain_, staged, width);
     Widen(bias_, staged[width], width);
@@ -80,14 +82,14 @@ class ModulatedNorm {
   }
 
   __aicore__ inline void CopyIn(uint32_t row, uint32_t rows) {
-    LocalTensor<T> x = read_.template AllocTensor<T>();
+    LocalTensor<From> x = read_.template AllocTensor<From>();
     AscendC::DataCopy(x, x_[static_cast<uint64_t>(row) * tiling_.width], rows * tiling_.width);
     read_.EnQue(x);
   }
 
   __aicore__ inline void Compute(uint32_t rows) {
     const uint32_t width = tiling_.width, all = rows * width;
-    LocalTensor<T> x = read_.template DeQue<T>();
+    LocalTensor<From> x = read_.template DeQue<From>();
     Barrier();
     Widen(wide_, x, all);
     read_.FreeTensor(x);
@@ -131,7 +133,7 @@ class ModulatedNorm {
       AscendC::Add(wide_[r * width], wide_[r * width], bias_, width);
     }
     Barrier();
-    LocalTensor<T> y = written_.template AllocTensor<T>();
+    LocalTensor<To> y = written_.template AllocTensor<To>();
     Narrow(y, wide_, all);
     written_.EnQue(y);
   }
@@ -149,14 +151,15 @@ class ModulatedNorm {
   }
 
   __aicore__ inline void CopyOut(uint32_t row, uint32_t rows) {
-    LocalTensor<T> y = written_.template DeQue<T>();
+    LocalTensor<To> y = written_.template DeQue<To>();
     AscendC::DataCopy(y_[static_cast<uint64_t>(row) * tiling_.width], y, rows * tiling_.width);
     written_.FreeTensor(y);
   }
 
   ModulatedNormTiling tiling_;
   Share share_;
-  GlobalTensor<T> x_, scale_, shift_, y_;
+  GlobalTensor<From> x_;
+  GlobalTensor<To> scale_, shift_, y_;
   AscendC::TQue<AscendC::TPosition::VECIN, 1> read_;
   AscendC::TQue<AscendC::TPosition::VECIN, 1> staged_;
   AscendC::TQue<AscendC::TPosition::VECOUT, 1> written_;

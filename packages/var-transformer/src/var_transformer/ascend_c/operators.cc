@@ -1,9 +1,9 @@
 // The kernels as MindSpore operators, compiled by CustomOpBuilder: for graphs (shapes and types,
 // and a KernelMod), and for PyNative (a runner behind a Python function).
 //
-//   var_modulated_norm(x (B,L,C), scale (B,1,C), shift (B,1,C)) -> y (B,L,C)
-//   var_unit_heads(qkv (B,L,3*H*d), scale (H), bfloat16) -> q, k, v (B,L,H,d) of a half type
-//   var_cached_heads(qkv, scale, k_cache, v_cache (B,capacity,H,d), first) -> q; caches in place
+//   var_modulated_norm(x (B,L,C), scale (B,1,C), shift (B,1,C)) -> y (B,L,C) of scale's type
+//   var_cached_heads(qkv (B,L,3*H*d), scale (H), k_cache, v_cache (B,capacity,H,d), first)
+//     -> q (B,L,H,d) of the caches' type; writes the caches
 //
 // For the backend "Ascend" the tests compile it against a stub of CANN's acl.h, and link it
 // nowhere. For "CPU" they build it with the kernels on their model of the instructions, and run it
@@ -41,6 +41,8 @@ uint32_t VectorCores() {
   return 40;  // of the smallest 910B; the results are the same with any count
 }
 
+constexpr const char* kNames[] = {"Float32", "Float16", "BFloat16"};  // by DType
+
 DType DTypeOf(TypeId type) {
   switch (type) {
     case mindspore::kNumberTypeFloat32:
@@ -56,8 +58,18 @@ DType DTypeOf(TypeId type) {
 }
 
 // ---------------------------------------------------------------- checks
+// A norm or heads: float32 to any type that is taken, a half type only to itself.
+void CheckTypes(DType from, DType to) {
+  if (from != DType::kFloat32 && from != to) {
+    MS_LOG(EXCEPTION) << "dtypes are " << kNames[static_cast<int>(from)] << " and "
+                      << kNames[static_cast<int>(to)] << "; expected Float32 to any, or equal ones";
+  }
+}
+
 ModulatedNormTiling PlanNorm(const ShapeVector& x, const ShapeVector& scale,
-                             const ShapeVector& shift, TypeId type) {
+                             const ShapeVector& shift, TypeId from_type, TypeId to_type) {
+  const DType from = DTypeOf(from_type), to = DTypeOf(to_type);
+  CheckTypes(from, to);
   if (x.size() != 3) {
     MS_LOG(EXCEPTION) << "x has shape " << x << "; expected (B, L, C)";
   }
@@ -66,7 +78,7 @@ ModulatedNormTiling PlanNorm(const ShapeVector& x, const ShapeVector& scale,
     MS_LOG(EXCEPTION) << "scale and shift have shapes " << scale << " and " << shift
                       << "; expected " << modulation;
   }
-  const auto tiling = PlanModulatedNorm(x[0], x[1], x[2], DTypeOf(type), VectorCores(), kEpsilon);
+  const auto tiling = PlanModulatedNorm(x[0], x[1], x[2], from, to, VectorCores(), kEpsilon);
   if (tiling.tile_rows == 0) {
     MS_LOG(EXCEPTION) << "width is " << x[2] << "; expected a multiple of 64 up to 4096";
   }
@@ -94,10 +106,9 @@ UnitHeadsTiling PlanHeads(const ShapeVector& q, const ShapeVector& k_cache,
                       << first + q[1];
   }
   const DType a = DTypeOf(from), b = DTypeOf(to);
-  if (b == DType::kFloat32 || (a != DType::kFloat32 && a != b)) {
-    MS_LOG(EXCEPTION) << "dtypes are " << mindspore::TypeIdToString(from) << " and "
-                      << mindspore::TypeIdToString(to)
-                      << "; expected Float32 or a half type, to that half type";
+  CheckTypes(a, b);
+  if (b == DType::kFloat32) {
+    MS_LOG(EXCEPTION) << "dtype of the caches is Float32; expected Float16 or BFloat16";
   }
   const auto tiling = PlanUnitHeads(q[0], q[1], q[2], q[3], k_cache[1], first, a, b, VectorCores());
   if (tiling.tile_rows == 0) {
@@ -108,49 +119,24 @@ UnitHeadsTiling PlanHeads(const ShapeVector& q, const ShapeVector& k_cache,
   return tiling;
 }
 
-TypeId HalfType(bool bfloat16) {
-  return bfloat16 ? mindspore::kNumberTypeBFloat16 : mindspore::kNumberTypeFloat16;
-}
-
 // ---------------------------------------------------------------- in graphs
 class ModulatedNormInfer : public mindspore::ops::OpFuncImpl {
  public:
   mindspore::ShapeArray InferShape(const mindspore::PrimitivePtr&,
                                    const InferInfoPtrList& inputs) const override {
     PlanNorm(inputs[0]->GetShape(), inputs[1]->GetShape(), inputs[2]->GetShape(),
-             inputs[0]->GetType());
+             inputs[0]->GetType(), inputs[1]->GetType());
     return {inputs[0]->GetShape()};
   }
   TypeIds InferType(const mindspore::PrimitivePtr&, const InferInfoPtrList& inputs) const override {
-    for (const size_t i : {1, 2}) {
-      if (inputs[i]->GetType() != inputs[0]->GetType()) {
-        MS_LOG(EXCEPTION) << "dtype of the modulation is "
-                          << mindspore::TypeIdToString(inputs[i]->GetType()) << "; expected "
-                          << mindspore::TypeIdToString(inputs[0]->GetType()) << ", that of x";
-      }
+    if (inputs[2]->GetType() != inputs[1]->GetType()) {
+      MS_LOG(EXCEPTION) << "dtype of shift is " << mindspore::TypeIdToString(inputs[2]->GetType())
+                        << "; expected " << mindspore::TypeIdToString(inputs[1]->GetType())
+                        << ", that of scale";
     }
-    return {inputs[0]->GetType()};
+    return {inputs[1]->GetType()};
   }
   bool GeneralInferRegistered() const override { return true; }
-};
-
-class UnitHeadsInfer : public mindspore::ops::OpFuncImpl {
- public:
-  mindspore::ShapeArray InferShape(const mindspore::PrimitivePtr&,
-                                   const InferInfoPtrList& inputs) const override {
-    const auto heads = HeadShape(inputs[0]->GetShape(), inputs[1]->GetShape());
-    PlanHeads(heads, heads, heads, 0, inputs[0]->GetType(), Half(inputs));
-    return {heads, heads, heads};
-  }
-  TypeIds InferType(const mindspore::PrimitivePtr&, const InferInfoPtrList& inputs) const override {
-    return {Half(inputs), Half(inputs), Half(inputs)};
-  }
-  bool GeneralInferRegistered() const override { return true; }
-
- private:
-  static TypeId Half(const InferInfoPtrList& inputs) {
-    return HalfType(inputs[2]->GetScalarValueWithCheck<bool>());
-  }
 };
 
 class CachedHeadsInfer : public mindspore::ops::OpFuncImpl {
@@ -187,40 +173,20 @@ class ModulatedNormKernel : public Kernel {
  public:
   bool Launch(const KernelTensors& inputs, const KernelTensors&, const KernelTensors& outputs,
               void* stream) override {
-    LaunchModulatedNorm(DTypeOf(inputs[0]->dtype_id()), stream, inputs[0]->device_ptr(),
-                        inputs[1]->device_ptr(), inputs[2]->device_ptr(), outputs[0]->device_ptr(),
-                        tiling_);
+    LaunchModulatedNorm(DTypeOf(inputs[0]->dtype_id()), DTypeOf(outputs[0]->dtype_id()), stream,
+                        inputs[0]->device_ptr(), inputs[1]->device_ptr(), inputs[2]->device_ptr(),
+                        outputs[0]->device_ptr(), tiling_);
     return true;
   }
 
  protected:
   void Plan(const KernelTensors& inputs, const KernelTensors&) override {
     tiling_ = PlanNorm(inputs[0]->GetShapeVector(), inputs[1]->GetShapeVector(),
-                       inputs[2]->GetShapeVector(), inputs[0]->dtype_id());
+                       inputs[2]->GetShapeVector(), inputs[0]->dtype_id(), inputs[1]->dtype_id());
   }
 
  private:
   ModulatedNormTiling tiling_;
-};
-
-class UnitHeadsKernel : public Kernel {
- public:
-  bool Launch(const KernelTensors& inputs, const KernelTensors&, const KernelTensors& outputs,
-              void* stream) override {
-    LaunchUnitHeads(DTypeOf(inputs[0]->dtype_id()), DTypeOf(outputs[0]->dtype_id()), stream,
-                    inputs[0]->device_ptr(), inputs[1]->device_ptr(), outputs[0]->device_ptr(),
-                    outputs[1]->device_ptr(), outputs[2]->device_ptr(), tiling_);
-    return true;
-  }
-
- protected:
-  void Plan(const KernelTensors& inputs, const KernelTensors& outputs) override {
-    const auto heads = HeadShape(inputs[0]->GetShapeVector(), inputs[1]->GetShapeVector());
-    tiling_ = PlanHeads(heads, heads, heads, 0, inputs[0]->dtype_id(), outputs[0]->dtype_id());
-  }
-
- private:
-  UnitHeadsTiling tiling_;
 };
 
 class CachedHeadsKernel : public Kernel {
@@ -266,29 +232,16 @@ using Tensors = std::vector<ms::Tensor>;
 
 ms::Tensor ModulatedNormEager(const ms::Tensor& x, const ms::Tensor& scale,
                               const ms::Tensor& shift) {
-  const auto tiling = PlanNorm(x.shape(), scale.shape(), shift.shape(), x.data_type());
-  ms::Tensor y(x.data_type(), x.shape());
+  const auto tiling =
+      PlanNorm(x.shape(), scale.shape(), shift.shape(), x.data_type(), scale.data_type());
+  ms::Tensor y(scale.data_type(), x.shape());
   Run("VarModulatedNorm", {x, scale, shift}, {y},
       [tiling](const Tensors& in, const Tensors& out, void* stream) {
-        LaunchModulatedNorm(DTypeOf(in[0].data_type()), stream, in[0].GetDataPtr(),
-                            in[1].GetDataPtr(), in[2].GetDataPtr(), out[0].GetDataPtr(), tiling);
+        LaunchModulatedNorm(DTypeOf(in[0].data_type()), DTypeOf(out[0].data_type()), stream,
+                            in[0].GetDataPtr(), in[1].GetDataPtr(), in[2].GetDataPtr(),
+                            out[0].GetDataPtr(), tiling);
       });
   return y;
-}
-
-Tensors UnitHeadsEager(const ms::Tensor& qkv, const ms::Tensor& scale, bool bfloat16) {
-  const TypeId half = HalfType(bfloat16);
-  const auto heads = HeadShape(qkv.shape(), scale.shape());
-  const auto tiling = PlanHeads(heads, heads, heads, 0, qkv.data_type(), half);
-  const Tensors results = {ms::Tensor(half, heads), ms::Tensor(half, heads),
-                           ms::Tensor(half, heads)};
-  Run("VarUnitHeads", {qkv, scale}, results,
-      [tiling](const Tensors& in, const Tensors& out, void* stream) {
-        LaunchUnitHeads(DTypeOf(in[0].data_type()), DTypeOf(out[0].data_type()), stream,
-                        in[0].GetDataPtr(), in[1].GetDataPtr(), out[0].GetDataPtr(),
-                        out[1].GetDataPtr(), out[2].GetDataPtr(), tiling);
-      });
-  return results;
 }
 
 ms::Tensor CachedHeadsEager(const ms::Tensor& qkv, const ms::Tensor& scale,
@@ -315,23 +268,21 @@ ms::Tensor CachedHeadsEager(const ms::Tensor& qkv, const ms::Tensor& scale,
   DECLARE_CUSTOM_OP_IMPL(name, infer); \
   }
 #ifdef CUSTOM_ASCEND_OP
-#define REGISTER(name, infer, kernel)                              \
+#define REGISTER(name, infer, Kernel)                              \
   REGISTER_SHAPES(name, infer)                                     \
   static const bool g_##name##_registered =                        \
       mindspore::kernel::CustomKernelFactory::Instance().Register( \
-          "Custom_" #name, [] { return std::make_shared<kernel>(); });
+          "Custom_" #name, [] { return std::make_shared<Kernel>(); });
 #else  // only Ascend's backend looks for such kernels
-#define REGISTER(name, infer, kernel) REGISTER_SHAPES(name, infer)
+#define REGISTER(name, infer, Kernel) REGISTER_SHAPES(name, infer)
 #endif
 
 REGISTER(var_modulated_norm, var_transformer::ModulatedNormInfer,
          var_transformer::ModulatedNormKernel)
-REGISTER(var_unit_heads, var_transformer::UnitHeadsInfer, var_transformer::UnitHeadsKernel)
 REGISTER(var_cached_heads, var_transformer::CachedHeadsInfer, var_transformer::CachedHeadsKernel)
 
 PYBIND11_MODULE(MS_EXTENSION_NAME, module) {
   using namespace var_transformer;
   module.def("var_modulated_norm", PYBOOST_CALLER(1, ModulatedNormEager));
-  module.def("var_unit_heads", PYBOOST_CALLER(3, UnitHeadsEager));
   module.def("var_cached_heads", PYBOOST_CALLER(1, CachedHeadsEager));
 }

@@ -66,30 +66,33 @@ struct ModulatedNormTiling {
 
 // Bytes of the local buffers; both queues hold two tiles, so that copies and sums overlap.
 struct ModulatedNormBuffers {
-  uint32_t queued, wide, squares, modulation, staged, partials, column, sums;
+  uint32_t read, written, wide, squares, modulation, staged, partials, column, sums;
 
   constexpr uint32_t Total() const {
-    return 4 * queued + wide + squares + 2 * modulation + staged + partials + column + 2 * sums;
+    return 2 * read + 2 * written + wide + squares + 2 * modulation + staged + partials + column +
+           2 * sums;
   }
 };
 
-__host_aicore__ inline ModulatedNormBuffers BuffersOf(uint32_t rows, uint32_t width,
-                                                      uint32_t bytes) {
-  const uint32_t many = RoundUp(rows, 8);  // Brcb spreads eight values at a time
-  return {rows * width * bytes, rows * width * kFloat,  rows * width * kFloat, width * kFloat,
-          2 * width * bytes,    rows * kLanes * kFloat, many * kBlock,         many * kFloat};
+// from, to: bytes of a number of x, and of the modulation and the result.
+__host_aicore__ inline ModulatedNormBuffers BuffersOf(uint32_t rows, uint32_t width, uint32_t from,
+                                                      uint32_t to) {
+  const uint32_t all = rows * width, many = RoundUp(rows, 8);  // Brcb spreads eight at a time
+  return {all * from,     all * to,       all * kFloat,           all * kFloat,
+          width * kFloat, 2 * width * to, rows * kLanes * kFloat, many * kBlock,
+          many * kFloat};
 }
 
 // tile_rows is 0 if the width is not a multiple of 64 or above 4096: sums of a row are taken over
 // repeats of 64 values, then over at most 64 sums.
 inline ModulatedNormTiling PlanModulatedNorm(uint32_t images, uint32_t length, uint32_t width,
-                                             DType dtype, uint32_t cores, float epsilon) {
+                                             DType from, DType to, uint32_t cores, float epsilon) {
   const uint32_t rows = images * length;
   ModulatedNormTiling tiling = {images, length, width, Least(cores, rows), 0, epsilon};
   if (rows == 0 || width == 0 || width % kLanes != 0 || width > kLanes * kLanes) return tiling;
   const uint32_t share = (rows + tiling.cores - 1) / tiling.cores;
   uint32_t most = Least(kRepeats, Least(share, length));
-  while (BuffersOf(most, width, Bytes(dtype)).Total() > kUnifiedBuffer) --most;
+  while (BuffersOf(most, width, Bytes(from), Bytes(to)).Total() > kUnifiedBuffer) --most;
   tiling.tile_rows = most;
   return tiling;
 }

@@ -10,7 +10,7 @@ Training runs ``ops.flash_attention_score``, generation ``ops.fused_infer_attent
 
 So generation reads its keys in place, in the layout that the projection leaves them in: nothing is
 transposed, copied or masked. If the fused operators of ``ascend_c`` are built, one of them
-splits the projection's result, normalizes it and writes the cache.
+splits the projection's result, normalizes it and writes the cache, in generation.
 """
 
 from typing import Any
@@ -27,7 +27,6 @@ from var_transformer.attention.base import (
     NextScaleAttention,
     PlainSegment,
     check_tokens,
-    last_scale,
 )
 from var_transformer.attention.block_causal_mask import block_causal_mask
 from var_transformer.attention.cache import KeysValues
@@ -72,11 +71,9 @@ class AscendAttention(NextScaleAttention):
         self.head_width = head_width
         self.dtype = dtype
         self.write = auto_generate.ReshapeAndCache()
-        self.fused_heads: ascend_c.UnitHeads | None = None
         self.fused_write: Any = None  # an operator of ``ascend_c``
         fused = ascend_c.operators()
         if fused is not None and unit_length and ascend_c.takes_heads(heads, head_width):
-            self.fused_heads = ascend_c.UnitHeads(fused, dtype)
             self.fused_write = fused.var_cached_heads
 
     def empty_cache(self, batch: int) -> KeysValues:
@@ -121,22 +118,17 @@ class AscendAttention(NextScaleAttention):
     def projected(
         self, qkv_bl3c: Tensor, score_scale: Tensor | float, k: int | None, past: KeysValues
     ) -> tuple[Tensor, KeysValues]:
-        if self.fused_heads is None:
+        if self.fused_write is None or k is None:
             q_blc, k_blc, v_blc = ops.split(qkv_bl3c, qkv_bl3c.shape[-1] // 3, 2)
             return self.construct(q_blc, k_blc, v_blc, score_scale, k, past)
         b, length, _ = qkv_bl3c.shape
+        check_tokens(length, k, self.tokens)
+        check_cache(past[0].shape, (b, self.offsets[-1], self.heads, self.head_width))
         taken_bl3c, scale_h = qkv_bl3c, ops.reshape(score_scale, (-1,)).astype(ms.float32)
         if qkv_bl3c.dtype != self.dtype:  # the operator takes float32 or its own half type
             taken_bl3c = qkv_bl3c.astype(ms.float32)
-        if k is None:
-            last = last_scale(length, self.offsets)
-            q_blhd, k_blhd, v_blhd = self.fused_heads(taken_bl3c, scale_h)
-            mixed_blhd = self._all_scales(q_blhd, k_blhd, v_blhd, self.plans[last])
-        else:
-            check_tokens(length, k, self.tokens)
-            check_cache(past[0].shape, (b, self.offsets[-1], self.heads, self.head_width))
-            q_blhd = self.fused_write(taken_bl3c, scale_h, past[0], past[1], self.offsets[k])
-            mixed_blhd = self._over_cache(q_blhd, k, past)
+        q_blhd = self.fused_write(taken_bl3c, scale_h, past[0], past[1], self.offsets[k])
+        mixed_blhd = self._over_cache(q_blhd, k, past)
         return self.merged(mixed_blhd).astype(qkv_bl3c.dtype), ()
 
     def extend(

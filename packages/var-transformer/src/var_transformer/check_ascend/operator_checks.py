@@ -45,12 +45,11 @@ def operator_checks(
         arrays: tuple[np.ndarray, ...],
         definition: Any,  # noqa: ANN401
         mistakes: dict[str, dict[str, Any]],
-        shape: tuple[int, ...] | None = None,
+        wide: tuple[int, ...] = (),
     ) -> Check:
         wrong = {key: partial(definition, **terms) for key, terms in mistakes.items()}
-        shape = arrays[0].shape if shape is None else shape
-        terms = (arrays, shape, tuple(names.split()), definition, wrong)
-        return Check(name, dtype, run, *terms, compiled=compiled)
+        terms = (arrays, arrays[0].shape, tuple(names.split()), definition, wrong)
+        return Check(name, dtype, run, *terms, wide, compiled)
 
     x, modulation = normal(images, length, width), normal(images, 1, width)
     other = normal(images, 1, width)
@@ -60,7 +59,7 @@ def operator_checks(
     weight, bias = normal(width, width) / np.float32(np.sqrt(width)), normal(width)
     apart = normal(images, length, heads, width // heads)
     composed = fast.ModulatedNorm()
-    composed.fused = None
+    composed.fused = None  # that has a check of its own
     checks = [
         check("GELU", fast.Gelu(), "x", (2 * x,), of.gelu, {"the exact form (erf)": {"erf": True}}),
         check("layer norm", fast.LayerNorm(), "x", (flat,), of.layer_norm, _NORM),
@@ -80,10 +79,9 @@ def operator_checks(
     ]
     fused = ascend_c.operators()
     if fused is not None and ascend_c.takes_width(width):
-        checks.append(
-            check(
-                *("modulated norm in Ascend C", ascend_c.ModulatedNorm(fused), "x scale shift"),
-                *(norm, of.modulated_norm, _MODULATION | _NORM),
-            )
-        )
+        fused_norm = ascend_c.ModulatedNorm(fused, composed.composed)
+        terms = (fused_norm, "x scale shift", norm, of.modulated_norm, _MODULATION | _NORM)
+        checks.append(check("modulated norm in Ascend C", *terms))
+        if dtype != ms.float32:
+            checks.append(check("modulated norm in Ascend C, of float32", *terms, wide=(0,)))
     return checks

@@ -37,7 +37,7 @@ class CostConfig:
     device: str = "ascend-910b"
     """ascend-910b, ascend-910a or cpu; published peaks, see attention/devices.py."""
     fused: bool = False
-    """Also with the fused operators of var_transformer.ascend_c."""
+    """A generation also with the fused operators of var_transformer.ascend_c."""
 
     def __post_init__(self) -> None:
         TransformerConfig.preset(self.preset)
@@ -64,7 +64,7 @@ def tables(options: CostConfig) -> list[Table]:
     masked = (Segment(0, length, True, length - 1),)
     steps = [
         priced.training_step(config, options.batch, masked, on),
-        priced.training_step(config, options.batch, used, on, options.fused),
+        priced.training_step(config, options.batch, used, on),
     ]
     codec = TokenizerConfig(scales=config.scales)
     generations = [
@@ -88,7 +88,7 @@ def tables(options: CostConfig) -> list[Table]:
         ),
         _table(
             f"Training step of {options.preset}, batch {options.batch}, on {on.name}",
-            ("masked", "as trained" + fused),
+            ("masked", "as trained"),
             steps,
             on,
             f"a step (published: {published_step or '-'})",

@@ -136,12 +136,10 @@ def block(config: TransformerConfig, rows: int, itemsize: int, fused: bool = Fal
     ]
 
 
-def training_step(
-    config: TransformerConfig, batch: int, plan: Plan, device: Device, fused: bool = False
-) -> list[Part]:
+def training_step(config: TransformerConfig, batch: int, plan: Plan, device: Device) -> list[Part]:
     """Forward, backward and AdamW for ``batch`` images, each part summed over the blocks.
 
-    fused: the forward pass has the operators of ``ascend_c``; the gradient is composed.
+    The operators of ``ascend_c`` save nothing here: a gradient computes the composed form again.
     """
     rows, c, itemsize = batch * config.schedule.length, config.width, device.itemsize
     parts = [
@@ -150,9 +148,7 @@ def training_step(
         ),
         _trained(_modulation(config, batch, itemsize)),
     ]
-    composed = block(config, rows, itemsize)
-    for part, plain in zip(block(config, rows, itemsize, fused), composed, strict=True):
-        parts.append(_trained(part, plain).times(config.depth))
+    parts += [_trained(part).times(config.depth) for part in block(config, rows, itemsize)]
     attended = attention(config, batch, plan, itemsize)
     parts[5:5] = [part.times(config.depth) for part in attended]
     parts.append(_trained(_head(config, batch, rows, itemsize)))
@@ -161,9 +157,8 @@ def training_step(
     return parts
 
 
-def _trained(forward: Part, differentiated: Part | None = None) -> Part:
-    gradient = replace((differentiated or forward).times(2), memory=0)
-    return forward.plus(gradient)
+def _trained(forward: Part) -> Part:
+    return forward.plus(replace(forward.times(2), memory=0))
 
 
 def _modulation(config: TransformerConfig, rows: int, itemsize: int) -> Part:

@@ -97,6 +97,15 @@ class _KernelModulatedNorm(nn.Cell):
         return self.backward(dout, x_blc, scale_b1c)
 
 
+class _ComposedModulatedNorm(nn.Cell):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = LayerNorm()
+
+    def construct(self, x_blc: Tensor, scale_b1c: Tensor, shift_b1c: Tensor) -> Tensor:
+        return self.norm(x_blc) * (1 + scale_b1c) + shift_b1c
+
+
 class ModulatedNorm(nn.Cell):
     """The adaptive layer norm of DiT (arXiv:2212.09748): layer_norm(x) * (1 + scale) + shift.
 
@@ -108,15 +117,16 @@ class ModulatedNorm(nn.Cell):
         library = kernels()
         self.kernel = None if library is None else _KernelModulatedNorm(library)
         fused = ascend_c.operators()
-        self.fused = None if fused is None else ascend_c.ModulatedNorm(fused)
-        self.norm = LayerNorm()
+        self.composed = _ComposedModulatedNorm()
+        self.fused = None if fused is None else ascend_c.ModulatedNorm(fused, self.composed)
 
     def construct(self, x_blc: Tensor, scale_b1c: Tensor, shift_b1c: Tensor) -> Tensor:
         if self.kernel is not None and x_blc.dtype == ms.float32:
             return self.kernel(x_blc, scale_b1c, shift_b1c)
         if self.fused is not None and ascend_c.takes_width(x_blc.shape[-1]):
-            return self.fused(x_blc, scale_b1c, shift_b1c)
-        return self.norm(x_blc) * (1 + scale_b1c) + shift_b1c
+            dtype = x_blc.dtype
+            return self.fused(x_blc, scale_b1c.astype(dtype), shift_b1c.astype(dtype))
+        return self.composed(x_blc, scale_b1c, shift_b1c)
 
 
 class _KernelGatedSum(nn.Cell):
