@@ -15,6 +15,7 @@ from ascend_models import (
 )
 from mindspore import Tensor, nn, ops
 from var_tokenizer import ScaleSchedule
+from var_tokenizer.common import InputError
 from var_transformer import BackendConfig, ascend_c
 from var_transformer.attention import ascend
 from var_transformer.check_ascend import __main__ as command
@@ -405,6 +406,13 @@ def test_a_report_has_every_check_and_time_as_json_and_as_tables(monkeypatch, tm
         assert report[kind] and not any(timing["failure"] for timing in report[kind])
     tables = (tmp_path / "check_ascend.md").read_text()
     assert tables.count("| as defined |") == len(report["findings"])
+
+
+def test_an_npu_without_cann_is_not_checked_as_a_cpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "has_npu", lambda: True)
+    monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
+    with pytest.raises(InputError, match="CANN is missing"):
+        command.run(command.CheckConfig(tmp_path))
 
 
 def test_a_failed_check_is_exit_code_1(monkeypatch, tmp_path):

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import mindspore
 import tyro
 
+from var_tokenizer.common.cann import warn_of_cann
 from var_tokenizer.common.errors import InputError, quoted
 
 Config = TypeVar("Config")
@@ -163,7 +164,9 @@ def run_command(
     action: may return an exit code of its own.
     """
     with exit_codes(interrupted):
-        if code := action(read_settings(kind, prog=prog, **options)):
+        settings = read_settings(kind, prog=prog, **options)
+        warn_of_cann()
+        if code := action(settings):
             sys.exit(code)
 
 

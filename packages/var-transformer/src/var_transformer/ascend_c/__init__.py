@@ -14,18 +14,16 @@ save a kernel or two of a block, and have no gradient.
 | ``modulated_norm.h``, ``unit_heads.h``, ``vector.h`` | the kernels |
 | ``kernels.cpp``, ``launch.h`` | their entry points |
 | ``operators.cc``, ``operators.yaml`` | the kernels as operators of MindSpore |
-| ``building.py``, ``cann.py`` | the build; the CANN that it and MindSpore need |
+| ``building.py`` | the build |
 | ``cells.py`` | what they take; the norm with its gradient |
 """
 
 from var_transformer.ascend_c.building import build, load, operators
-from var_transformer.ascend_c.cann import check_cann
 from var_transformer.ascend_c.cells import ModulatedNorm, takes_heads, takes_width
 
 __all__ = [
     "ModulatedNorm",
     "build",
-    "check_cann",
     "load",
     "operators",
     "takes_heads",

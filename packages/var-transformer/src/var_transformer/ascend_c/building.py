@@ -14,9 +14,7 @@ from types import ModuleType
 
 import mindspore as ms
 from mindspore import ops
-from var_tokenizer.common import InputError, check_private
-
-from var_transformer.ascend_c.cann import check_cann
+from var_tokenizer.common import InputError, check_cann, check_private
 
 log = logging.getLogger(__name__)
 

@@ -164,6 +164,10 @@ class Kernel : public mindspore::kernel::KernelMod {
     return status;
   }
   std::vector<mindspore::kernel::KernelAttr> GetOpSupport() override { return {}; }
+  // Ascend's backend calls these, and KernelMod's own raise.
+  void set_fullname(const std::string&) override {}
+  void set_unique_name(const std::string&) override {}
+  void set_is_monad(bool) override {}
 
  protected:
   virtual void Plan(const KernelTensors& inputs, const KernelTensors& outputs) = 0;

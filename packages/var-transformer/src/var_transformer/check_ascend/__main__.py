@@ -9,10 +9,9 @@ from pathlib import Path
 
 import mindspore as ms
 from var_tokenizer import TokenizerConfig
-from var_tokenizer.common import check_integer, on_cpu
+from var_tokenizer.common import check_cann, check_integer, has_npu, on_cpu
 from var_tokenizer.common.command import run_command
 
-from var_transformer.ascend_c import check_cann
 from var_transformer.attention import BackendConfig
 from var_transformer.check_ascend.attention_checks import attention_checks
 from var_transformer.check_ascend.checks import Check, find
@@ -24,7 +23,6 @@ from var_transformer.model.config import TransformerConfig
 log = logging.getLogger("var_transformer")
 
 FAILED = 1  # the exit code if a check fails
-_NPU = Path("/dev/davinci_manager")  # there if the driver of an NPU is
 _HEADS, _IMAGES = 4, 2  # of a checked attention; float64 takes its time
 _RUNS = 20  # of what is timed; of a step and a generation a quarter
 
@@ -90,7 +88,7 @@ def run(options: CheckConfig) -> int:
 
 def _cann() -> str:
     """CANN's version; "none" where there is no NPU."""
-    if on_cpu() and not _NPU.exists():
+    if on_cpu() and not has_npu():
         log.warning("no Ascend here: checking what the CPU runs")
         return "none"
     return check_cann()

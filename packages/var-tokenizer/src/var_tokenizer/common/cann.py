@@ -1,11 +1,31 @@
 """CANN: whether it is there, and in a version that this MindSpore works with."""
 
+import logging
 import os
 from pathlib import Path
 
 import mindspore as ms
 from mindspore.run_check import _check_version
-from var_tokenizer.common import InputError, quoted
+
+from var_tokenizer.common.errors import InputError, quoted
+
+log = logging.getLogger(__name__)
+
+_DRIVER = Path("/dev/davinci_manager")  # there where an NPU's driver is
+
+
+def has_npu() -> bool:
+    """Whether this machine has an NPU, usable or not."""
+    return _DRIVER.exists()
+
+
+def warn_of_cann() -> None:
+    """Logs what ``check_cann`` says, if there is an NPU: MindSpore would use the CPU, or fail."""
+    if has_npu():
+        try:
+            check_cann()
+        except InputError as error:
+            log.warning("%s", error)
 
 
 def wanted_versions() -> list[str]:

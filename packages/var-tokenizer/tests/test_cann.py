@@ -3,9 +3,8 @@
 import mindspore as ms
 import pytest
 from var_tokenizer.common import InputError
-from var_transformer.ascend_c import check_cann
-from var_transformer.ascend_c.cann import wanted_versions
-from var_transformer.check_ascend import __main__ as command
+from var_tokenizer.common import cann as cann_module
+from var_tokenizer.common.cann import check_cann, wanted_versions
 
 
 @pytest.fixture
@@ -44,8 +43,9 @@ def test_a_missing_cann_is_an_error_that_names_what_mindspore_wants(monkeypatch,
         check_cann()
 
 
-def test_an_npu_without_cann_is_not_checked_as_a_cpu(monkeypatch, tmp_path):
-    monkeypatch.setattr(command, "_NPU", tmp_path)
-    monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
-    with pytest.raises(InputError, match="CANN is missing"):
-        command.run(command.CheckConfig(tmp_path))
+@pytest.mark.parametrize("driver", [True, False])
+def test_a_command_warns_of_it_where_there_is_an_npu(monkeypatch, tmp_path, caplog, driver):
+    monkeypatch.setattr(cann_module, "_DRIVER", tmp_path if driver else tmp_path / "absent")
+    monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
+    cann_module.warn_of_cann()
+    assert ["CANN is missing" in record.message for record in caplog.records] == [True] * driver
