@@ -71,18 +71,6 @@ class _Decode(_Pass):
         return ops.clamp(self.decoder(self.post_quant_conv(latent_byxz)), -1.0, 1.0)
 
 
-class _Contribution(_Pass):
-    @ms.jit
-    def construct(self, ids_bl: Tensor, k: int) -> Tensor:
-        return self.quantize.contribution(ids_bl, k)
-
-
-class _Mixture(_Pass):
-    @ms.jit
-    def construct(self, weights_blv: Tensor, k: int) -> Tensor:
-        return self.quantize.mixture(weights_blv, k)
-
-
 class _PassOverScales(_Pass):
     """A pass that reads ids (B, L), the scales one after another."""
 
@@ -120,7 +108,6 @@ class _Compiled(CompiledPasses):
     def __init__(self, tokenizer: "Tokenizer") -> None:
         super().__init__(tokenizer)
         self.encode, self.decode = _Encode(tokenizer), _Decode(tokenizer)
-        self.contribution, self.mixture = _Contribution(tokenizer), _Mixture(tokenizer)
         self.sum_scales, self.teacher_inputs = _SumScales(tokenizer), _TeacherInputs(tokenizer)
 
 
@@ -296,6 +283,7 @@ class Tokenizer(nn.Cell):
         for a scale that the schedule does not have.
         """
         with self._compiled.turn():
+            # not compiled: a graph for each scale would take longer than all of its runs
             self._check_scale(k)
             latent = None if latent is None else self._check_latent(latent)
             batch = "B" if latent is None else latent.shape[0]
@@ -304,10 +292,10 @@ class Tokenizer(nn.Cell):
                 expected = (batch, self.schedule.tokens[k], self.vocab_size)
                 checks.check_shape(field, np.shape(tokens), expected)
                 weights_blv = Tensor(checks.checked_floats(field, tokens))
-                contribution = self._compiled.mixture(weights_blv, k)
+                contribution = self.quantize.mixture(weights_blv, k)
             else:
                 ids_bl = Tensor(self._check_tokens(tokens, k, batch))
-                contribution = self._compiled.contribution(ids_bl, k)
+                contribution = self.quantize.contribution(ids_bl, k)
             return contribution if latent is None else latent + contribution
 
     def scale_input(self, latent: Tensor, k: int) -> Tensor:
