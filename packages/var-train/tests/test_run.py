@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny
 from image_tree import write_image_tree
+from PIL import Image
 from safetensors.numpy import load_file
 from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError
@@ -105,6 +106,30 @@ def test_a_checkpoint_loads_as_the_model_that_it_holds(finished, caplog, stage, 
     expected = saved.published_tensors()
     assert all((array == expected[n]).all() for n, array in found.published_tensors().items())
     assert f"{path}: a training after step 6: its weights; it keeps no averages" in caplog.text
+
+
+@pytest.mark.slow
+def test_commands_take_checkpoints_as_they_take_models(finished, tmp_path):
+    saved = {kind: finished / f"{kind}.safetensors" for kind in ("tokenizer", "transformer")}
+    held = {kind: next((finished / "checkpoints" / kind).glob("step-*")) for kind in saved}
+    for name, files in (("saved", saved), ("held", held)):
+        tokenizer, out = ["--tokenizer", files["tokenizer"]], ["--out", tmp_path / name]
+        drawn = ["--model", files["transformer"], "--classes", "cat,dog", "--per-class", "2"]
+        images = finished.parent / "images" / "val"
+        for command in (
+            ["var_transformer.sample", *tokenizer, *drawn, *out],
+            ["var_train.evaluate", "tokenizer", *tokenizer, "--data", images, *out],
+        ):
+            words = [sys.executable, "-m", *map(str, command)]
+            subprocess.run(words, check=True, env=os.environ | {"GLOG_v": "3"})
+    ours, theirs = (
+        {p.name: np.asarray(Image.open(p)) for p in (tmp_path / name).glob("*.png")}
+        for name in ("held", "saved")
+    )
+    assert ours.keys() == theirs.keys() and len(ours) >= 5
+    assert all((ours[name] == picture).all() for name, picture in theirs.items())
+    reports = [(tmp_path / name / "tokenizer.json").read_text() for name in ("held", "saved")]
+    assert reports[0] == reports[1]
 
 
 def test_training_changed_both_models(finished):

@@ -11,6 +11,7 @@ The PyTorch reference of both models is in ``var_convert.reference`` and needs t
 from var_convert.conversion import Conversion, convert
 from var_convert.inspection import Inspection, TensorSummary, inspect
 from var_convert.parity import ForwardDifference, IdDifference, compare_ids
+from var_convert.training import TrainingConversion, convert_training
 from var_convert.verification import TensorDifference, Verification, verify
 
 __all__ = [
@@ -20,9 +21,11 @@ __all__ = [
     "Inspection",
     "TensorDifference",
     "TensorSummary",
+    "TrainingConversion",
     "Verification",
     "compare_ids",
     "convert",
+    "convert_training",
     "inspect",
     "verify",
 ]

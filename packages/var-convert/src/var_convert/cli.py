@@ -16,11 +16,12 @@ from rich.markup import escape
 from rich.table import Table
 from var_tokenizer.common import quoted
 from var_tokenizer.common.command import run_command
-from var_tokenizer.common.progress import progress_bar
+from var_tokenizer.common.progress import progress_bar, working
 
 from var_convert.architecture import format_scales, parse_scales
 from var_convert.conversion import convert
 from var_convert.inspection import Inspection, inspect
+from var_convert.training import convert_training
 from var_convert.verification import Verification, verify
 
 log = logging.getLogger("var_convert")
@@ -72,6 +73,25 @@ class ConvertConfig(ReadConfig):
 
 
 @dataclass(frozen=True)
+class TrainingConfig:
+    """Change the framework of a training, AdamW's moments included: write a checkpoint of var_train.run as a PyTorch trainer's file, or such a file as a checkpoint that var_train.run goes on with.
+
+    The file is {"model": ..., "optimizer": ..., "step": ...}, and "ema" if there are averages.
+    """  # noqa: E501  tyro keeps line breaks
+
+    src: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
+    """A checkpoint of the transformer's stage, or a trainer's file."""
+    dst: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
+    """A .pth, or the folder of a run that has no checkpoint of a transformer yet, its --out."""
+    scales: Annotated[str | None, tyro.conf.arg(metavar="SIZES")] = None
+    """Scale schedule, if a trainer's file does not say, e.g. 1,2,3 or 1,2x3,4x6."""
+    heads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Attention heads of a trainer's model without QK-L2 norm, if not width / 64."""
+    force: bool = False
+    """Replace a .pth that exists."""
+
+
+@dataclass(frozen=True)
 class InspectConfig(ReadConfig):
     """Show kind, architecture, parameter count, dtype, tensors and checksum of FILE."""
 
@@ -101,7 +121,12 @@ class VerifyConfig(ReadConfig):
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command with ``args``, by default the process's; returns the exit code."""
-    kinds = {"convert": ConvertConfig, "inspect": InspectConfig, "verify": VerifyConfig}
+    kinds = {
+        "convert": ConvertConfig,
+        "inspect": InspectConfig,
+        "verify": VerifyConfig,
+        "training": TrainingConfig,
+    }
     args = list(sys.argv[1:] if args is None else args) or ["--help"]
     if args[0] not in (*kinds, "-h", "--help"):
         args = ["convert", *args]
@@ -121,7 +146,9 @@ def main(args: Sequence[str] | None = None) -> int:
     return SUCCESS
 
 
-def _run(config: ReadConfig) -> int:
+def _run(config: ReadConfig | TrainingConfig) -> int:
+    if isinstance(config, TrainingConfig):
+        return _convert_training(config)
     if isinstance(config, ConvertConfig):
         return _convert(config)
     if isinstance(config, InspectConfig):
@@ -146,6 +173,20 @@ def _convert(command: ConvertConfig) -> int:
         result.kind,
         result.tensors,
         result.bytes / 1e6,
+    )
+    return SUCCESS
+
+
+def _convert_training(command: TrainingConfig) -> int:
+    scales = None if command.scales is None else parse_scales(command.scales)
+    with working(f"{_name(command.src)} -> {_name(command.dst)}"):
+        result = convert_training(command.src, command.dst, scales, command.heads, command.force)
+    log.info(
+        "wrote %s: a training after step %d, %d parameters with their moments%s",
+        quoted(result.target),
+        result.step,
+        result.parameters,
+        ", and averaged weights" if result.averaged else "",
     )
     return SUCCESS
 

@@ -19,6 +19,9 @@ from typing import Any, BinaryIO
 
 from var_tokenizer.common import InputError, quoted
 
+from var_convert.formats.folders import weight_map
+from var_convert.formats.names import INDEX
+
 log = logging.getLogger(__name__)
 
 _ADDRESS = re.compile(r"hf://([\w.-]+/[\w.-]+)/(.+)", re.ASCII)
@@ -44,7 +47,8 @@ class _Remote:
 def local_file(source: str | os.PathLike[str], progress: Progress = lambda *_: None) -> Path:
     """The path of ``source``; an address ``hf://OWNER/NAME/FILE`` is downloaded first.
 
-    The file goes to the library's cache, and is not downloaded again. Raises InputError for an
+    The file goes to the library's cache, and is not downloaded again; an index brings its shards.
+    Raises InputError for an
     address that is none, a missing library, a server that refuses or fails, and a file that is not
     what the server announced.
     """
@@ -71,6 +75,9 @@ def local_file(source: str | os.PathLike[str], progress: Progress = lambda *_: N
         raise InputError(
             f"{quoted(address)}: cannot keep it in {quoted(folder)}: {error}"
         ) from error
+    if name.endswith(INDEX):
+        for shard in dict.fromkeys(weight_map(pointer).values()):
+            local_file(f"{address.rpartition('/')[0]}/{shard}", progress)
     return pointer
 
 

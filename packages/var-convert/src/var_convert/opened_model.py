@@ -66,6 +66,7 @@ class OpenedModel:
     published spelling for their number differs. notes: what else a native file's metadata says of
     the model: a transformer's class names and its tokenizer's checksum, or the checksum of the
     tokenizer that this one was rounded from.
+    held: names of the published code -> those in the file, in its order.
     """
 
     source: str
@@ -74,6 +75,7 @@ class OpenedModel:
     stored: Mapping[str, Entry]
     uniform_phi_names: bool = False
     notes: Mapping[str, str] = field(default_factory=dict)
+    held: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -165,9 +167,9 @@ def open_model(
     if kind == "tokenizer" and scales is None and reader is not None:
         with suppress(InputError):  # of what reads this tokenizer's tokens; or inferred without it
             scales = transformer_scales(reader.weights)
-    model = _checked(weights, kind, scales, heads)
+    model = checked_model(weights, kind, scales, heads)
     chosen.tell()
-    model = dataclasses.replace(model, stored=chosen.stored())
+    model = dataclasses.replace(model, stored=chosen.stored(), held=chosen.names)
     if (using_znorm or said.using_znorm) and isinstance(model.config, TokenizerConfig):
         config = dataclasses.replace(model.config, using_znorm=True)
         architecture = Architecture(config, model.architecture.assumed)
@@ -175,9 +177,10 @@ def open_model(
     return model
 
 
-def _checked(
-    weights: Weights, kind: str, scales: Sequence[Scale] | None, heads: int | None
+def checked_model(
+    weights: Weights, kind: str, scales: Sequence[Scale] | None = None, heads: int | None = None
 ) -> OpenedModel:
+    """A model from its tensors; raises InputError unless they are what its architecture needs."""
     architecture = _architecture(weights, kind, scales, heads)
     config = architecture.config
     tensors = _native_tensors(weights)

@@ -46,7 +46,7 @@ def _weights_file(folder: Path) -> Path:
     except OSError as error:
         raise InputError(f"{quoted(folder)}: cannot read: {error.strerror}") from error
     indices = [path for path in files if path.name.endswith(INDEX)]
-    shards = {shard for index in indices for shard in _weight_map(index).values()}
+    shards = {shard for index in indices for shard in weight_map(index).values()}
     whole = [path for path in files if format_of_name(path) and path.name not in shards]
     preferred = [p for p in (*indices, *whole) if ".safetensors" in p.name] or [*indices, *whole]
     if not preferred:
@@ -63,7 +63,7 @@ def read_index(path: Path, read_file: Reader) -> list[Weights]:
     Raises InputError for an index or a shard that is unusable, and for a shard whose tensors are
     not those that the index says.
     """
-    shown, places = quoted(path), _weight_map(path)
+    shown, places = quoted(path), weight_map(path)
     tensors: dict[str, Entry] = {}
     for shard in dict.fromkeys(places.values()):
         listed = {name for name, place in places.items() if place == shard}
@@ -78,7 +78,7 @@ def read_index(path: Path, read_file: Reader) -> list[Weights]:
     return [Weights(shown, tensors, _texts(_json_object(path).get("metadata")))]
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def weight_map(index: Path) -> dict[str, str]:
     """Tensor -> name of the file beside the index that holds it."""
     places = _json_object(index).get("weight_map")
     if not isinstance(places, dict) or not places:

@@ -53,11 +53,26 @@ def _stand_ins() -> list[type]:
 def read_pth(path: Path) -> list[Weights]:
     """The state dicts of the file: the one it is, or all that a trainer's mappings hold.
 
+    Raises InputError if the file is unusable, or holds none.
+    """
+    torch, shown, loaded = import_torch(path), quoted(path), load_pth(path)
+    found = [_weights(torch, shown, key, state) for key, state in _state_dicts(torch, loaded)]
+    if not found:
+        raise InputError(
+            f"{shown}: holds {', '.join(map(_key, list(loaded)[:5])) or 'nothing'}; "
+            "expected a state dict, or a trainer checkpoint with one in it"
+        )
+    return found
+
+
+def load_pth(path: Path) -> Mapping:
+    """What is in the file, its tensors mapped.
+
     Only tensors and plain containers are loaded (``weights_only``), and the objects of
     BESIDE_WEIGHTS are left out, so nothing in the file can run code. Raises InputError if the file
-    needs more than that, is damaged, holds no state dict, or PyTorch is missing.
+    needs more than that, is damaged, holds no mapping, or PyTorch is missing.
     """
-    torch, shown = _torch(path), quoted(path)
+    torch, shown = import_torch(path), quoted(path)
     archive = zipfile.is_zipfile(path)
     if archive:
         _refuse_compressed(path)
@@ -73,13 +88,7 @@ def read_pth(path: Path) -> list[Weights]:
         raise InputError(f"{shown}: not a .pth of weights only: {_reason(error)}") from error
     if not isinstance(loaded, Mapping):
         raise InputError(f"{shown}: holds a {type(loaded).__name__}; expected a state dict")
-    found = [_weights(torch, shown, key, state) for key, state in _state_dicts(torch, loaded)]
-    if not found:
-        raise InputError(
-            f"{shown}: holds {', '.join(map(_key, list(loaded)[:5])) or 'nothing'}; "
-            "expected a state dict, or a trainer checkpoint with one in it"
-        )
-    return found
+    return loaded
 
 
 def _state_dicts(torch: ModuleType, loaded: Mapping) -> Iterator[tuple[str, Mapping]]:
@@ -101,7 +110,8 @@ def _state_dicts(torch: ModuleType, loaded: Mapping) -> Iterator[tuple[str, Mapp
         ]
 
 
-def _torch(path: Path) -> ModuleType:
+def import_torch(path: Path) -> ModuleType:
+    """PyTorch; raises InputError if it is missing, or too old to read a file safely."""
     try:
         import torch
     except ImportError as error:
@@ -149,13 +159,14 @@ def _weights(torch: ModuleType, shown: str, key: str, state: Mapping) -> Weights
     metadata = note if isinstance(note, dict) else {}
     return Weights(
         source,
-        LazyEntries(names, lambda name: _entry(torch, source, name, state[name])),
+        LazyEntries(names, lambda name: tensor_entry(torch, source, name, state[name])),
         {key: value for key, value in metadata.items() if isinstance(value, str)},
         key,
     )
 
 
-def _entry(torch: ModuleType, source: str, name: str, tensor: "Tensor") -> Entry:
+def tensor_entry(torch: ModuleType, source: str, name: str, tensor: "Tensor") -> Entry:
+    """A tensor of a file; raises InputError unless all of it is in the file."""
     dtype = SHORT_NAMES.get(str(tensor.dtype).removeprefix("torch."))
     if dtype is None or tensor.layout != torch.strided or tensor.device.type != "cpu":
         raise InputError(
@@ -184,10 +195,17 @@ def write_pth(path: Path, tensors: Mapping[str, Entry], metadata: Mapping[str, s
     ``metadata`` is an attribute of the OrderedDict, like PyTorch's own version notes. It is not a
     key, so strict loading does not see it.
     """
-    torch = _torch(path)
+    torch = import_torch(path)
+    torch.save(state_dict(torch, tensors, metadata), path)
+
+
+def state_dict(
+    torch: ModuleType, tensors: Mapping[str, Entry], metadata: Mapping[str, str]
+) -> dict[str, "Tensor"]:
+    """What ``write_pth`` writes."""
     state = OrderedDict((name, _tensor(torch, entry)) for name, entry in tensors.items())
     vars(state)["var_mindspore"] = dict(metadata)
-    torch.save(state, path)
+    return state
 
 
 def _tensor(torch: ModuleType, entry: Entry) -> "Tensor":

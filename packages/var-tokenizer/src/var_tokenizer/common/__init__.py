@@ -55,4 +55,7 @@ from var_tokenizer.common.snapshots import SnapshotHeader as SnapshotHeader
 from var_tokenizer.common.snapshots import read_model_header as read_model_header
 from var_tokenizer.common.snapshots import read_snapshot as read_snapshot
 from var_tokenizer.common.snapshots import read_snapshot_header as read_snapshot_header
+from var_tokenizer.common.snapshots import snapshot_folder as snapshot_folder
+from var_tokenizer.common.snapshots import snapshot_name as snapshot_name
+from var_tokenizer.common.snapshots import snapshots_in as snapshots_in
 from var_tokenizer.common.snapshots import write_snapshot as write_snapshot

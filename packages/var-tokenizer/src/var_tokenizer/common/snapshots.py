@@ -96,6 +96,21 @@ class SnapshotHeader:
         return f"{quoted(self.path)}: a training after step {self.step}: {which}"
 
 
+def snapshot_folder(run: Path, kind: str) -> Path:
+    """Where a run that writes into ``run`` has its checkpoints of a model."""
+    return run / "checkpoints" / kind
+
+
+def snapshot_name(step: int) -> str:
+    """The name of a checkpoint's file."""
+    return f"step-{step:09d}.safetensors"
+
+
+def snapshots_in(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, from the oldest to the newest."""
+    return sorted(folder.glob("step-*.safetensors"))
+
+
 def write_snapshot(path: Path, snapshot: Snapshot, best: bool = False) -> None:
     """Writes a checkpoint; when it returns, the file is on disk.
 

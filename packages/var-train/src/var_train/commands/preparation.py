@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import InputError, quoted
+from var_tokenizer.common import InputError, quoted, snapshot_folder
 from var_tokenizer.common.progress import working
 
 from var_train.commands.run_config import RunConfig
@@ -20,7 +20,7 @@ from var_train.parallel import workers
 from var_train.reports.json_files import record_settings
 from var_train.reports.metrics_log import MetricsLog
 from var_train.training.checkpoints import CheckpointFolder
-from var_train.training.loop import check_resumable, stage_folder
+from var_train.training.loop import check_resumable
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def begin_run(
     settings = {name: _settings(config, name, {**given, **data}) for name in names}
     if config.resume:
         done = {n: check_resumable(config.out, n, settings[n], record) for n in names}
-        follows = CheckpointFolder(stage_folder(config.out, "transformer")).peek()
+        follows = CheckpointFolder(snapshot_folder(config.out, "transformer")).peek()
         if config.trains_tokenizer and follows and done["tokenizer"] != tokenizer_steps:
             raise InputError(
                 f"{quoted(config.out)}: holds checkpoints of a transformer, but the tokenizer that "
@@ -89,7 +89,7 @@ def begin_run(
     workers.wait_for_all()  # until every worker has read what worker 0 is about to write
     metrics = MetricsLog(config.out, config.resume)
     if workers.rank() == 0:
-        for folder in (stage_folder(config.out, name) for name in names):
+        for folder in (snapshot_folder(config.out, name) for name in names):
             if not config.resume:
                 CheckpointFolder(folder).clear()
             if record is not None:

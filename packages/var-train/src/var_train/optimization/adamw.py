@@ -197,6 +197,8 @@ class AdamW(nn.Cell):
         """
         super().__init__(auto_prefix=False)  # or the sharding would rename the model's weights
         self.config = config
+        self._undecayed = [p.name for p in parameters if not decays(p)]
+        self._last = {"learning_rate": 0.0, "weight_decay": 0.0}
         self.sharding = sharding
         if sharding is not None:
             parameters = list(sharding.own)
@@ -223,7 +225,8 @@ class AdamW(nn.Cell):
         correction1, correction2 = 1 - beta1**updates, 1 - beta2**updates
         scaled_rate = rate * np.sqrt(correction2) / correction1
         epsilon = 1e-8 * np.sqrt(correction2)
-        decay = self.config.decay(step, steps) * rate / scaled_rate
+        self._last = {"learning_rate": rate, "weight_decay": self.config.decay(step, steps)}
+        decay = self._last["weight_decay"] * rate / scaled_rate
         return Tensor(np.array([scaled_rate, epsilon, decay], np.float32))
 
     def construct(
@@ -267,7 +270,13 @@ class AdamW(nn.Cell):
         Worker 0 gets all moments, sharded or not; with sharding the others get no arrays, but must
         call it, too.
         """
-        state = {"skipped": self.skipped}
+        state = {
+            "skipped": self.skipped,
+            # what another framework has to know to go on
+            "betas": list(self.config.betas),
+            "undecayed": self._undecayed,
+            **self._last,
+        }
         if self.sharding is None:
             return parameter_arrays(prefix, (*self.first, *self.second)), state
         arrays = {}

@@ -14,6 +14,8 @@ from var_tokenizer.common import (
     quoted,
     read_snapshot,
     read_snapshot_header,
+    snapshot_name,
+    snapshots_in,
     write_snapshot,
 )
 
@@ -36,7 +38,7 @@ class CheckpointFolder:
 
         Raises InputError if it cannot be written (a full disk, say).
         """
-        path = self.folder / f"step-{snapshot.step:09d}.safetensors"
+        path = self.folder / snapshot_name(snapshot.step)
         write_snapshot(path, snapshot, best)
         self._prune()
         return path
@@ -82,7 +84,7 @@ class CheckpointFolder:
             path.unlink(missing_ok=True)
 
     def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*.safetensors"))
+        return snapshots_in(self.folder)
 
     def _leftovers(self) -> list[Path]:
         """Temporary files of processes that were killed during a save."""

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any, Protocol, cast
 
 import numpy as np
-from var_tokenizer.common import InputError, Snapshot, check_integer, quoted
+from var_tokenizer.common import InputError, Snapshot, check_integer, quoted, snapshot_folder
 from var_tokenizer.common.command import INTERRUPTED
 
 from var_train.data.resume_check import DataRecord, check_data
@@ -118,7 +118,7 @@ def train_stage(
     Raises InputError for a checkpoint of other settings, a loss that is not finite (the last good
     checkpoint stays), and a disk that cannot be written.
     """
-    checkpoints = CheckpointFolder(stage_folder(folder, stage.name), config.keep)
+    checkpoints = CheckpointFolder(snapshot_folder(folder, stage.name), config.keep)
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in a checkpoint
     if workers.rank() == 0 and not resume:
         checkpoints.clear()
@@ -127,7 +127,14 @@ def train_stage(
     snapshot = checkpoints.newest() if resume else None
     _check_same_step(snapshot)
     if snapshot:
-        _check_settings(checkpoints.folder, snapshot.state["settings"], settings)
+        if snapshot.state["settings"] is None:
+            log.warning(
+                "%s: goes on with what another framework trained; whether its settings and data "
+                "were the same is not on record",
+                stage.name,
+            )
+        else:
+            _check_settings(checkpoints.folder, snapshot.state["settings"], settings)
         stage.restore(snapshot.arrays, snapshot.state["stage"])
         done, validation = snapshot.step, snapshot.state["validation"]
         saved = snapshot.state["best_loss"]
@@ -148,6 +155,8 @@ def train_stage(
             checkpoints.save(Snapshot(done, arrays, entries, stage.metadata()), is_best)
 
     def save_model(is_best: bool) -> None:
+        for leftover in folder.glob(f".{stage.name}*.safetensors"):  # of a process that was killed
+            leftover.unlink(missing_ok=True)
         # before the checkpoint, which may say that the best model is this one
         stage.save(folder / f"{stage.name}.safetensors")
         if is_best:
@@ -194,11 +203,6 @@ def train_stage(
     return validation
 
 
-def stage_folder(folder: Path, stage: str) -> Path:
-    """The folder of a stage's checkpoints in the run ``folder``."""
-    return folder / "checkpoints" / stage
-
-
 def check_resumable(
     folder: Path, stage: str, settings: Mapping[str, object], data: DataRecord | None
 ) -> int | None:
@@ -207,12 +211,14 @@ def check_resumable(
     folder: of the run. settings: those of ``train_stage`` that are known before training. data:
     the images, whose digest is in ``settings``. Returns the step of the checkpoint, None for none.
     """
-    checkpoints = CheckpointFolder(stage_folder(folder, stage))
+    checkpoints = CheckpointFolder(snapshot_folder(folder, stage))
     found = checkpoints.peek()
     if found is None:
         return None
     step, state = found
     saved = state["settings"]
+    if saved is None:  # of another framework
+        return step
     # before the data: other settings may be why images were read otherwise
     keys = settings.keys() - {"data", "tokens"}
     known = {key: saved[key] for key in saved.keys() & keys}

@@ -404,7 +404,8 @@ class TransformerTraining:
         """Restores what ``state`` returned."""
         restore_parameters("transformer", list(self._model.get_parameters()), arrays)
         self._optimizer.restore("optimizer", arrays, state["optimizer"])
-        self._loss_scale.restore(state["loss_scale"])
+        if state["loss_scale"] is not None:  # of another framework: it starts anew
+            self._loss_scale.restore(state["loss_scale"])
         if self._ema is not None:
             self._ema.restore("ema", arrays)
         workers.check_equal(list(self._model.get_parameters()))
