@@ -105,7 +105,7 @@ void dot_tile(int64_t depth, const float* const (&x)[R], const float* const (&we
 void multiply_dots(int64_t rows, int64_t outputs, int64_t depth, const float* x,
                    const float* weight, const float* bias, float* y) {
     // a weight that is read from memory takes longer than its products
-    const bool worth = worth_threads(4 * outputs * depth);
+    const bool worth = worth_threads(8 * outputs * depth);
     parallel_for_if(worth, (outputs + lanes - 1) / lanes, [&](int64_t job) {
         const int64_t first = job * lanes, high = std::min<int64_t>(lanes, outputs - first);
         for (int64_t i = 0; i < rows; i += dot_rows) {

@@ -16,8 +16,9 @@ extern ThreadPool thread_pool;
 
 inline int thread_count() { return thread_pool.thread_count(); }
 
-// Whether so many multiply-adds are worth a second thread: waking it takes as long as a million.
-inline bool worth_threads(int64_t multiply_adds) { return multiply_adds >= 1 << 20; }
+// Whether so many multiply-adds are worth a second thread: waking it takes as long as a million,
+// which is half of them.
+inline bool worth_threads(int64_t multiply_adds) { return multiply_adds >= 1 << 21; }
 inline int threads_for(int64_t multiply_adds) {
     return worth_threads(multiply_adds) ? thread_count() : 1;
 }
