@@ -3,7 +3,6 @@
 import re
 import shutil
 import tempfile
-import tomllib
 from pathlib import Path
 
 import nox
@@ -14,6 +13,7 @@ nox.needs_version = ">=2024.10"
 
 ROOT = Path(__file__).parent
 PACKAGES = ("var-tokenizer", "var-transformer", "var-train", "var-convert")
+MINDSPORE = ("2.7.0", "2.7.1", "2.7.1.post1", "2.7.2", "2.8.0", "2.9.0", "2.10.0")
 TORCH = "torch==2.13.0"  # a range would take a CUDA build of several GB
 READS_CHECKPOINTS = ("numpy<2", "pillow", "safetensors")  # what var-convert needs for it
 PEERS = {
@@ -89,15 +89,25 @@ def test(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def lowest(session: nox.Session) -> None:
-    """The fast tests with the oldest libraries that the packages declare."""
+    """The fast tests with the oldest libraries that the packages declare, MindSpore's included."""
     pins = set()
     for name in PACKAGES:
-        text = (ROOT / "packages" / name / "pyproject.toml").read_text()
-        project = tomllib.loads(text)["project"]
+        project = nox.project.load_toml(ROOT / "packages" / name / "pyproject.toml")["project"]
         web = project.get("optional-dependencies", {}).get("web", ())
         for wanted in (*project["dependencies"], *web):
             pins |= set(re.findall(r"^[\w-]+>=[\d.]+", wanted))
     install_for_tests(session, *sorted(pin.replace(">=", "==") for pin in pins))
+    fast_tests(session)
+
+
+@nox.session(python=PYTHON)
+@nox.parametrize("mindspore", MINDSPORE)
+def versions(session: nox.Session, mindspore: str) -> None:
+    """The fast tests with one release of MindSpore; --force-python chooses another Python.
+
+    CI runs the oldest in `lowest` and the newest in `test`.
+    """
+    install_for_tests(session, f"mindspore=={mindspore}")
     fast_tests(session)
 
 

@@ -1,11 +1,15 @@
 """The rules between the packages: arrows go left to right, and through public names only."""
 
 import ast
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10, where pytest brings it
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[1] / "packages"
 ORDER = ("var_tokenizer", "var_transformer", "var_train", "var_convert")

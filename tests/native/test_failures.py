@@ -20,11 +20,14 @@ def test_kernels_report_each_call_of_onednn_that_fails(libraries, tmp_path):
     compiler = shutil.which("gcc")
     if compiler is None:
         pytest.skip("needs a compiler")
+    onednn = Path(ms.__file__).parent / "lib" / "libdnnl.so.3"
+    if not onednn.exists():
+        pytest.skip("MindSpore before 2.9 has oneDNN 2, of which one function is used")
     failing = tmp_path / "libfailing.so"
     source = str(PROGRAMS / "failing_onednn.c")
     subprocess.run([compiler, "-shared", "-fPIC", source, "-o", str(failing), "-ldl"], check=True)
     paths = [KernelLibrary(f"var_{name}._kernels").path for name in LIBRARIES]
-    environment = {**os.environ, "REAL_ONEDNN": str(Path(ms.__file__).parent / "lib/libdnnl.so.3")}
+    environment = {**os.environ, "REAL_ONEDNN": str(onednn)}
     done = subprocess.run(
         [sys.executable, str(PROGRAMS / "failures.py"), *paths, str(failing)],
         env=environment,

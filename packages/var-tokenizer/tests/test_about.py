@@ -29,7 +29,8 @@ def test_it_names_device_threads_and_versions():
     found = lines(OMP_NUM_THREADS="1")
     assert found["python"] == platform.python_version()
     assert found["device"] == "CPU" and found["threads"] == "1"
-    assert found["oneDNN"].startswith("3.")
+    major, slower = int(found["oneDNN"].partition(".")[0]), "slower" in found["oneDNN"]
+    assert (major, slower) in ((3, False), (2, True))
     assert found["environment"] == "OMP_NUM_THREADS=1"
 
 

@@ -52,6 +52,8 @@ WAYS = {
     "asnumpy": each(written_into),
     "other parameters": other_parameters,
 }
+if ms.__version__.startswith("2.7."):  # has no setter; gives a copy where no graph reads the weight
+    del WAYS["data ="], WAYS["asnumpy"]
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,11 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+
+import tomllib
 
 ROOT = Path(__file__).parents[3]
 TOKENIZER = ROOT / "packages" / "var-tokenizer"

@@ -90,11 +90,13 @@ def _threads() -> str:
 
 
 def _onednn() -> str:
-    import mindspore
+    from var_tokenizer.common.versions import onednn_path
 
-    library = ctypes.CDLL(str(Path(mindspore.__file__).parent / "lib" / "libdnnl.so.3"))
+    library = ctypes.CDLL(str(onednn_path()))
     library.dnnl_version.restype = ctypes.POINTER(ctypes.c_int * 3)
-    return ".".join(map(str, library.dnnl_version().contents))
+    numbers = library.dnnl_version().contents
+    slower = ", not 3: some convolutions are slower" if numbers[0] < 3 else ""
+    return ".".join(map(str, numbers)) + slower
 
 
 def _package(distribution: str) -> str:

@@ -11,6 +11,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from var_tokenizer.autoencoder import Conv2d, Decoder, Encoder
 from var_tokenizer.common import CompiledPasses, InputError, checkpoint, checks, quoted
 from var_tokenizer.common.checks import Array
+from var_tokenizer.common.versions import memory_address
 from var_tokenizer.config import TokenizerConfig
 from var_tokenizer.quantizer import MultiScaleQuantizer
 from var_tokenizer.schedule import ScaleSchedule
@@ -207,7 +208,7 @@ class Tokenizer(nn.Cell):
         return checksum == own or (checksum, own) == self._rounded
 
     def _places(self) -> tuple[int, ...]:
-        return (self._compiled.moves, *(p.data_ptr() for p in self.get_parameters()))
+        return (self._compiled.moves, *(memory_address(p) for p in self.get_parameters()))
 
     # ------------------------------------------------------------ images <-> tokens
     def encode(self, images: Array) -> list[Tensor]:

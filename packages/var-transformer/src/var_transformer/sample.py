@@ -9,7 +9,14 @@ from pathlib import Path
 
 import numpy as np
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import InputError, check_integer, quoted, save_png, to_pixels
+from var_tokenizer.common import (
+    InputError,
+    check_integer,
+    file_digest,
+    quoted,
+    save_png,
+    to_pixels,
+)
 from var_tokenizer.common.command import run_command
 from var_tokenizer.common.progress import progress_bar
 
@@ -18,7 +25,7 @@ from var_transformer.commands.class_names import class_numbers, number_ranges
 from var_transformer.commands.graph_cache import graph_cache
 from var_transformer.commands.image_files import grid, read_equal, save_npz
 from var_transformer.commands.options import DrawConfig, log_other_numbers
-from var_transformer.commands.resume import begin_or_resume, file_digest, file_version
+from var_transformer.commands.resume import begin_or_resume, file_version
 from var_transformer.generation.generate import generate
 from var_transformer.generation.refiner import Refiner
 from var_transformer.model.transformer import Transformer
@@ -95,7 +102,7 @@ def run(config: SampleConfig) -> None:
     files = {"tokenizer": config.tokenizer, "model": config.model, "refiner": config.refiner}
     versions = [file_version(path) for path in files.values()]
     with ThreadPoolExecutor() as pool:  # beside the loading, which takes as long
-        digests = pool.map(file_digest, files.values())
+        digests = pool.map(lambda path: path and file_digest(path), files.values())
         plan = make_plan(config)
         digest_of = dict(zip(files, digests, strict=True))
     for path, version in zip(files.values(), versions, strict=True):

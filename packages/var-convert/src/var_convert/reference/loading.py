@@ -2,10 +2,11 @@
 
 import os
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import nn
+from typing_extensions import Self  # torch brings it
 
 from var_convert.opened_model import OpenedModel, open_model, tell_assumptions
 from var_convert.published_names import Config

@@ -24,6 +24,7 @@ from var_tokenizer.common.compiled import one_at_a_time as one_at_a_time
 from var_tokenizer.common.errors import InputError as InputError
 from var_tokenizer.common.errors import quoted as quoted
 from var_tokenizer.common.files import check_private as check_private
+from var_tokenizer.common.files import file_digest as file_digest
 from var_tokenizer.common.files import open_regular as open_regular
 from var_tokenizer.common.files import replacing as replacing
 from var_tokenizer.common.foreign import format_of as format_of
@@ -59,3 +60,6 @@ from var_tokenizer.common.snapshots import snapshot_folder as snapshot_folder
 from var_tokenizer.common.snapshots import snapshot_name as snapshot_name
 from var_tokenizer.common.snapshots import snapshots_in as snapshots_in
 from var_tokenizer.common.snapshots import write_snapshot as write_snapshot
+from var_tokenizer.common.versions import free_memory as free_memory
+from var_tokenizer.common.versions import graph_api as graph_api
+from var_tokenizer.common.versions import unfilled as unfilled

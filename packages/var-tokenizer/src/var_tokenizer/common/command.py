@@ -23,6 +23,7 @@ import tyro
 
 from var_tokenizer.common.cann import warn_of_cann
 from var_tokenizer.common.errors import InputError, quoted
+from var_tokenizer.common.versions import check_mindspore
 
 Config = TypeVar("Config")
 
@@ -94,6 +95,7 @@ def exit_codes(interrupted: str = "interrupted") -> Iterator[None]:
 
     before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
+        check_mindspore()
         try:
             yield
         finally:

@@ -8,9 +8,10 @@ from mindspore import Parameter, Tensor, nn
 
 from var_tokenizer.common.errors import InputError
 from var_tokenizer.common.kernels import on_cpu
+from var_tokenizer.common.versions import check_mindspore, is_on_device, memory_address
 
 one_at_a_time = threading.RLock()
-"""Hold this while MindSpore compiles, runs a graph or calls an operator: MindSpore 2.10 crashes the
+"""Hold this while MindSpore compiles, runs a graph or calls an operator: MindSpore crashes the
 process if two Python threads do so at once."""
 
 
@@ -25,6 +26,7 @@ class CompiledPasses:
     """
 
     def __init__(self, model: nn.Cell) -> None:
+        check_mindspore()
         self._slots = [
             (name, cell._params, name.rpartition(".")[2])
             for path, cell in model.cells_and_names()
@@ -53,12 +55,12 @@ class CompiledPasses:
 
     def _follow(self) -> None:
         parameters = self._parameters()
-        addresses = [parameter.data_ptr() for parameter in parameters]
+        addresses = [memory_address(parameter) for parameter in parameters]
         if not self._addresses or addresses == self._addresses:
             return
         for i, parameter in enumerate(parameters):
             memory = self._memory[i]
-            if addresses[i] == self._addresses[i] or not _on_device(memory):
+            if addresses[i] == self._addresses[i]:
                 continue
             found, expected = ((p.shape, p.dtype) for p in (parameter, memory))
             if found != expected:
@@ -66,6 +68,8 @@ class CompiledPasses:
                     f"{self._slots[i][0]} is {found[1]} of shape {found[0]}; expected "
                     f"{expected[1]} of shape {expected[0]}, as when the model first ran"
                 )
+            if not _on_device(memory):
+                continue
             memory.copy_(parameter)
             parameter.set_data(memory)
             self.moves += 1
@@ -74,11 +78,12 @@ class CompiledPasses:
         if self._settled:
             return
         parameters = self._parameters()
-        self._addresses = [parameter.data_ptr() for parameter in parameters]
-        self._memory = [parameter.data for parameter in parameters]
+        self._addresses = [memory_address(parameter) for parameter in parameters]
+        # not parameter.data: before MindSpore 2.8 that is the parameter, and moves with it
+        self._memory = [Tensor(parameter) for parameter in parameters]
         self._settled = all(_on_device(memory) for memory in self._memory)
 
 
 def _on_device(memory: Tensor) -> bool:
     """Whether a graph may have read it: the first one to do so moves it to the device."""
-    return on_cpu() or memory.device != "CPU"
+    return is_on_device(memory) if on_cpu() else memory.device != "CPU"

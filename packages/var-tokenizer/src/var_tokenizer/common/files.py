@@ -1,5 +1,6 @@
 """Files: replaced whole or not at all, opened without waiting, private if they are executed."""
 
+import hashlib
 import os
 import secrets
 import stat
@@ -79,3 +80,12 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
         file.close()
         raise InputError(f"{quoted(path)}: no regular file")
     return file
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal. Raises InputError if it is no file."""
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()

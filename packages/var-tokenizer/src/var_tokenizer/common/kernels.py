@@ -20,6 +20,7 @@ from mindspore import ops
 from mindspore.ops import CustomRegOp, DataType
 
 from var_tokenizer.common.threads import settle_mindspore, thread_count
+from var_tokenizer.common.versions import onednn_path
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ def _chosen(sets: dict[str, bool]) -> str:
 
 
 def _open(module: str) -> Opened:
-    onednn = Path(ms.__file__).parent / "lib" / "libdnnl.so.3"
+    onednn = onednn_path()
     try:
         path, pool = _file(module), _load(_file(_POOL))
         library = _load(path)

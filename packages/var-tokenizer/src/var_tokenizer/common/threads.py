@@ -12,6 +12,8 @@ from functools import cache
 from math import ceil
 from pathlib import Path
 
+from var_tokenizer.common.versions import graph_api
+
 try:  # MindSpore's public functions set these, but do not tell what the user has set
     from mindspore._c_expression import (
         MSContext,
@@ -19,7 +21,6 @@ try:  # MindSpore's public functions set these, but do not tell what the user ha
         disable_multi_thread,
         ms_ctx_param,
     )
-    from mindspore.graph.api import _pynative_executor
 except ImportError:  # another version of MindSpore: its threads stay as they are
     MSContext = None
 
@@ -125,5 +126,5 @@ def settle_mindspore(operators: int) -> None:
         else:
             context.set_param(count, operators)
     if _BLOCKING not in os.environ:
-        _pynative_executor.sync()  # what was queued before runs before
+        graph_api._pynative_executor.sync()  # what was queued before runs before
         disable_multi_thread()

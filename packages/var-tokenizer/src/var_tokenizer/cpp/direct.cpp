@@ -7,6 +7,7 @@
 #include "common/buffer.h"
 #include "common/onednn.h"
 #include "common/threads.h"
+#include "unfolded.h"
 
 namespace direct {
 
@@ -151,6 +152,7 @@ void uncrop(const Shape& whole, const Shape& part, const float* from, float* to)
 }  // namespace
 
 void convolve(Pass pass, const Shape& s, float* src, float* weights, float* bias, float* dst) {
+    if (!compiles) return unfolded::convolve(pass, s, src, weights, bias, dst);
     // Pixels after the last that is read would be a negative padding, with which oneDNN 3.10 gives
     // wrong gradients of the weights on AVX2. It never sees them.
     Shape part = s;

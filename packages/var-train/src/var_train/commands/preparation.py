@@ -1,6 +1,5 @@
 """What a run begins with: its data, and a folder in which it can continue."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -8,7 +7,7 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import InputError, quoted, snapshot_folder
+from var_tokenizer.common import InputError, file_digest, quoted, snapshot_folder
 from var_tokenizer.common.progress import working
 
 from var_train.commands.run_config import RunConfig
@@ -114,9 +113,7 @@ def _settings(
     else:
         network = config.train_tokenizer.losses.feature_network
         if network is not None:
-            with network.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            parts["train_tokenizer"]["losses"]["feature_network"] = digest
+            parts["train_tokenizer"]["losses"]["feature_network"] = file_digest(network)
     return json.loads(json.dumps(parts, default=str))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
-from var_tokenizer.common import InputError, KernelLibrary, check_number
+from var_tokenizer.common import InputError, KernelLibrary, check_number, free_memory
 
 from var_train.optimization.learning_rate import RATE_SCHEDULES, is_rate_schedule, learning_rate
 from var_train.parallel import workers
@@ -305,4 +305,4 @@ def release_gradients(gradients: Sequence[Tensor]) -> None:
     A compiled function keeps its last arguments, so they would coexist with the next gradients.
     """
     for gradient in gradients:
-        gradient.untyped_storage().resize_(0)
+        free_memory(gradient)

@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from mindspore import Tensor
 from var_tokenizer import ScaleSchedule
-from var_tokenizer.common import InputError, check_integer, one_at_a_time
+from var_tokenizer.common import InputError, check_integer, free_memory, one_at_a_time
 
 KeysValues: TypeAlias = tuple[Tensor, ...]
 """Keys and values of one block or of several, in the backend's own layout."""
@@ -50,7 +50,7 @@ class Cache:
         with one_at_a_time:
             for tensor in self.tensors:  # one by one: the two caches are never both in memory
                 first.append(tensor[:count].copy())
-                tensor.untyped_storage().resize_(0)
+                free_memory(tensor)
         return replace(self, batch=count, tensors=tuple(first))
 
     def release(self) -> None:
@@ -61,4 +61,4 @@ class Cache:
         """
         with one_at_a_time:
             for tensor in self.tensors:
-                tensor.untyped_storage().resize_(0)
+                free_memory(tensor)

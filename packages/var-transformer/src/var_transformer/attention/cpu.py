@@ -2,10 +2,10 @@
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, mint, nn, ops
+from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
 from var_tokenizer import ScaleSchedule
-from var_tokenizer.common import KernelLibrary
+from var_tokenizer.common import KernelLibrary, unfilled
 
 from var_transformer.attention.base import NextScaleAttention, check_tokens, last_scale
 from var_transformer.attention.cache import KeysValues
@@ -81,8 +81,8 @@ class CpuAttention(NextScaleAttention):
         length, d = self.offsets[-1], self.head_width
         padded = -(-length // _LANES) * _LANES
         # not filled: that alone took 0.1 s for an image of d16, and nothing depends on it
-        keys = mint.empty((batch, self.heads, d, padded), dtype=ms.float32)
-        return keys, mint.empty((batch, self.heads, length, d), dtype=ms.float32)
+        keys = unfilled((batch, self.heads, d, padded), ms.float32)
+        return keys, unfilled((batch, self.heads, length, d), ms.float32)
 
 
 class _AllScales(nn.Cell):

@@ -20,8 +20,7 @@ from pathlib import Path
 from shutil import rmtree
 
 import mindspore as ms
-from mindspore.graph import api
-from var_tokenizer.common import InputError, KernelLibrary, check_private
+from var_tokenizer.common import InputError, KernelLibrary, check_private, graph_api
 
 log = logging.getLogger("var_transformer")
 
@@ -61,7 +60,7 @@ def graph_cache(**settings: object) -> Iterator[None]:
         return
     # MindSpore would read the script's imports, but fails on a script started by `python -m`; the
     # folder's name holds what graphs depend on
-    api.entry_script_path = __file__
+    graph_api.entry_script_path = __file__
     ms.set_context(enable_compile_cache=True, compile_cache_path=str(temporary or folder))
     try:
         yield

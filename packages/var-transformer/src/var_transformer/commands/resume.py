@@ -1,6 +1,5 @@
 """Continues an interrupted run, but only with the settings it began with."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -51,14 +50,6 @@ def file_version(path: Path | None) -> tuple[int, ...] | None:
         return None
     of = path.stat()
     return (of.st_dev, of.st_ino, of.st_size, of.st_mtime_ns)
-
-
-def file_digest(path: Path | None) -> str | None:
-    """The SHA-256 of a file, in hexadecimal; None for none. Raises InputError if it is no file."""
-    if path is None:
-        return None
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remove_leftovers(out: Path) -> None:

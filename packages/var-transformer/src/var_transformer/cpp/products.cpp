@@ -65,6 +65,13 @@ void matrix_product(int64_t m, int64_t n, int64_t depth, Matrix a, Matrix b, con
         for (int64_t i = 0; i < m * n; ++i) c[i] = bias ? bias[i % n] : 0;
         return;
     }
+    if (!compiles) {
+        for (int64_t i = 0; bias && i < m; ++i) std::copy_n(bias, n, c + i * n);
+        const auto rows = [](Matrix x) {
+            return x.column == 1 ? Rows{x.data, x.row} : Rows{x.data, x.column, true};
+        };
+        return onednn::multiply(m, n, depth, rows(a), rows(b), bias ? 1 : 0, c);
+    }
     // all threads share the products that are kept, their arguments and the scratchpad
     static std::mutex one_at_a_time;
     std::lock_guard<std::mutex> lock(one_at_a_time);

@@ -11,11 +11,11 @@ import logging
 import re
 import tempfile
 from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
+import anyio
 import gradio as gr
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -100,10 +100,9 @@ class Guard:
             except RefusedError as refusal:
                 headers = {"Connection": "close"} if scope["method"] == "POST" else {}
                 rest = limits.MAX_DRAINED
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(limits.BODY_SECONDS):
-                        while more and rest > 0:  # a sender that is not done misses the answer
-                            rest -= len((await noted_receive()).get("body", b""))
+                with anyio.move_on_after(limits.BODY_SECONDS):
+                    while more and rest > 0:  # a sender that is not done misses the answer
+                        rest -= len((await noted_receive()).get("body", b""))
                 if refusal.status == 401:
                     headers["WWW-Authenticate"] = 'Basic realm="VAR", charset="UTF-8"'
                 answer = JSONResponse({"detail": refusal.sentence}, refusal.status, headers)
@@ -324,7 +323,7 @@ async def _body(receive: Receive) -> bytes:
     """The body of a request; raises RefusedError if it is too long or too slow."""
     body = b""
     try:
-        async with asyncio.timeout(limits.BODY_SECONDS):
+        with anyio.fail_after(limits.BODY_SECONDS):
             while True:
                 message = await receive()
                 body += message.get("body", b"")

@@ -10,6 +10,7 @@ namespace onednn {
 ONEDNN_FUNCTIONS(ONEDNN_DEFINE)
 #undef ONEDNN_DEFINE
 
+bool compiles = false;
 dnnl_engine* engine = nullptr;
 dnnl_stream* stream = nullptr;
 
@@ -29,18 +30,42 @@ class Threads {
     virtual ~Threads() = default;
 } threads;
 
+// So many of them
+class Some : public Threads {
+   public:
+    explicit Some(int count) : count_(count) {}
+    int get_num_threads() const override { return count_; }
+
+   private:
+    int count_;
+};
+
+int (*sgemm)(char a_order, char b_order, int64_t m, int64_t n, int64_t depth, float alpha,
+             const float* a, int64_t a_step, const float* b, int64_t b_step, float beta, float* c,
+             int64_t c_step, void* threads) = nullptr;
+
 }  // namespace
 
 bool open(const char* path) {
     void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!library) return false;
+    sgemm = reinterpret_cast<decltype(sgemm)>(dlsym(library, "dnnl_threadpool_interop_sgemm"));
+    bool all = true;
 #define ONEDNN_LOOK_UP(name, result, ...)                                            \
     name = reinterpret_cast<result (*)(__VA_ARGS__)>(dlsym(library, "dnnl_" #name)); \
-    if (!name) return false;
+    all = all && name;
     ONEDNN_FUNCTIONS(ONEDNN_LOOK_UP)
 #undef ONEDNN_LOOK_UP
+    compiles = all;
+    if (!compiles) return sgemm;
     return !engine_create(&engine, cpu, 0) &&
            !threadpool_interop_stream_create(&stream, engine, &threads);
+}
+
+void multiply(int64_t m, int64_t n, int64_t depth, Rows a, Rows b, float beta, float* c) {
+    Some some(threads_for(m * n * depth));
+    check(sgemm(a.transposed ? 'T' : 'N', b.transposed ? 'T' : 'N', m, n, depth, 1, a.data, a.step,
+                b.data, b.step, beta, c, n, &some));
 }
 
 Desc strided(std::initializer_list<int64_t> sizes, std::initializer_list<int64_t> strides) {

@@ -1,7 +1,8 @@
 // The part of oneDNN's C interface that the kernels need (https://uxlfoundation.github.io/oneDNN).
 //
 // MindSpore ships the library without its headers. Functions are looked up at run time, so the
-// build needs neither. Names and values are those of oneDNN 3.
+// build needs neither. Names and values are those of oneDNN 3. MindSpore before 2.9 ships oneDNN 2,
+// of which only `multiply` is used: the rest has another interface there.
 #pragma once
 
 #include <cstddef>
@@ -97,8 +98,22 @@ ONEDNN_FUNCTIONS(ONEDNN_DECLARE)
 extern dnnl_engine* engine;
 extern dnnl_stream* stream;  // its work runs on the threads of threads.h
 
-// Looks up the functions in the shared library at `path`; false if one is missing or fails.
+// Looks up the functions in the shared library at `path`; false if one fails, or if even `multiply`
+// is missing.
 bool open(const char* path);
+
+// Whether it is oneDNN 3: without it, only `multiply` can be called.
+extern bool compiles;
+
+// A matrix row by row, or column by column if transposed; these are `step` floats apart.
+struct Rows {
+    const float* data;
+    int64_t step;
+    bool transposed = false;
+};
+
+// c (m x n, row by row) = a (m x depth) b (depth x n) + beta c; with beta 0, c is not read.
+void multiply(int64_t m, int64_t n, int64_t depth, Rows a, Rows b, float beta, float* c);
 
 inline void check(int status) {
     if (status) throw std::runtime_error("oneDNN refused");
