@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 _SOURCES = Path(__file__).parent
 _MODULE = "var_ascend_c"
 _KERNELS = "libvar_ascend_c_kernels.so"
+# of MindSpore: how a graph finds such operators; 2.7.0 has none
+_FACTORY = "include/mindspore/ops/include/kernel/ascend/custom/kernel_mod_impl/custom_register.h"
 
 
 def directory() -> Path:
@@ -36,9 +38,14 @@ def build(npu_arch: str) -> Path:
     """Compiles the kernels for an architecture ("dav-2201") and the operators; returns the folder.
 
     Raises InputError if CANN or its compiler is missing, if CANN is of another version than
-    MindSpore wants, or if compilation fails.
+    MindSpore wants, if MindSpore's graphs take no such operators, or if compilation fails.
     """
     check_cann()
+    if not (Path(ms.__file__).parent / _FACTORY).is_file():
+        raise InputError(
+            f"MindSpore is {ms.__version__}, whose graphs take no such operators (it has no "
+            f"{Path(_FACTORY).name}); expected a later one, such as 2.10"
+        )
     compiler = shutil.which("bisheng")
     if compiler is None or "ASCEND_OPP_PATH" not in os.environ:
         raise InputError(
