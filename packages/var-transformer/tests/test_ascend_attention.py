@@ -15,7 +15,7 @@ from var_transformer.attention import ascend, build
 
 @pytest.fixture
 def modelled(monkeypatch):
-    """The operator's model in the operator's place, which takes float32, too."""
+    """The operators' models in the operators' places, which take float32, too."""
     monkeypatch.setattr(ops, "flash_attention_score", flash_attention_model)
     monkeypatch.setattr(ascend, "DTYPES", (*ascend.DTYPES, ms.float32))
 
@@ -65,7 +65,10 @@ def test_segments_equal_the_full_mask_forward_and_gradient(monkeypatch, modelled
     schedule, rng = random_schedule(seed), np.random.default_rng(seed)
     # a cheap launch cuts everywhere, a dear one nowhere
     monkeypatch.setattr(ascend, "_BATCH", 10.0 ** rng.uniform(4, 8))
-    ways = [build(schedule, 2, 16, False, BackendConfig("ascend", dtype, f)) for f in (False, True)]
+    ways = [
+        build(schedule, 2, 16, False, BackendConfig("ascend", dtype, f))
+        for f in (None, False, True)
+    ]
     kind = ms.dtype_to_nptype(dtype)
     shape = (2, schedule.length, 32)
     q, k, v = (rng.standard_normal(shape).astype(kind) for _ in range(3))

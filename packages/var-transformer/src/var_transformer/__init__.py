@@ -9,12 +9,14 @@ from var_transformer.generation.refiner import Refiner
 from var_transformer.generation.sampler import Sampler
 from var_transformer.model.checks import check_class_names, check_pair, parse_class_names
 from var_transformer.model.config import TransformerConfig
+from var_transformer.model.recomputed import RecomputedGradients
 from var_transformer.model.shapes import transformer_shapes
 from var_transformer.model.transformer import Transformer
 
 __all__ = [
     "BackendConfig",
     "Generation",
+    "RecomputedGradients",
     "Refiner",
     "Sampler",
     "Transformer",

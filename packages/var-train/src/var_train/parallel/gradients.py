@@ -33,6 +33,21 @@ def _mean_gradient(all_reduce: ops.Primitive, fraction: float, gradient: Tensor)
     return all_reduce(gradient) * fraction
 
 
+class AveragedGradient(nn.Cell):
+    """The array itself, whose gradient is averaged over the workers during the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all_reduce = ops.AllReduce()
+        self.fraction = 1.0 / workers.size()
+
+    def construct(self, x: Tensor) -> Tensor:
+        return x
+
+    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
+        return (self.all_reduce(dout) * self.fraction,)
+
+
 class AllReduceMean(nn.Cell):
     """Averages gradients over the workers."""
 

@@ -20,7 +20,8 @@ from var_train.data.token_sources import TokenSet, TokenSource
 from var_train.losses.token_loss import token_losses
 from var_train.optimization.adamw import AdamW, AdamWConfig, release_gradients
 from var_train.optimization.averages import Ema, averaged
-from var_train.optimization.loss_scale import LossScale, PrecisionConfig
+from var_train.optimization.flat_weights import weights_in_training
+from var_train.optimization.loss_scale import DTYPES, LossScale, PrecisionConfig
 from var_train.parallel import workers
 from var_train.parallel.gradients import AllReduceMean
 from var_train.parallel.sharding import Sharding
@@ -29,6 +30,7 @@ from var_train.reports.metrics_log import Value
 from var_train.training.checkpoints import parameter_arrays, restore_parameters
 from var_train.training.loop import Stopwatch
 from var_train.training.progressive import newest_weight, scales_in_training
+from var_train.training.transformer_gradients import loss_and_gradients
 
 _STEPS = 4  # random stream under the seed; the tokenizer's stage has 1 to 3
 _SAMPLE_ROWS = 8  # classes in a grid of samples, at most
@@ -182,9 +184,6 @@ class TransformerTraining:
         self._loss_scale = LossScale(config.precision)
         self._watch = Stopwatch()
         workers.synchronize(list(model.get_parameters()))
-        if config.recompute:
-            for block in model.blocks:
-                block.recompute()
         self._compile()
 
     # ------------------------------------------------------------ the step
@@ -276,34 +275,26 @@ class TransformerTraining:
         Gradients and update are two graphs, so that each can be timed.
         """
         model, config = self._model, self._config
-        parameters = model.trainable_params()
-        sharded = config.shard_optimizer and workers.size() > 1
-        sharding = Sharding(parameters) if sharded else None
-        self._optimizer = optimizer = AdamW(parameters, config.adamw, is_decayed, sharding)
-        self._ema = Ema(parameters, config.ema) if config.ema else None
-        average = AllReduceMean(parameters)
+        several, dtype = workers.size() > 1, DTYPES[config.precision.dtype]
+        sharded = config.shard_optimizer and several
         once = config.accumulation == 1  # average during the backward pass, or at the end
-        smoothing, add = config.label_smoothing, ops.HyperMap()
-
-        def loss_of(
-            labels_b: Tensor,
-            inputs_blz: Tensor,
-            ids_bl: Tensor,
-            keep_d2b11: Tensor,
-            weights_l: Tensor,
-            scale: Tensor,
-        ) -> tuple[Tensor, Tensor]:
-            logits_blv = model(labels_b, inputs_blz, keep_d2b11)
-            loss_bl = token_losses(logits_blv, ids_bl, smoothing)
-            loss = (loss_bl * weights_l).mean()
-            return loss * scale, loss
-
-        gradients_of = ms.value_and_grad(loss_of, None, parameters, has_aux=True)
+        self._weights = weights = weights_in_training(
+            model, is_decayed, dtype, once and several, workers.size() if sharded else 1
+        )
+        parameters = list(weights.masters)
+        sharding = Sharding(parameters) if sharded else None
+        self._optimizer = optimizer = AdamW(parameters, config.adamw, weights.is_decayed, sharding)
+        self._ema = Ema(parameters, config.ema) if config.ema else None
+        average = AllReduceMean(list(weights.trained))
+        add = ops.HyperMap()
+        gradients_of = loss_and_gradients(model, weights, config.label_smoothing, config.recompute)
 
         @ms.jit
         def gradients(*inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-            (_, loss), found = gradients_of(*inputs)
-            if once:
+            loss, found = gradients_of(*inputs)
+            if not once:  # parts are added up in float32
+                found = weights.gradients(found)
+            elif not weights.averages:
                 found = average(found)
             return loss, found
 
@@ -313,9 +304,8 @@ class TransformerTraining:
 
         @ms.jit
         def update(found: tuple[Tensor, ...], scalars_3: Tensor, divisor: Tensor) -> Tensor:
-            if not once:
-                found = average(found)
-            return optimizer(found, scalars_3, divisor)
+            found = weights.gradients(found) if once else average(found)
+            return weights.refresh(optimizer(found, scalars_3, divisor))
 
         @ms.jit
         def measure(labels_b: Tensor, inputs_blz: Tensor, ids_bl: Tensor) -> tuple[Tensor, Tensor]:
@@ -335,6 +325,7 @@ class TransformerTraining:
         each, coarse to fine. ``samples`` is a grid of generated images.
         """
         with averaged(self._ema):
+            self._weights.publish()
             found: dict[str, Value] = dict(self._measured())
             if workers.rank() == 0 and self._config.samples_per_class:
                 found["samples"] = self._samples()
@@ -380,10 +371,12 @@ class TransformerTraining:
         """Gives the model the weights to save."""
         if self._ema is not None:
             self._ema.copy_to_parameters()
+        self._weights.publish()
 
     def save(self, path: Path) -> None:
         """Writes the transformer, with its averaged weights where there are some."""
         with averaged(self._ema):
+            self._weights.publish()
             self._model.save(path)
 
     # ------------------------------------------------------------ resumption
@@ -393,16 +386,19 @@ class TransformerTraining:
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Everything that later steps depend on."""
+        self._weights.publish()
         arrays = parameter_arrays("transformer", list(self._model.get_parameters()))
-        moments, optimizer = self._optimizer.snapshot("optimizer")
-        arrays |= moments
+        others, optimizer = self._optimizer.snapshot("optimizer")
         if self._ema is not None:
-            arrays |= self._ema.snapshot("ema")
+            others |= self._ema.snapshot("ema")
+        arrays |= self._weights.named(others)
         return arrays, {"optimizer": optimizer, "loss_scale": self._loss_scale.state()}
 
     def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
         """Restores what ``state`` returned."""
         restore_parameters("transformer", list(self._model.get_parameters()), arrays)
+        self._weights.collect()
+        arrays = self._weights.flattened(arrays)
         self._optimizer.restore("optimizer", arrays, state["optimizer"])
         if state["loss_scale"] is not None:  # of another framework: it starts anew
             self._loss_scale.restore(state["loss_scale"])

@@ -31,8 +31,9 @@ class BackendConfig:
     name: "ascend" (fused operators, float16 or bfloat16), "portable" (any device and type), or
     "auto": ascend on an Ascend in one of its types, C++ kernels on a CPU that has them, portable
     elsewhere.
-    one_call: ascend attention trains in one banded call, which copies nothing, instead of in
-    segments, cut for few scores and launches (see README; neither was measured on an NPU).
+    one_call: ascend attention trains in one banded call, which copies nothing (True), or in
+    segments, cut for few scores and launches (False); by default in what costs least by a model of
+    launches, products and memory (``segments.training_seconds``; see README).
     dtype: of the model's matrix products, and of queries, keys and values in ascend attention and
     its cache; every other attention computes in float32.
 
@@ -41,7 +42,7 @@ class BackendConfig:
 
     name: str = "auto"
     dtype: ms.Type = ms.float32
-    one_call: bool = False
+    one_call: bool | None = None
 
     def __post_init__(self) -> None:
         check_choice("attention backend", self.name, ("auto", "ascend", "portable"))

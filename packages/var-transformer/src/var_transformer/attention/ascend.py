@@ -13,6 +13,7 @@ transposed, copied or masked. If the fused operators of ``ascend_c`` are built, 
 splits the projection's result, normalizes it and writes the cache, in generation.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import mindspore as ms
@@ -31,7 +32,13 @@ from var_transformer.attention.base import (
 from var_transformer.attention.block_causal_mask import block_causal_mask
 from var_transformer.attention.cache import KeysValues
 from var_transformer.attention.devices import DEVICES
-from var_transformer.attention.segments import launch_scores, scores_and
+from var_transformer.attention.segments import (
+    Plan,
+    launch_scores,
+    scores_and,
+    training_seconds,
+)
+from var_transformer.model.operators import Parts
 
 DTYPES = (ms.float16, ms.bfloat16)
 _ALL = 2**31 - 1  # next_tokens of a call without a band
@@ -54,7 +61,7 @@ class AscendAttention(NextScaleAttention):
         head_width: int,
         unit_length: bool,
         dtype: ms.Type,
-        one_call: bool = False,
+        one_call: bool | None = None,
     ) -> None:
         if dtype not in DTYPES:
             raise InputError(
@@ -65,11 +72,14 @@ class AscendAttention(NextScaleAttention):
                 f"head width is {head_width}; Ascend's fused operators take multiples of 16 "
                 "up to 512"
             )
-        launch = launch_scores(DEVICES["ascend-910b"], _BATCH * heads, head_width)
-        cost = len if one_call else scores_and(launch)
+        device, every = DEVICES["ascend-910b"], _BATCH * heads
+        cost: Callable[[Plan], float] = training_seconds(device, every, head_width)
+        if one_call is not None:
+            cost = len if one_call else scores_and(launch_scores(device, every, head_width))
         super().__init__(schedule, heads, unit_length, cost, banded=True)
         self.head_width = head_width
         self.dtype = dtype
+        self.parts = Parts()
         self.write = auto_generate.ReshapeAndCache()
         self.fused_write: Any = None  # an operator of ``ascend_c``
         fused = ascend_c.operators()
@@ -84,18 +94,22 @@ class AscendAttention(NextScaleAttention):
         self, q_blc: Tensor, k_blc: Tensor, v_blc: Tensor, score_scale: Tensor | float
     ) -> tuple[Tensor, Tensor, Tensor]:
         q_blhd, k_blhd, v_blhd = self._apart(q_blc), self._apart(k_blc), self._apart(v_blc)
-        if self.unit_length is not None:
-            # lengths are summed in float32; the learned scale is folded into the queries
-            scale_11h1 = ops.reshape(score_scale, (1, 1, -1, 1))
-            q_blhd = self.unit_length(q_blhd.astype(ms.float32)) * scale_11h1
-            k_blhd = self.unit_length(k_blhd.astype(ms.float32))
-        else:
-            q_blhd = q_blhd * score_scale
-        return q_blhd.astype(self.dtype), k_blhd.astype(self.dtype), v_blhd.astype(self.dtype)
+        return *self._scaled(q_blhd, k_blhd, score_scale), v_blhd
 
     def _apart(self, x_blc: Tensor) -> Tensor:
-        b, length, _ = x_blc.shape
-        return x_blc.reshape(b, length, self.heads, self.head_width)
+        if len(x_blc.shape) == 4:
+            return x_blc
+        b, length, c = x_blc.shape
+        return x_blc.astype(self.dtype).reshape(b, length, c // self.head_width, self.head_width)
+
+    def _scaled(
+        self, q_blhd: Tensor, k_blhd: Tensor, score_scale: Tensor | float
+    ) -> tuple[Tensor, Tensor]:
+        """Queries and keys as they are multiplied: the scale of scores is the queries'."""
+        if self.unit_length is None:
+            return q_blhd * score_scale, k_blhd
+        scale_11h1 = ops.reshape(score_scale, (1, 1, -1, 1)).astype(self.dtype)
+        return self.unit_length(q_blhd) * scale_11h1, self.unit_length(k_blhd)
 
     def attend(
         self, queries: Tensor, keys: Tensor, values: Tensor, segment: PlainSegment
@@ -119,8 +133,11 @@ class AscendAttention(NextScaleAttention):
         self, qkv_bl3c: Tensor, score_scale: Tensor | float, k: int | None, past: KeysValues
     ) -> tuple[Tensor, KeysValues]:
         if self.fused_write is None or k is None:
-            q_blc, k_blc, v_blc = ops.split(qkv_bl3c, qkv_bl3c.shape[-1] // 3, 2)
-            return self.construct(q_blc, k_blc, v_blc, score_scale, k, past)
+            # views on an Ascend: the projection's result is not copied
+            q_blhd, k_blhd, v_blhd = self.parts(self._apart(qkv_bl3c), self.heads, 2)
+            heads = self.heads_of(q_blhd, k_blhd, v_blhd, score_scale)
+            mixed_blc, grown = self.of_heads(*heads, qkv_bl3c.shape[1], k, past)
+            return mixed_blc.astype(qkv_bl3c.dtype), grown
         b, length, _ = qkv_bl3c.shape
         check_tokens(length, k, self.tokens)
         check_cache(past[0].shape, (b, self.offsets[-1], self.heads, self.head_width))

@@ -63,14 +63,27 @@ class NextScaleAttention(nn.Cell):
         cache of this block; () if k is None.
         Raises InputError for a number of tokens that the schedule does not have.
         """
-        queries, keys, values = self.heads_of(q_blc, k_blc, v_blc, score_scale)
+        heads = self.heads_of(q_blc, k_blc, v_blc, score_scale)
+        mixed_blc, grown = self.of_heads(*heads, q_blc.shape[1], k, past)
+        return mixed_blc.astype(q_blc.dtype), grown
+
+    def of_heads(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        length: int,
+        k: int | Tensor | None,
+        past: KeysValues,
+    ) -> tuple[Tensor, KeysValues]:
+        """As ``construct``, for ``length`` tokens in the backend's layout, queries scaled."""
         if k is None:
-            last = last_scale(q_blc.shape[1], self.offsets)
+            last = last_scale(length, self.offsets)
             mixed, grown = self._all_scales(queries, keys, values, self.plans[last]), ()
         else:
-            check_tokens(q_blc.shape[1], k, self.tokens)
+            check_tokens(length, k, self.tokens)
             mixed, grown = self.extend(queries, keys, values, k, past)
-        return self.merged(mixed).astype(q_blc.dtype), grown
+        return self.merged(mixed), grown
 
     def projected(
         self,

@@ -68,3 +68,27 @@ def launch_scores(device: Device, heads: int, head_width: int) -> float:
     key, one with the value.
     """
     return device.launch * device.flops / (4 * head_width * heads)
+
+
+def training_seconds(device: Device, heads: int, head_width: int) -> Callable[[Plan], float]:
+    """A cost function: the least time of a plan's calls, forward and backward.
+
+    Launches, products (4 flops a score and head width forward, 10 backward) and memory. Cutting
+    moves more of it: queries, keys and values are split, prefixes joined, and their gradients
+    split, joined and added up. heads: of all images together.
+    """
+    row = heads * head_width * device.itemsize  # bytes of one token's queries
+
+    def seconds(plan: Plan) -> float:
+        length, middles = plan[-1].end, max(len(plan) - 2, 0)
+        rows = sum(6 * (s.end - s.begin) + 6 * s.end for s in plan)
+        launches = 2 * len(plan)
+        if len(plan) > 1:
+            rows += (
+                16 * length + sum(8 * s.end for s in plan[1:-1]) + sum(6 * s.end for s in plan[1:])
+            )
+            launches += 8 + 6 * middles
+        flops = 14 * head_width * heads * scores(plan)
+        return launches * device.launch + max(flops / device.flops, rows * row / device.bandwidth)
+
+    return seconds

@@ -58,7 +58,7 @@ def candidates() -> dict[str, BackendConfig]:
     found = {"portable, float32": BackendConfig("portable")}
     for dtype in (ms.float16, ms.bfloat16):
         kind = str(dtype).lower()
-        found[f"segments, {kind}"] = BackendConfig("ascend", dtype)
+        found[f"segments, {kind}"] = BackendConfig("ascend", dtype, one_call=False)
         found[f"one call, {kind}"] = BackendConfig("ascend", dtype, one_call=True)
     return found
 

@@ -1,9 +1,12 @@
 """A block of the transformer: attention and a feed-forward network, and the layers they are of.
 
-Names and suffixes as in ``transformer.py``.
+Names and suffixes as in ``transformer.py``. If a cell is ``given`` arrays, it computes with them in
+the place of its parameters, in the order of ``trainable_params``. What all blocks compute alike of
+a few numbers is computed at once then, and given as the result (``Transformer.shared``).
 """
 
 import math
+from typing import TypeAlias
 
 import mindspore as ms
 import numpy as np
@@ -13,6 +16,9 @@ from var_transformer import attention
 from var_transformer.attention import BackendConfig, KeysValues
 from var_transformer.model import operators as fast
 from var_transformer.model.config import TransformerConfig
+
+Given: TypeAlias = tuple[Tensor, ...]
+"""Arrays in the place of parameters, in the order of ``trainable_params``; () for none."""
 
 _MAX_LOG_SCALE = math.log(100)  # of the learned attention scale
 
@@ -31,7 +37,9 @@ class Linear(nn.Cell):
         self.bias = zeros(outputs) if has_bias else None
         self.linear = fast.Linear()
 
-    def construct(self, x: Tensor) -> Tensor:
+    def construct(self, x: Tensor, given: Given = ()) -> Tensor:
+        if len(given) > 0:
+            return self.linear(x, given[0], given[1])
         return self.linear(x, self.weight, self.bias)
 
 
@@ -41,14 +49,40 @@ class Embedding(nn.Cell):
     def __init__(self, entries: int, width: int) -> None:
         super().__init__()
         self.weight = zeros(entries, width)
+        self.rows = fast.Rows()
 
-    def construct(self, ids: Tensor) -> Tensor:
-        return ops.gather(self.weight, ids, 0)
+    def construct(self, ids: Tensor, given: Given = ()) -> Tensor:
+        if len(given) > 0:
+            return self.rows(given[0], ids)
+        return self.rows(self.weight, ids)
 
 
 class SiLU(nn.Cell):
     def construct(self, x: Tensor) -> Tensor:
         return x * ops.sigmoid(x)
+
+
+class Modulation(nn.SequentialCell):
+    """``count`` modulation vectors of a class side by side: (B, C) -> (B, count * C)."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__(SiLU(), Linear(width, count * width))
+
+    def construct(self, class_bc: Tensor, given: Given = ()) -> Tensor:
+        """With ``given`` weights, class_bc is already behind the SiLU."""
+        if len(given) > 0:
+            return self.cell_list[1](class_bc, given)
+        return self.cell_list[1](self.cell_list[0](class_bc))
+
+
+def scale_of(log_scale: Tensor) -> Tensor:
+    """The learned scale of scores from its logarithm."""
+    return ops.exp(ops.minimum(log_scale, _MAX_LOG_SCALE))
+
+
+def with_scale(weights: Given, scales: tuple[Tensor, ...], i: int) -> Given:
+    """The weights of block i with its scale of scores in the place of the logarithm."""
+    return (*weights[:2], scales[i], *weights[3:]) if len(scales) > 0 else weights
 
 
 class Attention(nn.Cell):
@@ -69,19 +103,25 @@ class Attention(nn.Cell):
         self.attend = attention.build(config.schedule, h, c // h, config.qk_l2_norm, backend)
 
     def construct(
-        self, x_blc: Tensor, k: int | Tensor | None, past: KeysValues
+        self, x_blc: Tensor, k: int | Tensor | None, past: KeysValues, given: Given = ()
     ) -> tuple[Tensor, KeysValues]:
-        """All scales at once, or scale k over ``past``, the keys and values of those before."""
+        """All scales at once, or scale k over ``past``, the keys and values of those before.
+
+        given: with the scale of scores itself in the place of its logarithm.
+        """
+        q_bias = self.q_bias if len(given) == 0 else given[0]
+        v_bias = self.v_bias if len(given) == 0 else given[1]
+        qkv_weight = self.mat_qkv.weight if len(given) == 0 else given[-3]
         # Reshaped, because MindSpore counts a tuple of parameters as a side effect, and copies all
         # weights that are read again after one, in the backward pass.
-        q_bias, v_bias = self.q_bias.reshape(-1), self.v_bias.reshape(-1)
+        q_bias, v_bias = q_bias.reshape(-1), v_bias.reshape(-1)
         qkv_bias = ops.concat((q_bias, ops.zeros_like(q_bias), v_bias))
-        qkv_bl3c = self.mat_qkv.linear(x_blc, self.mat_qkv.weight, qkv_bias)
+        qkv_bl3c = self.mat_qkv.linear(x_blc, qkv_weight, qkv_bias)
         score_scale = self.fixed_scale
         if self.scale_mul_1H11 is not None:
-            score_scale = ops.exp(ops.minimum(self.scale_mul_1H11, _MAX_LOG_SCALE))
+            score_scale = scale_of(self.scale_mul_1H11) if len(given) == 0 else given[2]
         mixed_blc, grown = self.attend.projected(qkv_bl3c, score_scale, k, past)
-        return self.proj(mixed_blc), grown
+        return self.proj(mixed_blc, given[-2:]), grown
 
 
 class FeedForward(nn.Cell):
@@ -92,10 +132,13 @@ class FeedForward(nn.Cell):
         c = config.width
         self.fc1 = Linear(c, 4 * c)
         self.fc2 = Linear(4 * c, c)
-        self.gelu = fast.Gelu()
+        self.gelu_linear = fast.GeluLinear()
 
-    def construct(self, x_blc: Tensor) -> Tensor:
-        return self.fc2(self.gelu(self.fc1(x_blc)))
+    def construct(self, x_blc: Tensor, given: Given = ()) -> Tensor:
+        expanded = self.fc1(x_blc, given[:2])
+        if len(given) > 0:
+            return self.gelu_linear(expanded, given[2], given[3])
+        return self.gelu_linear(expanded, self.fc2.weight, self.fc2.bias)
 
 
 class Block(nn.Cell):
@@ -104,33 +147,42 @@ class Block(nn.Cell):
     def __init__(self, config: TransformerConfig, backend: BackendConfig) -> None:
         super().__init__()
         self.modulated_norm, self.gated_sum = fast.ModulatedNorm(), fast.GatedSum()
+        self.parts = fast.Parts()
         self.attn = Attention(config, backend)
         self.ffn = FeedForward(config)
         if config.shared_adaln:
             self.ada_gss = zeros(1, 1, 6, config.width)
         else:
-            self.ada_lin = nn.SequentialCell(SiLU(), Linear(config.width, 6 * config.width))
+            self.ada_lin = Modulation(config.width, 6)
         self.cached = self.attn.attend.cached_block if backend.dtype == ms.float32 else None
 
     def construct(
         self,
         x_blc: Tensor,
         modulation_b6c: Tensor,
-        keep_2b11: Tensor | None = None,
+        keep_2b11: Tensor | tuple[Tensor, Tensor] | None = None,
         k: int | Tensor | None = None,
         past: KeysValues = (),
+        given: Given = (),
     ) -> tuple[Tensor, KeysValues]:
+        """x (B, L, C) after the block, and its keys and values, () if they were written in place.
+
+        keep_2b11: what drop path multiplies the two branches of each image by. given: without those
+        of the modulation, which is computed outside.
+        """
         if self.cached is not None and len(past) > 0 and x_blc.dtype == ms.float32:
             return self._in_one_call(x_blc, modulation_b6c, k, past), ()
-        gate_attn, gate_ffn, scale_attn, scale_ffn, shift_attn, shift_ffn = ops.split(
+        gate_attn, gate_ffn, scale_attn, scale_ffn, shift_attn, shift_ffn = self.parts(
             modulation_b6c, 1, 1
         )
         if keep_2b11 is not None:  # drop path: a dropped image passes the block unchanged
             gate_attn, gate_ffn = gate_attn * keep_2b11[0], gate_ffn * keep_2b11[1]
 
-        attended, grown = self.attn(self.modulated_norm(x_blc, scale_attn, shift_attn), k, past)
+        normed_blc = self.modulated_norm(x_blc, scale_attn, shift_attn)
+        attended, grown = self.attn(normed_blc, k, past, given[:-4])
         x_blc = self.gated_sum(x_blc, attended, gate_attn)
-        expanded = self.ffn(self.modulated_norm(x_blc, scale_ffn, shift_ffn))
+        normed_blc = self.modulated_norm(x_blc, scale_ffn, shift_ffn)
+        expanded = self.ffn(normed_blc, given[-4:])
         x_blc = self.gated_sum(x_blc, expanded, gate_ffn)
         return x_blc, grown
 

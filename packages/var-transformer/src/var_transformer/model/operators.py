@@ -1,20 +1,21 @@
 """The operators of the transformer, each in the form that is fast on the device.
 
 The CPU runs C++ kernels (``cpp/``) on float32. For other types, or if the package was installed
-without a compiler, it composes MindSpore's operators. Every other device runs MindSpore's kernels;
-an Ascend also runs the fused operators of ``ascend_c`` if they were built. The model calls these
-names and never asks for the device.
+without a compiler, it composes MindSpore's operators. An Ascend runs the forms of
+``ascend_operators``, and the fused operators of ``ascend_c`` if they were built. The model calls
+these names and never asks for the device.
 """
 
 import math
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, mint, nn, ops
 from mindspore.ops import constexpr
 from var_tokenizer.common import KernelLibrary, on_cpu
 
 from var_transformer import ascend_c
+from var_transformer.model import ascend_operators as ascend
 
 _SMALL_ROWS, _SMALL_WEIGHT = 64, 2**17  # of an affine map
 
@@ -59,6 +60,29 @@ class Gelu(nn.Cell):
         if not self.composed:
             return ops.gelu(x, approximate="tanh")
         return x * ops.sigmoid(x * (self.linear + self.cubic * (x * x)))
+
+
+class Recomputed(nn.Cell):
+    """A cell that keeps its inputs alone, and is computed again in the backward pass.
+
+    ``f(x, others)``, arrays: the weights are among the others, because a backward pass of its own
+    gives gradients of inputs only. x depends on the incoming gradient, or the compiler would find
+    that the forward pass has computed the same, and keep that; ``Cell.recompute`` does keep most of
+    it on an Ascend.
+    """
+
+    def __init__(self, cell: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)  # or weights inside would be renamed
+        self.cell = cell
+        self.gradients = ops.GradOperation(get_all=True, sens_param=True)
+
+    def construct(self, x: Tensor, others: tuple[Tensor, ...]) -> Tensor:
+        return self.cell(x, others)
+
+    def bprop(
+        self, x: Tensor, others: tuple[Tensor, ...], out: Tensor, dout: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self.gradients(self.cell)(ops.depend(x, dout), others, dout)
 
 
 @constexpr
@@ -109,7 +133,8 @@ class _ComposedModulatedNorm(nn.Cell):
 class ModulatedNorm(nn.Cell):
     """The adaptive layer norm of DiT (arXiv:2212.09748): layer_norm(x) * (1 + scale) + shift.
 
-    ``f(x (B,L,C), scale (B,1,C), shift (B,1,C)) -> (B,L,C)``; the norm is ``LayerNorm``'s.
+    ``f(x (B,L,C), scale (B,1,C), shift (B,1,C)) -> (B,L,C)``; the norm is ``LayerNorm``'s. On an
+    Ascend the result is of ``dtype``, for the product that follows.
     """
 
     def __init__(self) -> None:
@@ -119,6 +144,8 @@ class ModulatedNorm(nn.Cell):
         fused = ascend_c.operators()
         self.composed = _ComposedModulatedNorm()
         self.fused = None if fused is None else ascend_c.ModulatedNorm(fused, self.composed)
+        self.on_ascend = ascend.is_used()
+        self.dtype = ms.float32
 
     def construct(self, x_blc: Tensor, scale_b1c: Tensor, shift_b1c: Tensor) -> Tensor:
         if self.kernel is not None and x_blc.dtype == ms.float32:
@@ -126,6 +153,8 @@ class ModulatedNorm(nn.Cell):
         if self.fused is not None and ascend_c.takes_width(x_blc.shape[-1]):
             dtype = x_blc.dtype
             return self.fused(x_blc, scale_b1c.astype(dtype), shift_b1c.astype(dtype))
+        if self.on_ascend:
+            return ascend.modulated_norm(x_blc, scale_b1c, shift_b1c, self.dtype)
         return self.composed(x_blc, scale_b1c, shift_b1c)
 
 
@@ -158,7 +187,8 @@ class GatedSum(nn.Cell):
     def construct(self, x_blc: Tensor, branch_blc: Tensor, gate_b1c: Tensor) -> Tensor:
         if self.kernel is not None and x_blc.dtype == ms.float32:
             return self.kernel(x_blc, branch_blc, gate_b1c)
-        return x_blc + gate_b1c * branch_blc
+        gated_blc = gate_b1c.astype(branch_blc.dtype) * branch_blc
+        return x_blc + gated_blc.astype(x_blc.dtype)
 
 
 class _KernelLinear(nn.Cell):
@@ -188,13 +218,15 @@ def _is_small(x: Tensor, weight_oi: Tensor) -> bool:
 class Linear(nn.Cell):
     """x @ weight.T + bias over the last axis; ``weight`` is (outputs, inputs).
 
-    ``dtype`` is the type of the product, forward and backward; everything else stays float32.
+    ``dtype`` is the type of the product, forward and backward; everything else stays float32, but
+    on an Ascend the bias is added inside the product, and the result is of ``dtype``.
     """
 
     def __init__(self) -> None:
         super().__init__()
         library = kernels()
         self.kernel = None if library is None else _KernelLinear(library)
+        self.on_ascend = ascend.is_used()
         self.matmul_nt = ops.MatMul(transpose_b=True)
         self.dtype = ms.float32
 
@@ -202,6 +234,8 @@ class Linear(nn.Cell):
         usable = self.kernel is not None and x.dtype == self.dtype == ms.float32
         if usable and not _is_small(x, weight_oi):
             return self.kernel(x, weight_oi, bias_o)
+        if self.on_ascend:
+            return ascend.linear(x, weight_oi, bias_o, self.dtype)
         # without rows MatMul leaves the weight's gradient unwritten; graphs of any length have none
         if not ops.is_sequence_value_unknown(x.shape) and 0 in x.shape[:-1]:
             return ops.zeros((*x.shape[:-1], weight_oi.shape[0]), ms.float32)
@@ -214,12 +248,56 @@ class Linear(nn.Cell):
         return ops.bias_add(rows, bias_o).reshape(*x.shape[:-1], weight_oi.shape[0])
 
 
-class UnitLength(nn.Cell):
-    """x / max(|x|, 1e-12) over the last axis."""
+class GeluLinear(nn.Cell):
+    """``Linear`` of the GELU of x. An Ascend computes the GELU again in the backward pass."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.gelu, self.linear = Gelu(), Linear()
+        self.recomputed = Recomputed(ascend.GeluLinear()) if ascend.is_used() else None
+
+    def construct(self, x: Tensor, weight_oi: Tensor, bias_o: Tensor) -> Tensor:
+        if self.recomputed is not None:
+            dtype = self.linear.dtype
+            return self.recomputed(x, (weight_oi.astype(dtype), bias_o.astype(dtype)))
+        return self.linear(self.gelu(x), weight_oi, bias_o)
+
+
+class Rows(nn.Cell):
+    """The rows of a table at some ids, ``f(table (N,C), ids (...)) -> (...,C)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_ascend = ascend.is_used()
+
+    def construct(self, table_nc: Tensor, ids: Tensor) -> Tensor:
+        if self.on_ascend:
+            return ascend.rows(table_nc, ids)
+        return ops.gather(table_nc, ids, 0)
+
+
+class Parts(nn.Cell):
+    """Equal parts along an axis; on an Ascend they are views. ``f(x, size, axis)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_ascend = ascend.is_used()
+
+    def construct(self, x: Tensor, size: int, axis: int) -> tuple[Tensor, ...]:
+        return mint.split(x, size, axis) if self.on_ascend else ops.split(x, size, axis)
+
+
+class UnitLength(nn.Cell):
+    """x / max(|x|, 1e-12) over the last axis, of x's type; lengths are summed in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_ascend = ascend.is_used()
         self.sum = ops.ReduceSum(keep_dims=True)
 
     def construct(self, x: Tensor) -> Tensor:
-        return x * ops.rsqrt(ops.maximum(self.sum(x * x, -1), 1e-24))
+        if self.on_ascend:
+            return ascend.unit_length(x)
+        dtype = x.dtype
+        x = x.astype(ms.float32)
+        return (x * ops.rsqrt(ops.maximum(self.sum(x * x, -1), 1e-24))).astype(dtype)

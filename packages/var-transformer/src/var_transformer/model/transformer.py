@@ -13,7 +13,7 @@ import os
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 from var_tokenizer.common import (
     Array,
     InputError,
@@ -29,7 +29,17 @@ from var_tokenizer.common import (
 
 from var_transformer.attention import BackendConfig, Cache, KeysValues
 from var_transformer.model import operators as fast
-from var_transformer.model.block import Block, Embedding, Linear, SiLU, zeros
+from var_transformer.model.block import (
+    Block,
+    Embedding,
+    Given,
+    Linear,
+    Modulation,
+    SiLU,
+    scale_of,
+    with_scale,
+    zeros,
+)
 from var_transformer.model.checks import check_class_names, parse_class_names
 from var_transformer.model.compiled_passes import TransformerPasses
 from var_transformer.model.config import TransformerConfig
@@ -43,11 +53,11 @@ class HeadNorm(nn.Cell):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.modulated_norm = fast.ModulatedNorm()
-        self.ada_lin = nn.SequentialCell(SiLU(), Linear(config.width, 2 * config.width))
+        self.ada_lin = Modulation(config.width, 2)
 
-    def construct(self, x_blc: Tensor, class_bc: Tensor) -> Tensor:
+    def construct(self, x_blc: Tensor, class_bc: Tensor, given: Given = ()) -> Tensor:
         scale_b1c, shift_b1c = ops.split(
-            self.ada_lin(class_bc).expand_dims(1), class_bc.shape[-1], 2
+            self.ada_lin(class_bc, given).expand_dims(1), class_bc.shape[-1], 2
         )
         return self.modulated_norm(x_blc, scale_b1c, shift_b1c)
 
@@ -88,17 +98,34 @@ class Transformer(nn.Cell):
         self.pos_1LC = zeros(1, schedule.length, c)
         self.lvl_embed = Embedding(len(schedule), c)
         if config.shared_adaln:
-            self.shared_ada_lin = nn.SequentialCell(SiLU(), Linear(c, 6 * c))
+            self.shared_ada_lin = Modulation(c, 6)
         self.blocks = nn.CellList([Block(config, backend) for _ in range(config.depth)])
         self.head_nm = HeadNorm(config)
         self.head = Linear(c, config.vocab_size)
+        self.silu, self.parts = SiLU(), fast.Parts()
         self.scale_of_token = Tensor(schedule.scale_of_token)
         for _, cell in self.cells_and_names():
-            if isinstance(cell, fast.Linear):
+            if isinstance(cell, fast.Linear | fast.ModulatedNorm):
                 cell.dtype = backend.dtype
         if seed is not None:
             initialize(self, seed, gate_gain)
         self._compiled = TransformerPasses(self)
+
+    def weights(self) -> tuple[tuple[Parameter, ...], ...]:
+        """The parameters by part, as ``construct`` takes others in their place.
+
+        The first part is outside the blocks. Each block has two: those of its modulation, and what
+        its ``construct`` takes.
+        """
+        modulations = [
+            tuple(p for p in b.trainable_params() if "ada_" in p.name) for b in self.blocks
+        ]
+        blocks = [
+            tuple(p for p in b.trainable_params() if "ada_" not in p.name) for b in self.blocks
+        ]
+        inside = {p.name for part in (*modulations, *blocks) for p in part}
+        outside = tuple(p for p in self.trainable_params() if p.name not in inside)
+        return (outside, *modulations, *blocks)
 
     # ------------------------------------------------------------ files
     @classmethod
@@ -179,35 +206,102 @@ class Transformer(nn.Cell):
         return Tensor(labels_b.astype(np.int32))
 
     def construct(
-        self, labels_b: Tensor, inputs_blz: Tensor, keep_d2b11: Tensor | None = None
+        self,
+        labels_b: Tensor,
+        inputs_blz: Tensor,
+        keep_d2b11: Tensor | None = None,
+        given: tuple[Given, ...] = (),
     ) -> Tensor:
         """As ``logits``, for training: unchecked, with drop path, of all or the first few scales.
 
-        keep_d2b11: 0 (dropped) or 1 / (1 - rate) for each block, branch and image.
+        keep_d2b11: 0 (dropped) or 1 / (1 - rate) for each block, branch and image. given: arrays in
+        the place of ``weights()``, part by part; () for the parameters.
         """
-        class_bc = self.class_emb(labels_b)
-        start_blc = class_bc.expand_dims(1) + self.pos_start
-        x_blc = ops.concat((start_blc, self.word_embed(inputs_blz)), 1)
+        depth = len(self.blocks)
+        if len(given) == 0:
+            x_blc, class_bc = self.embedded(labels_b, inputs_blz)
+            modulations = self.modulations(class_bc)
+            for i in range(depth):
+                keep = None if keep_d2b11 is None else keep_d2b11[i]
+                x_blc, _ = self.blocks[i](x_blc, modulations[i], keep)
+            return self.head(self.head_nm(x_blc, class_bc))
+        x_blc, class_bc, modulations, scales = self.shared(
+            labels_b, inputs_blz, given[0], given[1 : depth + 1], given[depth + 1 :]
+        )
+        keeps = self.keeps(keep_d2b11, class_bc.dtype)
+        for i in range(depth):
+            of_block = with_scale(given[depth + 1 + i], scales, i)
+            x_blc, _ = self.blocks[i](x_blc, modulations[i], keeps[i], None, (), of_block)
+        return self.head(self.head_nm(x_blc, class_bc, given[0][-4:-2]), given[0][-2:])
+
+    def embedded(
+        self, labels_b: Tensor, inputs_blz: Tensor, given: Given = ()
+    ) -> tuple[Tensor, Tensor]:
+        """What the first block reads, (B, L, C), and the class embeddings (B, C)."""
+        start_1lc = self.pos_start if len(given) == 0 else given[0]
+        position_1lc = self.pos_1LC if len(given) == 0 else given[1]
+        class_bc = self.class_emb(labels_b, given[4:5]).astype(start_1lc.dtype)
+        start_blc = class_bc.expand_dims(1) + start_1lc
+        words_blc = self.word_embed(inputs_blz, given[2:4])
+        x_blc = ops.concat((start_blc, words_blc.astype(start_blc.dtype)), 1)
         length = x_blc.shape[1]  # of the first few scales, while the later ones are not trained yet
-        level_lc = self.lvl_embed(self.scale_of_token[:length])
-        x_blc = x_blc + level_lc + self.pos_1LC[:, :length]
-        modulations = self.modulations(class_bc)
-        for i in range(len(self.blocks)):
-            keep = None if keep_d2b11 is None else keep_d2b11[i]
-            x_blc, _ = self.blocks[i](x_blc, modulations[i], keep)
-        return self.head(self.head_nm(x_blc, class_bc))
+        level_lc = self.lvl_embed(self.scale_of_token[:length], given[5:6])
+        return x_blc + level_lc + position_1lc[:, :length], class_bc
+
+    def shared(
+        self,
+        labels_b: Tensor,
+        inputs_blz: Tensor,
+        outside: Given,
+        of_modulations: tuple[Given, ...],
+        of_blocks: tuple[Given, ...],
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """What the blocks read, of weights as ``construct`` is given them.
+
+        x (B, L, C), the class behind its SiLU (B, C) in the type of products, and for each block
+        its modulation (B, 6, C) and scale of scores (1, H, 1, 1), if it learns one.
+        """
+        x_blc, class_bc = self.embedded(labels_b, inputs_blz, outside[:6])
+        class_bc = self.silu(class_bc).astype(outside[2].dtype)
+        modulations = self.modulations(class_bc, outside[6:8], of_modulations)
+        if not self.config.qk_l2_norm:
+            return x_blc, class_bc, modulations, ()
+        logs = ()
+        for weights in of_blocks:
+            logs = (*logs, weights[2])  # type: ignore[assignment]
+        return x_blc, class_bc, modulations, self.parts(scale_of(ops.concat(logs)), 1, 0)
+
+    def keeps(self, keep_d2b11: Tensor, dtype: ms.Type) -> tuple[tuple[Tensor, Tensor], ...]:
+        """For each block what its two branches are multiplied by, (B, 1, 1) each."""
+        depth, _, b, _, _ = keep_d2b11.shape
+        parts = self.parts(keep_d2b11.astype(dtype).reshape(2 * depth * b, 1, 1), b, 0)
+        pairs = ()
+        for i in range(depth):
+            pairs = (*pairs, (parts[2 * i], parts[2 * i + 1]))  # type: ignore[assignment]
+        return pairs
 
     # ------------------------------------------------------------ scale by scale
-    def modulations(self, class_bc: Tensor) -> tuple[Tensor, ...]:
+    def modulations(
+        self, class_bc: Tensor, shared: Given = (), given: tuple[Given, ...] = ()
+    ) -> tuple[Tensor, ...]:
         """The six modulation vectors of each block: depth tensors (B, 6, C).
 
-        They depend only on the class, so a generation computes them once.
+        They depend only on the class, so a generation computes them once. shared, given: arrays in
+        the place of the parameters, of all blocks and of each.
         """
         b, c = class_bc.shape
+        vectors = ()
         if self.config.shared_adaln:
-            shared_b6c = self.shared_ada_lin(class_bc).reshape(b, 6, c)
-            return tuple(shared_b6c + block.ada_gss.reshape(1, 6, c) for block in self.blocks)
-        return tuple(block.ada_lin(class_bc).reshape(b, 6, c) for block in self.blocks)
+            shared_b6c = self.shared_ada_lin(class_bc, shared).reshape(b, 6, c)
+            for i in range(len(self.blocks)):
+                own = given[i][0] if len(given) > 0 else self.blocks[i].ada_gss
+                vectors = (*vectors, shared_b6c + own.reshape(1, 6, c))  # type: ignore[assignment]
+        else:
+            for i in range(len(self.blocks)):
+                of_block = given[i] if len(given) > 0 else ()
+                own_b6c = self.blocks[i].ada_lin(class_bc, of_block).reshape(b, 6, c)
+                vectors = (*vectors, own_b6c)  # type: ignore[assignment]
+        return vectors
 
     def condition(self, labels: Array) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Class embeddings (B, C) and the modulations of all blocks.
