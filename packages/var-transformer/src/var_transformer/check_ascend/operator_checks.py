@@ -5,6 +5,8 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
+from mindspore import Tensor, nn
+from var_tokenizer.common import on_cpu
 
 from var_transformer import ascend_c
 from var_transformer.check_ascend import definitions as of
@@ -29,6 +31,17 @@ _LINEAR: dict[str, dict[str, Any]] = {
 }
 
 
+class _OfType(nn.Cell):
+    """The result of a cell in one type: some operators choose another by device."""
+
+    def __init__(self, run: nn.Cell, dtype: ms.Type) -> None:
+        super().__init__()
+        self.run, self.dtype = run, dtype
+
+    def construct(self, *arrays: Tensor) -> Tensor:
+        return self.run(*arrays).astype(self.dtype)
+
+
 def operator_checks(
     dtype: ms.Type, images: int, length: int, width: int, heads: int, compiled: bool = True
 ) -> list[Check]:
@@ -49,7 +62,9 @@ def operator_checks(
     ) -> Check:
         wrong = {key: partial(definition, **terms) for key, terms in mistakes.items()}
         terms = (arrays, arrays[0].shape, tuple(names.split()), definition, wrong)
-        return Check(name, dtype, run, *terms, wide, compiled)
+        if not on_cpu() and hasattr(run, "dtype"):
+            run.dtype = dtype  # of the products that follow, as a model of this type has it
+        return Check(name, dtype, _OfType(run, dtype), *terms, wide, compiled)
 
     x, modulation = normal(images, length, width), normal(images, 1, width)
     other = normal(images, 1, width)

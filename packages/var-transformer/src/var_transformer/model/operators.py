@@ -122,11 +122,16 @@ class _KernelModulatedNorm(nn.Cell):
 
 
 class _ComposedModulatedNorm(nn.Cell):
+    """In one type."""
+
     def __init__(self) -> None:
         super().__init__()
+        self.on_ascend = ascend.is_used()
         self.norm = LayerNorm()
 
     def construct(self, x_blc: Tensor, scale_b1c: Tensor, shift_b1c: Tensor) -> Tensor:
+        if self.on_ascend:
+            return ascend.modulated_norm(x_blc, scale_b1c, shift_b1c, x_blc.dtype)
         return self.norm(x_blc) * (1 + scale_b1c) + shift_b1c
 
 
@@ -151,7 +156,7 @@ class ModulatedNorm(nn.Cell):
         if self.kernel is not None and x_blc.dtype == ms.float32:
             return self.kernel(x_blc, scale_b1c, shift_b1c)
         if self.fused is not None and ascend_c.takes_width(x_blc.shape[-1]):
-            dtype = x_blc.dtype
+            dtype = self.dtype if x_blc.dtype == ms.float32 else x_blc.dtype
             return self.fused(x_blc, scale_b1c.astype(dtype), shift_b1c.astype(dtype))
         if self.on_ascend:
             return ascend.modulated_norm(x_blc, scale_b1c, shift_b1c, self.dtype)
@@ -231,8 +236,8 @@ class Linear(nn.Cell):
         self.dtype = ms.float32
 
     def construct(self, x: Tensor, weight_oi: Tensor, bias_o: Tensor) -> Tensor:
-        usable = self.kernel is not None and x.dtype == self.dtype == ms.float32
-        if usable and not _is_small(x, weight_oi):
+        usable = x.dtype == self.dtype == ms.float32
+        if self.kernel is not None and usable and not _is_small(x, weight_oi):
             return self.kernel(x, weight_oi, bias_o)
         if self.on_ascend:
             return ascend.linear(x, weight_oi, bias_o, self.dtype)
