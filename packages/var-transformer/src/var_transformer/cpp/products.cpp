@@ -67,10 +67,12 @@ void matrix_product(int64_t m, int64_t n, int64_t depth, Matrix a, Matrix b, con
     }
     if (!compiles) {
         for (int64_t i = 0; bias && i < m; ++i) std::copy_n(bias, n, c + i * n);
-        const auto rows = [](Matrix x) {
-            return x.column == 1 ? Rows{x.data, x.row} : Rows{x.data, x.column, true};
+        // a single row or column may claim any step; oneDNN wants that of a whole one
+        const auto rows = [](Matrix x, int64_t high, int64_t wide) {
+            return x.column == 1 ? Rows{x.data, std::max(x.row, wide)}
+                                 : Rows{x.data, std::max(x.column, high), true};
         };
-        return onednn::multiply(m, n, depth, rows(a), rows(b), bias ? 1 : 0, c);
+        return onednn::multiply(m, n, depth, rows(a, m, depth), rows(b, depth, n), bias ? 1 : 0, c);
     }
     // all threads share the products that are kept, their arguments and the scratchpad
     static std::mutex one_at_a_time;
