@@ -73,7 +73,8 @@ def load_pth(path: Path) -> Mapping:
     needs more than that, is damaged, holds no mapping, or PyTorch is missing.
     """
     torch, shown = import_torch(path), quoted(path)
-    archive = zipfile.is_zipfile(path)
+    with path.open("rb") as file:
+        archive = file.read(4) == b"PK\x03\x04"  # as PyTorch decides
     if archive:
         _refuse_compressed(path)
     try:
