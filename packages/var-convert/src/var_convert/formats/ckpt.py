@@ -1,6 +1,7 @@
 """Reading and writing MindSpore's .ckpt. Imports MindSpore only when called."""
 
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,11 @@ def read_ckpt(path: Path) -> list[Weights]:
             f"{quoted(path)}: not a readable MindSpore .ckpt file: {quoted(reason)}"
         ) from error
     metadata = {name: value for name, value in loaded.items() if isinstance(value, str)}
+    for name, text in metadata.items():
+        # MindSpore takes any four bytes for a character; Python fails where it meets such a one
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+        if codes.max(initial=0) > sys.maxunicode:
+            raise InputError(f"{quoted(path)}: {quoted(name)} is no text; expected Unicode")
     tensors = {
         name: _entry(path, name, value) for name, value in loaded.items() if name not in metadata
     }
