@@ -8,7 +8,12 @@ from mindspore import Parameter, Tensor, nn
 
 from var_tokenizer.common.errors import InputError
 from var_tokenizer.common.kernels import on_cpu
-from var_tokenizer.common.versions import check_mindspore, is_on_device, memory_address
+from var_tokenizer.common.versions import (
+    check_mindspore,
+    is_on_device,
+    memory_address,
+    memory_of,
+)
 
 one_at_a_time = threading.RLock()
 """Hold this while MindSpore compiles, runs a graph or calls an operator: MindSpore crashes the
@@ -79,8 +84,7 @@ class CompiledPasses:
             return
         parameters = self._parameters()
         self._addresses = [memory_address(parameter) for parameter in parameters]
-        # not parameter.data: before MindSpore 2.8 that is the parameter, and moves with it
-        self._memory = [Tensor(parameter) for parameter in parameters]
+        self._memory = [memory_of(parameter) for parameter in parameters]
         self._settled = all(_on_device(memory) for memory in self._memory)
 
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import mindspore as ms
-from mindspore import Tensor, mint, ops
+from mindspore import Parameter, Tensor, mint, ops
 
 from var_tokenizer.common.errors import InputError, quoted
 
@@ -55,6 +55,13 @@ def is_on_device(tensor: Tensor) -> bool:
 def memory_address(tensor: Tensor) -> int:
     """Where the numbers of a tensor lie, on the device or else in Python's memory."""
     return tensor.data_ptr() if is_on_device(tensor) else tensor.asnumpy().ctypes.data
+
+
+def memory_of(parameter: Parameter) -> Tensor:
+    """A tensor with the parameter's memory, which stays where ``set_data`` moves the parameter."""
+    memory = parameter.data
+    # before 2.8 that is the parameter itself; elsewhere a new tensor would be a copy on the host
+    return Tensor(parameter) if memory is parameter else memory
 
 
 def unfilled(shape: tuple[int, ...], dtype: ms.dtype) -> Tensor:
