@@ -74,17 +74,25 @@ def test_a_command_of_a_page_parses(page, line, monkeypatch, capfd, tmp_path):
         stop()
 
     monkeypatch.setattr(tyro, "cli", parse)
+    of_subcommands = tyro.extras.subcommand_cli_from_dict
+
+    def parse_subcommand(*arguments, **options):
+        of_subcommands(*arguments, **options)
+        stop()
+
+    monkeypatch.setattr(tyro.extras, "subcommand_cli_from_dict", parse_subcommand)
     if hasattr(command, "evaluate_tokenizer"):  # its parser calls it
         monkeypatch.setattr(command, "evaluate_tokenizer", stop)
     monkeypatch.setattr(sys, "argv", [words[0], *words[1 if words[0] == "var-convert" else 3 :]])
     monkeypatch.chdir(tmp_path)
     try:
-        command.main()
+        code = command.main()
     except Parsed:
         return
     except SystemExit as end:
-        said = capfd.readouterr()
-        assert end.code == 0 and "--help" in words, f"{page}: {line}\n{said.out}{said.err}"
+        code = end.code
+    said = capfd.readouterr()
+    assert code == 0 and "--help" in words, f"{page}: {line}\n{said.out}{said.err}"
 
 
 def test_pages_have_commands():

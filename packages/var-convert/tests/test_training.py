@@ -218,6 +218,8 @@ def test_a_target_that_would_be_lost_or_mistaken_is_refused(trained, tmp_path, r
     assert "give --force" in refused("training", checkpoint, path)
     for target in (tmp_path / "x.ckpt", tmp_path / "run" / "checkpoints" / "transformer"):
         assert "or the folder of a run" in refused("training", path, target)
+    missing = tmp_path / "missing.pth"
+    assert f"{missing}: cannot read this file" in refused("training", missing, tmp_path / "run")
     assert main(["training", str(checkpoint), str(path), "--force"]) == 0
 
 

@@ -73,10 +73,17 @@ def test_free_launches_cut_everywhere_and_dear_ones_nowhere():
 
 
 @pytest.mark.parametrize(
-    ("preset", "one_call", "calls"), [("d16", None, 1), ("d36-s", None, 2), ("d36-s", True, 1)]
+    ("preset", "one_call", "calls"),
+    [
+        ("d16", None, 1),
+        ("d36-s", None, 1),
+        ("d16", True, 1),
+        ("d16", False, 3),
+        ("d36-s", False, 5),
+    ],
 )
-def test_ascend_cuts_where_that_costs_less_than_it_saves(preset, one_call, calls):
-    """At 256 px cutting moves more memory than the scores that it saves take."""
+def test_ascend_trains_in_one_call_unless_it_is_told_to_cut(preset, one_call, calls):
+    """Cutting moves more memory than the scores that it saves take, at 256 and at 512 px."""
     config = TransformerConfig.preset(preset)
     backend = BackendConfig("ascend", ms.float16, one_call=one_call)
     attend = build(config.schedule, config.heads, 64, config.qk_l2_norm, backend)

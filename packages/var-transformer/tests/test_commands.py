@@ -58,7 +58,7 @@ def test_a_package_lists_its_commands(capsys):
     runpy.run_module("var_transformer", run_name="__main__")
     shown = capsys.readouterr().out
     listed = {line.split(".")[1] for line in shown.splitlines() if line.startswith("python -m")}
-    assert listed == {"sample", "edit", "serve", "cost", "ascend_c"}
+    assert listed == {"sample", "edit", "serve", "cost", "ascend_c", "check_ascend"}
 
 
 @pytest.mark.parametrize(

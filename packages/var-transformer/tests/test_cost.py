@@ -9,9 +9,8 @@ from var_tokenizer import TokenizerConfig
 from var_transformer import BackendConfig, Transformer, TransformerConfig
 from var_transformer.attention import PortableAttention
 from var_transformer.attention.devices import device
-from var_transformer.attention.segments import Plan, Segment, cut_at
+from var_transformer.attention.segments import Plan, Segment, cut_at, forward_work
 from var_transformer.cost import parts as cost
-from var_transformer.cost.parts import forward_work
 from var_transformer.model import operators as fast
 
 PRESETS = ("d16", "d20", "d24", "d30", "d36-s")
@@ -115,23 +114,22 @@ def cells(out: str, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("preset", "batch", "most", "published"),
-    [("d16", "96", 0.66, "published: 1.7"), ("d36-s", "8", 0.69, "published: -")],
+    ("preset", "batch", "published"),
+    [("d16", "96", "published: 1.7"), ("d36-s", "8", "published: -")],
 )
-def test_scores_are_printed_beside_launches(capsys, preset, batch, most, published):
+def test_a_published_step_is_named_beside_that_on_paper(capsys, preset, batch, published):
     out = run(capsys, "--preset", preset, "--batch", batch)
-    launches, _, share, *_ = cells(out, "as trained ")
-    assert 1 < int(launches) < 10 and float(share) <= most
     assert published in out
     assert ("0.32" in out) == (preset == "d16")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_one_banded_call_takes_the_least_time_on_paper(capsys, preset):
+def test_training_takes_the_cut_of_the_least_time_on_paper(capsys, preset):
     out = run(capsys, "--preset", preset)
-    names = ("masked ", "one banded call", "as trained ", "cut everywhere")
+    names = ("masked ", "one banded call", "as trained", "cut everywhere")
     roofline = {name: float(cells(out, name)[4]) for name in names}
-    assert min(roofline, key=roofline.get) == "one banded call"
+    assert roofline["as trained"] == min(roofline.values())
+    assert roofline["cut everywhere"] > roofline["masked "] > roofline["one banded call"]
     assert float(cells(out, "one banded call")[2]) < 0.86
 
 

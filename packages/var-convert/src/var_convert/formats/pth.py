@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
-from var_tokenizer.common import InputError, quoted
+from var_tokenizer.common import InputError, open_regular, quoted
 
 from var_convert.formats.dtypes import LONG_NAMES, SHORT_NAMES
 from var_convert.formats.names import under_suffix
@@ -73,7 +73,7 @@ def load_pth(path: Path) -> Mapping:
     needs more than that, is damaged, holds no mapping, or PyTorch is missing.
     """
     torch, shown = import_torch(path), quoted(path)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         archive = file.read(4) == b"PK\x03\x04"  # as PyTorch decides
     if archive:
         _refuse_compressed(path)

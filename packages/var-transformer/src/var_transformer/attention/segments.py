@@ -70,25 +70,62 @@ def launch_scores(device: Device, heads: int, head_width: int) -> float:
     return device.launch * device.flops / (4 * head_width * heads)
 
 
-def training_seconds(device: Device, heads: int, head_width: int) -> Callable[[Plan], float]:
-    """A cost function: the least time of a plan's calls, forward and backward.
+class AttentionWork(NamedTuple):
+    """The work of attention over all scales, in one block.
 
-    Launches, products (4 flops a score and head width forward, 10 backward) and memory. Cutting
-    moves more of it: queries, keys and values are split, prefixes joined, and their gradients
-    split, joined and added up. heads: of all images together.
+    scores: for one head and image. called, copied: token rows that the calls, and the splits,
+    joins and sums around them, read and write. calls, copies: their launches.
     """
-    row = heads * head_width * device.itemsize  # bytes of one token's queries
+
+    scores: float
+    called: int
+    copied: int
+    calls: int
+    copies: int
+
+
+def forward_work(plan: Plan) -> AttentionWork:
+    """The work of ``NextScaleAttention`` over all scales."""
+    called = sum(2 * (s.end - s.begin) + 2 * s.end for s in plan)
+    if len(plan) == 1:
+        return AttentionWork(scores(plan), called, 0, 1, 0)
+    # splits queries, keys and values; joins keys and values for all calls but the first and the
+    # last; joins the results
+    copied = 4 * 2 * plan[-1].end + 2 * 2 * sum(s.end for s in plan[1:-1])
+    return AttentionWork(scores(plan), called, copied, len(plan), 4 + 2 * (len(plan) - 2))
+
+
+def gradient_work(plan: Plan) -> AttentionWork:
+    """Five products for the forward's two (the weights are computed again), twice the rows."""
+    forward = forward_work(plan)
+    added = added_launches = 0
+    if len(plan) > 1:  # gradients of keys and values come in pieces, which are added
+        later = sum(s.end for s in plan[1:])
+        added, added_launches = 2 * (2 * later + 2 * plan[-1].end), 2 * len(plan)
+    return AttentionWork(
+        2.5 * forward.scores,
+        2 * forward.called,
+        forward.copied + added,
+        forward.calls,
+        forward.copies + added_launches,
+    )
+
+
+def training_seconds(device: Device, heads: int, head_width: int) -> Callable[[Plan], float]:
+    """A cost function: the least time of a plan's calls and copies, forward and backward.
+
+    Launches, and the slower of products and memory; copies are kernels of their own, so their time
+    adds to that of the calls. heads: of all images together.
+    """
+    row_seconds = heads * head_width * device.itemsize / device.bandwidth
+    score_seconds = 4 * head_width * heads / device.flops
 
     def seconds(plan: Plan) -> float:
-        length, middles = plan[-1].end, max(len(plan) - 2, 0)
-        rows = sum(6 * (s.end - s.begin) + 6 * s.end for s in plan)
-        launches = 2 * len(plan)
-        if len(plan) > 1:
-            rows += (
-                16 * length + sum(8 * s.end for s in plan[1:-1]) + sum(6 * s.end for s in plan[1:])
-            )
-            launches += 8 + 6 * middles
-        flops = 14 * head_width * heads * scores(plan)
-        return launches * device.launch + max(flops / device.flops, rows * row / device.bandwidth)
+        passes = forward_work(plan), gradient_work(plan)
+        launches = sum(work.calls + work.copies for work in passes)
+        called = sum(work.called for work in passes) * row_seconds
+        products = sum(work.scores for work in passes) * score_seconds
+        copied = sum(work.copied for work in passes) * row_seconds
+        return launches * device.launch + max(products, called) + copied
 
     return seconds

@@ -10,12 +10,11 @@ the weights again.)
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from var_tokenizer import TokenizerConfig
 
 from var_transformer.attention.devices import Device
-from var_transformer.attention.segments import Plan, scores
+from var_transformer.attention.segments import Plan, forward_work, gradient_work
 from var_transformer.model.config import TransformerConfig
 from var_transformer.model.shapes import transformer_shapes
 
@@ -59,47 +58,6 @@ def linear(name: str, rows: int, inputs: int, outputs: int, itemsize: int) -> Pa
 def elementwise(name: str, arrays: int, elements: int, launches: int, itemsize: int) -> Part:
     """``launches`` operators that together read and write ``arrays`` arrays; their results stay."""
     return Part(name, 0, arrays * elements * itemsize, launches, launches * elements * itemsize)
-
-
-class AttentionWork(NamedTuple):
-    """The work of attention over all scales, in one block.
-
-    scores: for one head and image. called, copied: token rows that the calls, and the splits,
-    joins and sums around them, read and write. calls, copies: their launches.
-    """
-
-    scores: float
-    called: int
-    copied: int
-    calls: int
-    copies: int
-
-
-def forward_work(plan: Plan) -> AttentionWork:
-    """The work of ``NextScaleAttention`` over all scales."""
-    called = sum(2 * (s.end - s.begin) + 2 * s.end for s in plan)
-    if len(plan) == 1:
-        return AttentionWork(scores(plan), called, 0, 1, 0)
-    # splits queries, keys and values; joins keys and values for all calls but the first and the
-    # last; joins the results
-    copied = 4 * 2 * plan[-1].end + 2 * 2 * sum(s.end for s in plan[1:-1])
-    return AttentionWork(scores(plan), called, copied, len(plan), 4 + 2 * (len(plan) - 2))
-
-
-def gradient_work(plan: Plan) -> AttentionWork:
-    """Five products for the forward's two (the weights are computed again), twice the rows."""
-    forward = forward_work(plan)
-    added = added_launches = 0
-    if len(plan) > 1:  # gradients of keys and values come in pieces, which are added
-        later = sum(s.end for s in plan[1:])
-        added, added_launches = 2 * (2 * later + 2 * plan[-1].end), 2 * len(plan)
-    return AttentionWork(
-        2.5 * forward.scores,
-        2 * forward.called,
-        forward.copied + added,
-        forward.calls,
-        forward.copies + added_launches,
-    )
 
 
 def attention(config: TransformerConfig, batch: int, plan: Plan, itemsize: int) -> list[Part]:
