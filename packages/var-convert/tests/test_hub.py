@@ -95,6 +95,7 @@ def server(content, tmp_path, monkeypatch):
     threading.Thread(target=found.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setenv("HF_ENDPOINT", found.address)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # tests of the web page may set it
     monkeypatch.setattr(hub, "_PAUSE", 0.0)
     yield found
     found.shutdown()

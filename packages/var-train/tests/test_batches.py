@@ -42,9 +42,9 @@ def test_both_stages_take_the_images_of_an_epoch_alike():
     taken: list[int] = []
 
     class Recorded(ImageSet):
-        def batch(self, indices, flip=None):
+        def batch(self, indices, *arguments):
             taken.extend(indices)
-            return super().batch(indices, flip)
+            return super().batch(indices, *arguments)
 
     images = Recorded(np.zeros((10, 4, 4, 3), np.uint8), np.zeros(10, np.int32), ("a",))
     tokenizer = Tokenizer(tiny.tokenizer(channel_multipliers=(1,), scales=(1, 4)), 0)
