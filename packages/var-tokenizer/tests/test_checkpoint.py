@@ -339,6 +339,16 @@ def test_a_file_of_another_format_is_refused_with_the_command_that_converts_it(
         assert source == str(path)
 
 
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_file_whose_first_bytes_are_those_of_a_pickle_is_read(saved, tmp_path, protocol):
+    content = saved.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    length = bytes((0x80, protocol, 1)).ljust(8, b"\0")
+    header = content[8:end].ljust(int.from_bytes(length, "little"))
+    (tmp_path / "t.safetensors").write_bytes(length + header + content[end:])
+    assert Tokenizer.load(tmp_path / "t.safetensors").config == TINY
+
+
 def training(tokenizer: Tokenizer, averaged: bool) -> Snapshot:
     """As var-train saves it; the averages are the weights plus 1."""
     weights = {f"tokenizer/{p.name}": p.asnumpy() for p in tokenizer.get_parameters()}

@@ -23,10 +23,11 @@ def format_of(path: str | os.PathLike[str]) -> Format | None:
     if head.startswith(b"PK\x03\x04"):
         member = head[30 : 30 + int.from_bytes(head[26:28], "little")]
         return "PyTorch" if member.endswith(b"data.pkl") else None
-    if head.startswith(_PICKLES):
-        return "PyTorch"
+    # before pickles: a header of 640 bytes begins with \x80\x02, too
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
         return "safetensors"
+    if head.startswith(_PICKLES):
+        return "PyTorch"
     return "MindSpore" if _begins_like_mindspore(head) else None
 
 
