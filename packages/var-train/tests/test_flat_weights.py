@@ -83,6 +83,13 @@ def test_a_run_resumes_on_either_kind_of_device():
     assert one == pytest.approx(other, rel=1e-6)
 
 
+def test_a_checkpoint_says_by_name_which_weights_have_no_decay():
+    stages = (training(CONFIG), flat_training(CONFIG))
+    separate, flat = (stage.state()[1]["optimizer"]["undecayed"] for stage in stages)
+    assert flat == separate
+    assert "pos_1LC" in flat and "head.bias" in flat and "class_emb.weight" not in flat
+
+
 @pytest.mark.slow
 def test_a_checkpoint_without_a_moment_is_refused_by_its_name():
     flat = flat_training(CONFIG)

@@ -197,7 +197,6 @@ class AdamW(nn.Cell):
         """
         super().__init__(auto_prefix=False)  # or the sharding would rename the model's weights
         self.config = config
-        self._undecayed = [p.name for p in parameters if not decays(p)]
         self._last = {"learning_rate": 0.0, "weight_decay": 0.0}
         self.sharding = sharding
         if sharding is not None:
@@ -274,7 +273,6 @@ class AdamW(nn.Cell):
             "skipped": self.skipped,
             # what another framework has to know to go on
             "betas": list(self.config.betas),
-            "undecayed": self._undecayed,
             **self._last,
         }
         if self.sharding is None:

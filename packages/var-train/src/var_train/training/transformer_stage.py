@@ -389,6 +389,8 @@ class TransformerTraining:
         self._weights.publish()
         arrays = parameter_arrays("transformer", list(self._model.get_parameters()))
         others, optimizer = self._optimizer.snapshot("optimizer")
+        weights = self._model.trainable_params()
+        optimizer["undecayed"] = [p.name for p in weights if not is_decayed(p)]
         if self._ema is not None:
             others |= self._ema.snapshot("ema")
         arrays |= self._weights.named(others)
