@@ -75,6 +75,30 @@ def test_the_config_beside_foreign_weights_says_what_they_leave_open(save_pth, t
     assert inspect(tmp_path / "var").assumed == ()
 
 
+def test_a_file_that_is_named_has_the_config_beside_it(save_pth, files, tmp_path, refused):
+    _, state = save_pth(tiny.tokenizer())
+    state["quantize.ema_vocab_hit_SV"].zero_()
+    config = {"v_patch_nums": [1, 2, 4], "using_znorm": True}
+    _lay_out(tmp_path / "vae", state, config)
+    found = inspect(tmp_path / "vae" / "model.safetensors")
+    assert found.config.scales == (1, 2, 4) and found.config.using_znorm
+    for name in ("model.safetensors", "other.safetensors"):  # the folder does not say which
+        save_file(state, tmp_path / "vae" / name)
+    assert "name its file" in refused(tmp_path / "vae", tmp_path / "x.ckpt")
+    found = inspect(tmp_path / "vae" / "other.safetensors")
+    assert found.config.scales == (1, 2, 4) and found.config.using_znorm
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(config | {"using_znorm": "False"}))
+    message = refused(tmp_path / "vae" / "other.safetensors", tmp_path / "x.ckpt")
+    assert "using_znorm is 'False'; expected True or False" in message
+
+
+def test_a_file_that_says_all_of_itself_needs_no_config(hub, files, tmp_path):
+    shutil.copy(files[".safetensors"], tmp_path / "m.safetensors")
+    (tmp_path / "config.json").write_text("of another program")
+    assert verify(tmp_path / "m.safetensors", files[".pth"]).agrees()
+    assert inspect(hub / "model.safetensors").assumed == ()
+
+
 def _lay_out(folder, state, config):
     folder.mkdir()
     save_file({n: t.contiguous() for n, t in state.items()}, folder / "model.safetensors")

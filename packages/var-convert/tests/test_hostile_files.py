@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from var_convert import verify
 from var_convert.cli import main
 
 torch = pytest.importorskip("torch")
@@ -244,3 +245,25 @@ def test_a_tensor_that_claims_more_than_its_storage_is_refused(refused, tmp_path
     torch.save({"head.bias": Claiming()}, path, _use_new_zipfile_serialization=not legacy)
     message = refused(path, tmp_path / "o.ckpt")
     assert str(path) in message
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_tensor_of_several_is_refused(refused, files, tmp_path):
+    state = dict(torch.load(files[".pth"], weights_only=True))
+    state["head.bias"] = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
+    torch.save(state, tmp_path / "nested.pth")
+    assert "head.bias is torch.float32, nested" in refused("inspect", tmp_path / "nested.pth")
+
+
+def test_a_tensor_that_is_noted_as_negative_is_read_as_that(files, tmp_path):
+    state = dict(torch.load(files[".pth"], weights_only=True))
+    state["head.bias"] = torch._neg_view(-state["head.bias"])
+    torch.save(state, tmp_path / "negative.pth")
+    assert verify(tmp_path / "negative.pth", files[".pth"]).agrees()
+
+
+def test_a_name_longer_than_the_systems_is_refused(refused, tmp_path):
+    assert "cannot read" in refused("a" * 300, tmp_path / "x.ckpt")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"head.bias": f"{'a' * 300}.pth"}}))
+    assert "cannot read" in refused("inspect", index)

@@ -169,6 +169,19 @@ def changed_state(adamw, change):
         (lambda c: c["optimizer"]["state"][0].update(exp_avg=7), "no exp_avg and exp_avg_sq"),
         (lambda c: c["optimizer"]["param_groups"][0].update(amsgrad=True), "amsgrad is True"),
         (lambda c: c["optimizer"].update(param_groups=3), "no param_groups"),
+        *(
+            (
+                lambda c, name=name: c["optimizer"]["param_groups"][0].update(
+                    {name: torch.zeros(2)}
+                ),
+                message,
+            )
+            for name, message in (
+                ("amsgrad", "amsgrad is tensor"),
+                ("weight_decay", "a Tensor where a number"),
+                ("lr", "a Tensor where a number"),
+            )
+        ),
         (lambda c: c.update(step=1), "its step is 1 and that of its optimizer 3"),
         (lambda c: c.update(step="x"), "has a str where a number is expected"),
         (
@@ -223,9 +236,16 @@ def test_a_target_that_would_be_lost_or_mistaken_is_refused(trained, tmp_path, r
     assert main(["training", str(checkpoint), str(path), "--force"]) == 0
 
 
+@pytest.mark.parametrize("name", ["missing.pth", "folder", "a" * 300])
+def test_a_source_that_is_no_file_is_refused(tmp_path, refused, name):
+    (tmp_path / "folder").mkdir()
+    assert name in refused("training", tmp_path / name, tmp_path / "run")
+
+
 def test_checkpoints_that_cannot_change_are_refused(trained, tmp_path, refused):
     convert_training(saved(tmp_path, content(*trained["all"])), tmp_path / "full")
     path, found = snapshot_of(tmp_path / "full")
+    unknown = found.state["stage"]["optimizer"] | {"undecayed": ["undecayed"]}
     said = []
     for changed in (
         dataclasses.replace(found, model={**found.model, "kind": "tokenizer"}),
@@ -234,6 +254,7 @@ def test_checkpoints_that_cannot_change_are_refused(trained, tmp_path, refused):
             1, without(found.arrays, "optimizer/first_moment.head.bias"), found.state, found.model
         ),
         Snapshot(1, without(found.arrays, "transformer/head.bias"), found.state, found.model),
+        dataclasses.replace(found, state={"stage": {"optimizer": unknown}}),
     ):
         write_snapshot(path, changed)
         said.append(refused("training", path, tmp_path / "x.pth"))
@@ -241,7 +262,14 @@ def test_checkpoints_that_cannot_change_are_refused(trained, tmp_path, refused):
     said.append(refused("training", path, tmp_path / "x.pth"))
     for line, expected in zip(
         said,
-        ("of a tokenizer", "does not describe its", "1 missing", "missing", "damaged"),
+        (
+            "of a tokenizer",
+            "does not describe its",
+            "1 missing",
+            "missing",
+            "no weight has",
+            "damaged",
+        ),
         strict=True,
     ):
         assert expected in line

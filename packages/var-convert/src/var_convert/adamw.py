@@ -93,8 +93,11 @@ def read_adamw(torch: ModuleType, shown: str, optimizer: Mapping, model: OpenedM
         or not all(isinstance(g, Mapping) and isinstance(g.get("params"), list) for g in groups)
     ):
         raise InputError(f"{shown}: its optimizer has no param_groups and state as PyTorch's AdamW")
-    if any(group.get("amsgrad") for group in groups):
-        raise InputError(f"{shown}: amsgrad is True in its optimizer; expected False")
+    for group in groups:
+        amsgrad = group.get("amsgrad", False)
+        if amsgrad is not False:
+            given = quoted(str(amsgrad))
+            raise InputError(f"{shown}: amsgrad is {given} in its optimizer; expected False")
     # the file's order is that of its model's parameters
     names = {name: held for name, held in model.held.items() if name in model.tensors}
     number = sum(len(group["params"]) for group in groups)
@@ -121,10 +124,10 @@ def read_adamw(torch: ModuleType, shown: str, optimizer: Mapping, model: OpenedM
         {name: slot.first.as_dtype("F32").array() for name, slot in matched.items()},
         {name: slot.second.as_dtype("F32").array() for name, slot in matched.items()},
         updates.pop(),
-        frozenset(n for n, slot in matched.items() if not slot.group.get("weight_decay")),
+        frozenset(n for n, slot in matched.items() if _decay(torch, shown, slot.group) == 0),
         (_number(torch, shown, betas[0]), _number(torch, shown, betas[1])),
         _number(torch, shown, groups[0].get("lr")),
-        max(_number(torch, shown, group.get("weight_decay")) for group in groups),
+        max(_decay(torch, shown, group) for group in groups),
     )
 
 
@@ -141,6 +144,10 @@ def _slot(torch: ModuleType, shown: str, state: Mapping, place: object, group: M
     if not first.is_floating or not second.is_floating:
         raise InputError(f"{shown}: its optimizer has moments that are no floating-point numbers")
     return _Slot(first, second, count(torch, shown, found.get("step")), group)
+
+
+def _decay(torch: ModuleType, shown: str, group: Mapping) -> float:
+    return _number(torch, shown, group.get("weight_decay"))
 
 
 def _number(torch: ModuleType, shown: str, value: object) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from var_tokenizer import SCALES_256, SCALES_512, Scale, ScaleSchedule, TokenizerConfig
-from var_tokenizer.common import InputError, check_integer, quoted
+from var_tokenizer.common import InputError, check_flag, check_integer, quoted
 from var_transformer import TransformerConfig
 
 from var_convert.formats.weights import Entry, Weights
@@ -167,7 +167,8 @@ def stated(weights: Weights, kind: str) -> Stated:
             ).scales
         heads = config.get("num_heads")
         if tokenizer or heads is None:
-            return Stated(scales, None, tokenizer and bool(config.get("using_znorm")))
+            znorm = check_flag("using_znorm", config.get("using_znorm", False))
+            return Stated(scales, None, tokenizer and znorm)
         return Stated(scales, check_integer("num_heads", heads, 1))
     except (TypeError, ValueError) as error:
         raise InputError(
@@ -192,8 +193,9 @@ def transformer_scales(weights: Weights) -> tuple[Scale, ...]:
 
 def _scales_of_levels(shaped: Shaped) -> tuple[int, ...]:
     entry = shaped.tensors[LEVELS]
-    level_l = entry.array().reshape(-1).astype(np.int64)  # stored as int64, or int32 by MindSpore
-    if entry.is_floating or np.any(np.diff(level_l) < 0) or level_l[:1].tolist() != [0]:
+    stored_l = np.zeros(0) if entry.is_floating else entry.array().reshape(-1)
+    level_l = stored_l.astype(np.int64)  # stored as int64, or int32 by MindSpore
+    if np.any(np.diff(level_l) < 0) or level_l[:1].tolist() != [0]:
         raise InputError(f"{shaped.source}: tensor {LEVELS} does not count scales from 0 upwards")
     tokens = [int(n) for n in np.unique(level_l, return_counts=True)[1]]
     if any(math.isqrt(n) ** 2 != n for n in tokens):

@@ -142,6 +142,8 @@ def _adamw(shown: str, snapshot: Snapshot, names: Sequence[str]) -> AdamWState:
         check_tensors(f"{shown}: moments", shapes, moments)
     try:
         found = snapshot.state["stage"]["optimizer"]
+        if unknown := sorted({*map(str, found["undecayed"])} - {*names}):
+            raise ValueError(f"no weight has the name {unknown[0]}")
         return AdamWState(
             first,
             second,

@@ -6,11 +6,12 @@ from pathlib import Path
 from var_tokenizer.common import InputError, format_of, quoted
 
 from var_convert.formats.ckpt import read_ckpt, write_ckpt
-from var_convert.formats.folders import read_folder, read_index
+from var_convert.formats.folders import SINGLE, read_folder, read_index, with_config
 from var_convert.formats.names import INDEX, format_of_name
 from var_convert.formats.pth import read_pth, write_pth
 from var_convert.formats.safetensors import read_safetensors, write_safetensors
 from var_convert.formats.weights import Entry, Weights
+from var_convert.kinds import is_native
 
 Writer = Callable[[Path, Mapping[str, Entry], Mapping[str, str]], None]
 
@@ -36,17 +37,24 @@ def read_weights(path: Path) -> list[Weights]:
 
     Raises InputError for what is missing, empty, damaged or of an unknown format.
     """
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # a name longer than the system's
+        raise InputError(f"{quoted(path)}: cannot read: {error.strerror}") from error
+    if is_folder:
         return read_folder(path, _read_file)
-    return read_index(path, _read_file) if path.name.endswith(INDEX) else _read_file(path)
+    read = read_index(path, _read_file) if path.name.endswith(INDEX) else _read_file(path)
+    if all(is_native(weights) for weights in read):
+        return read
+    return with_config(read, path.parent, path.name in SINGLE)
 
 
 def _read_file(path: Path) -> list[Weights]:
     """The state dicts of one file. Its content decides the format."""
     shown = quoted(path)
-    if not path.is_file():
-        raise InputError(f"{shown}: {'not a file' if path.exists() else 'no such file'}")
     try:
+        if not path.is_file():
+            raise InputError(f"{shown}: {'not a file' if path.exists() else 'no such file'}")
         if path.stat().st_size == 0:
             raise InputError(f"{shown}: the file is empty")
         found = format_of(path) or format_of_name(path)

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,19 @@ def read_folder(folder: Path, read_file: Reader) -> list[Weights]:
     """
     chosen = _weights_file(folder)
     read = read_index(chosen, read_file) if chosen.name.endswith(INDEX) else read_file(chosen)
+    return with_config(read, folder, True)
+
+
+def with_config(read: list[Weights], folder: Path, is_its_own: bool) -> list[Weights]:
+    """Weights of a file in ``folder``, with what its config.json says of them.
+
+    is_its_own: whether it is certain to be about these weights, so that its notes are theirs.
+    """
     if not (folder / CONFIG).is_file():
         return read
     config = _json_object(folder / CONFIG)
-    noted = _texts(config.get(NOTES))
-    return [
-        Weights(held.source, held.tensors, {**held.metadata, **noted}, held.key, config)
-        for held in read
-    ]
+    noted = _texts(config.get(NOTES)) if is_its_own else {}
+    return [replace(held, metadata={**held.metadata, **noted}, config=config) for held in read]
 
 
 def _weights_file(folder: Path) -> Path:

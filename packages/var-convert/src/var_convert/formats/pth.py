@@ -169,9 +169,11 @@ def _weights(torch: ModuleType, shown: str, key: str, state: Mapping) -> Weights
 def tensor_entry(torch: ModuleType, source: str, name: str, tensor: "Tensor") -> Entry:
     """A tensor of a file; raises InputError unless all of it is in the file."""
     dtype = SHORT_NAMES.get(str(tensor.dtype).removeprefix("torch."))
-    if dtype is None or tensor.layout != torch.strided or tensor.device.type != "cpu":
+    dense = tensor.layout == torch.strided and not tensor.is_nested
+    if dtype is None or not dense or tensor.device.type != "cpu":
+        layout = "nested" if tensor.is_nested else tensor.layout
         raise InputError(
-            f"{source}: tensor {quoted(name)} is {tensor.dtype}, {tensor.layout}, on "
+            f"{source}: tensor {quoted(name)} is {tensor.dtype}, {layout}, on "
             f"{tensor.device}; expected a dense tensor of one of {', '.join(SHORT_NAMES)}"
         )
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
@@ -180,7 +182,8 @@ def tensor_entry(torch: ModuleType, source: str, name: str, tensor: "Tensor") ->
             "expected each in the file"
         )
 
-    flat = tensor.detach().contiguous().view(-1)
+    # a file may say that a tensor is the negative of its elements
+    flat = tensor.detach().resolve_neg().contiguous().view(-1)
     if dtype == "BF16":
         flat = flat.view(torch.uint16)
 
