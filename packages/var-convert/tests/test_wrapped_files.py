@@ -229,6 +229,17 @@ def test_a_relative_of_another_structure_is_refused_by_its_own_name(refused, tmp
         assert RELATIVES[name] in message and "not supported" in message
 
 
+def test_the_model_without_a_key_has_an_empty_one(states, checksum, tmp_path, refused):
+    state = states["var"]
+    others = {f"ema.{n}": t + 1 if n == "head.bias" else t for n, t in state.items()}
+    torch.save(dict(state) | others, tmp_path / "m.pth")
+    assert "one without a key (transformer; --key '')" in refused(
+        tmp_path / "m.pth", tmp_path / "o.ckpt"
+    )
+    assert main([str(tmp_path / "m.pth"), str(tmp_path / "o.ckpt"), "--key", ""]) == 0
+    assert inspect(tmp_path / "o.ckpt").checksum == checksum(states["var"])
+
+
 def test_a_model_is_opened_once_for_several_questions(states, tmp_path):
     torch.save({"ema": prefixed("module.", states["ema"])}, tmp_path / "a.pth")
     shutil.copy(tmp_path / "a.pth", tmp_path / "b.bin")

@@ -79,6 +79,13 @@ def test_a_resumed_run_gives_the_same_losses_and_weights():
         np.testing.assert_array_equal(ours[name], array, name)
 
 
+@pytest.mark.parametrize(("before", "after"), [(0.9, 0.0), (0.0, 0.9)])
+def test_averages_that_only_a_checkpoint_or_only_a_run_has_are_refused(before, after):
+    arrays, state = training(TransformerStageConfig(batch=8, ema=before)).state()
+    with pytest.raises(InputError, match=f"ema is {after}, and the checkpoint has "):
+        training(TransformerStageConfig(batch=8, ema=after)).restore(arrays, state)
+
+
 @pytest.mark.slow
 def test_the_graphs_of_a_step_copy_no_weight(tmp_path):
     code = "import test_transformer_stage as it; it.training(it.TransformerStageConfig(batch=8))"

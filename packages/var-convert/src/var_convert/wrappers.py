@@ -79,7 +79,10 @@ def choose_model(
     if not wanted and key is None:
         there = ", ".join(dict.fromkeys(model.kind for model in models))
         raise InputError(f"{shown}: holds a {there}; expected a {only}")
-    there = ", ".join(f"{quoted(m.key) or 'one without a key'} ({m.kind})" for m in models)
+    there = ", ".join(
+        f"{quoted(m.key)} ({m.kind})" if m.key else f"one without a key ({m.kind}; --key '')"
+        for m in models
+    )
     if not wanted:
         raise InputError(f"{shown}: nothing under the key {quoted(key or '')!r}; it holds {there}")
     kinds = [model.kind for model in wanted]

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from var_tokenizer.common import InputError
 
 from var_train.training.checkpoints import parameter_arrays, restore_parameters
 
@@ -75,3 +76,16 @@ class Ema(nn.Cell):
 def averaged(ema: Ema | None) -> AbstractContextManager[None]:
     """``ema.applied()``; without averages the model keeps its own weights."""
     return nullcontext() if ema is None else ema.applied()
+
+
+def check_averages(decay: float, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises InputError if only one has averages: a run (``decay`` above 0) or its checkpoint.
+
+    A checkpoint of another framework does not say which settings it is from.
+    """
+    kept = any(name.startswith("ema/") for name in arrays)
+    if kept != (decay > 0):
+        raise InputError(
+            f"ema is {decay}, and the checkpoint has {'' if kept else 'no '}averaged weights; "
+            f"expected {'an ema above 0' if kept else '0'}"
+        )

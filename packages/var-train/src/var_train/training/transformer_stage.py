@@ -19,7 +19,7 @@ from var_train.data.crops import PlaceOf, draw_place
 from var_train.data.token_sources import TokenSet, TokenSource
 from var_train.losses.token_loss import token_losses
 from var_train.optimization.adamw import AdamW, AdamWConfig, release_gradients
-from var_train.optimization.averages import Ema, averaged
+from var_train.optimization.averages import Ema, averaged, check_averages
 from var_train.optimization.flat_weights import weights_in_training
 from var_train.optimization.loss_scale import DTYPES, LossScale, PrecisionConfig
 from var_train.parallel import workers
@@ -397,7 +397,11 @@ class TransformerTraining:
         return arrays, {"optimizer": optimizer, "loss_scale": self._loss_scale.state()}
 
     def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
-        """Restores what ``state`` returned."""
+        """Restores what ``state`` returned.
+
+        Raises InputError if only one, the run or the checkpoint, has averaged weights.
+        """
+        check_averages(self._config.ema, arrays)
         restore_parameters("transformer", list(self._model.get_parameters()), arrays)
         self._weights.collect()
         arrays = self._weights.flattened(arrays)
