@@ -93,3 +93,11 @@ def test_a_transformer_refuses_scales_that_are_not_its_own(save_pth, tmp_path):
     path, _ = save_pth(tiny.transformer())
     with pytest.raises(InputError, match="shape"):
         convert(path, tmp_path / "o.ckpt", scales=(1, 2, 3, 4))
+
+
+@pytest.mark.parametrize("sums", [(1e-320, 1e-318, 1e308), (5e-324, 1e300, 1e308), (1, 4, np.inf)])
+def test_statistics_that_no_schedule_has_say_nothing_of_the_scales(save_pth, sums):
+    hits = torch.zeros(3, 32, dtype=torch.float64)
+    hits[:, 0] = torch.tensor(sums, dtype=torch.float64)
+    path, _ = save_pth(tiny.tokenizer(), change=lambda state: {**state, HITS: hits})
+    assert inspect(path).config.scales == (1, 2, 3) and inspect(path).assumed == ("scales",)

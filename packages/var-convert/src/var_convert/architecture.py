@@ -106,10 +106,11 @@ def scales_of_hits(hits: Entry) -> tuple[int, ...] | None:
     """
     if not hits.is_floating:
         return None
-    sums_k = hits.as_dtype("F64").array().sum(1)
-    if not np.all(np.isfinite(sums_k)) or np.any(sums_k <= 0):
+    with np.errstate(all="ignore"):  # a hostile file's numbers overflow
+        sums_k = hits.as_dtype("F64").array().sum(1)
+        areas_k = sums_k / sums_k[0]
+    if not np.all(np.isfinite(areas_k)) or np.any(sums_k <= 0):
         return None
-    areas_k = sums_k / sums_k[0]
     sides_k = np.rint(np.sqrt(areas_k))
     increasing = np.all(np.diff(sides_k) > 0) and len(sides_k) > 1
     exact = np.allclose(areas_k, sides_k**2, rtol=1e-3, atol=0)
