@@ -264,6 +264,9 @@ def test_a_tensor_that_is_noted_as_negative_is_read_as_that(files, tmp_path):
 
 def test_a_name_longer_than_the_systems_is_refused(refused, tmp_path):
     assert "cannot read" in refused("a" * 300, tmp_path / "x.ckpt")
+    for target in ("a" * 300, f"{'a' * 300}.pth"):
+        for command in ((), ("training",)):
+            assert "too long" in refused(*command, tmp_path / "x.pth", tmp_path / target)
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"head.bias": f"{'a' * 300}.pth"}}))
     assert "cannot read" in refused("inspect", index)

@@ -45,6 +45,7 @@ def turned_into_another_error() -> None:
     ("action", "code", "said"),
     [
         (raising(InputError("x is 1; expected 2")), 2, "x is 1; expected 2"),
+        (Path("a" * 300).stat, 2, "[Errno 36] File name too long: 'aaa"),
         (raising(KeyboardInterrupt()), 130, "interrupted; the same command continues"),
         (partial(signal.raise_signal, signal.SIGINT), 130, "interrupted; the same command"),
         (partial(signal.raise_signal, signal.SIGTERM), 130, "interrupted; the same command"),

@@ -110,6 +110,9 @@ def exit_codes(interrupted: str = "interrupted") -> Iterator[None]:
     except (KeyboardInterrupt, Exception) as error:
         # an error after an interrupt is caused by it, and would mislead the user
         if not received and not isinstance(error, KeyboardInterrupt):
+            if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+                log.error("%s; expected a shorter name", error)
+                sys.exit(UNUSABLE)
             if not isinstance(error, OSError) or error.errno not in _FULL:
                 raise
             _drop_output()
