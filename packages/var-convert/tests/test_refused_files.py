@@ -155,3 +155,10 @@ def test_a_file_of_unknown_suffix_and_content_is_refused(refused, tmp_path):
     path = tmp_path / "model.dat"
     path.write_bytes(bytes(100))
     assert "by its content" in refused(path, tmp_path / "o.ckpt")
+
+
+@pytest.mark.parametrize("name", ["m.pth", "m.safetensors", "m.ckpt", "m"])
+def test_a_pointer_of_git_lfs_is_named_as_that(refused, tmp_path, name):
+    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n"
+    (tmp_path / name).write_text(text)
+    assert "pointer of Git LFS" in refused("inspect", tmp_path / name)

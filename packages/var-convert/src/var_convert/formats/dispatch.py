@@ -13,6 +13,8 @@ from var_convert.formats.safetensors import read_safetensors, write_safetensors
 from var_convert.formats.weights import Entry, Weights
 from var_convert.kinds import is_native
 
+LFS_POINTER = b"version https://git-lfs"  # what a clone without Git LFS has instead of weights
+
 Writer = Callable[[Path, Mapping[str, Entry], Mapping[str, str]], None]
 
 READERS: dict[str, Callable[[Path], list[Weights]]] = {
@@ -57,6 +59,12 @@ def _read_file(path: Path) -> list[Weights]:
             raise InputError(f"{shown}: {'not a file' if path.exists() else 'no such file'}")
         if path.stat().st_size == 0:
             raise InputError(f"{shown}: the file is empty")
+        with path.open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise InputError(
+                    f"{shown}: a pointer of Git LFS; expected the weights, which git lfs pull "
+                    "brings in its place"
+                )
         found = format_of(path) or format_of_name(path)
     except OSError as error:
         raise InputError(f"{shown}: cannot read: {error.strerror}") from error
