@@ -119,13 +119,13 @@ def open_checkpoint(
     if found in ("PyTorch", "MindSpore"):
         raise InputError(
             f"{shown}: a {found} checkpoint; expected a native {kind}; this command makes one: "
-            f"{conversion(path, found, kind)}"
+            f"{conversion(path, kind)}"
         )
     metadata, tensors, training = read_model_header(path)
     if metadata.get("format") != "var-mindspore":
         raise InputError(
             f"{shown}: no var-mindspore configuration in its metadata; expected a native {kind}, "
-            f"which this makes from published names: {conversion(path, 'safetensors', kind)}"
+            f"which this makes from published names: {conversion(path, kind)}"
         )
     if metadata.get("kind") != kind:
         noted = quoted(metadata.get("kind", "model of no kind"))

@@ -9,7 +9,6 @@ from var_tokenizer.common.errors import quoted
 
 Format = Literal["PyTorch", "MindSpore", "safetensors"]
 
-_SUFFIX = {"PyTorch": ".pth", "MindSpore": ".ckpt", "safetensors": ".safetensors"}
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # as PyTorch wrote before 1.6
 
 
@@ -48,18 +47,13 @@ def _begins_like_mindspore(head: bytes) -> bool:
     return 0 < length == len(name) and name.isascii() and name.decode("ascii").isprintable()
 
 
-def conversion(path: str | os.PathLike[str], found: Format, kind: str) -> str:
+def conversion(path: str | os.PathLike[str], kind: str) -> str:
     """The command that converts a file of another format to a native one of ``kind``."""
     source = Path(path)
-    misnamed = source.suffix != _SUFFIX[found] and (
-        source.suffix in _SUFFIX.values() or found == "MindSpore"
-    )
-    named = source.with_suffix(_SUFFIX[found]) if misnamed else source
     target = source.with_suffix(".safetensors")
-    if target.exists() or target == named:
+    if target.exists():
         target = source.with_name(f"{source.stem}-native.safetensors")
-    move = f"mv {_word(source)} {_word(named)} && " if misnamed else ""
-    return f"{move}var-convert {_word(named)} {_word(target)} --only {kind}"
+    return f"var-convert {_word(source)} {_word(target)} --only {kind}"
 
 
 def _word(path: Path) -> str:
