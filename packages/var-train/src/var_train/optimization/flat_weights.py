@@ -15,9 +15,8 @@ from var_transformer import Transformer
 from var_train.parallel.gradients import AveragedGradient
 
 Given: TypeAlias = tuple[Tensor, ...]
-_EXCHANGES = (
-    4  # of the gradients of matrices, so that all but the last overlap with the backward pass
-)
+# of the gradients of matrices, so that all but the last overlap with the backward pass
+_EXCHANGES = 4
 
 
 class OwnWeights(nn.Cell):
