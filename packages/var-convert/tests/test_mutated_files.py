@@ -44,8 +44,10 @@ def watched() -> Iterator[list[str]]:
     seen: list[str] = []
     active = [True]
 
+    forbidden = FORBIDDEN  # at the end of the process, names of the module are None
+
     def hook(event: str, _: object) -> None:
-        if event in FORBIDDEN and active[0]:
+        if active[0] and event in forbidden:
             seen.append(event)
 
     sys.addaudithook(hook)  # stays until the process ends
