@@ -191,6 +191,29 @@ def test_a_model_of_float16_products_draws_what_one_of_float32_draws(model, toke
     assert same.mean() > 0.9  # a token flips where two are as likely to within the rounding
 
 
+@pytest.mark.parametrize("dtype", [ms.float16, ms.bfloat16], ids=str)
+def test_guidance_of_logits_in_half_is_computed_in_float32(model, tokenizer, monkeypatch, dtype):
+    """As an Ascend gives them."""
+    extend, seen = Transformer.extend, []
+
+    def in_half(*arguments):
+        logits, cache = extend(*arguments)
+        seen.append(logits.astype(dtype))
+        return seen[-1], cache
+
+    def rounded(*arguments):
+        logits, cache = extend(*arguments)
+        return logits.astype(dtype).astype(ms.float32), cache
+
+    monkeypatch.setattr(Transformer, "extend", rounded)
+    labels, settings = np.arange(32) % 5, {"cfg": 7.3, "top_p": 0.9, "seed": 3}
+    expected = generate(model, tokenizer, labels, **settings)
+    monkeypatch.setattr(Transformer, "extend", in_half)
+    found = generate(model, tokenizer, labels, **settings)
+    assert {logits.dtype for logits in seen} == {dtype}
+    np.testing.assert_array_equal(np.concatenate(found.ids, 1), np.concatenate(expected.ids, 1))
+
+
 def test_a_seed_by_position_and_by_name_is_an_error(model, tokenizer, no_model_runs):
     with pytest.raises(TypeError, match="multiple values for seed"):
         generate(model, tokenizer, np.array([0]), 1.5, 0, 0.0, 3, seed=9)

@@ -55,7 +55,8 @@ class GuidedPasses:
         logits, self._cache = self._model.extend(
             k, inputs, self._class_bc, self._modulations, self._cache
         )
-        logits_blv = logits.asnumpy()
+        # an Ascend gives them in the type of its products; all that follows is float32
+        logits_blv = logits.asnumpy().astype(np.float32, copy=False)
         if not strength:
             return logits_blv[: self._count]
         t = np.float32(strength)

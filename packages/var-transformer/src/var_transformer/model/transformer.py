@@ -175,6 +175,8 @@ class Transformer(nn.Cell):
     def logits(self, labels: Array, inputs: Array) -> Tensor:
         """Teacher-forced logits (B, L, V) of all scales, without any dropout.
 
+        They are float32; on an Ascend, of the type that the model computes its products in.
+
         labels: (B,) in [0, num_classes], where num_classes means "no class". inputs: what the
         tokenizer's ``teacher_inputs`` gives, (B, L - tokens of scale 0, z).
         Raises InputError for a label out of range, and for inputs of another shape or that are not
