@@ -40,7 +40,7 @@ _SAMPLE_ROWS = 8  # classes in a grid of samples, at most
 class TransformerStageConfig:
     """How the transformer is trained."""
 
-    epochs: int = 8
+    epochs: int = 12
     """Passes over the training images."""
     batch: int = 64
     """Images per step, of all workers together."""
