@@ -44,7 +44,7 @@ _STEPS, _CODES, _DISCRIMINATOR = 1, 2, 3
 class TokenizerStageConfig:
     """How the tokenizer is trained."""
 
-    epochs: int = 3
+    epochs: int = 4
     """Passes over the training images."""
     batch: int = 16
     """Images per step, of all workers together."""
