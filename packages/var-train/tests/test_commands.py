@@ -79,7 +79,7 @@ def shown(capsys, monkeypatch, kind: type, *words: str) -> str:
 def test_the_help_of_a_run_fits_on_two_screens_and_names_every_setting(capsys, monkeypatch):
     text = shown(capsys, monkeypatch, RunConfig, "--help")
     assert len(text.splitlines()) <= 100
-    assert "--train-transformer.epochs 8  .batch 64" in text and ".scales 1 2 3 4" in text
+    assert "--train-transformer.epochs 12  .batch 64" in text and ".scales 1 2 3 4" in text
     everything = shown(capsys, monkeypatch, RunConfig, "--help-all")
     for option in re.findall(r"│ (--[a-z0-9.-]+)", everything):
         name = option.removeprefix("--").split(".")[-1]
