@@ -17,7 +17,8 @@ from var_tokenizer import Tokenizer
 from var_train.commands.run_config import RunConfig, read_run_config
 from var_train.evaluate import TokenizerEvaluationConfig
 from var_train.evaluate import main as evaluate_command
-from var_train.reports.json_files import record_settings
+from var_train.reports.json_files import changed_settings, record_settings
+from var_train.reports.metrics_log import MetricsLog
 from var_train.reports.progress_bars import step_bar
 from var_train.run import main as run_command
 from var_train.tokenize import TokenizeConfig
@@ -45,18 +46,40 @@ def test_a_bar_says_what_happens_between_steps(caplog, monkeypatch):
 
 def test_settings_are_a_readable_file_and_a_change_is_said(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    record_settings(tmp_path, {"loop": {"keep": 3}, "out": tmp_path, "sizes": (1, 2)})
+    settings = {"loop": {"keep": 3}, "out": tmp_path, "sizes": (1, 2)}
+    assert changed_settings(tmp_path, settings) == {}  # there is nothing yet
+    record_settings(tmp_path, settings)
     written = json.loads((tmp_path / "settings.json").read_text())
     assert written == {"loop": {"keep": 3}, "out": str(tmp_path), "sizes": [1, 2]}
-    assert not caplog.messages
-    record_settings(tmp_path, {"loop": {"keep": 4}, "out": tmp_path, "sizes": (1, 2)})
+    assert changed_settings(tmp_path, settings) == {} and not caplog.messages
+    changed = changed_settings(tmp_path, settings | {"loop": {"keep": 4}})
+    assert changed == {"loop.keep": (3, 4)}
     assert caplog.messages == [
         "settings changed since the last command here: loop.keep was 3 and is 4"
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
     (tmp_path / "settings.json").write_text("{")  # damaged: written anew
+    assert changed_settings(tmp_path, settings) == {}
     record_settings(tmp_path, {})
     assert json.loads((tmp_path / "settings.json").read_text()) == {}
+
+
+def test_changed_settings_stay_in_the_metrics_when_steps_are_repeated(tmp_path):
+    metrics = MetricsLog(tmp_path)
+    for step in range(3):
+        metrics.write("tokenizer", step, loss=1.0)
+    metrics.write_changes({}, {"tokenizer": 3})
+    metrics.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "tok')  # the process was killed
+    metrics = MetricsLog(tmp_path, resume=True)
+    metrics.write_changes({"loop.keep": (3, 4)}, {"tokenizer": 2, "transformer": None})
+    metrics.rewind("tokenizer", 2)
+    metrics.close()
+    lines = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines] == ["tokenizer", "tokenizer", "settings"]
+    assert lines[-1]["done"] == {"tokenizer": 2, "transformer": None}
+    assert lines[-1]["changed"] == {"loop.keep": [3, 4]}
 
 
 def test_the_package_lists_its_commands():

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError, Snapshot, arrays_checksum
 from var_train.data.token_cache import CacheIndex
-from var_train.reports.json_files import record_settings
+from var_train.reports.json_files import changed_settings, record_settings
 from var_train.reports.metrics_log import MetricsLog
 from var_train.training.checkpoints import CheckpointFolder
 from var_transformer import Transformer
@@ -202,6 +202,7 @@ def test_deep_json_counts_as_damage(tmp_path, caplog):
     with pytest.raises(InputError, match=r"index\.json: no index of a token cache"):
         CacheIndex.read(tmp_path)
     (tmp_path / "settings.json").write_text(DEEP)
+    assert changed_settings(tmp_path, {"seed": 1}) == {}
     record_settings(tmp_path, {"seed": 1})
     assert json.loads((tmp_path / "settings.json").read_text()) == {"seed": 1}
     (tmp_path / "metrics.jsonl").write_text(f"{DEEP}\n")

@@ -137,7 +137,7 @@ def test_a_run_of_version_0_1_0_resumes_under_the_new_name_of_a_setting(tmp_path
     with pytest.raises(InterruptedError):
         trained(tmp_path, Counting(fails_at_1), settings("schedule"), checkpoint_every=1)
     now = settings("rate_schedule")
-    assert check_resumable(tmp_path, "tokenizer", now, None) == 1
+    assert check_resumable(tmp_path, "tokenizer", now, None, 10) == 1
     again = Counting()
     trained(tmp_path, again, now)
     assert again.done == 10
@@ -165,5 +165,105 @@ def test_a_run_from_before_a_setting_existed_is_refused_by_its_name(tmp_path):
         trained(tmp_path, Counting(fails_at_1), old, checkpoint_every=1)
     said = r"by a version without the setting train_tokenizer\.optimizer\.warmup_start = 0.005"
     with pytest.raises(InputError, match=said):
-        check_resumable(tmp_path, "tokenizer", new, None)
-    assert check_resumable(tmp_path, "tokenizer", switched_off, None) == 1
+        check_resumable(tmp_path, "tokenizer", new, None, 10)
+    assert check_resumable(tmp_path, "tokenizer", switched_off, None, 10) == 1
+
+
+def settings_with(name: str = "seed", value: object = 0) -> dict:
+    """Settings of a transformer's stage, one of which, "group.name", has another value."""
+    settings = {
+        "data": None,
+        "tokens": None,
+        "seed": 0,
+        "init": None,
+        "tokenizer": "a digest",
+        "transformer": {"depth": 2},
+        "train_transformer": {
+            "epochs": 2,
+            "batch": 8,
+            "accumulation": 1,
+            "recompute": False,
+            "progressive": 0.0,
+            "optimizer": {"learning_rate": 0.1},
+            "precision": {"dtype": "float16", "loss_scale": 2048.0, "growth_every": 1000},
+            "validation_images": 100,
+            "samples_per_class": 4,
+        },
+        "train_tokenizer": {"epochs": 4, "validation_images": 100},
+    }
+    group = settings
+    *outer, inner = name.split(".")
+    for key in outer:
+        group = group[key]
+    assert inner in group
+    group[inner] = value
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("train_transformer.accumulation", 4),
+        ("train_transformer.recompute", True),
+        ("train_transformer.precision.loss_scale", 16.0),
+        ("train_transformer.precision.growth_every", 10),
+        ("train_transformer.validation_images", 7),
+        ("train_transformer.samples_per_class", 0),
+        ("train_tokenizer.validation_images", 7),
+    ],
+)
+def test_a_setting_that_leaves_the_result_as_it_is_may_change(tmp_path, name, value):
+    with pytest.raises(InterruptedError):
+        trained(tmp_path, Counting(fails_at_1), settings_with(), checkpoint_every=1)
+    again, now = Counting(), settings_with(name, value)
+    assert check_resumable(tmp_path, "tokenizer", now, None, 10) == 1
+    trained(tmp_path, again, now)
+    assert again.done == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("seed", 1, "all random numbers follow from it"),
+        ("init", "another digest", "the weights that the training started from"),
+        ("tokenizer", "another digest", "the tokens that they are trained on"),
+        ("transformer.depth", 3, "the weights have these shapes"),
+        ("train_transformer.epochs", 1, "the learning rate has followed a longer schedule"),
+        ("train_transformer.batch", 16, "which images a step takes"),
+        ("train_transformer.precision.dtype", "float32", "another type round far otherwise"),
+        ("train_transformer.optimizer.learning_rate", 0.2, "it changes what a step learns"),
+        ("train_tokenizer.epochs", 8, "the revival of codes follow a share of all steps"),
+    ],
+)
+def test_a_setting_that_is_held_fixed_says_why(tmp_path, name, value, why):
+    with pytest.raises(InterruptedError):
+        trained(tmp_path, Counting(fails_at_1), settings_with(), checkpoint_every=1)
+    now = settings_with(name, value)
+    with pytest.raises(InputError, match=f"was trained with {name} = .*, since .*{why}"):
+        check_resumable(tmp_path, "tokenizer", now, None, 10)
+    with pytest.raises(InputError, match=why):
+        trained(tmp_path, Counting(), now)
+
+
+def test_a_finished_transformer_goes_on_for_more_epochs_and_never_for_fewer(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    trained(tmp_path, Counting(), settings_with())
+    again, more = Counting(steps=20), settings_with("train_transformer.epochs", 4)
+    trained(tmp_path, again, more)
+    assert again.done == 20 and "follows the new total of 20 from step 10 on" in caplog.text
+    with pytest.raises(InputError, match=r"epochs = 4, now it is 2; .* they may only grow"):
+        trained(tmp_path, Counting(), settings_with())
+
+
+@pytest.mark.parametrize(("share", "goes_on"), [(0.5, True), (0.6, False)])
+def test_more_epochs_are_refused_where_scales_that_joined_would_leave(tmp_path, share, goes_on):
+    settings = settings_with("train_transformer.progressive", share)
+    trained(tmp_path, Counting(), settings)
+    again = Counting(steps=20)
+    settings["train_transformer"]["epochs"] = 4
+    if goes_on:
+        trained(tmp_path, again, settings)
+    else:
+        with pytest.raises(InputError, match=r"progressive is 0\.6, .* join up to step 12,"):
+            trained(tmp_path, again, settings)
+    assert again.done == (20 if goes_on else 0)

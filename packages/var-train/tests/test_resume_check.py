@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from image_tree import write_image_tree
+from safetensors.numpy import load_file, save_file
 from var_tokenizer.common import InputError
-from var_train.data.image_sources import load_image_tree
+from var_train.data.image_sources import ImageFolder, load_image_tree
 from var_train.data.resume_check import DataRecord, check_data
 
 NO_TOKENS = {"tokens": None}
@@ -161,5 +162,62 @@ def test_a_record_keeps_names_that_are_not_utf_8(tmp_path):
     (tree / "train" / "cat" / "0.ppm").rename(tree / "train" / "cat" / "\udce9.ppm")
     before = record_of(tree, 0)
     before.save(tmp_path)
-    found = DataRecord.read(tmp_path)
+    found = DataRecord.read_file(tmp_path)
     assert found.settings == before.settings and found.names == before.names
+
+
+def lazy(root: Path, folder: Path, resumed: bool) -> tuple[DataRecord, ImageFolder]:
+    """The record of images that are read step by step, in a run with checkpoints in ``folder``."""
+    train, val = load_image_tree(root, (4, 4), memory_limit=0)
+    record = DataRecord.of(train.files, val.files)
+    if resumed:
+        saved = NO_TOKENS | {"data": record.settings}
+        check_data(folder, saved, saved, record)
+    record.watch((train, val), [folder] if resumed else [])
+    record.save(folder)
+    return record, train
+
+
+def test_another_image_in_a_copied_folder_is_named_when_a_step_reads_it(tmp_path):
+    tree = write_tree(tmp_path / "tree")
+    record, train = lazy(tree, tmp_path, resumed=False)
+    train.batch(range(6))
+    record.note(tmp_path)
+    copy = shutil.copytree(tree, tmp_path / "copy", copy_function=shutil.copyfile)
+    again(copy / "train" / "cat" / "2.ppm", pixels=1)
+    _, train = lazy(copy, tmp_path, resumed=True)
+    train.batch([0, 1, 3, 4, 5])
+    with pytest.raises(InputError, match=r"train/cat/2\.ppm: is another image than the one"):
+        train.batch([1, 2])
+
+
+def test_a_rewritten_image_that_a_step_has_read_is_judged_by_its_content(tmp_path):
+    tree = write_tree(tmp_path / "tree")
+    record, train = lazy(tree, tmp_path, resumed=False)
+    train.batch([1])
+    record.note(tmp_path)
+    again(tree / "train" / "cat" / "1.ppm")
+    _, train = lazy(tree, tmp_path, resumed=True)
+    train.batch([1, 2])
+    again(tree / "train" / "cat" / "3.ppm")
+    with pytest.raises(InputError, match=r"1 image\(s\) were rewritten .*: train/cat/3\.ppm"):
+        lazy(tree, tmp_path, resumed=True)
+
+
+def test_a_record_of_an_earlier_version_goes_on(tmp_path):
+    """It has no hashes of images that were not read at the start."""
+    tree = write_tree(tmp_path / "tree")
+    lazy(tree, tmp_path, resumed=False)
+    path = tmp_path / "data.safetensors"
+    arrays = load_file(path)
+    del arrays["hashes"]
+    save_file(arrays, path, {"classes": '["cat", "dog"]', "counts": "[12, 12]"})
+    lazy(tree, tmp_path, resumed=True)
+    assert not DataRecord.read_file(tmp_path).read
+
+
+def test_a_record_takes_at_most_100_bytes_an_image(tmp_path):
+    tree = write_tree(tmp_path / "tree")
+    lazy(tree, tmp_path, resumed=False)
+    path = tmp_path / "data.safetensors"
+    assert path.stat().st_size < 24 * 100

@@ -17,6 +17,7 @@ import tiny
 from image_tree import write_image_tree
 from safetensors.numpy import load_file
 from var_tokenizer import Tokenizer
+from var_train.data.resume_check import DataRecord
 
 KILLS = int(os.environ.get("VAR_KILLS", "3"))  # the full proof takes 20
 TOKENIZER = tiny.tokenizer(channel_multipliers=(1,), scales=(1, 2, 4))
@@ -133,6 +134,13 @@ def test_sharded_moments_give_the_same_checkpoints(work, tmp_path):
         found = load_file(out / last)
         assert found.keys() == expected.keys()
         assert all((found[name] == array).all() for name, array in expected.items())
+
+
+def test_two_workers_note_the_contents_of_all_images_that_they_read(work, tmp_path):
+    out = tmp_path / "out"
+    run_by_two(command(work, out, 1, "--random-crops"), out)
+    record = DataRecord.read_file(out / "checkpoints" / "transformer")
+    assert record.counts == (40, 8) and not record.read and record.hashes_n.all()
 
 
 def test_two_workers_train_a_model_as_deep_as_the_deepest_preset(work, tmp_path):

@@ -13,11 +13,13 @@ import pytest
 import tiny
 from image_tree import random_image, write_image_tree
 from PIL import Image
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError, arrays_checksum, to_model_range
 from var_train.data.crops import draw_place
 from var_train.data.image_sources import load_image_tree
+from var_train.data.resume_check import DataRecord, check_data
 from var_train.data.token_cache import TokenCache
 from var_train.data.token_sources import TokenSet
 from var_train.tokenize import TokenizeConfig, tokenize
@@ -167,6 +169,32 @@ def test_a_second_run_writes_only_missing_and_damaged_shards(work, cache):
     assert whole.stat().st_mtime_ns == before
     for path in (missing, damaged):
         assert path.read_bytes() == (work / "cache" / "train" / path.name).read_bytes()
+
+
+def test_a_resumed_run_names_the_image_whose_tokens_changed(work, data, cache, tokenizer, tmp_path):
+    def opened(folder: Path) -> tuple[dict, list[TokenCache]]:
+        caches = [TokenCache(folder, split, tokenizer) for split in ("train", "val")]
+        tokens = {"classes": ["cat", "dog"], "digests": [c.digest for c in caches]}
+        return {"data": None, "tokens": tokens}, caches
+
+    saved, caches = opened(cache)
+    DataRecord.of(*(c.files for c in caches)).save(tmp_path)
+    moved = cache.rename(tmp_path / "moved")
+    assert opened(moved)[0] == saved
+    Image.fromarray(random_image(99, (8, 8))).save(data / "train" / "dog" / "3.png")
+    tokenize(command(work, data=data, out=moved))
+    now, caches = opened(moved)
+    with pytest.raises(InputError, match=r"other data: 1 image\(s\) changed: train/dog/3\.png;"):
+        check_data(tmp_path, saved, now, DataRecord.of(*(c.files for c in caches)))
+
+
+def test_a_cache_that_names_no_images_is_trained_from(cache, tokenizer):
+    """As those of version 0.1.0."""
+    for path in (cache / "train").glob("*.safetensors"):
+        with safe_open(path, framework="numpy") as file:
+            save_file(load_file(path), path, {"sha256": file.metadata()["sha256"]})
+    train, val = (TokenCache(cache, split, tokenizer) for split in ("train", "val"))
+    assert train.files is None and val.files.names[0] == "cat/0.png"
 
 
 @pytest.mark.parametrize(

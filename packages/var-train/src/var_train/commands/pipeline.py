@@ -75,14 +75,19 @@ def run_training(config: RunConfig) -> dict[str, object]:
         config.train_transformer.check(model.config, len(train))
         config.sampling.sampler().check(len(tokenizer.schedule), tokenizer.vocab_size)
     log.info("%d training and %d validation images", len(train), len(val))
-    steps = 0 if first_stage is None else first_stage.steps
-    metrics, settings = begin_run(config, given, train, val, steps)
+    metrics, settings, record = begin_run(config, given, train, val)
 
     figures: dict[str, object] = {}
     batch = config.train_tokenizer.batch
     if first_stage is not None:
         train_stage(
-            first_stage, config.out, metrics, config.loop, settings["tokenizer"], config.resume
+            first_stage,
+            config.out,
+            metrics,
+            config.loop,
+            settings["tokenizer"],
+            config.resume,
+            record,
         )
         first_stage.finish()
         if workers.rank() == 0:
@@ -108,7 +113,7 @@ def run_training(config: RunConfig) -> dict[str, object]:
         )
         depends_on = settings["transformer"] | {"tokenizer": fingerprint(tokenizer)}
         figures |= train_stage(
-            second_stage, config.out, metrics, config.loop, depends_on, config.resume
+            second_stage, config.out, metrics, config.loop, depends_on, config.resume, record
         )
         second_stage.finish()
         laps.end("transformer")

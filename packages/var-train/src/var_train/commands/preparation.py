@@ -6,17 +6,19 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
+import mindspore as ms
 from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError, file_digest, quoted, snapshot_folder
 from var_tokenizer.common.progress import working
 
 from var_train.commands.run_config import RunConfig
+from var_train.data.batches import steps_of
 from var_train.data.digits import load_digits_split
 from var_train.data.image_sources import ImageFolder, ImageSet, load_image_tree
 from var_train.data.resume_check import DataRecord
 from var_train.data.token_cache import SPLITS, TokenCache
 from var_train.parallel import workers
-from var_train.reports.json_files import record_settings
+from var_train.reports.json_files import changed_settings, record_settings
 from var_train.reports.metrics_log import MetricsLog
 from var_train.training.checkpoints import CheckpointFolder
 from var_train.training.loop import check_resumable
@@ -61,12 +63,11 @@ def begin_run(
     given: Mapping[str, object],
     train: Source,
     val: Source,
-    tokenizer_steps: int,
-) -> tuple[MetricsLog, dict[StageName, dict[str, object]]]:
+) -> tuple[MetricsLog, dict[StageName, dict[str, object]], DataRecord | None]:
     """Checks that each stage can continue from its checkpoint in OUT; then writes the first files.
 
-    given: settings that come from files. tokenizer_steps: all steps of the tokenizer's stage, if
-    it is trained. Returns the metrics and the settings of each stage.
+    given: settings that come from files. Returns the metrics, the settings of each stage, and the
+    record of the images.
 
     Raises InputError for checkpoints of other settings or data, before anything is written.
     """
@@ -75,26 +76,46 @@ def begin_run(
         ("tokenizer", "transformer") if config.stage == "all" else (config.stage,)
     )
     settings = {name: _settings(config, name, {**given, **data}) for name in names}
+    steps: dict[str, int] = {}
+    for name in names:
+        stage = getattr(config, f"train_{name}")
+        steps[name] = steps_of(stage.epochs, len(train), stage.batch)
+    done: dict[str, int | None] = {}
     if config.resume:
-        done = {n: check_resumable(config.out, n, settings[n], record) for n in names}
+        done = {n: check_resumable(config.out, n, settings[n], record, steps[n]) for n in names}
         follows = CheckpointFolder(snapshot_folder(config.out, "transformer")).peek()
-        if config.trains_tokenizer and follows and done["tokenizer"] != tokenizer_steps:
+        if config.trains_tokenizer and follows and done["tokenizer"] != steps["tokenizer"]:
             raise InputError(
                 f"{quoted(config.out)}: holds checkpoints of a transformer, but the tokenizer that "
-                f"it belongs to has {done['tokenizer'] or 'none'} of {tokenizer_steps} steps; "
+                f"it belongs to has {done['tokenizer'] or 'none'} of {steps['tokenizer']} steps; "
                 "expected all (--stage transformer goes on with OUT/tokenizer.safetensors, "
                 "--no-resume starts from the beginning)"
             )
+    folders = {name: snapshot_folder(config.out, name) for name in names}
+    if record is not None:
+        record.watch((train, val), [folders[n] for n in names if done.get(n) is not None])
     workers.wait_for_all()  # until every worker has read what worker 0 is about to write
     metrics = MetricsLog(config.out, config.resume)
     if workers.rank() == 0:
-        for folder in (snapshot_folder(config.out, name) for name in names):
+        for folder in folders.values():
             if not config.resume:
                 CheckpointFolder(folder).clear()
             if record is not None:
                 record.save(folder)
-        record_settings(config.out, asdict(config))
-    return metrics, settings
+        all_settings = asdict(config) | _machine()
+        if config.resume:
+            metrics.write_changes(changed_settings(config.out, all_settings), done)
+        record_settings(config.out, all_settings)
+    return metrics, settings, record
+
+
+def _machine() -> dict[str, object]:
+    """What a run computes with, which may change from one command to the next."""
+    return {
+        "workers": workers.size(),
+        "device": ms.get_context("device_target"),
+        "mindspore": ms.__version__,
+    }
 
 
 def _settings(
@@ -125,9 +146,12 @@ def _describe(train: Source, val: Source) -> tuple[DataRecord | None, dict[str, 
             "images": [len(train), len(val)],
             "digests": [train.digest, val.digest],
         }
-        return None, {"data": None, "tokens": tokens}
-    files = [None if isinstance(source, TokenCache) else source.files for source in (train, val)]
-    if files[0] is None or files[1] is None:
-        return None, {"data": None, "tokens": None}
-    record = DataRecord.of(files[0], files[1])
-    return record, {"data": record.settings, "tokens": None}
+        record = _record(train, val) if workers.rank() == 0 else None  # it only names what changed
+        return record, {"data": None, "tokens": tokens}
+    record = _record(train, val)
+    return record, {"data": record and record.settings, "tokens": None}
+
+
+def _record(train: Source, val: Source) -> DataRecord | None:
+    files = (train.files, val.files)
+    return None if files[0] is None or files[1] is None else DataRecord.of(files[0], files[1])

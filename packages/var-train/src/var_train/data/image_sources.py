@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from var_tokenizer.common import InputError, fit_picture, read_picture
+from var_tokenizer.common import InputError, fit_picture, quoted, read_picture
 
 from var_train.data.crops import Place, PlaceOf, crop_picture
 from var_train.data.folder_scan import ImageFiles, content_hash, scan_folder, scan_tree
@@ -109,6 +109,8 @@ class ImageFolder:
         self.files = files
         self.labels_n, self.classes = files.labels_n, files.classes
         self.image_size, self._crops = image_size, crops
+        self.hashes_n: np.ndarray | None = None
+        """If set, (N,) uint64: the contents that ``batch`` has read and expects again, or 0."""
         self._unreadable = UnreadableImages(files)
         self._pool = ThreadPoolExecutor(thread_name_prefix="decode")
         # better to find a class that cannot be read at all now than hours into a run
@@ -124,7 +126,8 @@ class ImageFolder:
     ) -> Batch:
         """See ``ImageSource.batch``.
 
-        Raises InputError once too many images have proved unreadable (``load_image_tree``).
+        Raises InputError once too many images have proved unreadable (``load_image_tree``), and for
+        an image whose content is not that of ``hashes_n``.
         """
         indices = np.asarray(indices, np.int64)
         places = [None if place_of is None else place_of(index) for index in indices]
@@ -148,11 +151,22 @@ class ImageFolder:
         for candidate in self._unreadable.candidates(index):
             if candidate in self._unreadable:
                 continue
+            path = self.files.path(candidate)
             try:
-                path = self.files.path(candidate)
-                return read_image(path, self.image_size, self._crops, place)
+                pixels_yxc = read_image(path, self.image_size, self._crops, place)
+                content = 0 if self.hashes_n is None else content_hash(path)
             except InputError as error:
                 self._unreadable.report(candidate, error)
+                continue
+            if self.hashes_n is not None:
+                if int(self.hashes_n[candidate]) not in (0, content):
+                    raise InputError(
+                        f"{quoted(path)}: is another image than the one that was trained on; "
+                        "expected the same (put it back, or --no-resume starts from the beginning, "
+                        "or another --out starts a new run)"
+                    )
+                self.hashes_n[candidate] = content
+            return pixels_yxc
         raise self._unreadable.class_error(index)
 
 

@@ -3,17 +3,21 @@
 The settings of a checkpoint hold ``DataRecord.settings``: the names of the classes and a digest of
 the files. Images that fit into memory are read at every start anyway, so their digest is of names
 and contents; that of larger data is of names and sizes. It holds no path, so a run can continue
-after its folder was moved or copied. ``checkpoints/STAGE/data.safetensors`` lists the files one by
-one, to say which of them changed, with their times. If images are not read at the start, a file
-that was rewritten while others were not counts as another image, even if its size is the same; if
-the times of all files differ, they count as a copy.
+after its folder was moved or copied. Token caches have a digest of all their tokens.
+
+``checkpoints/STAGE/data.safetensors`` lists the files one by one, to say which of them changed; it
+takes about 60 bytes an image. Images that are not read at the start are hashed when a step reads
+them, and the list keeps the hashes: a later step that reads another image there refuses it. Until
+an image is hashed, its time stands for its content: a file that was rewritten while others were not
+counts as another image, even if its size is the same; if the times of all files differ, they count
+as a copy.
 """
 
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,8 @@ from safetensors import SafetensorError, safe_open
 from var_tokenizer.common import InputError, quoted, replacing, write_tensors
 
 from var_train.data.folder_scan import ImageFiles, first_of, gone_and_new
+from var_train.data.image_sources import ImageFolder
+from var_train.parallel import workers
 
 log = logging.getLogger(__name__)
 
@@ -42,33 +48,63 @@ class DataRecord:
     """(N,) int64, bytes."""
     times_n: np.ndarray
     """(N,) int64, nanoseconds."""
-    hashes_n: np.ndarray | None
-    """(N,) uint64; None if the contents were not read."""
+    hashes_n: np.ndarray
+    """(N,) uint64, of the contents; 0 for those that have not been read. ``watch`` adds to it."""
+    read: bool
+    """Whether all of them were read at the start."""
 
     @classmethod
     def of(cls, train: ImageFiles, val: ImageFiles) -> "DataRecord":
         splits = (("train", train), ("val", val))
-        hashes = [files.hashes_n for _, files in splits if files.hashes_n is not None]
+        hashes = [
+            np.zeros(len(files), np.uint64) if files.hashes_n is None else files.hashes_n
+            for _, files in splits
+        ]
         return cls(
             classes=train.classes,
             counts=(len(train), len(val)),
             names=tuple(f"{split}/{name}" for split, files in splits for name in files.names),
             sizes_n=np.concatenate([files.sizes_n for _, files in splits]),
             times_n=np.concatenate([files.times_n for _, files in splits]),
-            hashes_n=np.concatenate(hashes) if len(hashes) == len(splits) else None,
+            hashes_n=np.concatenate(hashes),
+            read=all(files.hashes_n is not None for _, files in splits),
         )
 
     @property
     def settings(self) -> dict[str, object]:
         """What must stay the same for a run to continue, in JSON's types."""
         digest = hashlib.sha256("\0".join(self.names).encode("utf-8", "surrogateescape"))
-        digest.update((self.sizes_n if self.hashes_n is None else self.hashes_n).tobytes())
+        digest.update((self.hashes_n if self.read else self.sizes_n).tobytes())
         return {
             "classes": list(self.classes),
             "images": list(self.counts),
             "files": digest.hexdigest(),
-            "read": self.hashes_n is not None,
+            "read": self.read,
         }
+
+    def watch(self, sources: Sequence[object], folders: Sequence[Path]) -> None:
+        """Lets image folders compare what they read with what earlier commands of the run read.
+
+        sources: of the training and the validation images. folders: the checkpoints that the run
+        goes on from, whose data ``check_data`` has compared with these.
+        """
+        if self.read:
+            return
+        for before in map(DataRecord.read_file, folders):
+            if before is not None and before.names == self.names:
+                unknown_n = self.hashes_n == 0
+                self.hashes_n[unknown_n] = before.hashes_n[unknown_n]
+        parts = np.split(self.hashes_n, self.counts[:1])  # views, which the sources write to
+        for source, hashes_n in zip(sources, parts, strict=True):
+            if isinstance(source, ImageFolder):
+                source.hashes_n = hashes_n
+
+    def note(self, folder: Path) -> None:
+        """Writes FOLDER/data.safetensors with what was read meanwhile. Every worker calls it."""
+        if not self.read:
+            self.hashes_n[:] = workers.gather(self.hashes_n).max(0)
+            if workers.rank() == 0:
+                self.save(folder)
 
     def save(self, folder: Path) -> None:
         """Writes FOLDER/data.safetensors."""
@@ -77,10 +113,9 @@ class DataRecord:
             "names": np.frombuffer(names, np.uint8),
             "sizes": self.sizes_n,
             "times": self.times_n,
+            "hashes": self.hashes_n,
         }
-        if self.hashes_n is not None:
-            arrays["hashes"] = self.hashes_n
-        texts = {"classes": json.dumps(self.classes), "counts": json.dumps(self.counts)}
+        texts = {name: json.dumps(getattr(self, name)) for name in ("classes", "counts", "read")}
         path = folder / FILE
         try:
             with replacing(path) as temporary:
@@ -89,19 +124,24 @@ class DataRecord:
             raise InputError(f"{quoted(path)}: cannot write: {error}") from error
 
     @classmethod
-    def read(cls, folder: Path) -> "DataRecord | None":
+    def read_file(cls, folder: Path) -> "DataRecord | None":
         """What ``save`` wrote; None if it is missing or damaged."""
         try:
             with safe_open(folder / FILE, framework="numpy") as file:
                 texts, keys = file.metadata(), set(file.keys())
                 arrays = {key: file.get_tensor(key) for key in keys}
+            names = tuple(os.fsdecode(arrays["names"].tobytes()).split("\0"))
+            known = "hashes" in keys  # up to version 0.1.0 there are all or none
+            hashes_n = arrays["hashes"] if known else np.zeros(len(names), np.uint64)
+            numbers = (arrays["sizes"], arrays["times"], hashes_n)
+            if any(array_n.shape != (len(names),) for array_n in numbers):
+                return None
             return cls(
-                classes=tuple(json.loads(texts["classes"])),
-                counts=tuple(json.loads(texts["counts"])),
-                names=tuple(os.fsdecode(arrays["names"].tobytes()).split("\0")),
-                sizes_n=arrays["sizes"],
-                times_n=arrays["times"],
-                hashes_n=arrays.get("hashes"),
+                tuple(json.loads(texts["classes"])),
+                tuple(json.loads(texts["counts"])),
+                names,
+                *numbers,
+                read=json.loads(texts.get("read", json.dumps(known))) is True,
             )
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError):
             return None
@@ -116,15 +156,18 @@ def check_data(
     """Raises InputError, naming what differs, unless a checkpoint was trained on this data.
 
     folder: the checkpoints of a stage. saved, settings: those of the checkpoint and of this run;
-    their "data" and "tokens" say what it is trained on. now: the image files; None for the digits
-    and for tokens.
+    their "data" and "tokens" say what it is trained on. now: the image files, or those that the
+    tokens were made from; None for the digits.
     """
     problem = _other_data(saved, settings)
-    before = DataRecord.read(folder)
-    if before is not None and now is not None and before.settings == saved.get("data"):
-        problem = problem or _other_files(before, now) or _rewritten(before, now)
+    before = DataRecord.read_file(folder)
+    if before is not None and now is not None and not problem:
+        if before.settings == saved.get("data"):
+            problem = _other_files(before, now) or _rewritten(before, now)
+        elif saved.get("tokens") != settings["tokens"]:
+            problem = _other_files(before, now)
     if not problem and any(saved.get(key) != settings[key] for key in ("data", "tokens")):
-        problem = "the images were others (which ones is not on record)"
+        problem = "the images were others, or their tokens (which ones is not on record)"
     if problem:
         raise InputError(
             f"{quoted(folder)}: was trained on other data: {problem}; expected the same images "
@@ -167,26 +210,28 @@ def _other_files(before: DataRecord, now: DataRecord) -> str | None:
         return " and ".join(parts)
     if before.names != now.names:
         return "they are in another order"
-    if before.hashes_n is not None and now.hashes_n is not None:
-        changed_n = before.hashes_n != now.hashes_n
-    else:
-        changed_n = before.sizes_n != now.sizes_n
+    changed_n = before.hashes_n != now.hashes_n
+    if not (before.read and now.read):
+        changed_n &= (before.hashes_n != 0) & (now.hashes_n != 0)
+        changed_n |= before.sizes_n != now.sizes_n
     changed = [now.names[i] for i in np.flatnonzero(changed_n)]
     return f"{len(changed)} image(s) changed: {first_of(changed)}" if changed else None
 
 
 def _rewritten(before: DataRecord, now: DataRecord) -> str | None:
     """Which files of unknown content were rewritten; None if none were, or all were."""
-    if now.hashes_n is not None:
+    if now.read:
         return None
     newer_n = before.times_n != now.times_n
     if newer_n.all():
         log.info("all image files have other times than before: taken for a copy of them")
-        return None
-    newer = [now.names[i] for i in np.flatnonzero(newer_n)]
-    if not newer:
-        return None
-    return (
-        f"{len(newer)} image(s) were rewritten with the same size: {first_of(newer)} "
-        "(if they are the same images, touch all of the folder's: that counts as a copy)"
-    )
+    elif newer_n.any():
+        unknown_n = newer_n & (before.hashes_n == 0)
+        newer = [now.names[i] for i in np.flatnonzero(unknown_n)]
+        if newer:
+            return (
+                f"{len(newer)} image(s) were rewritten with the same size: {first_of(newer)} (if "
+                "they are the same images, touch all of the folder's: that counts as a copy)"
+            )
+        log.info("%d image file(s) were rewritten, and are compared when read", newer_n.sum())
+    return None

@@ -6,9 +6,9 @@
 
 A row of ``ids`` holds the K token maps of an image one after another. The C random crops of an
 image are neighbouring rows; C is 1 for validation images, and for training images that are not
-cropped. A shard also notes the index, size, time and content hash of every image file that it was
-made from, so that a repeated command finds the shards with replaced images and rewrites only those.
-If a file's time changed but not its size, its content decides.
+cropped. A shard also notes the index, name, size, time and content hash of every image file that it
+was made from, so that a repeated command finds the shards with replaced images and rewrites only
+those. If a file's time changed but not its size, its content decides.
 """
 
 import hashlib
@@ -198,11 +198,27 @@ class TokenCache:
                 mapped[name].append(_mapped(path, tensors[name]))
         self.digest = digest.hexdigest()
         """SHA-256 of all tokens and labels."""
+        self._folder, self._paths = Path(folder, split), [path for path, _ in shards]
         self._ids, self._flipped = mapped["ids"], mapped.get("flipped", [])
         self.labels_n = np.concatenate(mapped["labels"])
 
     def __len__(self) -> int:
         return self._size
+
+    @property
+    def files(self) -> ImageFiles | None:
+        """The image files that the tokens were made from; None if a shard does not name them."""
+        notes = [_notes(path, len(self)) for path in self._paths]
+        named = [n for n in notes if n is not None and "name" in n]
+        if len(named) < len(notes):
+            return None
+        index_n, first_n = np.unique(np.concatenate([n["index"] for n in named]), return_index=True)
+        names_n, sizes_n, times_n, hashes_n = (
+            np.concatenate([n[key] for n in named])[first_n]
+            for key in ("name", "size", "time", "hash")
+        )
+        names, labels_n = tuple(names_n.tolist()), self.labels_n[index_n]
+        return ImageFiles(self._folder, names, labels_n, self.classes, sizes_n, times_n, hashes_n)
 
     def batch(
         self, indices: np.ndarray, flip: np.ndarray | None = None, place_of: PlaceOf | None = None
@@ -272,16 +288,36 @@ def write_cache(
     workers.wait_for_all()
 
 
-def _replaced(path: Path, files: ImageFiles) -> list[str] | None:
-    """The images of a whole shard that have been replaced; None if its notes are damaged."""
+def _notes(path: Path, images: int) -> dict[str, np.ndarray] | None:
+    """What a shard of a split of ``images`` notes about its image files; None if it is damaged.
+
+    Up to version 0.1.0 that is all but their names.
+    """
     try:
         with safe_open(path, framework="numpy") as file:
-            made_of = {name: file.get_tensor(name) for name in ("index", "size", "time", "hash")}
-    except (OSError, SafetensorError):
+            notes = {name: file.get_tensor(name) for name in ("index", "size", "time", "hash")}
+            names = json.loads((file.metadata() or {}).get("names", "null"))
+    except (OSError, SafetensorError, ValueError, RecursionError):
+        return None
+    index_n = notes["index"]
+    if any(
+        a.ndim != 1 or a.size != index_n.size or a.dtype.kind not in "iu" for a in notes.values()
+    ):
+        return None
+    if index_n.size and not 0 <= index_n.min() <= index_n.max() < images:
+        return None
+    if isinstance(names, list) and len(names) == index_n.size:
+        texts = [str(name).encode("utf-8", "backslashreplace").decode() for name in names]
+        notes["name"] = np.array([text.replace("\0", " ") for text in texts], object)
+    return notes
+
+
+def _replaced(path: Path, files: ImageFiles) -> list[str] | None:
+    """The images of a whole shard that have been replaced; None if its notes are damaged."""
+    made_of = _notes(path, len(files))
+    if made_of is None:
         return None
     index_n = made_of["index"]
-    if index_n.size and index_n.max() >= len(files):
-        return None
     other_n = files.sizes_n[index_n] != made_of["size"]
     for i in np.flatnonzero(~other_n & (files.times_n[index_n] != made_of["time"])):
         other_n[i] = _hash_of(files, index_n[i]) != made_of["hash"][i]
@@ -371,7 +407,9 @@ def _write_shard(
     try:
         with replacing(path) as temporary:
             made_of = _made_of(images, rows)
-            write_tensors(temporary, arrays | made_of, {"sha256": arrays_checksum(arrays)})
+            names = json.dumps([images.files.names[index] for index in made_of["index"]])
+            texts = {"sha256": arrays_checksum(arrays), "names": names}
+            write_tensors(temporary, arrays | made_of, texts)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{quoted(path)}: cannot write this shard: {error}") from error
 

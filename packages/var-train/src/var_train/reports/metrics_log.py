@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TextIO
 
@@ -19,7 +20,8 @@ class MetricsLog:
 
     A line of ``metrics.jsonl`` is a JSON object ``{"stage", "step", "seconds", ...}``; "seconds"
     counts the time of all processes that wrote to the file. A validation has the stage
-    "validation" and names the stage that it measures as "of". Pictures, uint8 (Y, X, 3), become
+    "validation" and names the stage that it measures as "of". Settings that a later command
+    changed are a line of the stage "settings", without a step. Pictures, uint8 (Y, X, 3), become
     files in ``FOLDER/pictures``. TensorBoard reads ``FOLDER/tensorboard``.
 
     Only worker 0 writes. Raises InputError if the folder cannot be written.
@@ -52,19 +54,27 @@ class MetricsLog:
         """Records a validation after ``step``."""
         self._record("validation", stage, step, values)
 
+    def write_changes(
+        self, changed: Mapping[str, tuple[object, object]], done: Mapping[str, int | None]
+    ) -> None:
+        """Records settings that changed, if any: old and new value by name.
+
+        done: the finished steps of each stage that goes on; None if it begins.
+        """
+        if self._file is None or not changed:
+            return
+        line = {"stage": "settings", "seconds": self._seconds(), "done": done, "changed": changed}
+        self._rewrite([*self._lines(), line])
+
     def rewind(self, stage: str, step: int) -> None:
         """Removes the lines of ``stage`` from ``step`` on: these steps will be repeated."""
         if self._file is None:
             return
-        earlier = [
+        self._rewrite(
             line
             for line in self._lines()
             if line.get("of", line["stage"]) != stage or line["step"] < step
-        ]
-        self._file.close()
-        with replacing(self._path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in earlier))
-        self._file = self._path.open("a", buffering=1)
+        )
         self._board(stage, step)
 
     def close(self) -> None:
@@ -77,8 +87,7 @@ class MetricsLog:
         if self._file is None:
             return
         numbers = {k: v for k, v in values.items() if not isinstance(v, np.ndarray)}
-        seconds = round(time.monotonic() - self._started, 2)
-        line = {"stage": kind, "step": step, "seconds": seconds, **numbers}
+        line = {"stage": kind, "step": step, "seconds": self._seconds(), **numbers}
         if kind != stage:
             line["of"] = stage
         board = self._board(stage)
@@ -97,6 +106,17 @@ class MetricsLog:
                     board.add_scalar(prefix + name, value, step)
         except OSError as error:
             raise InputError(f"{quoted(self.folder)}: cannot write: {error.strerror}") from error
+
+    def _rewrite(self, lines: Iterable[dict]) -> None:
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        if self._file is not None:
+            self._file.close()
+        with replacing(self._path) as temporary:
+            temporary.write_text(text)
+        self._file = self._path.open("a", buffering=1)
+
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self._started, 2)
 
     def _board(self, stage: str, purge_step: int | None = None) -> SummaryWriter:
         if stage not in self._boards:

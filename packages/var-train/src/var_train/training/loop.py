@@ -13,13 +13,14 @@ from types import FrameType
 from typing import Any, Protocol, cast
 
 import numpy as np
-from var_tokenizer.common import InputError, Snapshot, check_integer, quoted, snapshot_folder
+from var_tokenizer.common import InputError, Snapshot, check_integer, snapshot_folder
 from var_tokenizer.common.command import INTERRUPTED
 
 from var_train.data.resume_check import DataRecord, check_data
 from var_train.parallel import workers
 from var_train.reports.metrics_log import MetricsLog, Value
 from var_train.reports.progress_bars import step_bar
+from var_train.training.changes import check_settings
 from var_train.training.checkpoints import CheckpointFolder
 
 log = logging.getLogger(__name__)
@@ -106,13 +107,15 @@ def train_stage(
     config: LoopConfig,
     settings: dict[str, object],
     resume: bool = True,
+    data: DataRecord | None = None,
 ) -> dict[str, Value]:
     """Trains ``stage`` to its last step; returns the last validation's numbers.
 
     folder: of the run; checkpoints are in ``FOLDER/checkpoints/STAGE``. Each validation writes the
     model as ``FOLDER/STAGE.safetensors``, and the best one as ``STAGE-best.safetensors``.
-    settings: what must be the same to resume the run, in JSON's types. resume: continue from the
-    newest checkpoint, if there is one; otherwise all checkpoints of the stage are removed.
+    settings: what the training depends on, in JSON's types; ``changes`` says what of it may differ
+    from the checkpoint's. resume: continue from the newest checkpoint, if there is one; otherwise
+    all checkpoints of the stage are removed. data: what each checkpoint brings up to date.
 
     Ctrl-C and SIGTERM save after the current step and exit with 130: the training is not done.
     Raises InputError for a checkpoint of other settings, a loss that is not finite (the last good
@@ -134,11 +137,17 @@ def train_stage(
                 stage.name,
             )
         else:
-            _check_settings(checkpoints.folder, snapshot.state["settings"], settings)
+            saved = snapshot.state["settings"]
+            if check_settings(checkpoints.folder, saved, settings, snapshot.step, stage.steps):
+                log.info(
+                    "%s: trained for more epochs than before: the learning rate, and all else that "
+                    "is a share of the steps, follows the new total of %d from step %d on",
+                    *(stage.name, stage.steps, snapshot.step),
+                )
         stage.restore(snapshot.arrays, snapshot.state["stage"])
         done, validation = snapshot.step, snapshot.state["validation"]
-        saved = snapshot.state["best_loss"]
-        best = math.inf if saved is None else saved
+        lowest = snapshot.state["best_loss"]
+        best = math.inf if lowest is None else lowest
         if done < stage.steps:
             log.info("%s: resumed after step %d of %d", stage.name, done, stage.steps)
     metrics.rewind(stage.name, done)
@@ -153,6 +162,8 @@ def train_stage(
                 "best_loss": best if math.isfinite(best) else None,
             }
             checkpoints.save(Snapshot(done, arrays, entries, stage.metadata()), is_best)
+        if data is not None:
+            data.note(checkpoints.folder)
 
     def save_model(is_best: bool) -> None:
         for leftover in folder.glob(f".{stage.name}*.safetensors"):  # of a process that was killed
@@ -204,12 +215,17 @@ def train_stage(
 
 
 def check_resumable(
-    folder: Path, stage: str, settings: Mapping[str, object], data: DataRecord | None
+    folder: Path,
+    stage: str,
+    settings: Mapping[str, object],
+    data: DataRecord | None,
+    steps: int,
 ) -> int | None:
     """Raises InputError if a stage cannot continue from the checkpoint that it has.
 
     folder: of the run. settings: those of ``train_stage`` that are known before training. data:
-    the images, whose digest is in ``settings``. Returns the step of the checkpoint, None for none.
+    the images, whose digest is in ``settings``. steps: all steps of the stage. Returns the step of
+    the checkpoint, None for none.
     """
     checkpoints = CheckpointFolder(snapshot_folder(folder, stage))
     found = checkpoints.peek()
@@ -223,7 +239,7 @@ def check_resumable(
     keys = settings.keys() - {"data", "tokens"}
     known = {key: saved[key] for key in saved.keys() & keys}
     wanted = json.loads(json.dumps({key: settings[key] for key in keys}))
-    _check_settings(checkpoints.folder, known, wanted)
+    check_settings(checkpoints.folder, known, wanted, step, steps)
     check_data(checkpoints.folder, saved, settings, data)
     return step
 
@@ -249,29 +265,6 @@ def _check_same_step(snapshot: Snapshot | None) -> None:
         raise InputError(
             f"the workers found checkpoints of steps {steps.tolist()}; expected the same one "
             "(the run folder must be shared by all nodes)"
-        )
-
-
-def _check_settings(folder: Path, saved: object, settings: object, name: str = "") -> None:
-    """Raises InputError that names the first setting in which a checkpoint differs."""
-    if isinstance(saved, Mapping) and isinstance(settings, Mapping):
-        for key in sorted({*saved, *settings}):
-            inner = f"{name}.{key}".lstrip(".")
-            if key not in saved and settings[key] in (None, False):
-                continue  # before there was such a switch, it was off
-            if key not in saved:
-                raise InputError(
-                    f"{quoted(folder)}: was trained by a version without the setting {inner} = "
-                    f"{settings[key]}, which changes the training; expected a run of this version "
-                    "(the earlier version can finish it, --no-resume starts from the beginning, "
-                    "another --out starts a new run)"
-                )
-            _check_settings(folder, saved.get(key), settings.get(key), inner)
-    elif saved != settings:
-        raise InputError(
-            f"{quoted(folder)}: was trained with {name} = {saved}, now it is {settings}; expected "
-            "the same settings (--no-resume starts from the beginning, another --out starts "
-            "a new run)"
         )
 
 
