@@ -368,6 +368,17 @@ def test_a_training_checkpoint_loads_as_its_model_averaged_where_it_is(
     assert f"{path}: a training after step 7: {which}" in caplog.text
 
 
+@pytest.mark.parametrize("place", [-1, 0.5])
+def test_a_training_checkpoint_with_one_wrong_bit_is_refused_as_a_model(tokenizer, tmp_path, place):
+    """Wherever it is: the checksum covers moments and the like, too."""
+    path = tmp_path / "step-000000007.safetensors"
+    write_snapshot(path, training(tokenizer, averaged=True))
+    content = bytearray(path.read_bytes())
+    content[place if place < 0 else int(place * len(content))] ^= 1
+    path.write_bytes(content)
+    refusal(path, "damaged .*the checksum differs")
+
+
 def test_a_checkpoint_that_lacks_weights_or_claims_others_is_refused(tokenizer, tmp_path):
     path, whole = tmp_path / "step.safetensors", training(tokenizer, averaged=True)
     for change, message in (

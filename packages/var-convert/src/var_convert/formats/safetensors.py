@@ -18,10 +18,11 @@ log = logging.getLogger(__name__)
 def read_safetensors(path: Path) -> list[Weights]:
     """The one model of the file, which may be a checkpoint of a training.
 
-    Raises InputError if it is not valid safetensors.
+    Raises InputError if it is not valid safetensors, or a damaged checkpoint.
     """
     metadata, header, training = read_model_header(path)
     if training is not None:
+        training.check()
         log.info("%s", training)
     tensors = {name: _entry(path, name, about) for name, about in header.items()}
     return [Weights(quoted(path), tensors, metadata)]

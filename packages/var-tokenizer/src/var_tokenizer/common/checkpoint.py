@@ -92,8 +92,9 @@ class Checkpoint(Generic[Config]):
                 )
 
     def read(self) -> dict[str, np.ndarray]:
-        """All tensors; floating ones as float32."""
+        """All tensors; floating ones as float32. Raises InputError for a damaged checkpoint."""
         if self.training is not None:
+            self.training.check()
             log.info("%s", self.training)
         return safetensors.read_tensors(self.path, self.tensors)
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -132,8 +132,13 @@ def write_tensors(
 
 def arrays_checksum(arrays: Mapping[str, np.ndarray], head: str = "") -> str:
     """SHA-256 of ``head`` and of names, types, shapes and elements: 64 hexadecimal digits."""
+    return sorted_checksum(sorted(arrays.items()), head)
+
+
+def sorted_checksum(arrays: Iterable[tuple[str, np.ndarray]], head: str) -> str:
+    """``arrays_checksum`` of arrays that come one by one, sorted by name."""
     digest = hashlib.sha256(head.encode())
-    for name, array in sorted(arrays.items()):
+    for name, array in arrays:
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -29,6 +29,7 @@ from var_tokenizer.common.safetensors import (
     TensorHeader,
     arrays_checksum,
     read_header,
+    sorted_checksum,
     unique_fields,
     write_tensors,
 )
@@ -55,7 +56,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class SnapshotHeader:
-    """A checkpoint whose arrays are not read, nor its checksum compared."""
+    """A checkpoint whose arrays are not read; ``check`` compares its checksum."""
 
     path: Path
     step: int
@@ -89,6 +90,18 @@ class SnapshotHeader:
     def weights(self) -> dict[str, TensorHeader]:
         """The weights to use, by published name: the averaged ones, where there are some."""
         return self.group(f"{self.kind}/") | self.group(AVERAGES)
+
+    def check(self) -> None:
+        """Raises InputError unless the file is whole. Reads one array after another."""
+        try:
+            with safe_open(self.path, framework="numpy") as file:
+                metadata = file.metadata()
+                arrays = ((name, file.get_tensor(name)) for name in sorted(file.keys()))
+                found = sorted_checksum(arrays, _head(self.step, metadata["state"], self.model))
+            if found != metadata["sha256"]:
+                raise OSError(errno.EIO, "the checksum differs")
+        except _DAMAGED as error:
+            raise InputError(f"{quoted(self.path)}: damaged ({quoted(str(error))})") from error
 
     def __str__(self) -> str:
         """Which weights those are, for a log."""
