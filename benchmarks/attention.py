@@ -15,7 +15,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 from var_transformer import BackendConfig, TransformerConfig
-from var_transformer.attention import build, portable
+from var_transformer.attention import build
 
 log = logging.getLogger("benchmark")
 
@@ -48,15 +48,13 @@ def main() -> None:
     shape = (options.batch, config.schedule.length, config.width)
     tensors = [Tensor(rng.standard_normal(shape).astype(np.float32)) for _ in range(3)]
     scale = Tensor(np.full((1, config.heads, 1, 1), 4, np.float32))
-    segmented = portable._LAUNCH
     choices = (
-        ("masked", BackendConfig("portable"), 10**9),
-        ("segmented", BackendConfig("portable"), segmented),
-        ("kernels", BackendConfig(), segmented),
+        ("masked", BackendConfig("portable", calls="masked")),
+        ("segmented", BackendConfig("portable")),
+        ("kernels", BackendConfig()),
     )
     forms = {}
-    for form, backend, launch in choices:
-        portable._LAUNCH = launch
+    for form, backend in choices:
         attend = build(config.schedule, config.heads, 64, True, backend)
         log.info("%s: %s", form, type(attend).__name__)
         forms[form] = passes(attend, scale)

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+from var_transformer import TransformerConfig, step_memory
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks" / "ascend"
@@ -28,6 +29,25 @@ def module(monkeypatch):
 @pytest.fixture
 def record():
     return json.loads(RECORDED.read_text())
+
+
+def test_the_memory_of_a_step_is_counted_within_2_percent_of_what_mindspore_plans(module, record):
+    trained = [c for c in module("paths").CASES.values() if c.program == "train_transformer"]
+    assert len(trained) > 8
+    for case in (c for c in trained if c.name in record):
+        options, stage = case.options, case.options["stage"]
+        memory = step_memory(
+            TransformerConfig.preset(options["preset"]),
+            options["batch"] // stage.get("accumulation", 1),
+            itemsize=4 if options["dtype"] == "float32" else 2,
+            recompute=stage.get("recompute", False),
+            accumulates="accumulation" in stage,
+            averages="ema" in stage,
+            shards=case.cards if "shard_optimizer" in stage else 1,
+        )
+        # one card alone writes no checkpoint in two steps
+        planned = memory.total - (memory.model if case.cards == 1 else 0)
+        assert planned / 2**30 == pytest.approx(record[case.name]["peak_gib"], rel=0.02), case.name
 
 
 def test_a_recorded_case_has_all_fields_and_ci_checks_recorded_ones(module, record):

@@ -111,7 +111,7 @@ def torch_gradients(seed: int, dtype: torch.dtype) -> dict[str, np.ndarray]:
 
 def ascend_gradients(seed: int) -> dict[str, np.ndarray]:
     weights, labels, inputs, ids = arrays(seed)
-    model = Transformer(CONFIG, 0, BackendConfig("ascend", ms.float16, one_call=True))
+    model = Transformer(CONFIG, 0, BackendConfig("ascend", ms.float16, "banded"))
     names = [p.name for part in model.weights() for p in part]
 
     def given_as(parameter) -> Tensor:

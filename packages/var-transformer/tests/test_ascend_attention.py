@@ -66,8 +66,8 @@ def test_segments_equal_the_full_mask_forward_and_gradient(monkeypatch, modelled
     # a cheap launch cuts everywhere, a dear one nowhere
     monkeypatch.setattr(ascend, "_BATCH", 10.0 ** rng.uniform(4, 8))
     ways = [
-        build(schedule, 2, 16, False, BackendConfig("ascend", dtype, f))
-        for f in (None, False, True)
+        build(schedule, 2, 16, False, BackendConfig("ascend", dtype, calls))
+        for calls in ("cheapest", "segments", "banded", "masked")
     ]
     kind = ms.dtype_to_nptype(dtype)
     shape = (2, schedule.length, 32)

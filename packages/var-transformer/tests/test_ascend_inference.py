@@ -83,9 +83,9 @@ def attention_of(preset: str, dtype, **changes):
     return config, build(**fields | changes)
 
 
-def infer_training(preset, batch, dtype, length=None, one_call=False) -> str:
+def infer_training(preset, batch, dtype, length=None, calls="segments") -> str:
     """The message of a training step of attention; of ``length`` tokens, or all."""
-    config, attend = attention_of(preset, dtype, backend=BackendConfig("ascend", dtype, one_call))
+    config, attend = attention_of(preset, dtype, backend=BackendConfig("ascend", dtype, calls))
     x = unfilled(batch, length or config.schedule.length, config.width, dtype=dtype)
     scale = Tensor(np.ones((1, config.heads, 1, 1), np.float32))
     return infer(Gradient(attend), x, x, x, scale)
@@ -101,10 +101,10 @@ def infer_generation(preset="d16", batch=1, dtype=ms.float16, cached=None) -> st
     return infer(EveryScale(attend), x, x, x, scale, cache, cache)
 
 
-@pytest.mark.parametrize("one_call", [False, True])
+@pytest.mark.parametrize("calls", ["segments", "banded", "masked"])
 @pytest.mark.parametrize(("preset", "batch", "dtype"), CALLS)
-def test_training_passes_inference_forward_and_gradient(preset, batch, dtype, one_call):
-    stopped = infer_training(preset, batch, dtype, one_call=one_call)
+def test_training_passes_inference_forward_and_gradient(preset, batch, dtype, calls):
+    stopped = infer_training(preset, batch, dtype, calls=calls)
     if dtype == ms.float16:  # bfloat16 has no CPU kernel for earlier operators either
         assert "[FlashAttentionScore" in stopped
 

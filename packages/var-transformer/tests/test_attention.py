@@ -29,7 +29,7 @@ def test_full_segmentation_needs_the_published_share_of_the_scores(scales, least
 def test_training_on_ascend_wastes_few_scores(preset):
     config = TransformerConfig.preset(preset)
     width = config.width // config.heads
-    backend = BackendConfig("ascend", ms.float16, one_call=False)
+    backend = BackendConfig("ascend", ms.float16, "segments")
     attend = build(config.schedule, config.heads, width, config.qk_l2_norm, backend)
     used = sum(Segment(*call).scores for call in attend.plans[-1])
     most = 0.69 if config.shared_adaln else 0.66  # 512 px, 256 px
@@ -73,21 +73,57 @@ def test_free_launches_cut_everywhere_and_dear_ones_nowhere():
 
 
 @pytest.mark.parametrize(
-    ("preset", "one_call", "calls"),
+    ("preset", "calls", "count"),
     [
-        ("d16", None, 1),
-        ("d36-s", None, 1),
-        ("d16", True, 1),
-        ("d16", False, 3),
-        ("d36-s", False, 5),
+        ("d16", "cheapest", 1),
+        ("d36-s", "cheapest", 1),
+        ("d16", "banded", 1),
+        ("d16", "masked", 1),
+        ("d16", "segments", 3),
+        ("d36-s", "segments", 5),
     ],
 )
-def test_ascend_trains_in_one_call_unless_it_is_told_to_cut(preset, one_call, calls):
+def test_ascend_trains_in_one_call_unless_it_is_told_to_cut(preset, calls, count):
     """Cutting moves more memory than the scores that it saves take, at 256 and at 512 px."""
     config = TransformerConfig.preset(preset)
-    backend = BackendConfig("ascend", ms.float16, one_call=one_call)
+    backend = BackendConfig("ascend", ms.float16, calls)
     attend = build(config.schedule, config.heads, 64, config.qk_l2_norm, backend)
-    assert len(attend.plans[-1]) == calls
+    assert len(attend.plans[-1]) == count
+
+
+def test_a_device_names_the_ways_to_attend_that_it_has():
+    schedule = ScaleSchedule()
+    found = {
+        (name, head_width): build(
+            schedule, 4, head_width, True, BackendConfig(name, dtype)
+        ).candidates
+        for name, dtype, head_width in (
+            ("ascend", ms.float16, 64),
+            ("portable", ms.float32, 64),
+            ("auto", ms.float32, 24),  # no multiple of 16: not the C++ kernels'
+        )
+    }
+    assert found == {
+        ("ascend", 64): ("segments", "banded", "masked"),
+        ("portable", 64): ("segments", "masked"),
+        ("auto", 24): ("segments", "masked"),
+    }
+
+
+def test_a_cut_by_few_scores_and_the_whole_mask_are_not_the_same_work():
+    attend = build(ScaleSchedule(), 4, 64, True, BackendConfig("ascend", ms.float16))
+    work = {}
+    for name in attend.candidates:
+        attend.use(name)
+        work[name] = sum(Segment(*call).scores for call in attend.plans[-1])
+    assert work["segments"] < work["banded"] < work["masked"] == 680**2
+
+
+def test_calls_that_a_device_does_not_have_are_an_error_that_names_its_own():
+    with pytest.raises(InputError, match="'banded'; expected one of cheapest, segments, masked"):
+        build(ScaleSchedule(), 4, 64, True, BackendConfig("portable", calls="banded"))
+    with pytest.raises(InputError, match="'fewest'; expected one of cheapest, auto, segments, "):
+        BackendConfig(calls="fewest")
 
 
 # ---------------------------------------------------------------- the portable backend
@@ -102,9 +138,9 @@ def test_portable_segments_equal_the_full_mask_forward_and_gradient(monkeypatch,
     shape = (2, schedule.length, 32)
     *tensors, d_y = (Tensor(rng.standard_normal(shape).astype(np.float32)) for _ in range(4))
     results = []
-    for launch in (10.0 ** rng.uniform(0, 4), 1e9):  # the last one: one call under one mask
-        monkeypatch.setattr(portable, "_LAUNCH", launch)
-        attend = build(schedule, 2, 16, False, BackendConfig("portable"))
+    monkeypatch.setattr(portable, "_LAUNCH", 10.0 ** rng.uniform(0, 4))
+    for calls in ("segments", "masked"):
+        attend = build(schedule, 2, 16, False, BackendConfig("portable", calls=calls))
 
         def all_scales(q, k, v, attend=attend):
             return attend(q, k, v, 0.25, None, ())[0]

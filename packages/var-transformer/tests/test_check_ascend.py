@@ -41,7 +41,7 @@ def modelled(monkeypatch):
 
 def attention(way: str, dtype=ms.float32):
     """The finding of Ascend's attention: of "all scales", or "scale by scale"."""
-    candidates = {"ascend": BackendConfig("ascend", dtype, one_call=False)}
+    candidates = {"ascend": BackendConfig("ascend", dtype, "segments")}
     checks = attention_checks(SCHEDULE, HEADS, HEAD_WIDTH, 2, candidates, compiled=False)
     (check,) = (c for c in checks if c.name.endswith(way))
     return find(check)

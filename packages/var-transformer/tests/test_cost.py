@@ -11,6 +11,7 @@ from var_transformer.attention import PortableAttention
 from var_transformer.attention.devices import device
 from var_transformer.attention.segments import Plan, Segment, cut_at, forward_work
 from var_transformer.cost import parts as cost
+from var_transformer.cost.memory import least_memory, step_memory
 from var_transformer.model import operators as fast
 
 PRESETS = ("d16", "d20", "d24", "d30", "d36-s")
@@ -96,6 +97,31 @@ def test_a_generation_multiplies_what_all_scales_at_once_do(preset):
     assert generation["attention"].launches == len(config.schedule) * config.depth
 
 
+# ---------------------------------------------------------------- memory
+def test_the_weights_in_a_step_are_those_counted_by_hand():
+    count = 4 * cost.parameter_count(D16)
+    # masters, two moments, a copy of the gradients; copies for products, and their gradients
+    assert step_memory(D16, 96).weights == 5 * count
+    assert step_memory(D16, 96, itemsize=4).weights == 6 * count
+    assert step_memory(D16, 96, averages=True).weights == 6 * count
+    assert step_memory(D16, 96, shards=8).weights == (2 + 3 / 8) * count
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_recomputed_blocks_keep_a_tenth_and_no_form_gets_below_the_least(preset):
+    config = TransformerConfig.preset(preset)
+    kept, again = (step_memory(config, 8, recompute=on) for on in (False, True))
+    assert again.blocks < kept.blocks / 10
+    assert least_memory(config, 8) < again.total < kept.total
+    assert least_memory(config, 8, shards=8) < step_memory(config, 8, 2, True, shards=8).total
+
+
+def test_memory_grows_by_the_same_for_each_image():
+    totals = [step_memory(D16, images).total for images in (8, 9, 10)]
+    assert totals[1] - totals[0] == pytest.approx(totals[2] - totals[1])
+    assert totals[1] > totals[0]
+
+
 def test_the_roofline_is_the_slower_of_products_and_bytes():
     products, moved = cost.Part("a", madds=ASCEND.flops), cost.Part("b", bytes=1e12)
     assert products.seconds(ASCEND) == 2
@@ -148,6 +174,15 @@ def test_bad_input_ends_with_2_and_one_line(capsys, caplog, arguments, message):
     assert message in shown
 
 
+def test_the_memory_of_a_step_is_said_with_recompute_and_without(capsys):
+    out = run(capsys, "--preset", "d16", "--batch", "96")
+    kept, again = map(float, cells(out, "kept by the blocks")[:2])
+    assert 40 < kept < 45 and 3 < again < 5
+    assert "fits into 59.6 GiB" in out
+    assert "does not fit -> fits into 59.6 GiB" in run(capsys, "--batch", "128")
+
+
 def test_the_portable_device_is_priced_too(capsys):
-    assert "on cpu" in run(capsys, "--device", "cpu", "--batch", "2")
+    out = run(capsys, "--device", "cpu", "--batch", "2")
+    assert "on cpu" in out and "at least" in out
     assert ms.get_context("device_target") == "CPU"

@@ -20,7 +20,7 @@ from var_train.losses.discriminator import AdversaryConfig
 from var_train.losses.perceptual_loss import FeatureNetwork
 from var_train.losses.reconstruction_loss import ReconstructionLossConfig
 from var_train.losses.token_loss import token_losses
-from var_train.optimization.adamw import AdamW, AdamWConfig, release_gradients
+from var_train.optimization.adamw import AdamW, AdamWConfig, is_decayed, release_gradients
 from var_train.optimization.averages import Ema
 from var_train.optimization.loss_scale import PrecisionConfig
 from var_train.reports.digit_metrics import DigitJudge, distinct
@@ -30,11 +30,7 @@ from var_train.reports.tokenizer_quality import TokenizerFigures, measure_tokeni
 from var_train.training.codebook import CodebookConfig
 from var_train.training.loop import LoopConfig, train_stage
 from var_train.training.tokenizer_stage import TokenizerStageConfig, TokenizerTraining
-from var_train.training.transformer_stage import (
-    TransformerStageConfig,
-    TransformerTraining,
-    is_decayed,
-)
+from var_train.training.transformer_stage import TransformerStageConfig, TransformerTraining
 
 __all__ = [
     "PRESETS",

@@ -2,7 +2,8 @@
 
 import var_tokenizer  # noqa: F401 (first: it quiets MindSpore's import in commands)
 
-from var_transformer.attention import BackendConfig
+from var_transformer.attention import AttentionCalls, BackendConfig
+from var_transformer.cost.memory import least_memory, step_memory
 from var_transformer.edit import box_mask, edit, tokens_to_redraw
 from var_transformer.generation.generate import Generation, generate
 from var_transformer.generation.refiner import Refiner
@@ -14,6 +15,7 @@ from var_transformer.model.shapes import transformer_shapes
 from var_transformer.model.transformer import Transformer
 
 __all__ = [
+    "AttentionCalls",
     "BackendConfig",
     "Generation",
     "RecomputedGradients",
@@ -26,7 +28,9 @@ __all__ = [
     "check_pair",
     "edit",
     "generate",
+    "least_memory",
     "parse_class_names",
+    "step_memory",
     "tokens_to_redraw",
     "transformer_shapes",
 ]

@@ -63,9 +63,11 @@ def build_transformer(
 ) -> tuple[Transformer, str | None]:
     """The transformer before training, and the checksum of the weights of ``init`` if it is one.
 
-    Raises InputError if ``init`` is unusable or does not fit the tokenizer or the settings.
+    Raises InputError if ``init`` is unusable or does not fit the tokenizer or the settings, and for
+    an attention that this device does not have.
     """
-    backend = BackendConfig(dtype=DTYPES[config.train_transformer.precision.dtype])
+    dtype = DTYPES[config.train_transformer.precision.dtype]
+    backend = BackendConfig(dtype=dtype, calls=config.attention)
     if config.init is None or starts_from_tokenizer(config):
         model_config = TransformerConfig(
             num_classes=len(classes),

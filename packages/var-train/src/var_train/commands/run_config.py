@@ -7,7 +7,7 @@ from typing import Literal, TypeVar
 
 from var_tokenizer import Scale, TokenizerConfig
 from var_tokenizer.common import InputError, open_checkpoint, quoted
-from var_transformer import TransformerConfig
+from var_transformer import AttentionCalls, TransformerConfig
 
 from var_train.commands import arguments
 from var_train.commands.presets import PRESETS, Preset, published_stage
@@ -87,6 +87,10 @@ class RunConfig:
     random_crops: bool = False
     """Train on random crops of DATA's images, resized to 1.125 times the size, as published, and
     validate on the centre. With TOKENS, var_train.tokenize --crops decides."""
+    attention: AttentionCalls = "cheapest"
+    """How the transformer attends all scales in training: in segments, one banded or one masked
+    call. cheapest: what costs least by a model; auto: what is fastest in the first step, which a
+    resumed run keeps. Their results agree to rounding."""
     seed: int = 0
     """Seed of weights, order, crops, dropout and sampling."""
     tokenizer: TokenizerConfig = DIGITS

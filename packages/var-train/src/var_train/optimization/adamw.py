@@ -178,6 +178,15 @@ class _KernelUpdate(nn.Cell):
         )
 
 
+def is_decayed(parameter: Parameter) -> bool:
+    """Whether weight decay applies: as published, to matrices and to the embeddings of classes.
+
+    Not to biases, to embeddings of positions and scales, and to gains of any shape.
+    """
+    exempt = ("lvl_embed", "pos_start", "pos_1LC", "scale_mul", "ada_gss")
+    return parameter.ndim > 1 and not any(name in parameter.name for name in exempt)
+
+
 class AdamW(nn.Cell):
     """Updates all parameters from their gradients.
 

@@ -12,7 +12,7 @@ from var_tokenizer.common import InputError, quoted, replacing, save_png
 
 from var_train.parallel import workers
 
-Value = float | list[float] | list[int] | np.ndarray
+Value = float | str | list[float] | list[int] | np.ndarray
 
 
 class MetricsLog:
@@ -102,6 +102,8 @@ class MetricsLog:
                 elif isinstance(value, list):
                     for k, item in enumerate(value):
                         board.add_scalar(f"{prefix}{name}/{k}", item, step)
+                elif isinstance(value, str):
+                    board.add_text(prefix + name, value, step)
                 else:
                     board.add_scalar(prefix + name, value, step)
         except OSError as error:

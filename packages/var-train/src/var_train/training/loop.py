@@ -43,7 +43,7 @@ class Stage(Protocol):
     batch: int
     """Images per step, of all workers together."""
 
-    def train_step(self, step: int) -> Mapping[str, float | list[float]]:
+    def train_step(self, step: int) -> Mapping[str, Value]:
         """Step ``step`` (0-based); its metrics, "loss" among them, the same on every worker."""
 
     def validate(self, step: int) -> Mapping[str, Value] | None:

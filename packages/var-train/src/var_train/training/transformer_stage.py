@@ -9,7 +9,7 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, ops
+from mindspore import Tensor, ops
 from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError, check_integer, check_number
 from var_transformer import Transformer, TransformerConfig, check_pair
@@ -18,7 +18,7 @@ from var_train.data.batches import padded_batches, step_indices, steps_of
 from var_train.data.crops import PlaceOf, draw_place
 from var_train.data.token_sources import TokenSet, TokenSource
 from var_train.losses.token_loss import token_losses
-from var_train.optimization.adamw import AdamW, AdamWConfig, release_gradients
+from var_train.optimization.adamw import AdamW, AdamWConfig, is_decayed, release_gradients
 from var_train.optimization.averages import Ema, averaged, check_averages
 from var_train.optimization.flat_weights import weights_in_training
 from var_train.optimization.loss_scale import DTYPES, LossScale, PrecisionConfig
@@ -27,7 +27,9 @@ from var_train.parallel.gradients import AllReduceMean
 from var_train.parallel.sharding import Sharding
 from var_train.reports.images import SamplingConfig, draw_images, sample_grid
 from var_train.reports.metrics_log import Value
+from var_train.training.attention_choice import AttentionChoice
 from var_train.training.checkpoints import parameter_arrays, restore_parameters
+from var_train.training.device_limits import check_device
 from var_train.training.loop import Stopwatch
 from var_train.training.progressive import newest_weight, scales_in_training
 from var_train.training.transformer_gradients import loss_and_gradients
@@ -126,7 +128,7 @@ class TransformerStageConfig:
         return replace(self.optimizer, learning_rate=self.base_rate * self.batch / 256)
 
     def check(self, model: TransformerConfig, images: int) -> None:
-        """Raises InputError if ``model`` or the number of training images does not fit."""
+        """Raises InputError if ``model``, the number of images or the device does not fit."""
         scales = len(model.schedule)
         steps_of(self.epochs, images, self.batch)
         if self.scale_weights and len(self.scale_weights) != scales:
@@ -138,12 +140,8 @@ class TransformerStageConfig:
             raise InputError(
                 f"progressive_start is {self.progressive_start}; expected at most {scales}"
             )
-        if self.precision.dtype == "bfloat16" and ms.get_context("device_target") == "CPU":
-            raise InputError(
-                "dtype is bfloat16; expected float32 or float16 on a CPU, where MindSpore has no "
-                "product of bfloat16 matrices"
-            )
         workers.share(self.batch, self.accumulation)
+        check_device(self, model)
 
 
 class TransformerTraining:
@@ -182,12 +180,12 @@ class TransformerTraining:
         rate = model.config.drop_path if config.drop_path is None else config.drop_path
         self._drop_rates_d = np.linspace(0, rate, model.config.depth)
         self._loss_scale = LossScale(config.precision)
-        self._watch = Stopwatch()
+        self._watch, self._attention = Stopwatch(), AttentionChoice(model)
         workers.synchronize(list(model.get_parameters()))
         self._compile()
 
     # ------------------------------------------------------------ the step
-    def train_step(self, step: int) -> dict[str, float | list[float]]:
+    def train_step(self, step: int) -> dict[str, Value]:
         """Takes one step; its randomness comes from the seed and the number of the step.
 
         Random numbers are drawn for the whole batch, of which each worker takes its share.
@@ -197,6 +195,12 @@ class TransformerTraining:
         gradients: Any = None
         with self._watch("data"):
             parts = self._draw(step)
+        chosen: dict[str, Value] = {}
+        if self._attention.is_open:
+            with self._watch("attention"):
+                inputs = self._inputs(parts[0], len(self._model.config.schedule), 1.0)
+                inputs = (*inputs, Tensor(np.float32(scale)))
+                self._gradients, chosen = self._attention.choose(self._new_gradients, inputs)
         for part in parts:
             with self._watch("data"):
                 inputs = self._inputs(part, *self._scales_at(step))
@@ -214,7 +218,7 @@ class TransformerTraining:
             self._loss_scale.follow(finite)
             if self._ema is not None and finite:
                 self._ema.update(step - self._optimizer.skipped)
-        metrics: dict[str, float | list[float]] = {
+        metrics: dict[str, Value] = {
             "loss": float(workers.gather(np.array(np.mean(losses))).mean()),
             "learning_rate": self._optimizer.config.rate(step, self.steps),
             "weight_decay": self._optimizer.config.decay(step, self.steps),
@@ -226,7 +230,7 @@ class TransformerTraining:
             metrics["loss_scale"] = scale
         if config.progressive:
             metrics["scales"] = self._scales_at(step)[0]
-        return metrics | self._watch.lap()
+        return metrics | chosen | self._watch.lap()
 
     def _scales_at(self, step: int) -> tuple[int, float]:
         """How many scales, coarse to fine, a step trains, and the share of the newest's weight."""
@@ -285,18 +289,8 @@ class TransformerTraining:
         sharding = Sharding(parameters) if sharded else None
         self._optimizer = optimizer = AdamW(parameters, config.adamw, weights.is_decayed, sharding)
         self._ema = Ema(parameters, config.ema) if config.ema else None
-        average = AllReduceMean(list(weights.trained))
+        self._average = average = AllReduceMean(list(weights.trained))
         add = ops.HyperMap()
-        gradients_of = loss_and_gradients(model, weights, config.label_smoothing, config.recompute)
-
-        @ms.jit
-        def gradients(*inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-            loss, found = gradients_of(*inputs)
-            if not once:  # parts are added up in float32
-                found = weights.gradients(found)
-            elif not weights.averages:
-                found = average(found)
-            return loss, found
 
         @ms.jit
         def sum_of(total: tuple[Tensor, ...], found: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -313,8 +307,25 @@ class TransformerTraining:
             hit_bl = logits_blv.argmax(-1).astype(ms.int32) == ids_bl
             return token_losses(logits_blv, ids_bl, 0.0), hit_bl
 
-        self._gradients: Callable = gradients
+        self._gradients = self._new_gradients()
         self._add, self._update, self._measure = sum_of, update, measure
+
+    def _new_gradients(self) -> Callable:
+        """Loss and gradients, with the attention that the model uses when it is first called."""
+        model, config, weights = self._model, self._config, self._weights
+        average, once = self._average, config.accumulation == 1
+        gradients_of = loss_and_gradients(model, weights, config.label_smoothing, config.recompute)
+
+        @ms.jit
+        def gradients(*inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            loss, found = gradients_of(*inputs)
+            if not once:  # parts are added up in float32
+                found = weights.gradients(found)
+            elif not weights.averages:
+                found = average(found)
+            return loss, found
+
+        return gradients
 
     # ------------------------------------------------------------ held-out images
     def validate(self, step: int) -> dict[str, Value]:
@@ -394,7 +405,8 @@ class TransformerTraining:
         if self._ema is not None:
             others |= self._ema.snapshot("ema")
         arrays |= self._weights.named(others)
-        return arrays, {"optimizer": optimizer, "loss_scale": self._loss_scale.state()}
+        state = {"optimizer": optimizer, "loss_scale": self._loss_scale.state()}
+        return arrays, state | {"attention": self._attention.name}
 
     def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
         """Restores what ``state`` returned.
@@ -410,6 +422,7 @@ class TransformerTraining:
             self._loss_scale.restore(state["loss_scale"])
         if self._ema is not None:
             self._ema.restore("ema", arrays)
+        self._attention.restore(state.get("attention"))
         workers.check_equal(list(self._model.get_parameters()))
 
 
@@ -434,12 +447,3 @@ def draw_drop_path(rng: np.random.Generator, rates_d: np.ndarray, batch: int) ->
     rates_d1111 = rates_d.reshape(-1, 1, 1, 1, 1)
     stays_d2b11 = rng.random((len(rates_d), 2, batch, 1, 1)) >= rates_d1111
     return (stays_d2b11 / (1 - rates_d1111)).astype(np.float32)
-
-
-def is_decayed(parameter: Parameter) -> bool:
-    """Whether weight decay applies: as published, to matrices and to the embeddings of classes.
-
-    Not to biases, to embeddings of positions and scales, and to gains of any shape.
-    """
-    exempt = ("lvl_embed", "pos_start", "pos_1LC", "scale_mul", "ada_gss")
-    return parameter.ndim > 1 and not any(name in parameter.name for name in exempt)

@@ -9,6 +9,7 @@ scale after another, with a cache); the model never asks which backend computes.
 """
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
 
 import mindspore as ms
 from var_tokenizer import ScaleSchedule
@@ -21,7 +22,10 @@ from var_transformer.attention.cpu import CpuAttention
 from var_transformer.attention.portable import PortableAttention
 from var_transformer.model.operators import kernels
 
-__all__ = ["BackendConfig", "Cache", "KeysValues", "NextScaleAttention", "build"]
+__all__ = ["AttentionCalls", "BackendConfig", "Cache", "KeysValues", "NextScaleAttention", "build"]
+
+AttentionCalls: TypeAlias = Literal["cheapest", "auto", "segments", "banded", "masked"]
+"""See ``BackendConfig.calls``."""
 
 
 @dataclass(frozen=True)
@@ -31,21 +35,24 @@ class BackendConfig:
     name: "ascend" (fused operators, float16 or bfloat16), "portable" (any device and type), or
     "auto": ascend on an Ascend in one of its types, C++ kernels on a CPU that has them, portable
     elsewhere.
-    one_call: ascend attention trains in one banded call, which copies nothing (True), or in
-    segments, cut for few scores and launches (False); by default in what costs least by a model of
-    launches, products and memory (``segments.training_seconds``; see README).
+    calls: how all scales at once, as in training, are attended: in "segments", cut for few scores
+    and launches, one "banded" call, which ascend attention alone has, or one "masked" call. By
+    default in what costs least by a model of launches, products and memory
+    (``segments.training_seconds``; see README); with "auto" until a training has timed all. The C++
+    kernels are one call that skips what is hidden: there is nothing to choose.
     dtype: of the model's matrix products, and of queries, keys and values in ascend attention and
     its cache; every other attention computes in float32.
 
-    Raises InputError for an unknown name.
+    Raises InputError for an unknown name, of a backend or of calls.
     """
 
     name: str = "auto"
     dtype: ms.Type = ms.float32
-    one_call: bool | None = None
+    calls: AttentionCalls = "cheapest"
 
     def __post_init__(self) -> None:
         check_choice("attention backend", self.name, ("auto", "ascend", "portable"))
+        check_choice("attention", self.calls, get_args(AttentionCalls))
 
     @property
     def fused(self) -> bool:
@@ -65,13 +72,17 @@ def build(
     """The attention of one block.
 
     unit_length: scales queries and keys to length 1 first (QK-L2).
-    Raises InputError for a head width or dtype that the fused operators do not take.
+    Raises InputError for a head width or dtype that the fused operators do not take, and for calls
+    that the attention of this device does not have.
     """
-    if backend.fused:
-        return AscendAttention(
-            schedule, heads, head_width, unit_length, backend.dtype, backend.one_call
-        )
     library = kernels()
-    if backend.name == "auto" and library is not None and head_width % 16 == 0:
-        return CpuAttention(schedule, heads, head_width, unit_length, library)
-    return PortableAttention(schedule, heads, unit_length)
+    attend: NextScaleAttention
+    if backend.fused:
+        attend = AscendAttention(schedule, heads, head_width, unit_length, backend.dtype)
+    elif backend.name == "auto" and library is not None and head_width % 16 == 0:
+        attend = CpuAttention(schedule, heads, head_width, unit_length, library)
+    else:
+        attend = PortableAttention(schedule, heads, unit_length)
+    if backend.calls != "auto":
+        attend.use(backend.calls)
+    return attend

@@ -13,7 +13,6 @@ transposed, copied or masked. If the fused operators of ``ascend_c`` are built, 
 splits the projection's result, normalizes it and writes the cache, in generation.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import mindspore as ms
@@ -33,7 +32,8 @@ from var_transformer.attention.block_causal_mask import block_causal_mask
 from var_transformer.attention.cache import KeysValues
 from var_transformer.attention.devices import DEVICES
 from var_transformer.attention.segments import (
-    Plan,
+    cut,
+    cut_at,
     launch_scores,
     scores_and,
     training_seconds,
@@ -61,7 +61,6 @@ class AscendAttention(NextScaleAttention):
         head_width: int,
         unit_length: bool,
         dtype: ms.Type,
-        one_call: bool | None = None,
     ) -> None:
         if dtype not in DTYPES:
             raise InputError(
@@ -73,10 +72,15 @@ class AscendAttention(NextScaleAttention):
                 "up to 512"
             )
         device, every = DEVICES["ascend-910b"], _BATCH * heads
-        cost: Callable[[Plan], float] = training_seconds(device, every, head_width)
-        if one_call is not None:
-            cost = len if one_call else scores_and(launch_scores(device, every, head_width))
-        super().__init__(schedule, heads, unit_length, cost, banded=True)
+        seconds = training_seconds(device, every, head_width)
+        few_scores = scores_and(launch_scores(device, every, head_width))
+        cuts = {
+            "cheapest": lambda scales: cut(scales, seconds, banded=True),
+            "segments": lambda scales: cut(scales, few_scores, banded=True),
+            "banded": lambda scales: cut_at(scales, len(scales), banded=True),
+            "masked": lambda scales: cut_at(scales, len(scales)),
+        }
+        super().__init__(schedule, heads, unit_length, cuts)
         self.head_width = head_width
         self.dtype = dtype
         self.parts = Parts()

@@ -1,15 +1,15 @@
 """The interface of every backend of next-scale attention, what backends share, and the mask."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
 from var_tokenizer import ScaleSchedule
-from var_tokenizer.common import InputError
+from var_tokenizer.common import InputError, check_choice
 
 from var_transformer.attention.cache import KeysValues
-from var_transformer.attention.segments import Plan, cut
+from var_transformer.attention.segments import Plan
 from var_transformer.model.operators import UnitLength
 
 PlainSegment: TypeAlias = tuple[int, int, bool, int]  # a Segment as graphs read it
@@ -19,7 +19,8 @@ class NextScaleAttention(nn.Cell):
     """softmax(score_scale q k^T) v, where a query sees what ``ScaleSchedule.visible`` says.
 
     All scales at once are attended in segments (see ``segments``): some coarse scales together
-    under a mask, every finer one alone over its prefix of the keys. A backend defines its layout
+    under a mask, every finer one alone over its prefix of the keys. ``use`` chooses among the
+    backend's cuts into such calls, whose results agree to rounding. A backend defines its layout
     of the heads (``heads_of``, ``merged``), its call (``attend``) and its cache (``empty_cache``,
     ``extend``).
     """
@@ -33,19 +34,35 @@ class NextScaleAttention(nn.Cell):
         schedule: ScaleSchedule,
         heads: int,
         unit_length: bool,
-        cost: Callable[[Plan], float],
-        banded: bool = False,
+        cuts: Mapping[str, Callable[[ScaleSchedule], Plan]],
     ) -> None:
-        """cost: of a plan; the cheapest is used. banded: whether a masked call takes a band."""
+        """cuts: by name; "cheapest" is what costs least by a model, and used at first."""
         super().__init__()
         self.heads = heads
         self.scales = schedule.scales
         self.offsets = schedule.offsets
         self.tokens = schedule.tokens
-        prefixes = (ScaleSchedule(schedule.scales[: k + 1]) for k in range(len(schedule)))
+        prefixes = [ScaleSchedule(schedule.scales[: k + 1]) for k in range(len(schedule))]
         # progressive training may stop at any scale: a plan for each; graphs read plain tuples
-        self.plans = tuple(_plain(cut(prefix, cost, banded)) for prefix in prefixes)
+        self._cuts = {
+            n: tuple(_plain(cut(prefix)) for prefix in prefixes) for n, cut in cuts.items()
+        }
+        self.use("cheapest")
         self.unit_length = UnitLength() if unit_length else None
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Names of the cuts that differ, for all scales."""
+        names = {plans[-1]: name for name, plans in self._cuts.items() if name != "cheapest"}
+        return tuple(names.values())
+
+    def use(self, name: str) -> None:
+        """Takes another cut, in graphs that are compiled from now on.
+
+        Raises InputError if this backend has none of that name.
+        """
+        check_choice("attention", name, self._cuts)
+        self.plans = self._cuts[name]
 
     def construct(
         self,

@@ -9,7 +9,7 @@ from var_tokenizer.common import KernelLibrary, unfilled
 
 from var_transformer.attention.base import NextScaleAttention, check_tokens, last_scale
 from var_transformer.attention.cache import KeysValues
-from var_transformer.attention.segments import scores_and
+from var_transformer.attention.segments import Plan, cut_at
 from var_transformer.model.operators import filled
 
 _LANES = 16  # floats that the kernels take at once
@@ -32,7 +32,7 @@ class CpuAttention(NextScaleAttention):
         unit_length: bool,
         library: KernelLibrary,
     ) -> None:
-        super().__init__(schedule, heads, unit_length, scores_and(0.0))
+        super().__init__(schedule, heads, unit_length, {"cheapest": _everywhere})
         self.head_width = head_width
         self.all_scales = _AllScales(library, schedule, heads, unit_length)
         self.unit = Tensor(np.array([unit_length], np.int32))
@@ -83,6 +83,11 @@ class CpuAttention(NextScaleAttention):
         # not filled: that alone took 0.1 s for an image of d16, and nothing depends on it
         keys = unfilled((batch, self.heads, d, padded), ms.float32)
         return keys, unfilled((batch, self.heads, length, d), ms.float32)
+
+
+def _everywhere(schedule: ScaleSchedule) -> Plan:
+    """What the kernel computes, in one call."""
+    return cut_at(schedule, 1)
 
 
 class _AllScales(nn.Cell):

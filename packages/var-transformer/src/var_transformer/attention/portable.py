@@ -6,7 +6,7 @@ from var_tokenizer import ScaleSchedule
 from var_transformer.attention.base import NextScaleAttention, PlainSegment
 from var_transformer.attention.block_causal_mask import block_causal_mask
 from var_transformer.attention.cache import KeysValues
-from var_transformer.attention.segments import scores_and
+from var_transformer.attention.segments import Plan, cut, cut_at, scores_and
 
 _HIDDEN = -1e9  # added to the score of a key that a query must not see
 _LAUNCH = 10_000  # in scores; fitted to segments of d16 on two cores (benchmarks/attention.py)
@@ -22,7 +22,15 @@ class PortableAttention(NextScaleAttention):
     axis = 2
 
     def __init__(self, schedule: ScaleSchedule, heads: int, unit_length: bool) -> None:
-        super().__init__(schedule, heads, unit_length, scores_and(_LAUNCH))
+        def segments(scales: ScaleSchedule) -> Plan:
+            return cut(scales, scores_and(_LAUNCH))
+
+        cuts = {
+            "cheapest": segments,
+            "segments": segments,
+            "masked": lambda scales: cut_at(scales, len(scales)),
+        }
+        super().__init__(schedule, heads, unit_length, cuts)
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
         self.softmax = ops.Softmax(-1)

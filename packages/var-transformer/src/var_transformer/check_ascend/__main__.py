@@ -12,7 +12,7 @@ from var_tokenizer import TokenizerConfig
 from var_tokenizer.common import check_cann, check_integer, has_npu, on_cpu
 from var_tokenizer.common.command import run_command
 
-from var_transformer.attention import BackendConfig
+from var_transformer.attention import AttentionCalls, BackendConfig
 from var_transformer.check_ascend.attention_checks import attention_checks
 from var_transformer.check_ascend.checks import Check, find
 from var_transformer.check_ascend.measurements import time_check, time_images, time_step
@@ -56,10 +56,10 @@ def candidates() -> dict[str, BackendConfig]:
     if on_cpu():
         return {"C++ kernels": BackendConfig(), "portable": BackendConfig("portable")}
     found = {"portable, float32": BackendConfig("portable")}
+    ways: tuple[AttentionCalls, ...] = ("segments", "banded", "masked")
     for dtype in (ms.float16, ms.bfloat16):
         kind = str(dtype).lower()
-        found[f"segments, {kind}"] = BackendConfig("ascend", dtype, one_call=False)
-        found[f"one call, {kind}"] = BackendConfig("ascend", dtype, one_call=True)
+        found |= {f"{calls}, {kind}": BackendConfig("ascend", dtype, calls) for calls in ways}
     return found
 
 

@@ -1,4 +1,4 @@
-"""Estimates what each part of a training step and of a generation costs on a device.
+"""Estimates what a training step and a generation cost on a device, part by part.
 
 python -m var_transformer.cost --preset d16 --batch 96 --device ascend-910b
 """
@@ -16,6 +16,7 @@ from var_transformer.attention import BackendConfig, build
 from var_transformer.attention.devices import Device, device
 from var_transformer.attention.segments import Plan, Segment, cut_at, scores
 from var_transformer.cost import parts as priced
+from var_transformer.cost.memory import least_memory, step_memory
 from var_transformer.cost.parts import Part, total
 from var_transformer.model.config import TransformerConfig
 
@@ -26,7 +27,7 @@ PUBLISHED_IMAGE = {("d16", 8): 0.32}
 
 @dataclass(frozen=True)
 class CostConfig:
-    """Prints multiply-adds, bytes, launches, memory and roofline time of every part."""
+    """Prints multiply-adds, bytes, launches and roofline time of all parts, and a step's memory."""
 
     preset: str = "d16"
     """d16, d20, d24, d30 (256 px) or d36-s (512 px)."""
@@ -53,7 +54,7 @@ def run(options: CostConfig) -> None:
 
 
 def tables(options: CostConfig) -> list[Table]:
-    """The attention's calls, the training step, the generation."""
+    """The attention's calls, the training step and its memory, the generation."""
     config, on = TransformerConfig.preset(options.preset), device(options.device)
     name = "portable" if options.device == "cpu" else "ascend"
     width = config.width // config.heads
@@ -94,6 +95,7 @@ def tables(options: CostConfig) -> list[Table]:
             f"a step (published: {published_step or '-'})",
             1,
         ),
+        _memory(config, options, on),
         _table(
             f"Generation by {options.preset}, batch {options.images}, with guidance, on {on.name}",
             ("cache joined", "cache in place" + fused),
@@ -146,8 +148,8 @@ def _table(
 ) -> Table:
     """One row for each part; both variants where they differ."""
     table = Table(title=f"{title}\n{variants[0]} -> {variants[1]} where they differ")
-    columns = ("part", "multiply-adds (G)", "bytes moved (GB)", "launches", "memory (GB)")
-    for column in (*columns, "roofline (ms)"):
+    columns = ("part", "multiply-adds (G)", "bytes moved (GB)", "launches", "roofline (ms)")
+    for column in columns:
         table.add_column(column, justify="left" if column == "part" else "right")
     sums = [total(variant) for variant in parts]
     for one, other in zip(*parts, strict=True):
@@ -160,11 +162,32 @@ def _table(
     launching = [s.launches * on.launch for s in sums]
     least = [max(pair) / images for pair in zip(times, launching, strict=True)]
     host = _both(*(f"{1e3 * t:,.1f}" for t in launching))
-    fits = "fits" if sums[1].memory <= on.memory else "does not fit"
     table.caption = (
-        f"dispatch by the host {host} ms; at least {_both(*(f'{t:.3f}' for t in least))} s {unit}; "
-        f"{fits} into {on.memory / 1e9:.0f} GB without recomputation"
+        f"dispatch by the host {host} ms; at least {_both(*(f'{t:.3f}' for t in least))} s {unit}"
     )
+    return table
+
+
+def _memory(config: TransformerConfig, options: CostConfig, on: Device) -> Table:
+    """What a step holds at its peak; on a CPU, whose forms keep less, a lower bound."""
+    table = Table(title=f"Memory of a training step of {options.preset}, batch {options.batch}")
+    for column in ("", "GiB", "GiB with recompute"):
+        table.add_column(column, justify="right" if column else "left")
+    if options.device == "cpu":
+        rows = {"at least": 2 * [least_memory(config, options.batch)]}
+    else:
+        kinds = [step_memory(config, options.batch, on.itemsize, again) for again in (False, True)]
+        rows = {
+            "weights, gradients, moments": [kind.weights for kind in kinds],
+            "the model's weights, from the first checkpoint on": [kind.model for kind in kinds],
+            "kept by the blocks": [kind.blocks for kind in kinds],
+            "head and loss, or a block's backward pass": [kind.rest for kind in kinds],
+            "total": [kind.total for kind in kinds],
+        }
+    for name, sizes in rows.items():
+        table.add_row(name, *(f"{size / 2**30:,.1f}" for size in sizes))
+    fit = _both(*("fits" if size <= on.memory else "does not fit" for size in sizes))
+    table.caption = f"{fit} into {on.memory / 2**30:.1f} GiB"
     return table
 
 
@@ -174,7 +197,6 @@ def _cells(one: Part, other: Part, on: Device) -> list[str]:
             f"{part.madds / 1e9:,.1f}",
             f"{part.bytes / 1e9:,.2f}",
             f"{part.launches:,}",
-            f"{part.memory / 1e9:,.2f}",
             f"{1e3 * part.seconds(on):,.2f}",
         ]
 

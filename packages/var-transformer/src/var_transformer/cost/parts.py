@@ -1,4 +1,4 @@
-"""The cost of training and generation: products, bytes, launches and memory of each part.
+"""The cost of training and generation: products, bytes and launches of each part.
 
 These are counts from the architecture, not measurements. Every operator reads its operands from
 memory and writes its results there; a matrix product, a fused attention call and each element-wise
@@ -21,21 +21,19 @@ from var_transformer.model.shapes import transformer_shapes
 
 @dataclass(frozen=True)
 class Part:
-    """madds: multiply-adds. bytes: moved from and to memory. memory: bytes that stay allocated."""
+    """madds: multiply-adds. bytes: moved from and to memory."""
 
     name: str
     madds: float = 0
     bytes: float = 0
     launches: int = 0
-    memory: float = 0
 
     def times(self, n: int) -> "Part":
-        return Part(self.name, n * self.madds, n * self.bytes, n * self.launches, n * self.memory)
+        return Part(self.name, n * self.madds, n * self.bytes, n * self.launches)
 
     def plus(self, other: "Part") -> "Part":
         madds, moved = self.madds + other.madds, self.bytes + other.bytes
-        launches, memory = self.launches + other.launches, self.memory + other.memory
-        return Part(self.name, madds, moved, launches, memory)
+        return Part(self.name, madds, moved, self.launches + other.launches)
 
     def seconds(self, device: Device) -> float:
         """The roofline: products or bytes, whichever takes the device longer."""
@@ -52,12 +50,12 @@ def total(parts: Iterable[Part]) -> Part:
 def linear(name: str, rows: int, inputs: int, outputs: int, itemsize: int) -> Part:
     """x @ weight + bias, for x (rows, inputs)."""
     moved = rows * inputs + inputs * outputs + rows * outputs
-    return Part(name, rows * inputs * outputs, itemsize * moved, 1, itemsize * rows * outputs)
+    return Part(name, rows * inputs * outputs, itemsize * moved, 1)
 
 
 def elementwise(name: str, arrays: int, elements: int, launches: int, itemsize: int) -> Part:
-    """``launches`` operators that together read and write ``arrays`` arrays; their results stay."""
-    return Part(name, 0, arrays * elements * itemsize, launches, launches * elements * itemsize)
+    """``launches`` operators that together read and write ``arrays`` arrays."""
+    return Part(name, 0, arrays * elements * itemsize, launches)
 
 
 def attention(config: TransformerConfig, batch: int, plan: Plan, itemsize: int) -> list[Part]:
@@ -70,7 +68,7 @@ def attention(config: TransformerConfig, batch: int, plan: Plan, itemsize: int) 
     copied = sum(work.copied for work in passes) * row
     calls, copies = sum(work.calls for work in passes), sum(work.copies for work in passes)
     return [
-        Part("attention", madds, moved, calls, config.schedule.length * row),
+        Part("attention", madds, moved, calls),
         Part("attention's copies", 0, copied, copies),
     ]
 
@@ -82,7 +80,7 @@ def block(config: TransformerConfig, rows: int, itemsize: int, fused: bool = Fal
     norms = (4, 2) if fused else (12, 6)  # norm, scale, shift; twice
     heads = elementwise("QK norm, scale", 2 * 2 * unit + 2, tokens, 2 * unit + 1, itemsize)
     if fused and config.qk_l2_norm:  # queries, keys and values are read and written
-        heads = Part("QK norm, scale", 0, 6 * tokens * itemsize, 1, 3 * tokens * itemsize)
+        heads = Part("QK norm, scale", 0, 6 * tokens * itemsize, 1)
     return [
         elementwise("AdaLN norm, modulate", norms[0], tokens, norms[1], itemsize),
         linear("qkv", rows, c, 3 * c, itemsize),
@@ -116,7 +114,7 @@ def training_step(config: TransformerConfig, batch: int, plan: Plan, device: Dev
 
 
 def _trained(forward: Part) -> Part:
-    return forward.plus(replace(forward.times(2), memory=0))
+    return forward.times(3)
 
 
 def _modulation(config: TransformerConfig, rows: int, itemsize: int) -> Part:
@@ -141,7 +139,7 @@ def _adamw(config: TransformerConfig, itemsize: int) -> Part:
     count, tensors = parameter_count(config), len(list(transformer_shapes(config)))
     copy = itemsize if itemsize < 4 else 0
     moved = count * (7 * 4 + copy)
-    return Part("AdamW", 0, moved, tensors, count * (4 * 4 + copy))
+    return Part("AdamW", 0, moved, tensors)
 
 
 def generation(
@@ -175,15 +173,10 @@ def generation(
             written = written.plus(write.times(config.depth))
         ends = ends.plus(linear("", rows, config.latent_channels, c, itemsize))
         head = head.plus(_head(config, images, rows, itemsize))
-    # activations of the last scale, and of the cache while old and new are both held
-    whole = 2 * config.depth * schedule.length * images * c * itemsize
-    past = whole * schedule.offsets[-2] / schedule.length / config.depth
-    written = replace(written, memory=whole + (0 if in_place else past))
-    rest = [replace(part, memory=part.memory / config.depth) for part in named.values()]
-    parts = [replace(ends, memory=0), _modulation(config, images, itemsize), *rest]
+    parts = [ends, _modulation(config, images, itemsize), *named.values()]
     parts.insert(5, attended)
     parts.insert(5, written)
-    return [*parts, replace(head, memory=0), decoder(codec, batch, itemsize)]
+    return [*parts, head, decoder(codec, batch, itemsize)]
 
 
 def decoder(codec: TokenizerConfig, batch: int, itemsize: int) -> Part:
@@ -227,4 +220,4 @@ def decoder(codec: TokenizerConfig, batch: int, itemsize: int) -> Part:
             pixels *= 4
             convolution(pixels, c, c)
     convolution(pixels, c, 3)
-    return replace(total(parts), name="decoder", memory=6 * pixels * c * itemsize)
+    return replace(total(parts), name="decoder")

@@ -89,7 +89,7 @@ class Transformer(nn.Cell):
         gate_gain: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.backend = config, backend
         c, schedule = config.width, config.schedule
         self.offsets = schedule.offsets
         self.word_embed = Linear(config.latent_channels, c)
@@ -126,6 +126,19 @@ class Transformer(nn.Cell):
         inside = {p.name for part in (*modulations, *blocks) for p in part}
         outside = tuple(p for p in self.trainable_params() if p.name not in inside)
         return (outside, *modulations, *blocks)
+
+    @property
+    def attention_candidates(self) -> tuple[str, ...]:
+        """The calls (see ``BackendConfig``) that all scales at once may be attended in here."""
+        return self.blocks[0].attn.attend.candidates
+
+    def use_attention(self, calls: str) -> None:
+        """Attends all scales at once in other calls, in graphs that are compiled from now on.
+
+        Raises InputError for calls that this device does not have.
+        """
+        for block in self.blocks:
+            block.attn.attend.use(calls)
 
     # ------------------------------------------------------------ files
     @classmethod

@@ -1,0 +1,96 @@
+"""A batch that the device's memory cannot hold is refused before the first step."""
+
+import re
+from dataclasses import replace
+
+import pytest
+from var_tokenizer.common import InputError
+from var_train.commands.presets import published_stage
+from var_train.training import device_limits
+from var_train.training.device_limits import check_device
+from var_transformer import TransformerConfig
+
+ASCEND_910B = 62432 * 2**20  # as MindSpore's documentation shows it
+D16 = TransformerConfig.preset("d16")
+PUBLISHED = published_stage("d16")  # 768 images
+
+
+@pytest.fixture
+def on(monkeypatch):
+    """Puts a device with so much memory, and so many workers, in the place of this machine."""
+
+    def place(memory: int | None, workers: int = 1, cpu: bool = False) -> None:
+        monkeypatch.setattr(device_limits, "on_cpu", lambda: cpu)
+        monkeypatch.setattr(device_limits, "device_memory", lambda: memory)
+        monkeypatch.setattr(device_limits.workers, "size", lambda: workers)
+
+    return place
+
+
+def test_a_preset_beyond_the_memory_is_refused_with_both_values_and_the_batch_that_fits(on):
+    on(ASCEND_910B)
+    with pytest.raises(InputError) as refused:
+        check_device(PUBLISHED, D16)
+    said = str(refused.value)
+    assert "\n" not in said
+    found = re.search(r"batch is 768 .* needs ([\d.]+) GiB .* there are 61\.0; .* most (\d+)", said)
+    assert 350 < float(found[1]) < 400
+    most = int(found[2])
+    assert 90 < most < 120
+    check_device(replace(PUBLISHED, batch=most), D16)
+    with pytest.raises(InputError, match=f"at most {most} "):
+        check_device(replace(PUBLISHED, batch=most + most // 8), D16)
+
+
+@pytest.mark.parametrize(
+    ("changes", "workers"),
+    [({"accumulation": 8}, 1), ({}, 8), ({"accumulation": 2}, 4), ({"batch": 96, "ema": 0.99}, 1)],
+)
+def test_a_batch_in_parts_that_fit_is_not_refused(on, changes, workers):
+    on(ASCEND_910B, workers)
+    check_device(replace(PUBLISHED, **changes), D16)
+
+
+@pytest.mark.parametrize(
+    ("worse", "better"),
+    [
+        ({"batch": 112}, {"batch": 112, "recompute": True}),
+        ({"batch": 64, "precision": replace(PUBLISHED.precision, dtype="float32")}, {"batch": 64}),
+    ],
+)
+def test_recompute_and_half_precision_fit_more(on, worse, better):
+    on(ASCEND_910B)
+    check_device(replace(PUBLISHED, **better), D16)
+    with pytest.raises(InputError, match=r"expected a batch of at most \d+ \("):
+        check_device(replace(PUBLISHED, **worse), D16)
+
+
+def test_sharded_moments_fit_a_larger_model(on):
+    on(ASCEND_910B, workers=8)
+    d36, stage = TransformerConfig.preset("d36-s"), replace(published_stage("d36-s"), batch=16)
+    with pytest.raises(InputError):
+        check_device(stage, d36)
+    check_device(replace(stage, shard_optimizer=True), d36)
+
+
+def test_a_model_that_fits_with_no_batch_is_refused(on):
+    on(32 * 2**30)
+    with pytest.raises(InputError, match="expected a smaller model"):
+        check_device(published_stage("d36-s"), TransformerConfig.preset("d36-s"))
+
+
+def test_a_cpu_refuses_only_what_no_form_of_a_step_could_hold(on):
+    on(24 * 2**30, cpu=True)
+    check_device(replace(PUBLISHED, batch=96), D16)
+    with pytest.raises(InputError, match=r"at most \d{3} "):
+        check_device(PUBLISHED, D16)
+
+
+@pytest.mark.parametrize("cpu", [False, True])
+def test_nothing_is_refused_where_the_memory_is_not_known(on, cpu):
+    on(None, cpu=cpu)
+    check_device(PUBLISHED, D16)
+
+
+def test_this_machine_says_how_much_memory_it_has():
+    assert 2**29 < device_limits.device_memory() < 2**50
