@@ -2,7 +2,8 @@
 
 A checkpoint holds the settings of its stage. Those in ``_FREE`` say how a step is computed or what
 is measured, and change the result by rounding at most: they may change. So may what no checkpoint
-holds: the number of workers, the sharding of moments, the device, ``loop``, ``sampling``, paths.
+holds: the number of workers, the sharding of moments, the device, how attention is cut, ``loop``,
+``sampling``, paths.
 The transformer may be trained for more epochs: what is a share of all steps, such as the warmup and
 the fall of the learning rate, then follows the new total from there on. All else is held fixed, for
 the reasons in ``_REASONS``.
