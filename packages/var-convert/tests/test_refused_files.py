@@ -40,6 +40,13 @@ def test_an_empty_or_missing_file_is_refused(refused, tmp_path, suffix):
     assert "empty" in refused(path, target)
 
 
+def test_bytes_of_another_kind_are_told_without_the_words_of_a_library(refused, tmp_path):
+    path = tmp_path / "picture.pth"
+    path.write_bytes(b"\xff\xd8\xff\xe0" + bytes(range(256)) * 8)
+    message = refused(path, tmp_path / "o.ckpt")
+    assert message.endswith("not a .pth of weights only: it begins as no file of torch.save does")
+
+
 @pytest.mark.parametrize("content, suffix", list(itertools.permutations(SUFFIXES, 2)))
 def test_the_content_of_a_file_decides_not_its_suffix(files, tmp_path, content, suffix):
     wrong = tmp_path / f"wrong{suffix}"

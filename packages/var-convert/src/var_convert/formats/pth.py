@@ -74,7 +74,8 @@ def load_pth(path: Path) -> Mapping:
     """
     torch, shown = import_torch(path), quoted(path)
     with open_regular(path) as file:
-        archive = file.read(4) == b"PK\x03\x04"  # as PyTorch decides
+        magic = file.read(4)
+    archive = magic == b"PK\x03\x04"  # as PyTorch decides
     if archive:
         _refuse_compressed(path)
     try:
@@ -86,7 +87,9 @@ def load_pth(path: Path) -> Mapping:
             warnings.simplefilter("ignore")  # about old formats; useless to the user
             loaded = torch.load(named, map_location="cpu", weights_only=True, mmap=archive)
     except Exception as error:  # a damaged or hostile file may raise anything inside PyTorch
-        raise InputError(f"{shown}: not a .pth of weights only: {_reason(error)}") from error
+        foreign = not archive and not magic.startswith(b"\x80")  # a pickle's first byte
+        reason = "it begins as no file of torch.save does" if foreign else _reason(error)
+        raise InputError(f"{shown}: not a .pth of weights only: {reason}") from error
     if not isinstance(loaded, Mapping):
         raise InputError(f"{shown}: holds a {type(loaded).__name__}; expected a state dict")
     return loaded
