@@ -6,6 +6,8 @@ Nothing of it is called there, so importing this module puts classes without con
 """
 
 import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,6 +31,8 @@ class _Nothing(metaclass=_Absent):
 
 class _EmptyModule(ModuleType):
     __file__ = __file__
+    __path__: list[str] = []
+    __version__ = "2.10.0"  # one that the packages take
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -36,17 +40,30 @@ class _EmptyModule(ModuleType):
         return _Nothing
 
 
-ABSENT = ("mindspore", "mindspore.ops", "mindspore.graph", "mindspore.train")
-sys.modules.update({name: _EmptyModule(name) for name in ABSENT})
+class _EmptyMindSpore(MetaPathFinder, Loader):
+    """Finds an empty module for ``mindspore`` and for every module below it."""
+
+    def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if name.split(".")[0] == "mindspore" else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _EmptyModule(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        pass
+
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(path) for path in ROOT.glob("packages/*/src")]
+sys.meta_path.insert(0, _EmptyMindSpore())
 
 from var_convert import convert
 from var_convert.reference import TorchTokenizer, TorchTransformer, torch_generate
 from var_tokenizer import TokenizerConfig
 from var_transformer import TransformerConfig
 
-for name in ABSENT:
+del sys.meta_path[0]
+for name in [name for name in sys.modules if name.split(".")[0] == "mindspore"]:
     del sys.modules[name]
 
 __all__ = [
