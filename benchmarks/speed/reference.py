@@ -31,7 +31,7 @@ class _Nothing(metaclass=_Absent):
 
 class _EmptyModule(ModuleType):
     __file__ = __file__
-    __path__: list[str] = []
+    __path__ = ()
     __version__ = "2.10.0"  # one that the packages take
 
     def __getattr__(self, name: str) -> Any:
