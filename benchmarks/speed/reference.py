@@ -10,7 +10,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 
 class _Absent(type):
@@ -31,7 +31,7 @@ class _Nothing(metaclass=_Absent):
 
 class _EmptyModule(ModuleType):
     __file__ = __file__
-    __path__ = ()
+    __path__: ClassVar[list[str]] = []
     __version__ = "2.10.0"  # one that the packages take
 
     def __getattr__(self, name: str) -> Any:
