@@ -10,7 +10,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 
 class _Absent(type):
@@ -31,8 +31,11 @@ class _Nothing(metaclass=_Absent):
 
 class _EmptyModule(ModuleType):
     __file__ = __file__
-    __path__: ClassVar[list[str]] = []
     __version__ = "2.10.0"  # one that the packages take
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__ = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
