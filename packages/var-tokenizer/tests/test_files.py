@@ -1,9 +1,13 @@
 """Files are written whole or not at all."""
 
 import os
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
-from var_tokenizer.common import InputError, replacing
+from var_tokenizer.common import InputError, holding, remove_leftovers, replacing
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -71,3 +75,92 @@ def test_an_interrupt_right_after_the_temporary_file_appeared_leaves_nothing(tmp
     with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "file.png"):
         pytest.fail("the block ran")
     assert not list(tmp_path.iterdir())
+
+
+@contextmanager
+def another_process(block: AbstractContextManager[object]) -> Iterator[None]:
+    """While a process that entered ``block`` lives; it is killed in the end."""
+    ready, tell = os.pipe()
+    process = os.fork()
+    if process == 0:
+        try:
+            block.__enter__()
+            os.write(tell, b".")
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(tell)
+    try:
+        assert os.read(ready, 1) == b"."
+        yield
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        os.close(ready)
+
+
+def test_temporary_files_of_killed_processes_are_removed_those_of_living_ones_stay(tmp_path):
+    with another_process(replacing(tmp_path / "model.safetensors")):
+        [temporary] = tmp_path.iterdir()
+        library = temporary.with_suffix(".tmp")  # as MindSpore's save_checkpoint makes one
+        library.touch()
+        remove_leftovers(tmp_path)
+        assert {*tmp_path.iterdir()} == {temporary, library}
+    users = tmp_path / ".model.notes.txt"
+    users.touch()
+    remove_leftovers(tmp_path)
+    assert [*tmp_path.iterdir()] == [users]
+
+
+def test_a_second_command_in_a_folder_is_refused_and_learns_of_the_first(tmp_path):
+    with another_process(holding(tmp_path / "out")):
+        (tmp_path / "out" / "work").touch()
+        with (
+            pytest.raises(InputError, match=r"out: process \d+ on .* writes here; expected one"),
+            holding(tmp_path / "out"),
+        ):
+            pytest.fail("two at once")
+        with holding(tmp_path / "other"):
+            pass
+    with holding(tmp_path / "out"):  # the first one was killed
+        pass
+    assert [*(tmp_path / "out").iterdir()] == [tmp_path / "out" / "work"]
+
+
+def test_a_hold_does_not_follow_a_link(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    (tmp_path / ".lock").symlink_to(precious)
+    with holding(tmp_path):
+        pass
+    assert precious.read_text() == "precious"
+
+
+def test_a_hold_that_writes_nothing_leaves_no_folder(tmp_path):
+    with pytest.raises(InputError), holding(tmp_path / "a" / "b"):
+        raise InputError("unusable settings")
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_hold_leaves_it_to_the_block_to_say_where_it_cannot_write(tmp_path):
+    (tmp_path / "file").touch()
+    with holding(tmp_path / "file" / "out"):
+        pass
+    with holding("/proc/out"):
+        pass
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # files cannot grow beyond
+    try:
+        with (
+            pytest.raises(InputError, match=r"a\.bin: cannot write: File too large"),
+            replacing(tmp_path / "a.bin") as temporary,
+        ):
+            temporary.write_bytes(bytes(10_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [*tmp_path.iterdir()] == [tmp_path / "a.bin"]
+    assert (tmp_path / "a.bin").read_bytes() == b"old"

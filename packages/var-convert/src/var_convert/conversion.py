@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from var_tokenizer import Scale
-from var_tokenizer.common import InputError, check_choice, quoted, replacing
+from var_tokenizer.common import InputError, check_choice, quoted, remove_leftovers, replacing
 
 from var_convert.formats.dispatch import WRITERS
 from var_convert.formats.dtypes import SHORT_NAMES, widen
@@ -83,6 +83,7 @@ def write_model(
     native = layout in ("MindSpore", "safetensors")
     tensors = model.tensors if native else model.published()
     total = sum(entry.nbytes for entry in tensors.values())
+    remove_leftovers(target if layout == "folder" else target.parent)
     _check_space(target, total)
     watch = Watch(total, progress)
     try:

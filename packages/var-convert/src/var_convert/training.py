@@ -30,6 +30,7 @@ from var_tokenizer.common import (
     check_tensors,
     quoted,
     read_snapshot,
+    remove_leftovers,
     replacing,
     snapshot_folder,
     snapshot_name,
@@ -110,9 +111,10 @@ def _to_pytorch(source: Path, target: Path) -> TrainingConversion:
         content["ema"] = _model(torch, shown, snapshot, AVERAGES)
     adamw = _adamw(shown, snapshot, names)
     content |= {"optimizer": adamw_state_dict(torch, adamw, names), "step": snapshot.step}
+    remove_leftovers(target.parent)
     try:
-        with replacing(target) as temporary:
-            torch.save(content, temporary)
+        with replacing(target) as temporary, temporary.open("wb") as file:
+            torch.save(content, file)
     except (OSError, RuntimeError) as error:  # a full disk: PyTorch raises these
         reason = quoted((str(error).splitlines() or [type(error).__name__])[0])
         raise InputError(f"{quoted(target)}: cannot write: {reason}") from error

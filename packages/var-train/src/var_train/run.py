@@ -9,7 +9,7 @@ from var_tokenizer.common.command import exit_codes
 from var_train.commands.pipeline import run_training
 from var_train.commands.run_config import read_run_config
 from var_train.parallel import workers
-from var_train.parallel.watch import watched
+from var_train.parallel.watch import alone_in, watched
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     with exit_codes("interrupted; the same command continues from the last checkpoint"):
         workers.start()
         config = read_run_config()
-        with watched(config.out):
+        with alone_in(config.out), watched(config.out):
             run_training(config)
 
 

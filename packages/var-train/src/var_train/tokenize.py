@@ -12,7 +12,7 @@ from var_train.data.folder_scan import scan_tree
 from var_train.data.image_sources import ImageFolder
 from var_train.data.token_cache import write_cache
 from var_train.parallel import workers
-from var_train.parallel.watch import watched
+from var_train.parallel.watch import alone_in, watched
 
 log = logging.getLogger("var_train")
 
@@ -79,7 +79,7 @@ def main() -> None:
     with exit_codes("interrupted; the same command goes on with the next shard"):
         workers.start()
         config = read_settings(TokenizeConfig, prog="python -m var_train.tokenize")
-        with watched(config.out):
+        with alone_in(config.out), watched(config.out):
             tokenize(config)
 
 

@@ -13,6 +13,7 @@ from var_tokenizer.common import (
     InputError,
     check_integer,
     file_digest,
+    holding,
     quoted,
     save_png,
     to_pixels,
@@ -110,7 +111,13 @@ def run(config: SampleConfig) -> None:
             raise InputError(f"{quoted(str(path))}: changed while it was read; start again")
     most = config.batch or fitting_batch(plan.model, plan.tokenizer, config.sampler)
     settings: dict[str, object] = digest_of | _settings(config, plan, min(most, len(plan.paths)))
-    batch = begin_or_resume(config.out, settings, keep_batch=config.batch == 0)
+    with holding(config.out):
+        _write(config, plan, begin_or_resume(config.out, settings, keep_batch=config.batch == 0))
+    log.info("wrote %d images to %s", len(plan.paths), quoted(config.out.resolve()))
+
+
+def _write(config: SampleConfig, plan: Plan, batch: int) -> None:
+    """Draws the images that are missing, and writes the files about all of them."""
     refiner = plan.refiner
     graphs = {
         "models": [plan.model.config, plan.tokenizer.config, refiner and refiner.model.config],
@@ -124,7 +131,6 @@ def run(config: SampleConfig) -> None:
     _save_grid(config, plan.paths)
     if config.npz:
         save_shuffled(config, plan.paths, plan.labels_n)
-    log.info("wrote %d images to %s", len(plan.paths), quoted(config.out.resolve()))
 
 
 def make_plan(config: SampleConfig) -> Plan:

@@ -203,7 +203,8 @@ def write_pth(path: Path, tensors: Mapping[str, Entry], metadata: Mapping[str, s
     key, so strict loading does not see it.
     """
     torch = import_torch(path)
-    torch.save(state_dict(torch, tensors, metadata), path)
+    with path.open("wb") as file:  # of a path, the file would hold the name, which is temporary
+        torch.save(state_dict(torch, tensors, metadata), file)
 
 
 def state_dict(

@@ -25,7 +25,9 @@ from var_tokenizer.common.errors import InputError as InputError
 from var_tokenizer.common.errors import quoted as quoted
 from var_tokenizer.common.files import check_private as check_private
 from var_tokenizer.common.files import file_digest as file_digest
+from var_tokenizer.common.files import holding as holding
 from var_tokenizer.common.files import open_regular as open_regular
+from var_tokenizer.common.files import remove_leftovers as remove_leftovers
 from var_tokenizer.common.files import replacing as replacing
 from var_tokenizer.common.foreign import format_of as format_of
 from var_tokenizer.common.kernels import KernelLibrary as KernelLibrary

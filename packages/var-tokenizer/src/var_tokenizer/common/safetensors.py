@@ -13,7 +13,6 @@ from typing import BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from var_tokenizer.common.errors import InputError, quoted
 
@@ -26,6 +25,20 @@ _NUMPY_DTYPES = {
     "I32": np.int32,
     "U8": np.uint8,
     "BOOL": np.bool_,
+}
+_WRITTEN = {  # in the order of a file: the widest first, so that all are aligned
+    "u8": "U64",
+    "i8": "I64",
+    "f8": "F64",
+    "f4": "F32",
+    "u4": "U32",
+    "i4": "I32",
+    "f2": "F16",
+    "u2": "U16",
+    "i2": "I16",
+    "i1": "I8",
+    "u1": "U8",
+    "b1": "BOOL",
 }
 _READERS = 4  # threads
 
@@ -115,19 +128,29 @@ def _read_tensor(file: BinaryIO, tensor: TensorHeader) -> np.ndarray:
 def write_tensors(
     path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Writes a .safetensors file; equal content gives equal bytes.
+    """Writes a .safetensors file; equal content gives equal bytes. Raises OSError if it cannot.
 
-    Raises OSError or SafetensorError if it cannot.
+    The library's own writer orders the metadata by chance, and puts a file of its own beside
+    ``path``, which stays if the process is killed.
     """
-    save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, path, dict(metadata))
-    with path.open("r+b") as file:  # the library writes metadata in another order each time
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= length:
-            file.seek(8)
-            file.write(text.ljust(length))
+    kinds = {name: array.dtype.str[1:] for name, array in arrays.items()}
+    ordered = sorted(arrays, key=lambda name: (list(_WRITTEN).index(kinds[name]), name))
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    end = 0
+    for name in ordered:
+        begin, end = end, end + arrays[name].nbytes
+        header[name] = {
+            "dtype": _WRITTEN[kinds[name]],
+            "shape": arrays[name].shape or (1,),
+            "data_offsets": (begin, end),
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in ordered:
+            array = np.ascontiguousarray(arrays[name], arrays[name].dtype.newbyteorder("<"))
+            file.write(array.reshape(-1).view(np.uint8).data)
 
 
 def arrays_checksum(arrays: Mapping[str, np.ndarray], head: str = "") -> str:

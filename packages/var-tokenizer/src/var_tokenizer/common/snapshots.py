@@ -138,13 +138,10 @@ def write_snapshot(path: Path, snapshot: Snapshot, best: bool = False) -> None:
         "best": json.dumps(best),
         "sha256": arrays_checksum(arrays, _head(snapshot.step, state, snapshot.model)),
     }
-    try:
-        with replacing(path) as temporary:
-            write_tensors(temporary, arrays, metadata)
-            _sync(temporary)
-        _sync(path.parent)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{quoted(path)}: cannot write this checkpoint: {error}") from error
+    with replacing(path) as temporary:
+        write_tensors(temporary, arrays, metadata)
+        _sync(temporary)
+    _sync(path.parent)
 
 
 def read_snapshot(path: Path) -> Snapshot:

@@ -116,12 +116,8 @@ class DataRecord:
             "hashes": self.hashes_n,
         }
         texts = {name: json.dumps(getattr(self, name)) for name in ("classes", "counts", "read")}
-        path = folder / FILE
-        try:
-            with replacing(path) as temporary:
-                write_tensors(temporary, arrays, texts)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{quoted(path)}: cannot write: {error}") from error
+        with replacing(folder / FILE) as temporary:
+            write_tensors(temporary, arrays, texts)
 
     @classmethod
     def read_file(cls, folder: Path) -> "DataRecord | None":

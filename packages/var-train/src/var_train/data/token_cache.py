@@ -32,6 +32,7 @@ from var_tokenizer.common import (
     check_integer,
     quoted,
     read_header,
+    remove_leftovers,
     replacing,
     write_tensors,
 )
@@ -265,6 +266,9 @@ def write_cache(
         seed=seed,
     )
     _claim(folder, index)
+    if workers.rank() == 0:
+        for name in SPLITS:
+            remove_leftovers(folder / name)
     work = [(name, *shard) for name in SPLITS for shard in index.shards(folder, name)]
     work = work[workers.rank() :: workers.size()]
     replaced: list[str] = []
@@ -404,14 +408,11 @@ def _write_shard(
             crops.append(np.concatenate(parts)[: len(rows)])
         arrays[name] = np.stack(crops, 1).reshape(-1, crops[0].shape[1])
     arrays["labels"] = labels_n
-    try:
-        with replacing(path) as temporary:
-            made_of = _made_of(images, rows)
-            names = json.dumps([images.files.names[index] for index in made_of["index"]])
-            texts = {"sha256": arrays_checksum(arrays), "names": names}
-            write_tensors(temporary, arrays | made_of, texts)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{quoted(path)}: cannot write this shard: {error}") from error
+    with replacing(path) as temporary:
+        made_of = _made_of(images, rows)
+        names = json.dumps([images.files.names[index] for index in made_of["index"]])
+        texts = {"sha256": arrays_checksum(arrays), "names": names}
+        write_tensors(temporary, arrays | made_of, texts)
 
 
 def _mapped(path: Path, tensor: TensorHeader) -> np.ndarray:

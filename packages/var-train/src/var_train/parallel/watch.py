@@ -1,7 +1,8 @@
 """Workers watch one another: when one dies, the others log which one and stop.
 
 A collective would wait many minutes for a dead worker. So every worker keeps a heartbeat in the
-shared run folder: a file with its process and last log line, touched every two seconds.
+shared run folder: a file with its process and last log line, touched every two seconds. No clock
+is compared with another: clocks of hosts differ, and jump.
 """
 
 import json
@@ -11,17 +12,17 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from var_tokenizer.common import InputError, quoted, replacing
+from var_tokenizer.common import InputError, holding, quoted, replacing
 
 from var_train.parallel import workers
 
 log = logging.getLogger(__name__)
 
 _TOUCH = 2.0  # seconds between two heartbeats
-_SILENCE = 30.0  # seconds after which a worker of another machine counts as dead
+_SILENCE = 15  # own heartbeats without one of a worker of another machine, which counts as dead
 _POLL = 0.1  # seconds between two looks: msrun kills the others after a second, and logs nothing
 
 
@@ -39,8 +40,27 @@ class _LastLine(logging.Handler):
         """Makes the first line of ``text`` this worker's last log line, as the others see it."""
         line = text.partition("\n")[0]
         life = {"host": socket.gethostname(), "process": os.getpid(), "line": line}
-        with suppress(OSError), replacing(self.path) as temporary:  # others report a full disk
+        # others report a full disk
+        with suppress(OSError, InputError), replacing(self.path) as temporary:
             temporary.write_text(json.dumps(life))
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """While the block runs, no other command of ours writes to ``folder``; see ``holding``.
+
+    Every worker calls it. Raises InputError on all of them if another command is at work there.
+    """
+    with ExitStack() as stack:
+        refusal = None
+        if workers.rank() == 0:
+            try:
+                stack.enter_context(holding(folder))
+            except InputError as error:
+                refusal = error
+        if workers.any_worker(refusal is not None):
+            raise refusal or InputError(f"{quoted(folder)}: worker 0 says why it is not to be used")
+        yield
 
 
 @contextmanager
@@ -68,7 +88,7 @@ def watched(folder: Path) -> Iterator[None]:
     logger.addHandler(handler)
     log.info("worker %d of %d", workers.rank(), workers.size())
     workers.wait_for_all()  # until no heartbeat of an earlier run is left
-    thread = threading.Thread(target=_look, args=(own, paths, stop), daemon=True)
+    thread = threading.Thread(target=look, args=(own, paths, stop), daemon=True)
     thread.start()
     try:
         yield
@@ -91,21 +111,27 @@ def watched(folder: Path) -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def _look(own: Path, others: list[Path], stop: threading.Event) -> None:
-    touched = 0.0
+def look(own: Path, others: list[Path], stop: threading.Event) -> None:
+    """Touches the heartbeat ``own`` until ``stop``; ends the process if one of ``others`` died."""
+    touched, beats = 0.0, 0
+    heard: dict[Path, tuple[int, int]] = {}  # its time, and the number of our beats until then
     while not stop.wait(_POLL):
         if time.monotonic() > touched + _TOUCH:
             touched = time.monotonic()
             with suppress(OSError):
                 own.touch()
+                beats += 1
         for path in others:
             try:
                 life = json.loads(path.read_text())
-                age = own.stat().st_mtime - path.stat().st_mtime
+                beat = path.stat().st_mtime_ns
             except (OSError, ValueError, RecursionError):  # it has finished, or is writing the file
                 continue
+            if path not in heard or heard[path][0] != beat:
+                heard[path] = beat, beats
             here = life["host"] == socket.gethostname()
-            if (not _runs(life["process"])) if here else age > _SILENCE:
+            silent = beats - heard[path][1] > _SILENCE
+            if (not _runs(life["process"])) if here else silent:
                 log.error(
                     "worker %s (process %d on %s) died; its last log line: %s",
                     *(path.stem, life["process"], life["host"], life["line"]),

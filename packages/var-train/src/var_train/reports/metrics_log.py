@@ -1,18 +1,24 @@
 """The log of a run's numbers and pictures: ``metrics.jsonl`` and TensorBoard."""
 
+import atexit
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
-from tensorboardX import SummaryWriter
-from var_tokenizer.common import InputError, quoted, replacing, save_png
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import image, scalar, text
+from var_tokenizer.common import InputError, quoted, remove_leftovers, replacing, save_png
 
 from var_train.parallel import workers
 
 Value = float | str | list[float] | list[int] | np.ndarray
+
+_FLUSH = 10.0  # seconds between two writes of what TensorBoard reads
 
 
 class MetricsLog:
@@ -31,7 +37,7 @@ class MetricsLog:
         """resume: keep what an earlier process recorded."""
         self.folder = Path(folder)
         self._path = self.folder / "metrics.jsonl"
-        self._boards: dict[str, SummaryWriter] = {}
+        self._boards: dict[str, _Board] = {}
         self._file: TextIO | None = None  # of worker 0
         if workers.rank() > 0:
             return
@@ -42,6 +48,8 @@ class MetricsLog:
             raise InputError(
                 f"{quoted(self._path)}: cannot write here: {error.strerror}"
             ) from error
+        atexit.register(self.close)  # a run may end with an exception
+        remove_leftovers(self.folder / "pictures")
         self._started = time.monotonic() - max(
             (line["seconds"] for line in self._lines()), default=0
         )
@@ -75,13 +83,15 @@ class MetricsLog:
             for line in self._lines()
             if line.get("of", line["stage"]) != stage or line["step"] < step
         )
-        self._board(stage, step)
+        with self._writing():
+            self._board(stage, step)
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        for board in self._boards.values():
-            board.close()
+        with suppress(OSError):  # of a full disk, which the write before has reported
+            if self._file is not None:
+                self._file.close()
+            while self._boards:
+                self._boards.popitem()[1].close()
 
     def _record(self, kind: str, stage: str, step: int, values: dict[str, Value]) -> None:
         if self._file is None:
@@ -90,48 +100,82 @@ class MetricsLog:
         line = {"stage": kind, "step": step, "seconds": self._seconds(), **numbers}
         if kind != stage:
             line["of"] = stage
-        board = self._board(stage)
         prefix = "" if kind == stage else f"{kind}/"
-        try:
+        with self._writing():
             self._file.write(json.dumps(line) + "\n")
+            board = self._board(stage)
             for name, value in values.items():
                 if isinstance(value, np.ndarray):
                     path = self.folder / "pictures" / f"{stage}-{name}-{step + 1:08d}.png"
                     save_png(value, path)
-                    board.add_image(prefix + name, value, step, dataformats="HWC")
+                    board.add(image(prefix + name, value, dataformats="HWC"), step)
                 elif isinstance(value, list):
                     for k, item in enumerate(value):
-                        board.add_scalar(f"{prefix}{name}/{k}", item, step)
+                        board.add(scalar(f"{prefix}{name}/{k}", item), step)
                 elif isinstance(value, str):
-                    board.add_text(prefix + name, value, step)
+                    board.add(text(prefix + name, value), step)
                 else:
-                    board.add_scalar(prefix + name, value, step)
+                    board.add(scalar(prefix + name, value), step)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise InputError(f"{quoted(self.folder)}: cannot write: {error.strerror}") from error
 
     def _rewrite(self, lines: Iterable[dict]) -> None:
-        text = "".join(json.dumps(line) + "\n" for line in lines)
+        content = "".join(json.dumps(line) + "\n" for line in lines)
         if self._file is not None:
             self._file.close()
         with replacing(self._path) as temporary:
-            temporary.write_text(text)
-        self._file = self._path.open("a", buffering=1)
+            temporary.write_text(content)
+        with self._writing():
+            self._file = self._path.open("a", buffering=1)
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self._started, 2)
 
-    def _board(self, stage: str, purge_step: int | None = None) -> SummaryWriter:
+    def _board(self, stage: str, first_step: int = 0) -> "_Board":
         if stage not in self._boards:
-            folder = str(self.folder / "tensorboard" / stage)
-            self._boards[stage] = SummaryWriter(folder, purge_step=purge_step, flush_secs=10)
+            self._boards[stage] = _Board(self.folder / "tensorboard" / stage, first_step)
         return self._boards[stage]
 
     def _lines(self) -> list[dict]:
         """The lines of the file, without one that a killed process left unfinished."""
         lines = []
-        for text in self._path.read_text().splitlines():
+        for found in self._path.read_text().splitlines():
             try:
-                lines.append(json.loads(text))
+                lines.append(json.loads(found))
             except (ValueError, RecursionError):
                 continue
         return lines
+
+
+class _Board:
+    """The events of a stage for TensorBoard.
+
+    They are written where they are added. tensorboardX's own SummaryWriter leaves that to a thread:
+    it dies of a full disk, and the run would wait for it forever.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        """first_step: from there on, TensorBoard forgets what earlier processes recorded."""
+        folder.mkdir(parents=True, exist_ok=True)
+        # TensorBoard reads the files in the order of their names, which else begin with the time
+        number = sum(1 for _ in folder.iterdir())
+        self._events = EventsWriter(str(folder / f"events.process-{number:06d}"))
+        self._flushed = time.monotonic()
+        self._write(first_step, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, summary: Any, step: int) -> None:  # noqa: ANN401 (a message of protobuf)
+        self._write(step, summary=summary)
+        if time.monotonic() > self._flushed + _FLUSH:
+            self._flushed = time.monotonic()
+            self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
+
+    def _write(self, step: int, **content: Any) -> None:  # noqa: ANN401
+        self._events.write_event(Event(wall_time=time.time(), step=step, **content))

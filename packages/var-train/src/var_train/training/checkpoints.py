@@ -14,6 +14,7 @@ from var_tokenizer.common import (
     quoted,
     read_snapshot,
     read_snapshot_header,
+    remove_leftovers,
     snapshot_name,
     snapshots_in,
     write_snapshot,
@@ -80,21 +81,19 @@ class CheckpointFolder:
 
     def clear(self) -> None:
         """Removes all checkpoints."""
-        for path in (*self._paths(), *self._leftovers()):
+        for path in self._paths():
             path.unlink(missing_ok=True)
+        remove_leftovers(self.folder)
 
     def _paths(self) -> list[Path]:
         return snapshots_in(self.folder)
 
-    def _leftovers(self) -> list[Path]:
-        """Temporary files of processes that were killed during a save."""
-        return sorted(self.folder.glob(".step-*.safetensors"))
-
     def _prune(self) -> None:
         stay = {self.best(), *self._paths()[-self.keep :]}
-        for path in (*self._paths(), *self._leftovers()):
+        for path in self._paths():
             if path not in stay:
                 path.unlink(missing_ok=True)
+        remove_leftovers(self.folder)
 
 
 def parameter_arrays(prefix: str, parameters: Sequence[Parameter]) -> dict[str, np.ndarray]:

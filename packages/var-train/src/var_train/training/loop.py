@@ -166,8 +166,6 @@ def train_stage(
             data.note(checkpoints.folder)
 
     def save_model(is_best: bool) -> None:
-        for leftover in folder.glob(f".{stage.name}*.safetensors"):  # of a process that was killed
-            leftover.unlink(missing_ok=True)
         # before the checkpoint, which may say that the best model is this one
         stage.save(folder / f"{stage.name}.safetensors")
         if is_best:

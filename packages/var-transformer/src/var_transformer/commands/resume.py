@@ -40,7 +40,6 @@ def begin_or_resume(out: Path, settings: dict[str, Any], *, keep_batch: bool) ->
             )
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(settings, indent=1) + "\n")
-    _remove_leftovers(out)
     return settings["batch"]
 
 
@@ -50,10 +49,3 @@ def file_version(path: Path | None) -> tuple[int, ...] | None:
         return None
     of = path.stat()
     return (of.st_dev, of.st_ino, of.st_size, of.st_mtime_ns)
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Removes the temporary files of a killed run (those of ``replacing``)."""
-    for pattern in (".[0-9]*_[0-9]*.*", ".grid.*.png", ".samples.*.npz", ".settings.*.json"):
-        for leftover in out.glob(pattern):
-            leftover.unlink(missing_ok=True)

@@ -1,28 +1,32 @@
 """The page's folder of uploads and pictures: private, and deleted when the server ends."""
 
 import atexit
+import fcntl
 import os
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from var_tokenizer.common import InputError
 
 from var_transformer.web.auth import RefusedError
 
+_PREFIX = "var-serve-"
+
 
 @contextmanager
 def private_folder() -> Iterator[Path]:
     """A new folder (mode 0700) for uploads and the pictures shown to visitors; deleted at the end.
 
-    Enter it before Gradio is imported, which then keeps its files there. Raises InputError if
-    it cannot be made.
+    Enter it before Gradio is imported, which then keeps its files there. Removes the folders of
+    servers that were killed. Raises InputError if it cannot be made.
     """
+    _remove_left()
     try:
-        folder = Path(tempfile.mkdtemp(prefix="var-serve-")).resolve()
+        folder, lock = _locked_folder()
     except OSError as error:
         raise InputError(f"no place for temporary files: {error}; set TMPDIR") from error
     # some of these make Gradio share a folder or open a tunnel
@@ -38,6 +42,38 @@ def private_folder() -> Iterator[Path]:
         del os.environ["GRADIO_TEMP_DIR"]
         os.environ.update(before)
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_folder() -> tuple[Path, int]:
+    """A new folder, and a lock on it that ends with this process, however that ends."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX)).resolve()
+        lock = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # a server that has just started takes it for one that is left
+            os.close(lock)
+            continue
+        except OSError:  # this file system has no locks, so nobody removes it either
+            pass
+        if os.fstat(lock).st_nlink:  # else it has been removed already
+            return folder, lock
+        os.close(lock)
+
+
+def _remove_left() -> None:
+    """Removes the folders whose servers do not run any more."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            if path.lstat().st_uid != os.geteuid():
+                continue
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises while its server runs
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def find_file(folder: Path, name: object) -> Path:
