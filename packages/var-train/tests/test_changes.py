@@ -129,6 +129,9 @@ def test_a_run_goes_on_with_moved_files_and_names_another_digit_in_place_of_one(
 def test_what_leaves_the_result_as_it_is_may_change_half_way(files, undisturbed, caplog):
     caplog.set_level(logging.INFO)
     stopped_half_way(run(files, "changed"))
+    on_another_machine = {"workers": 2, "device": "Ascend"}
+    settings = files / "changed" / "settings.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | on_another_machine))
     other = {"accumulation": 2, "recompute": True, "validation_images": 20, "samples_per_class": 1}
     config = run(files, "changed", **other)
     sampling = SamplingConfig(per_class=2, batch=5)
@@ -146,6 +149,8 @@ def test_what_leaves_the_result_as_it_is_may_change_half_way(files, undisturbed,
         "train_transformer.recompute": [False, True],
         "train_transformer.samples_per_class": [0, 1],
         "train_transformer.validation_images": [10000, 20],
+        "workers": [2, 1],
+        "device": ["Ascend", "CPU"],
     }
     assert "train_transformer.accumulation was 1 and is 2" in caplog.text
 
