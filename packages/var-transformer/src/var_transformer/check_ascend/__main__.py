@@ -18,6 +18,7 @@ from var_transformer.check_ascend.checks import Check, find
 from var_transformer.check_ascend.measurements import time_check, time_images, time_step
 from var_transformer.check_ascend.operator_checks import operator_checks
 from var_transformer.check_ascend.report import Report, write
+from var_transformer.check_ascend.tokenizer_checks import tokenizer_checks
 from var_transformer.model.config import TransformerConfig
 
 log = logging.getLogger("var_transformer")
@@ -64,13 +65,18 @@ def candidates() -> dict[str, BackendConfig]:
 
 
 def checks_of(
-    config: TransformerConfig, heads: int, images: int, attentions: dict[str, BackendConfig]
+    config: TransformerConfig,
+    codec: TokenizerConfig,
+    heads: int,
+    images: int,
+    attentions: dict[str, BackendConfig],
 ) -> list[Check]:
-    """All checks at the shapes of a model, its attention with so many heads."""
+    """All checks at the shapes of two models, attention with so many heads."""
     halves = (ms.float16,) if on_cpu() else (ms.float16, ms.bfloat16)
     shape = (images, config.schedule.length, config.width, config.heads)
     operators = [c for dtype in (ms.float32, *halves) for c in operator_checks(dtype, *shape)]
     head_width = config.width // config.heads
+    operators += tokenizer_checks(codec, images)
     return operators + attention_checks(config.schedule, heads, head_width, images, attentions)
 
 
@@ -100,7 +106,7 @@ def examine(
     """Runs all checks and measurements, and logs each finding."""
     attentions = candidates()
     findings = []
-    for check in checks_of(config, min(_HEADS, config.heads), _IMAGES, attentions):
+    for check in checks_of(config, codec, min(_HEADS, config.heads), _IMAGES, attentions):
         finding = find(check)
         level = logging.ERROR if finding.fault else logging.INFO
         log.log(level, "%s, %s: %s", finding.name, finding.dtype, finding.fault or "as defined")
@@ -114,7 +120,8 @@ def examine(
         "images": images,
     }
     log.info("timing calls at a batch of %d", batch)
-    calls = [time_check(c, _RUNS) for c in checks_of(config, config.heads, batch, attentions)]
+    checks = checks_of(config, codec, config.heads, batch, attentions)
+    calls = [time_check(check, _RUNS) for check in checks]
     log.info("timing a step and a generation")
     runs = _RUNS // 4
     steps = [time_step(config, name, b, batch, runs) for name, b in attentions.items()]

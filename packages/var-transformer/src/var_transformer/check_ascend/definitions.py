@@ -92,7 +92,7 @@ def linear(
 ) -> tuple[Array, Array, Array, Array]:
     """x @ weight.T + bias. mantissa: bits that the products keep of their operands."""
     rows, d_rows = x.reshape(-1, x.shape[-1]), d.reshape(-1, d.shape[-1])
-    rows, weight, d_rows = (_kept(a, mantissa) for a in (rows, weight_oi, d_rows))
+    rows, weight, d_rows = (kept(a, mantissa) for a in (rows, weight_oi, d_rows))
     weight = weight.T if transposed else weight
     out = (rows @ weight.T).reshape(d.shape) + has_bias * bias_o
     d_weight = d_rows.T @ rows
@@ -101,7 +101,7 @@ def linear(
     return out, (d_rows @ weight).reshape(x.shape), d_weight, d_bias
 
 
-def _kept(x: Array, mantissa: int) -> Array:
+def kept(x: Array, mantissa: int) -> Array:
     fraction, exponent = np.frexp(x)
     return np.ldexp(np.round(fraction * 2.0 ** (mantissa + 1)), exponent - mantissa - 1)
 
