@@ -29,7 +29,7 @@ SOC = "Ascend910B2"
 KINDS = {
     "opapi_kernel": "aclnn",  # CANN's operators of today, one call each
     "acl_kernel": "acl",  # compiled by CANN when first met, and again for each new shape
-    "host_kernel": "host",  # on the CPU, from copies of what the NPU has
+    "host_kernel": "host",  # on the CPU; views, which compute strides alone, are not counted
     "hccl_kernel": "hccl",  # between cards
     "internal_kernel": "internal",  # the wheel's own, hand-written
     "akg_kernel": "fused",  # several operators in one, generated (jit_level O1)

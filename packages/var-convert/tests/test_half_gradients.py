@@ -49,6 +49,14 @@ def layer_norm(x: Tensor, shape: tuple[int], gain: None, bias: None, epsilon: fl
     return (centred * rate).astype(x.dtype)
 
 
+def addcmul(x: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    return x + one * other
+
+
+def sum_of(x: Tensor, axis: int, keepdim: bool) -> Tensor:
+    return wide(x).sum(axis, keepdims=keepdim).astype(x.dtype)
+
+
 def rms_norm(x: Tensor, gamma: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     x32 = wide(x)
     rate = ops.rsqrt((x32 * x32).mean(-1, keep_dims=True) + epsilon)
@@ -76,6 +84,8 @@ def ascend(monkeypatch):
         monkeypatch.setattr(mint.nn.functional, form.__name__, form)
     for form in (rms_norm, flash_attention_score):
         monkeypatch.setattr(ops, form.__name__, form)
+    monkeypatch.setattr(mint, "addcmul", addcmul)
+    monkeypatch.setattr(mint, "sum", sum_of)
 
 
 # ---------------------------------------------------------------- gradients

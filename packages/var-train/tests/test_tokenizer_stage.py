@@ -12,7 +12,9 @@ from var_train.data.augmentation import augment
 from var_train.data.image_sources import ImageSet
 from var_train.losses.discriminator import AdversaryConfig, PatchDiscriminator, hinge_loss
 from var_train.losses.reconstruction_loss import ReconstructionLossConfig
+from var_train.optimization.flat_weights import JoinedWeights
 from var_train.reports.metrics_log import MetricsLog
+from var_train.training import tokenizer_stage
 from var_train.training.checkpoints import CheckpointFolder
 from var_train.training.codebook import CodebookConfig
 from var_train.training.loop import LoopConfig, train_stage
@@ -72,6 +74,31 @@ def test_all_remedies_and_losses_together_resume_and_repeat_exactly():
     )
     assert_goes_on_alike(config, stop=5)
     assert run(training(config), 0, 8) == run(training(config), 0, 8)
+
+
+def assert_about_equal(one: dict, other: dict) -> None:
+    assert one.keys() == other.keys()
+    for name, value in other.items():
+        np.testing.assert_allclose(one[name], value, rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.slow
+def test_weights_joined_as_on_an_ascend_take_the_same_steps_and_resume_elsewhere(monkeypatch):
+    codebook = CodebookConfig(start="kmeans", revive_every=1)  # it changes between two updates
+    config = TokenizerStageConfig(epochs=1, batch=4, ema=0.9, codebook=codebook)
+    separate = training(config)
+    monkeypatch.setattr(tokenizer_stage, "joined_in_training", JoinedWeights)
+    joined = training(config)
+    assert_about_equal(run(joined, 0, 1)[0], run(separate, 0, 1)[0])
+    arrays, state = separate.state()
+    arrays = {name: array.copy() for name, array in arrays.items()}
+    found = joined.state()[0]
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-7, err_msg=name)
+    joined.restore(arrays, state)
+    for one, other in zip(run(joined, 1, 3), run(separate, 1, 3), strict=True):
+        assert_about_equal(one, other)
 
 
 def test_more_codes_than_a_batch_has_vectors_are_refused():

@@ -10,6 +10,7 @@ if Path((sys.argv or [""])[0]).name in ("-m", "var-convert"):
     os.environ.setdefault("GLOG_v", "3")
 
 try:
+    from var_tokenizer import layout, operators
     from var_tokenizer.autoencoder import Conv2d, GroupNorm
     from var_tokenizer.common.errors import InputError
     from var_tokenizer.common.pictures import read_images, to_pictures
@@ -35,6 +36,8 @@ __all__ = [
     "TokenizerConfig",
     "area_matrix",
     "bicubic_matrix",
+    "layout",
+    "operators",
     "read_images",
     "to_pictures",
     "tokenizer_shapes",

@@ -1,14 +1,15 @@
 """The convolutional encoder and decoder around the quantizer (arXiv:2012.09841, VQGAN).
 
-Feature maps are channels-last, (B, Y, X, C). Cells and parameters have the names of the published
-checkpoints. A cell draws its initial weights from a NumPy generator; None means that a file will
-supply them (``initialization.py``).
+Feature maps are in the layout of the device (see ``layout``): channels last on the CPU. Cells and
+parameters have the names of the published checkpoints. A cell draws its initial weights from a
+NumPy generator; None means that a file will supply them (``initialization.py``).
 """
 
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
 from var_tokenizer.config import GROUPS, TokenizerConfig
 from var_tokenizer.initialization import Rng, convolution, norm
+from var_tokenizer.layout import fork, maps, pixel_attention, pixels
 from var_tokenizer.operators import conv2d, conv2d_plus, group_norm
 
 
@@ -75,10 +76,13 @@ class ResidualBlock(nn.Cell):
         self.conv2 = Conv2dPlus(rng, channels_out, channels_out, 3)
         widens = channels_in != channels_out
         self.nin_shortcut = Conv2d(rng, channels_in, channels_out, 1) if widens else None
+        self.fork = fork()
 
     def construct(self, x_byxc: Tensor) -> Tensor:
+        x_byxc, shortcut = self.fork(x_byxc)
         h = self.conv1(self.norm1(x_byxc))
-        shortcut = x_byxc if self.nin_shortcut is None else self.nin_shortcut(x_byxc)
+        if self.nin_shortcut is not None:
+            shortcut = self.nin_shortcut(shortcut)
         return self.conv2(self.norm2(h), shortcut)
 
 
@@ -91,15 +95,12 @@ class PixelAttention(nn.Cell):
         self.qkv = Conv2d(rng, channels, 3 * channels, 1)
         self.proj_out = Conv2dPlus(rng, channels, channels, 1)
         self.scale = channels**-0.5
-        self.scores = ops.BatchMatMul(transpose_b=True)
-        self.mix = ops.BatchMatMul()
+        self.fork, self.attend = fork(), pixel_attention()
 
     def construct(self, x_byxc: Tensor) -> Tensor:
-        b, y, x, c = x_byxc.shape
-        qkv = self.qkv(self.norm(x_byxc)).reshape(b, y * x, 3 * c)
-        q_bnc, k_bnc, v_bnc = ops.split(qkv, c, 2)
-        weights_bnn = ops.softmax(self.scores(q_bnc * self.scale, k_bnc), -1)
-        return self.proj_out(self.mix(weights_bnn, v_bnc).reshape(b, y, x, c), x_byxc)
+        x_byxc, shortcut = self.fork(x_byxc)
+        mixed_byxc = self.attend(self.qkv(self.norm(x_byxc)), self.scale)
+        return self.proj_out(mixed_byxc, shortcut)
 
 
 class Middle(nn.Cell):
@@ -163,12 +164,13 @@ class Level(nn.Cell):
 
 
 class Encoder(nn.Cell):
-    """Images (B, H, W, 3) to unquantized maps (B, H/f, W/f, z), f the downsampling."""
+    """Images (B, H, W, 3) to unquantized maps of z channels, H/f by W/f, f the downsampling."""
 
     def __init__(self, config: TokenizerConfig, rng: Rng) -> None:
         super().__init__()
         widths = [config.channels * m for m in config.channel_multipliers]
         top = len(widths) - 1
+        self.maps = maps()
         self.conv_in = Conv2d(rng, 3, config.channels, 3)
         self.down = nn.CellList(
             [
@@ -188,14 +190,14 @@ class Encoder(nn.Cell):
         self.conv_out = Conv2d(rng, widths[top], config.latent_channels, 3)
 
     def construct(self, images_byxc: Tensor) -> Tensor:
-        x_byxc = self.conv_in(images_byxc)
+        x_byxc = self.conv_in(self.maps(images_byxc))
         for level in self.down:
             x_byxc = level(x_byxc)
         return self.conv_out(self.norm_out(self.mid(x_byxc)))
 
 
 class Decoder(nn.Cell):
-    """Maps (B, H/f, W/f, z) to images (B, H, W, 3), not yet clipped to [-1, 1]."""
+    """Maps of z channels, H/f by W/f, to images (B, H, W, 3), not yet clipped to [-1, 1]."""
 
     def __init__(self, config: TokenizerConfig, rng: Rng) -> None:
         super().__init__()
@@ -218,13 +220,18 @@ class Decoder(nn.Cell):
         )
         self.norm_out = NormSilu(widths[0])
         self.conv_out = Conv2d(rng, widths[0], 3, 3)
+        self.pixels = pixels()
 
     def features(self, latent_byxz: Tensor) -> Tensor:
-        """The input of the last convolution: (B, H, W, channels)."""
+        """The input of the last convolution, a map of H by W."""
         x_byxc = self.mid(self.conv_in(latent_byxz))
         for i in range(len(self.up) - 1, -1, -1):
             x_byxc = self.up[i](x_byxc)
         return self.norm_out(x_byxc)
 
+    def images(self, features_byxc: Tensor) -> Tensor:
+        """Images of ``features``."""
+        return self.pixels(self.conv_out(features_byxc))
+
     def construct(self, latent_byxz: Tensor) -> Tensor:
-        return self.conv_out(self.features(latent_byxz))
+        return self.images(self.features(latent_byxz))

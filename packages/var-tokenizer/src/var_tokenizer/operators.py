@@ -3,9 +3,9 @@
 Feature maps are channels-last, (B, Y, X, C). On the CPU ``nn.Conv2d``, ``nn.GroupNorm``, ``Pad``
 and strided slices are 10 to 100 times slower than PyTorch. There each operator is a C++ kernel
 (``cpp/``), or, if the package was installed without a compiler, is composed of the MindSpore
-operators that are fast: a convolution is a lookup of pixel rows and one matrix product. Every
-other device uses MindSpore's own kernels. The models call these names and never ask for the
-device.
+operators that are fast: a convolution is a lookup of pixel rows and one matrix product. An Ascend
+has channels first, and the forms of ``ascend_operators``. The models call these names and never
+ask for the device.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
 
+from var_tokenizer import ascend_operators as ascend
 from var_tokenizer.common.kernels import KernelLibrary, Shape, on_cpu
 
 _kernels = KernelLibrary("var_tokenizer._kernels")
@@ -33,10 +34,10 @@ _zeros_like = ops.ZerosLike()
 _sum = ops.ReduceSum()
 
 
-def _form(kernel: Callable, composed: Callable, native: Callable) -> Callable:
+def _form(kernel: Callable, composed: Callable, on_ascend: Callable) -> Callable:
     """Which of the three forms of an operator suits the device and the installation."""
     if not on_cpu():
-        return native
+        return on_ascend
     return composed if _kernels.if_usable() is None else kernel
 
 
@@ -215,19 +216,6 @@ class _UnfoldedConv2d(nn.Cell):
         return _gather(rows, table, 0).reshape(chunk[1] - chunk[0], -1)
 
 
-class _NativeConv2d(nn.Cell):
-    """Convolution by MindSpore's own kernel, which expects channels first."""
-
-    def __init__(self, kernel: int, stride: int, pads: tuple[int, int]) -> None:
-        super().__init__()
-        self.stride, self.pads = stride, (pads[0], pads[1], pads[0], pads[1])
-
-    def construct(self, x_byxc: Tensor, weight_ohwi: Tensor, bias_o: Tensor) -> Tensor:
-        x_bcyx = ops.pad(x_byxc.transpose(0, 3, 1, 2), self.pads)
-        weight = weight_ohwi.transpose(0, 3, 1, 2)
-        return ops.conv2d(x_bcyx, weight, bias_o, self.stride).transpose(0, 2, 3, 1)
-
-
 class _Around(nn.Cell):
     """Composed with another operator."""
 
@@ -260,8 +248,8 @@ def conv2d(
     rows and columns of x are repeated first.
     """
     pads = (kernel // 2, kernel // 2) if pads is None else pads
-    form = _form(_KernelConv2d, _UnfoldedConv2d, _NativeConv2d)
-    if form is _KernelConv2d:
+    form = _form(_KernelConv2d, _UnfoldedConv2d, ascend.Conv2d)
+    if form is not _UnfoldedConv2d:
         return form(kernel, stride, pads, upsampled)
     conv = form(kernel, stride, pads)
     return _AfterUpsampling(conv) if upsampled else conv
@@ -358,17 +346,6 @@ class _RowsGroupNorm(nn.Cell):
         return grad_x.reshape(b, y, x, c), grad_gain, grad_bias
 
 
-class _NativeGroupNorm(nn.Cell):
-    def __init__(self, groups: int) -> None:
-        super().__init__()
-        self.groups = groups
-
-    def construct(self, x_byxc: Tensor, gain_c: Tensor, bias_c: Tensor) -> Tensor:
-        x_bcyx = x_byxc.transpose(0, 3, 1, 2)
-        y_bcyx = ops.group_norm(x_bcyx, self.groups, gain_c, bias_c, _EPSILON)
-        return y_bcyx.transpose(0, 2, 3, 1)
-
-
 class _WithSilu(_Around):
     def construct(self, x_byxc: Tensor, gain_c: Tensor, bias_c: Tensor) -> Tensor:
         y_byxc = self.inner(x_byxc, gain_c, bias_c)
@@ -380,8 +357,8 @@ def group_norm(groups: int, silu: bool = False) -> nn.Cell:
 
     silu: whether x * sigmoid(x) follows.
     """
-    form = _form(_KernelGroupNorm, _RowsGroupNorm, _NativeGroupNorm)
-    if form is _KernelGroupNorm:
+    form = _form(_KernelGroupNorm, _RowsGroupNorm, ascend.GroupNorm)
+    if form is not _RowsGroupNorm:
         return form(groups, silu)
     norm = form(groups)
     return _WithSilu(norm) if silu else norm
@@ -408,4 +385,4 @@ def nearest_code() -> nn.Cell | ops.Custom:
 
     Gives the first of the codes at the smallest Euclidean distance. It has no gradient.
     """
-    return _form(_kernel_nearest, _ComposedNearest, _ComposedNearest)()
+    return _form(_kernel_nearest, _ComposedNearest, ascend.NearestCode)()

@@ -6,6 +6,7 @@ from mindspore import Tensor, nn, ops
 from var_tokenizer.autoencoder import Conv2d
 from var_tokenizer.config import TokenizerConfig
 from var_tokenizer.initialization import Rng, codes, usage
+from var_tokenizer.layout import codes_at, fork, map_of_tokens, mean_square, parts, tokens_of_map
 from var_tokenizer.operators import nearest_code
 from var_tokenizer.resize import area_matrix, bicubic_matrix
 
@@ -32,11 +33,11 @@ class Codebook(nn.Cell):
         super().__init__()
         self.weight = codes(rng, config)
         self.using_znorm = config.using_znorm
-        self.nearest_code = nearest_code()
+        self.nearest_code, self.codes_at = nearest_code(), codes_at()
 
     def construct(self, ids: Tensor) -> Tensor:
         """Ids of any shape (...) to their codes (..., z)."""
-        return ops.gather(self.weight, ids, 0)
+        return self.codes_at(self.weight, ids)
 
     def nearest(self, vectors_nz: Tensor) -> Tensor:
         """(N, z) -> (N,) int32: the index of the code at the smallest distance or angle."""
@@ -57,7 +58,10 @@ class Refinements(nn.Cell):
 
 
 class MultiScaleQuantizer(nn.Cell):
-    """Latent maps (B, Y, X, z) <-> token ids (B, L) of K scales, one after another."""
+    """Latent maps <-> token ids (B, L) of K scales, one after another.
+
+    A latent map has z channels, and the layout of the device (``layout``): (B, Y, X, z) on the CPU.
+    """
 
     def __init__(self, config: TokenizerConfig, rng: Rng) -> None:
         super().__init__()
@@ -72,9 +76,11 @@ class MultiScaleQuantizer(nn.Cell):
         self.down_kts = [Tensor(area_matrix(self.full, size)) for size in self.sizes]
         self.up_kst = [Tensor(bicubic_matrix(size, self.full)) for size in self.sizes]
         self.matmul = ops.MatMul()
+        self.tokens_of_map, self.map_of_tokens = tokens_of_map(), map_of_tokens(self.full)
+        self.fork, self.parts, self.mean_square = fork(), parts(), mean_square()
 
     def contribution(self, ids_bl: Tensor, k: int) -> Tensor:
-        """What the tokens of scale k, (B, l), add to the latent map: (B, Y, X, z)."""
+        """What the tokens of scale k, (B, l), add to the latent map."""
         return self.refine(self.embedding(ids_bl), k)
 
     def mixture(self, weights_blv: Tensor, k: int) -> Tensor:
@@ -84,19 +90,15 @@ class MultiScaleQuantizer(nn.Cell):
         return self.refine(codes_nz.reshape(b, n, -1), k)
 
     def refine(self, codes_blz: Tensor, k: int) -> Tensor:
-        """The codes of scale k, upsampled to the full size and refined: (B, Y, X, z)."""
-        if self.sizes[k] != self.full:
-            codes_blz = self._resize(codes_blz, self.up_kst[k])
-        h_byxz = codes_blz.reshape(codes_blz.shape[0], self.full[0], self.full[1], -1)
-        return 0.5 * h_byxz + 0.5 * self.quant_resi.qresi_ls[self.phi_of_scale[k]](h_byxz)
+        """The codes of scale k, upsampled to the full size and refined: a latent map."""
+        matrix = None if self.sizes[k] == self.full else self.up_kst[k]
+        h_byxz, same_byxz = self.fork(self.map_of_tokens(codes_blz, matrix))
+        return 0.5 * h_byxz + 0.5 * self.quant_resi.qresi_ls[self.phi_of_scale[k]](same_byxz)
 
     def downsample(self, latent_byxz: Tensor, k: int) -> Tensor:
         """The latent map at the size of scale k: (B, s_y * s_x, z)."""
-        b, y, x, z = latent_byxz.shape
-        latent_bnz = latent_byxz.reshape(b, y * x, z)
-        if self.sizes[k] == self.full:
-            return latent_bnz
-        return self._resize(latent_bnz, self.down_kts[k])
+        matrix = None if self.sizes[k] == self.full else self.down_kts[k]
+        return self.tokens_of_map(latent_byxz, matrix)
 
     def encode(self, latent_byxz: Tensor) -> tuple[Tensor, Tensor]:
         """Algorithm 1: each scale quantizes what the coarser ones left over.
@@ -131,24 +133,20 @@ class MultiScaleQuantizer(nn.Cell):
         """
         target = ops.stop_gradient(latent_byxz)
         total, loss = ops.zeros_like(latent_byxz), 0.0
+        kept_k = () if kept_kb is None else self.parts(kept_kb, 1, 0)
         ids: tuple[Tensor, ...] = ()
         vectors: tuple[Tensor, ...] = ()
         for k in range(len(self.sizes)):
             vectors_blz = self.downsample(target - ops.stop_gradient(total), k)
             ids_bl = ops.stop_gradient(self.nearest(vectors_blz))
             contribution = self.contribution(ids_bl, k)
-            kept_b111 = 1.0 if kept_kb is None else kept_kb[k].reshape(-1, 1, 1, 1)
-            total = total + kept_b111 * contribution
-            codes_error = kept_b111 * (total - target)
+            kept_b111 = 1.0 if kept_kb is None else kept_k[k].reshape(-1, 1, 1, 1)
+            total, same = self.fork(total + kept_b111 * contribution)
+            codes_error = kept_b111 * (same - target)
             commitment_error = kept_b111 * (latent_byxz - ops.stop_gradient(total))
-            loss = loss + (codes_error * codes_error).mean()
-            loss = loss + beta * (commitment_error * commitment_error).mean()
+            loss = loss + self.mean_square(codes_error)
+            loss = loss + beta * self.mean_square(commitment_error)
             ids, vectors = (*ids, ids_bl), (*vectors, vectors_blz)
         straight_through = latent_byxz + ops.stop_gradient(total - latent_byxz)
         loss = loss / len(self.sizes)
         return straight_through, loss, ops.concat(ids, 1), ops.concat(vectors, 1)
-
-    def _resize(self, x_bnz: Tensor, matrix: Tensor) -> Tensor:
-        b, n, z = x_bnz.shape
-        rows = x_bnz.transpose(1, 0, 2).reshape(n, b * z)
-        return self.matmul(matrix, rows).reshape(-1, b, z).transpose(1, 0, 2)

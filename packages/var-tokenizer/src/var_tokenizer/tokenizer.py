@@ -13,6 +13,7 @@ from var_tokenizer.common import CompiledPasses, InputError, checkpoint, checks,
 from var_tokenizer.common.checks import Array
 from var_tokenizer.common.versions import memory_address
 from var_tokenizer.config import TokenizerConfig
+from var_tokenizer.layout import maps, parts, pixels
 from var_tokenizer.quantizer import MultiScaleQuantizer
 from var_tokenizer.schedule import ScaleSchedule
 from var_tokenizer.shapes import tokenizer_shapes
@@ -77,19 +78,16 @@ class _PassOverScales(_Pass):
 
     def __init__(self, tokenizer: "Tokenizer") -> None:
         super().__init__(tokenizer)
-        self.offsets = tokenizer.schedule.offsets
-
-    def contribution(self, ids_bl: Tensor, k: int) -> Tensor:
-        return self.quantize.contribution(ids_bl[:, self.offsets[k] : self.offsets[k + 1]], k)
+        self.tokens, self.parts = tokenizer.schedule.tokens, parts()
 
 
 class _SumScales(_PassOverScales):
     @ms.jit
     def construct(self, ids_bl: Tensor) -> tuple[Tensor, ...]:
-        total = 0.0
+        ids, total = self.parts(ids_bl, self.tokens, 1), 0.0
         sums: tuple[Tensor, ...] = ()
-        for k in range(len(self.offsets) - 1):
-            total = total + self.contribution(ids_bl, k)
+        for k in range(len(self.tokens)):
+            total = total + self.quantize.contribution(ids[k], k)
             sums = (*sums, total)
         return sums
 
@@ -97,12 +95,12 @@ class _SumScales(_PassOverScales):
 class _TeacherInputs(_PassOverScales):
     @ms.jit
     def construct(self, ids_bl: Tensor) -> Tensor:
-        total = 0.0
-        parts: tuple[Tensor, ...] = ()
-        for k in range(len(self.offsets) - 2):
-            total = total + self.contribution(ids_bl, k)
-            parts = (*parts, self.quantize.downsample(total, k + 1))
-        return ops.concat(parts, 1)
+        ids, total = self.parts(ids_bl, self.tokens, 1), 0.0
+        inputs: tuple[Tensor, ...] = ()
+        for k in range(len(self.tokens) - 1):
+            total = total + self.quantize.contribution(ids[k], k)
+            inputs = (*inputs, self.quantize.downsample(total, k + 1))
+        return ops.concat(inputs, 1)
 
 
 class _Compiled(CompiledPasses):
@@ -139,6 +137,7 @@ class Tokenizer(nn.Cell):
         self.quantize = MultiScaleQuantizer(config, rng)
         self.post_quant_conv = Conv2d(rng, z, z, 3)
         self.decoder = Decoder(config, rng)
+        self.maps, self.pixels = maps(), pixels()
         self._compiled = _Compiled(self)
 
     # ------------------------------------------------------------ files
@@ -293,10 +292,10 @@ class Tokenizer(nn.Cell):
                 expected = (batch, self.schedule.tokens[k], self.vocab_size)
                 checks.check_shape(field, np.shape(tokens), expected)
                 weights_blv = Tensor(checks.checked_floats(field, tokens))
-                contribution = self.quantize.mixture(weights_blv, k)
+                contribution = self.pixels(self.quantize.mixture(weights_blv, k))
             else:
                 ids_bl = Tensor(self._check_tokens(tokens, k, batch))
-                contribution = self.quantize.contribution(ids_bl, k)
+                contribution = self.pixels(self.quantize.contribution(ids_bl, k))
             return contribution if latent is None else latent + contribution
 
     def scale_input(self, latent: Tensor, k: int) -> Tensor:
@@ -306,7 +305,7 @@ class Tokenizer(nn.Cell):
         """
         with self._compiled.turn():
             self._check_scale(k)
-            return self.quantize.downsample(self._check_latent(latent), k)
+            return self.quantize.downsample(self.maps(self._check_latent(latent)), k)
 
     def decode_latent(self, latent: Tensor) -> Tensor:
         """A latent map (B, Y, X, z) as images in [-1, 1], channels last too: (B, H, W, 3).
@@ -314,7 +313,7 @@ class Tokenizer(nn.Cell):
         Raises InputError for another shape, and for values that are not finite floats.
         """
         with self._compiled.turn():
-            return self._compiled.decode(self._check_latent(latent))
+            return self._compiled.decode(self.maps(self._check_latent(latent)))
 
     # ------------------------------------------------------------ training
     def construct(
@@ -322,7 +321,7 @@ class Tokenizer(nn.Cell):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The training pass on channels-last images (B, H, W, 3).
 
-        Returns the features (B, H, W, channels) that ``reconstruction`` reads, the quantization
+        Returns the features, a map of H by W that ``reconstruction`` reads, the quantization
         loss with the commitment weighted by ``beta``, the ids (B, L) of all scales, and the
         vectors (B, L, z) that were looked up for them.
         kept_kb: (K, B), 0 for the scales that are left out of an image's reconstruction, else 1.
@@ -333,7 +332,7 @@ class Tokenizer(nn.Cell):
 
     def reconstruction(self, features_byxc: Tensor) -> Tensor:
         """The decoder's last convolution, for training: images (B, H, W, 3), unclipped."""
-        return self.decoder.conv_out(features_byxc)
+        return self.decoder.images(features_byxc)
 
     @property
     def last_layer(self) -> Parameter:

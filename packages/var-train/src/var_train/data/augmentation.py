@@ -7,6 +7,8 @@ discriminator cannot memorize a small set of training images.
 import numpy as np
 from mindspore import Tensor, ops
 
+from var_train.operators import means_over, rows_at, three_parts
+
 
 def draw_augmentation(
     rng: np.random.Generator, batch: int, image_size: tuple[int, int], own: slice = slice(None)
@@ -43,14 +45,14 @@ def augment(
 ) -> Tensor:
     """Images (B, Y, X, 3) in [-1, 1], changed by what ``draw_augmentation`` drew."""
     b, y, x, c = images_byxc.shape
-    colours = colours_3b.reshape(3, b, 1, 1, 1)
-    images = images_byxc + colours[0]
-    grey = images.mean(3, keep_dims=True)
-    images = (images - grey) * colours[1] + grey
-    mean = images.mean((1, 2, 3), keep_dims=True)
-    images = (images - mean) * colours[2] + mean
+    brightness, saturation, contrast = three_parts(colours_3b.reshape(3, b, 1, 1, 1))
+    images = images_byxc + brightness
+    grey = means_over(images, (3,))
+    images = (images - grey) * saturation + grey
+    mean = means_over(images, (1, 2, 3))
+    images = (images - mean) * contrast + mean
     rows = ops.concat((images.reshape(-1, c), ops.zeros((1, c), images.dtype)))
-    return ops.gather(rows, pixels_n, 0).reshape(b, y, x, c) * uncut_byx1
+    return rows_at(rows, pixels_n).reshape(b, y, x, c) * uncut_byx1
 
 
 def _grid(in_row_by: np.ndarray, in_column_bx: np.ndarray) -> np.ndarray:

@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from mindspore import Tensor, nn, ops
-from var_tokenizer import Conv2d, GroupNorm
+from var_tokenizer import Conv2d, GroupNorm, layout
 from var_tokenizer.common import InputError, check_integer, check_number
 
+from var_train.operators import mean
 from var_train.optimization.adamw import AdamWConfig
 
 _MOST_ADAPTIVE = 1e4  # the published bound of the adaptive weight
@@ -60,17 +61,22 @@ class PatchDiscriminator(nn.Cell):
         )
         self.norms = nn.CellList([GroupNorm(width) for width in widths[1:]])
         self.conv_out = Conv2d(rng, widths[-1], 1, 3)
+        self.maps, self.pixels, self.fork = layout.maps(), layout.pixels(), layout.fork()
 
     def construct(self, images_byxc: Tensor) -> Tensor:
-        x_byxc = _leaky(self.conv_in(images_byxc))
+        x_byxc = self._leaky(self.conv_in(self.maps(images_byxc)))
         for i in range(len(self.convs)):
-            x_byxc = _leaky(self.norms[i](self.convs[i](x_byxc)))
-        return self.conv_out(x_byxc)
+            x_byxc = self._leaky(self.norms[i](self.convs[i](x_byxc)))
+        return self.pixels(self.conv_out(x_byxc))
+
+    def _leaky(self, x: Tensor) -> Tensor:
+        x, same = self.fork(x)
+        return ops.maximum(x, 0.2 * same)
 
 
 def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
     """The discriminator's loss: 0 if all real logits are above 1, all reconstructed below -1."""
-    return 0.5 * (ops.relu(1 - real).mean() + ops.relu(1 + fake).mean())
+    return 0.5 * (mean(ops.relu(1 - real)) + mean(ops.relu(1 + fake)))
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor) -> Tensor:
@@ -85,7 +91,3 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor) -> Tensor:
 
 def _norm(gradient: Tensor) -> Tensor:
     return ops.sqrt((gradient * gradient).sum())
-
-
-def _leaky(x: Tensor) -> Tensor:
-    return ops.maximum(x, 0.2 * x)

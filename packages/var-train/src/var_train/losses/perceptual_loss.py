@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
-from var_tokenizer import Conv2d
+from var_tokenizer import Conv2d, layout
 from var_tokenizer.common import InputError, format_of, quoted, read_header, read_tensors
 
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, as torchvision's networks expect
@@ -34,6 +34,7 @@ class FeatureNetwork(nn.Cell):
         for conv, (_, weight, bias) in zip(self.convs, layers, strict=True):
             conv.weight = _frozen(weight.transpose(0, 2, 3, 1))
             conv.bias = _frozen(bias)
+        self.maps, self.pixels = layout.maps(), layout.pixels()
         self.pool = nn.MaxPool2d(2, 2)
         self.gain, self.offset = Tensor(0.5 / _STD), Tensor((0.5 - _MEAN) / _STD)
 
@@ -88,7 +89,7 @@ class FeatureNetwork(nn.Cell):
             if self.pools_first[i]:
                 maps = (*maps, x_byxc)
                 x_byxc = self.pool(x_byxc.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
-            x_byxc = ops.relu(self.convs[i](x_byxc))
+            x_byxc = ops.relu(self.pixels(self.convs[i](self.maps(x_byxc))))
         return (*maps, x_byxc)
 
     def distance(self, output_byxc: Tensor, images_byxc: Tensor) -> Tensor:

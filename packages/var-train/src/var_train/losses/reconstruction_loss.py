@@ -12,6 +12,7 @@ from mindspore import Tensor, nn, ops
 from var_tokenizer.common import InputError, check_number
 
 from var_train.losses.perceptual_loss import FeatureNetwork
+from var_train.operators import mean_magnitude, mean_square
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class StructureLoss(nn.Cell):
         for rows_sy, columns_tx in self.pairs:
             t_bcyt = self.matmul_nt(error_nx, columns_tx).reshape(b * c, y, -1)
             t_ny = t_bcyt.transpose(0, 2, 1).reshape(-1, y)
-            loss = loss + self.matmul_nt(t_ny, rows_sy).abs().mean()
+            loss = loss + mean_magnitude(self.matmul_nt(t_ny, rows_sy))
         return loss / len(self.pairs)
 
 
@@ -82,7 +83,7 @@ class ReconstructionLoss(nn.Cell):
 
     def construct(self, output_byxc: Tensor, images_byxc: Tensor) -> Tensor:
         error = output_byxc - images_byxc
-        loss = self.l2 * (error * error).mean() + self.l1 * error.abs().mean()
+        loss = self.l2 * mean_square(error) + self.l1 * mean_magnitude(error)
         if self.structure is not None:
             loss = loss + self.structure_weight * self.structure(error)
         if self.network is not None:

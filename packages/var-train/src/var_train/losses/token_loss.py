@@ -2,12 +2,8 @@
 
 import mindspore as ms
 from mindspore import Tensor, mint, ops
-from mindspore.ops import constexpr
 
-
-@constexpr
-def _on_ascend() -> bool:
-    return ms.get_context("device_target") == "Ascend"
+from var_train.operators import on_ascend
 
 
 def token_losses(logits_blv: Tensor, ids_bl: Tensor, label_smoothing: float) -> Tensor:
@@ -18,7 +14,7 @@ def token_losses(logits_blv: Tensor, ids_bl: Tensor, label_smoothing: float) -> 
     """
     logits_nv = logits_blv.reshape(-1, logits_blv.shape[2]).astype(ms.float32)
     # on an Ascend a softmax of one kernel, forward and backward; it has none on a CPU
-    cross_entropy = mint.nn.functional.cross_entropy if _on_ascend() else ops.cross_entropy
+    cross_entropy = mint.nn.functional.cross_entropy if on_ascend() else ops.cross_entropy
     loss_n = cross_entropy(
         logits_nv, ids_bl.reshape(-1), reduction="none", label_smoothing=label_smoothing
     )

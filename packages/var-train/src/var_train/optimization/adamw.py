@@ -9,6 +9,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from var_tokenizer.common import InputError, KernelLibrary, check_number, free_memory
 
+from var_train.operators import sum_of_scalars, three_parts
 from var_train.optimization.learning_rate import RATE_SCHEDULES, is_rate_schedule, learning_rate
 from var_train.parallel import workers
 from var_train.parallel.sharding import Sharding
@@ -141,13 +142,12 @@ class _Update(nn.Cell):
         """Multiplies the gradient by ``factor`` first; changes nothing if it is not ``finite``."""
         gradient = ops.select(finite, gradient * factor, ops.zeros_like(gradient))
         one = ops.ones_like(factor)
+        rate, epsilon, decay = three_parts(scalars_3)
         # a skipped step keeps its epsilon: with moments of 0 the update is 0 / (0 + epsilon)
-        rate, epsilon = ops.select(finite, scalars_3[0], 0 * one), scalars_3[1]
+        rate = ops.select(finite, rate, 0 * one)
         beta1 = ops.select(finite, self.beta1 * one, one)
         beta2 = ops.select(finite, self.beta2 * one, one)
-        return self.kernel(
-            parameter, first, second, rate, beta1, beta2, epsilon, scalars_3[2], gradient
-        )
+        return self.kernel(parameter, first, second, rate, beta1, beta2, epsilon, decay, gradient)
 
 
 class _KernelUpdate(nn.Cell):
@@ -245,7 +245,7 @@ class AdamW(nn.Cell):
         divisor: what to divide the gradients by first (loss scale, accumulated parts).
         """
         squares = self.map(ops.partial(_sum_of_squares, self.update.sum_of_squares), gradients)
-        norm = ops.sqrt(ops.addn(squares)) / divisor
+        norm = ops.sqrt(sum_of_scalars(squares)) / divisor
         finite = ops.isfinite(norm)
         factor = ops.minimum(self.config.clip / (norm + 1e-6), 1.0) / divisor
         undecayed_3 = scalars_3 * self.no_decay_3

@@ -8,6 +8,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from var_tokenizer.common import InputError
 
+from var_train.operators import store
 from var_train.training.checkpoints import parameter_arrays, restore_parameters
 
 _average = ops.MultitypeFuncGraph("average")
@@ -15,7 +16,7 @@ _average = ops.MultitypeFuncGraph("average")
 
 @_average.register("Tensor", "Tensor", "Tensor")
 def _average_parameter(keep: Tensor, average: Parameter, parameter: Parameter) -> Tensor:
-    return ops.assign(average, keep * average + (1 - keep) * parameter)
+    return store(average, keep * average + (1 - keep) * parameter)
 
 
 class Ema(nn.Cell):

@@ -1,7 +1,7 @@
 """A model's weights in a few flat arrays, for a device where every kernel costs a launch.
 
-The optimizer then updates two arrays instead of hundreds. Products read a copy of the matrices in
-their own type (mixed precision, arXiv:1710.03740), so that no product casts.
+The optimizer then updates two arrays instead of hundreds. A transformer's products read a copy of
+the matrices in their own type (mixed precision, arXiv:1710.03740), so that no product casts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +12,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, mint, nn, ops
 from var_transformer import Transformer
 
+from var_train.operators import store
 from var_train.parallel.gradients import AveragedGradient
 
 Given: TypeAlias = tuple[Tensor, ...]
@@ -19,14 +20,30 @@ Given: TypeAlias = tuple[Tensor, ...]
 _EXCHANGES = 4
 
 
+_ravel = ops.MultitypeFuncGraph("ravel")
+_store = ops.MultitypeFuncGraph("store")
+
+
+@_ravel.register("Tensor")
+def _ravelled(array: Tensor) -> Tensor:
+    return array.reshape(-1)
+
+
+@_store.register("Tensor", "Tensor")
+def _stored(parameter: Parameter, values: Tensor) -> Tensor:
+    return store(parameter, values.reshape(parameter.shape))
+
+
 class OwnWeights(nn.Cell):
-    """The weights of ``model`` as they are, with the methods of ``FlatWeights``."""
+    """Weights as they are, with the methods of ``FlatWeights`` and ``JoinedWeights``."""
 
     averages = False
 
-    def __init__(self, model: Transformer, decays: Callable[[Parameter], bool]) -> None:
+    def __init__(
+        self, parameters: Sequence[Parameter], decays: Callable[[Parameter], bool]
+    ) -> None:
         super().__init__(auto_prefix=False)
-        self.masters = self.trained = ParameterTuple(model.trainable_params())
+        self.masters = self.trained = ParameterTuple(parameters)
         self.is_decayed = decays
 
     def construct(self) -> tuple[Given, ...]:
@@ -49,13 +66,109 @@ class OwnWeights(nn.Cell):
     flattened = named
 
 
-class FlatWeights(nn.Cell):
+class _FlatMasters(nn.Cell):
+    """What the optimizer updates: the decayed weights, in one or more pieces, then all others."""
+
+    def __init__(
+        self, decayed: Sequence[Parameter], others: Sequence[Parameter], pieces: int = 1
+    ) -> None:
+        super().__init__(auto_prefix=False)
+        self.decayed, self.others = list(decayed), list(others)
+        self.shapes = tuple(tuple(p.shape) for p in (*decayed, *others))
+        flat_decayed, flat_others = self._joined(_arrays([*decayed, *others]))
+        cut = np.array_split(flat_decayed, pieces)
+        masters = [Parameter(Tensor(piece), f"decayed.{n}") for n, piece in enumerate(cut)]
+        self.flat = [*masters, Parameter(Tensor(flat_others), "undecayed")]
+        self.masters = ParameterTuple(self.flat)
+        self.piece_sizes = _sizes(masters)
+
+    def is_decayed(self, master: Parameter) -> bool:
+        """Whether weight decay applies to a master."""
+        return master.name.startswith("decayed")
+
+    def named(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """``STEM.NAME`` for each weight, from the ``STEM.NAME`` of each master; the rest stays."""
+        found = dict(arrays)
+        for stem in _stems(arrays, "undecayed"):
+            flat = np.concatenate([found.pop(f"{stem}{p.name}") for p in self.flat])
+            for parameter in (*self.decayed, *self.others):
+                found[f"{stem}{parameter.name}"] = flat[: parameter.size].reshape(parameter.shape)
+                flat = flat[parameter.size :]
+        return found
+
+    def flattened(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The inverse of ``named``; all that has no ``STEM.NAME`` for each weight stays."""
+        found, weights = dict(arrays), (*self.decayed, *self.others)
+        for stem in _stems(arrays, self.decayed[0].name):
+            if any(f"{stem}{p.name}" not in arrays for p in weights):
+                continue  # an incomplete file, which is refused by name
+            decayed, others = self._joined({p.name: found.pop(f"{stem}{p.name}") for p in weights})
+            pieces = np.array_split(decayed, len(self.piece_sizes))
+            for master, array in zip(self.flat, (*pieces, others), strict=True):
+                found[f"{stem}{master.name}"] = array
+        return found
+
+    def collect(self) -> None:
+        """Takes the values of the model's parameters."""
+        decayed, others = self._joined(_arrays((*self.decayed, *self.others)))
+        pieces = np.array_split(decayed, len(self.piece_sizes))
+        for master, array in zip(self.flat, (*pieces, others), strict=True):
+            ops.assign(master, Tensor(array))
+
+    def _joined(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return [
+            np.concatenate([arrays[p.name].reshape(-1) for p in group])
+            for group in (self.decayed, self.others)
+        ]
+
+
+class JoinedWeights(_FlatMasters):
+    """Weights that a model reads itself, and whose update is that of two arrays.
+
+    ``trained`` are copies of ``masters``, but for those that something else changes, too: these are
+    masters themselves.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Parameter],
+        decays: Callable[[Parameter], bool],
+        apart: Sequence[Parameter] = (),
+    ) -> None:
+        """apart: what something else changes."""
+        joined = [p for p in parameters if all(p is not other for other in apart)]
+        super().__init__([p for p in joined if decays(p)], [p for p in joined if not decays(p)])
+        self.masters = ParameterTuple([*self.flat, *apart])
+        self.copies = ParameterTuple([*self.decayed, *self.others])
+        self.trained = ParameterTuple([*self.copies, *apart])
+        self.ends = len(self.decayed), len(joined)
+        self.sizes = _sizes(self.decayed), _sizes(self.others)
+        self.decays_apart = {p.name for p in apart if decays(p)}
+        self.map = ops.HyperMap()
+
+    def is_decayed(self, master: Parameter) -> bool:
+        return super().is_decayed(master) or master.name in self.decays_apart
+
+    def gradients(self, of_trained: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Gradients of ``masters`` from those of ``trained``."""
+        rows = self.map(_ravel, of_trained[: self.ends[1]])
+        flat = ops.concat(rows[: self.ends[0]]), ops.concat(rows[self.ends[0] :])
+        return (*flat, *of_trained[self.ends[1] :])
+
+    def refresh(self, updated: Tensor) -> Tensor:
+        """Copies the masters after an update; returns ``updated``, which depends on it."""
+        parts: tuple = ()
+        for i in range(2):
+            parts = parts + mint.split(ops.depend(self.masters[i], updated), self.sizes[i], 0)
+        return ops.depend(updated, self.map(_store, self.copies, parts))
+
+
+class FlatWeights(_FlatMasters):
     """The weights of ``model``: float32 masters, and what its training pass reads.
 
-    ``masters`` are what the optimizer updates: the decayed weights, in one or more pieces, then all
-    others. ``trained`` are what gradients are taken of: the decayed weights, almost all of them
-    matrices of products, in the products' type, and the others, which are the masters themselves.
-    The parameters of the model stay as they are until ``publish``.
+    ``trained`` are what gradients are taken of: the decayed weights, almost all of them matrices of
+    products, in the products' type, and the others, which are masters themselves. The parameters of
+    the model stay as they are until ``publish``.
     """
 
     def __init__(
@@ -71,23 +184,20 @@ class FlatWeights(nn.Cell):
         averages: whether gradients are averaged over the workers as they are computed. pieces: of
         the decayed weights, of equal size.
         """
-        super().__init__(auto_prefix=False)
-        self.model_parameters = list(model.trainable_params())
         outside, *parts = model.weights()
         depth = len(parts) // 2
         # a block's gradients come together, with those of its modulation
         order = [outside, *(p for i in range(depth) for p in (parts[i], parts[depth + i]))]
         every = [p for part in order for p in part]
-        self.decayed = [p for p in every if decays(p)]
         # biases are read in the type of products, tables and scales in float32
-        self.biases = [p for p in every if not decays(p) and p.ndim == 1]
-        self.rest = [p for p in every if not decays(p) and p.ndim > 1]
-        layout = [*self.decayed, *self.biases, *self.rest]
-        index = {p.name: n for n, p in enumerate(layout)}
+        biases = [p for p in every if not decays(p) and p.ndim == 1]
+        rest = [p for p in every if not decays(p) and p.ndim > 1]
+        super().__init__([p for p in every if decays(p)], [*biases, *rest], pieces)
+        self.model_parameters = list(model.trainable_params())
+        index = {p.name: n for n, p in enumerate((*self.decayed, *self.others))}
         self.parts = tuple(tuple(index[p.name] for p in part) for part in (outside, *parts))
-        self.shapes = tuple(tuple(p.shape) for p in layout)
         self.dtype = dtype
-        self.bias_sizes, self.rest_sizes = _sizes(self.biases), _sizes(self.rest)
+        self.bias_sizes, self.rest_sizes = _sizes(biases), _sizes(rest)
         self.ends = (sum(self.bias_sizes), sum(self.rest_sizes))
         chunks = _chunks(self.decayed, _EXCHANGES if averages else 1)
         self.chunk_sizes = tuple(_sizes(chunk) for chunk in chunks)
@@ -95,12 +205,8 @@ class FlatWeights(nn.Cell):
         self.averages = averages
         self.averaged = AveragedGradient()
 
-        matrices, others = self._joined(_arrays(self.model_parameters))
-        cut = np.array_split(matrices, pieces)
-        masters = [Parameter(Tensor(piece), f"decayed.{n}") for n, piece in enumerate(cut)]
-        self.masters = ParameterTuple([*masters, Parameter(Tensor(others), "undecayed")])
-        self.piece_sizes = _sizes(masters)
-        self.products = Parameter(Tensor(matrices).astype(dtype), "products")
+        decayed = np.concatenate([p.asnumpy() for p in self.flat[:-1]])
+        self.products = Parameter(Tensor(decayed).astype(dtype), "products")
         self.trained = ParameterTuple([self.products, self.masters[-1]])
 
     def construct(self) -> tuple[Given, ...]:
@@ -131,13 +237,8 @@ class FlatWeights(nn.Cell):
         """Gives products the masters after an update; returns ``updated``, which depends on it."""
         decayed = self.masters[0] if len(self.piece_sizes) == 1 else ops.concat(self.masters[:-1])
         decayed = ops.depend(decayed, updated)
-        return ops.depend(updated, ops.assign(self.products, decayed.astype(self.dtype)))
+        return ops.depend(updated, store(self.products, decayed.astype(self.dtype)))
 
-    def is_decayed(self, master: Parameter) -> bool:
-        """Whether weight decay applies to a master."""
-        return master.name.startswith("decayed")
-
-    # ------------------------------------------------------------ by name
     def publish(self) -> None:
         """Gives the model's parameters the values of the masters."""
         named = self.named({f".{p.name}": p.asnumpy() for p in self.masters})
@@ -146,41 +247,9 @@ class FlatWeights(nn.Cell):
 
     def collect(self) -> None:
         """Takes the values of the model's parameters."""
-        decayed, others = self._joined(_arrays(self.model_parameters))
-        pieces = np.array_split(decayed, len(self.piece_sizes))
-        for master, array in zip(self.masters, (*pieces, others), strict=True):
-            ops.assign(master, Tensor(array))
+        super().collect()
+        decayed = np.concatenate([p.asnumpy() for p in self.flat[:-1]])
         ops.assign(self.products, Tensor(decayed).astype(self.dtype))
-
-    def named(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """``STEM.NAME`` for each weight, from the ``STEM.NAME`` of each master."""
-        found = {}
-        for stem in _stems(arrays, "undecayed"):
-            pieces = [arrays[f"{stem}{p.name}"] for p in self.masters]
-            flat = np.concatenate(pieces)
-            for parameter in (*self.decayed, *self.biases, *self.rest):
-                found[f"{stem}{parameter.name}"] = flat[: parameter.size].reshape(parameter.shape)
-                flat = flat[parameter.size :]
-        return found
-
-    def flattened(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The inverse of ``named``; all that has no ``STEM.NAME`` for each weight stays."""
-        found = dict(arrays)
-        for stem in _stems(arrays, self.decayed[0].name):
-            if any(f"{stem}{p.name}" not in arrays for p in self.model_parameters):
-                continue  # an incomplete file, which is refused by name
-            own = {p.name: found.pop(f"{stem}{p.name}") for p in self.model_parameters}
-            decayed, others = self._joined(own)
-            pieces = np.array_split(decayed, len(self.piece_sizes))
-            for master, array in zip(self.masters, (*pieces, others), strict=True):
-                found[f"{stem}{master.name}"] = array
-        return found
-
-    def _joined(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        return [
-            np.concatenate([arrays[p.name].reshape(-1) for p in group])
-            for group in (self.decayed, self.biases + self.rest)
-        ]
 
 
 def _stems(arrays: Mapping[str, np.ndarray], name: str) -> list[str]:
@@ -198,7 +267,18 @@ def weights_in_training(
     """Flat on an Ascend, whose host dispatches one kernel after another; see ``FlatWeights``."""
     if ms.get_context("device_target") == "Ascend":
         return FlatWeights(model, decays, dtype, averages, pieces)
-    return OwnWeights(model, decays)
+    return OwnWeights(list(model.trainable_params()), decays)
+
+
+def joined_in_training(
+    parameters: Sequence[Parameter],
+    decays: Callable[[Parameter], bool],
+    apart: Sequence[Parameter],
+) -> OwnWeights | JoinedWeights:
+    """Joined on an Ascend; see ``JoinedWeights``."""
+    if ms.get_context("device_target") == "Ascend":
+        return JoinedWeights(parameters, decays, apart)
+    return OwnWeights(parameters, decays)
 
 
 def _arrays(parameters: Sequence[Parameter]) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from var_train.operators import part
 from var_train.parallel import workers
 
 _ravel = ops.MultitypeFuncGraph("ravel")
@@ -15,7 +16,7 @@ _mean = ops.MultitypeFuncGraph("mean")
 
 def part_like(like: Tensor, flat: Tensor, offset: int) -> Tensor:
     """The part of a flat tensor that begins at ``offset``, in the shape of ``like``."""
-    return ops.strided_slice(flat, (offset,), (offset + like.size,), (1,)).reshape(like.shape)
+    return part(flat, offset, like.size).reshape(like.shape)
 
 
 @_ravel.register("Tensor")

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from var_train.operators import store
 from var_train.parallel import workers
 from var_train.parallel.gradients import part_like
 
@@ -24,7 +25,7 @@ def _ravel_updated(updated: Tensor, parameter: Parameter) -> Tensor:
 
 @_receive.register("Tensor", "Tensor", "Number")
 def _receive_parameter(collected: Tensor, parameter: Parameter, offset: int) -> Tensor:
-    return ops.assign(parameter, part_like(parameter, collected, offset))
+    return store(parameter, part_like(parameter, collected, offset))
 
 
 def deal(sizes: Sequence[int], worker_count: int) -> tuple[int, ...]:

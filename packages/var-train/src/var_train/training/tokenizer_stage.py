@@ -24,8 +24,10 @@ from var_train.losses.discriminator import (
     hinge_loss,
 )
 from var_train.losses.reconstruction_loss import ReconstructionLoss, ReconstructionLossConfig
+from var_train.operators import mean
 from var_train.optimization.adamw import AdamW, AdamWConfig
 from var_train.optimization.averages import Ema, averaged
+from var_train.optimization.flat_weights import joined_in_training
 from var_train.parallel import workers
 from var_train.parallel.gradients import AllReduceMean
 from var_train.reports.metrics_log import Value
@@ -189,10 +191,15 @@ class TokenizerTraining:
         workers.synchronize(list(self._discriminator.get_parameters()))
         loss_of = ReconstructionLoss(config.losses, tokenizer.config.image_size)
         parameters = tokenizer.trainable_params()
+        codebook = tokenizer.quantize.embedding.weight
         if config.codebook.update == "ema":
-            codebook = tokenizer.quantize.embedding.weight
             parameters = [p for p in parameters if p is not codebook]
-        self._optimizer = AdamW(parameters, config.optimizer, _is_matrix)
+        # the keeper changes the codebook between two steps
+        apart = [p for p in parameters if p is codebook]
+        self._weights = joined_in_training(parameters, _is_matrix, apart)
+        self._optimizer = AdamW(
+            list(self._weights.masters), config.optimizer, self._weights.is_decayed
+        )
         self._ema = Ema(tokenizer.trainable_params(), config.ema) if config.ema else None
         self._plain_step = self._compile_step(loss_of, adversarial=False)
         self._adversarial_step = self._compile_step(loss_of, adversarial=True)
@@ -204,7 +211,7 @@ class TokenizerTraining:
         adversarial: the discriminator's verdict is a part of the loss, and the step also takes the
         adaptive weight and the three tensors of ``draw_augmentation``.
         """
-        tokenizer, optimizer = self._tokenizer, self._optimizer
+        tokenizer, weights, optimizer = self._tokenizer, self._weights, self._optimizer
         discriminator, change = self._discriminator, self._change
         commitment = self._config.codebook.commitment
         average = AllReduceMean(optimizer.parameters)
@@ -215,16 +222,17 @@ class TokenizerTraining:
             reconstruction = loss_of(output, images)
             loss = reconstruction + quantization
             if adversarial:
-                verdict = discriminator(change(output, *adversary[1:])).mean()
+                verdict = mean(discriminator(change(output, *adversary[1:])))
                 loss = loss - adversary[0] * verdict
             return loss, reconstruction, ids_bl, vectors_blz, output, features
 
-        gradients_of = ms.value_and_grad(losses, None, optimizer.parameters, has_aux=True)
+        gradients_of = ms.value_and_grad(losses, None, weights.trained, has_aux=True)
 
         @ms.jit
         def step(images: Tensor, kept_kb: Tensor, scalars_3: Tensor, *adversary: Tensor) -> tuple:
             values, gradients = gradients_of(images, kept_kb, *adversary)
-            return (*values, optimizer(average(gradients), scalars_3))
+            norm = optimizer(average(weights.gradients(gradients)), scalars_3)
+            return (*values, weights.refresh(norm))
 
         return step
 
@@ -252,7 +260,7 @@ class TokenizerTraining:
 
         def adversarial_loss(features: Tensor, *changes: Tensor) -> Tensor:
             output = tokenizer.reconstruction(features)
-            return -discriminator(change(output, *changes)).mean()
+            return -mean(discriminator(change(output, *changes)))
 
         gradients_of = ms.value_and_grad(discriminator_loss, None, optimizer.parameters)
         pull_of = ms.value_and_grad(reconstruction_loss, None, [last])
@@ -313,7 +321,7 @@ class TokenizerTraining:
         state: dict[str, Any] = {"balance": float(self._adaptive_weight)}
         for name, optimizer in self._optimizers().items():
             moments, state[name] = optimizer.snapshot(name)
-            arrays |= moments
+            arrays |= self._weights.named(moments) if name == "optimizer" else moments
         if self._ema is not None:
             arrays |= self._ema.snapshot("ema")
         return arrays, state
@@ -321,11 +329,13 @@ class TokenizerTraining:
     def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
         """Restores what ``state`` returned."""
         restore_parameters("tokenizer", list(self._tokenizer.get_parameters()), arrays)
+        self._weights.collect()
         restore_parameters("discriminator", list(self._discriminator.get_parameters()), arrays)
         self._keeper.restore({n: arrays[f"codebook/{n}"] for n in self._keeper.arrays()})
         self._adaptive_weight = np.float32(state["balance"])
+        flattened = self._weights.flattened(arrays)
         for name, optimizer in self._optimizers().items():
-            optimizer.restore(name, arrays, state[name])
+            optimizer.restore(name, flattened, state[name])
         if self._ema is not None:
             self._ema.restore("ema", arrays)
         weights = [*self._tokenizer.get_parameters(), *self._discriminator.get_parameters()]

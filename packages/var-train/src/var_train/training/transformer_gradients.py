@@ -7,6 +7,7 @@ from mindspore import Tensor, nn, ops
 from var_transformer import RecomputedGradients, Transformer
 
 from var_train.losses.token_loss import token_losses
+from var_train.operators import mean
 from var_train.optimization.flat_weights import FlatWeights, OwnWeights
 
 
@@ -21,7 +22,7 @@ class _Loss(nn.Cell):
         self, logits_blv: Tensor, ids_bl: Tensor, weights_l: Tensor, scale: Tensor
     ) -> tuple[Tensor, Tensor]:
         loss_bl = token_losses(logits_blv, ids_bl, self.label_smoothing)
-        loss = (loss_bl * weights_l).mean()
+        loss = mean(loss_bl * weights_l)
         return loss * scale, loss
 
 

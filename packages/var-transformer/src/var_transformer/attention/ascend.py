@@ -38,7 +38,6 @@ from var_transformer.attention.segments import (
     scores_and,
     training_seconds,
 )
-from var_transformer.model.operators import Parts
 
 DTYPES = (ms.float16, ms.bfloat16)
 _ALL = 2**31 - 1  # next_tokens of a call without a band
@@ -83,7 +82,6 @@ class AscendAttention(NextScaleAttention):
         super().__init__(schedule, heads, unit_length, cuts)
         self.head_width = head_width
         self.dtype = dtype
-        self.parts = Parts()
         self.write = auto_generate.ReshapeAndCache()
         self.fused_write: Any = None  # an operator of ``ascend_c``
         fused = ascend_c.operators()

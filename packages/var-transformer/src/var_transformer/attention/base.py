@@ -10,7 +10,7 @@ from var_tokenizer.common import InputError, check_choice
 
 from var_transformer.attention.cache import KeysValues
 from var_transformer.attention.segments import Plan
-from var_transformer.model.operators import UnitLength
+from var_transformer.model.operators import Parts, UnitLength
 
 PlainSegment: TypeAlias = tuple[int, int, bool, int]  # a Segment as graphs read it
 
@@ -48,7 +48,7 @@ class NextScaleAttention(nn.Cell):
             n: tuple(_plain(cut(prefix)) for prefix in prefixes) for n, cut in cuts.items()
         }
         self.use("cheapest")
-        self.unit_length = UnitLength() if unit_length else None
+        self.unit_length, self.parts = UnitLength() if unit_length else None, Parts()
 
     @property
     def candidates(self) -> tuple[str, ...]:
@@ -110,7 +110,7 @@ class NextScaleAttention(nn.Cell):
         past: KeysValues,
     ) -> tuple[Tensor, KeysValues]:
         """As ``construct``, for queries, keys and values side by side, (B, L, 3 * C)."""
-        q_blc, k_blc, v_blc = ops.split(qkv_bl3c, qkv_bl3c.shape[-1] // 3, 2)
+        q_blc, k_blc, v_blc = self.parts(qkv_bl3c, qkv_bl3c.shape[-1] // 3, 2)
         return self.construct(q_blc, k_blc, v_blc, score_scale, k, past)
 
     def _all_scales(
@@ -119,8 +119,8 @@ class NextScaleAttention(nn.Cell):
         if len(plan) == 1:
             return self.attend(queries, keys, values, plan[0])
         sizes = tuple(end - begin for begin, end, _, _ in plan)
-        qs, ks = ops.split(queries, sizes, self.axis), ops.split(keys, sizes, self.axis)
-        vs = ops.split(values, sizes, self.axis)
+        qs, ks = self.parts(queries, sizes, self.axis), self.parts(keys, sizes, self.axis)
+        vs = self.parts(values, sizes, self.axis)
         mixed = (self.attend(qs[0], ks[0], vs[0], plan[0]),)
         for i in range(1, len(plan) - 1):
             # concatenated: the gradient of a slice would be padded to the whole length

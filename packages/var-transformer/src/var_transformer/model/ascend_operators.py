@@ -31,10 +31,43 @@ class GeluLinear(nn.Cell):
         return mint.nn.functional.linear(gelu, weight_and_bias[0], weight_and_bias[1])
 
 
-def modulated_norm(x_blc: Tensor, scale_b1c: Tensor, shift_b1c: Tensor, dtype: ms.Type) -> Tensor:
-    """layer_norm(x) * (1 + scale) + shift, of type ``dtype``; the norm in x's."""
-    norm_blc = mint.nn.functional.layer_norm(x_blc, (x_blc.shape[-1],), None, None, 1e-6)
-    return norm_blc.astype(dtype) * (1 + scale_b1c).astype(dtype) + shift_b1c.astype(dtype)
+class ModulatedNorm(nn.Cell):
+    """layer_norm(x) * (1 + scale) + shift, of the type of scale and shift; computed in x's.
+
+    What is rounded to a half type is the result, and the norm that the scale's gradient reads.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modulate = _Modulate()
+
+    def construct(self, x_blc: Tensor, scale_b1c: Tensor, shift_b1c: Tensor) -> Tensor:
+        norm_blc = mint.nn.functional.layer_norm(x_blc, (x_blc.shape[-1],), None, None, 1e-6)
+        return self.modulate(norm_blc, scale_b1c, shift_b1c)[0]
+
+
+class _Modulate(nn.Cell):
+    """The modulated norm, and the norm in its type, which the backward pass keeps."""
+
+    def construct(
+        self, norm_blc: Tensor, scale_b1c: Tensor, shift_b1c: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        wide, dtype = norm_blc.dtype, scale_b1c.dtype
+        out_blc = mint.addcmul(shift_b1c.astype(wide), norm_blc, 1 + scale_b1c.astype(wide))
+        return out_blc.astype(dtype), norm_blc.astype(dtype)
+
+    def bprop(
+        self,
+        norm_blc: Tensor,
+        scale_b1c: Tensor,
+        shift_b1c: Tensor,
+        out: tuple[Tensor, Tensor],
+        dout: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        d_blc, wide = dout[0], norm_blc.dtype
+        d_norm = d_blc.astype(wide) * (1 + scale_b1c.astype(wide))
+        d_scale = mint.sum(d_blc * out[1], 1, True)
+        return d_norm, d_scale, mint.sum(d_blc, 1, True)
 
 
 def rows(table_nc: Tensor, ids: Tensor) -> Tensor:

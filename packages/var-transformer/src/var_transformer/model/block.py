@@ -11,6 +11,7 @@ from typing import TypeAlias
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
+from var_tokenizer import layout
 
 from var_transformer import attention
 from var_transformer.attention import BackendConfig, KeysValues
@@ -147,7 +148,7 @@ class Block(nn.Cell):
     def __init__(self, config: TransformerConfig, backend: BackendConfig) -> None:
         super().__init__()
         self.modulated_norm, self.gated_sum = fast.ModulatedNorm(), fast.GatedSum()
-        self.parts = fast.Parts()
+        self.parts, self.fork = fast.Parts(), layout.fork()
         self.attn = Attention(config, backend)
         self.ffn = FeedForward(config)
         if config.shared_adaln:
@@ -178,10 +179,11 @@ class Block(nn.Cell):
         if keep_2b11 is not None:  # drop path: a dropped image passes the block unchanged
             gate_attn, gate_ffn = gate_attn * keep_2b11[0], gate_ffn * keep_2b11[1]
 
-        normed_blc = self.modulated_norm(x_blc, scale_attn, shift_attn)
+        x_blc, read_blc = self.fork(x_blc)
+        normed_blc = self.modulated_norm(read_blc, scale_attn, shift_attn)
         attended, grown = self.attn(normed_blc, k, past, given[:-4])
-        x_blc = self.gated_sum(x_blc, attended, gate_attn)
-        normed_blc = self.modulated_norm(x_blc, scale_ffn, shift_ffn)
+        x_blc, read_blc = self.fork(self.gated_sum(x_blc, attended, gate_attn))
+        normed_blc = self.modulated_norm(read_blc, scale_ffn, shift_ffn)
         expanded = self.ffn(normed_blc, given[-4:])
         x_blc = self.gated_sum(x_blc, expanded, gate_ffn)
         return x_blc, grown

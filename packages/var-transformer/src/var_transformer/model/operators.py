@@ -126,12 +126,12 @@ class _ComposedModulatedNorm(nn.Cell):
 
     def __init__(self) -> None:
         super().__init__()
-        self.on_ascend = ascend.is_used()
+        self.ascend = ascend.ModulatedNorm() if ascend.is_used() else None
         self.norm = LayerNorm()
 
     def construct(self, x_blc: Tensor, scale_b1c: Tensor, shift_b1c: Tensor) -> Tensor:
-        if self.on_ascend:
-            return ascend.modulated_norm(x_blc, scale_b1c, shift_b1c, x_blc.dtype)
+        if self.ascend is not None:
+            return self.ascend(x_blc, scale_b1c.astype(x_blc.dtype), shift_b1c.astype(x_blc.dtype))
         return self.norm(x_blc) * (1 + scale_b1c) + shift_b1c
 
 
@@ -149,7 +149,7 @@ class ModulatedNorm(nn.Cell):
         fused = ascend_c.operators()
         self.composed = _ComposedModulatedNorm()
         self.fused = None if fused is None else ascend_c.ModulatedNorm(fused, self.composed)
-        self.on_ascend = ascend.is_used()
+        self.ascend = ascend.ModulatedNorm() if ascend.is_used() else None
         self.dtype = ms.float32
 
     def construct(self, x_blc: Tensor, scale_b1c: Tensor, shift_b1c: Tensor) -> Tensor:
@@ -158,8 +158,8 @@ class ModulatedNorm(nn.Cell):
         if self.fused is not None and ascend_c.takes_width(x_blc.shape[-1]):
             dtype = self.dtype if x_blc.dtype == ms.float32 else x_blc.dtype
             return self.fused(x_blc, scale_b1c.astype(dtype), shift_b1c.astype(dtype))
-        if self.on_ascend:
-            return ascend.modulated_norm(x_blc, scale_b1c, shift_b1c, self.dtype)
+        if self.ascend is not None:
+            return self.ascend(x_blc, scale_b1c.astype(self.dtype), shift_b1c.astype(self.dtype))
         return self.composed(x_blc, scale_b1c, shift_b1c)
 
 
@@ -281,15 +281,28 @@ class Rows(nn.Cell):
         return ops.gather(table_nc, ids, 0)
 
 
-class Parts(nn.Cell):
-    """Equal parts along an axis; on an Ascend they are views. ``f(x, size, axis)``."""
+class First(nn.Cell):
+    """The first ``count`` of an array's axis; on an Ascend a view. ``f(x, count, axis)``."""
 
     def __init__(self) -> None:
         super().__init__()
         self.on_ascend = ascend.is_used()
 
-    def construct(self, x: Tensor, size: int, axis: int) -> tuple[Tensor, ...]:
-        return mint.split(x, size, axis) if self.on_ascend else ops.split(x, size, axis)
+    def construct(self, x: Tensor, count: int, axis: int) -> Tensor:
+        if self.on_ascend:
+            return x if count == x.shape[axis] else mint.narrow(x, axis, 0, count)
+        return x[:count] if axis == 0 else x[:, :count]
+
+
+class Parts(nn.Cell):
+    """Parts along an axis, of one size or of several; on an Ascend views. ``f(x, sizes, axis)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_ascend = ascend.is_used()
+
+    def construct(self, x: Tensor, sizes: int | tuple[int, ...], axis: int) -> tuple[Tensor, ...]:
+        return mint.split(x, sizes, axis) if self.on_ascend else ops.split(x, sizes, axis)
 
 
 class UnitLength(nn.Cell):

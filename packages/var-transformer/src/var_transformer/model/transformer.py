@@ -52,11 +52,11 @@ class HeadNorm(nn.Cell):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.modulated_norm = fast.ModulatedNorm()
+        self.modulated_norm, self.parts = fast.ModulatedNorm(), fast.Parts()
         self.ada_lin = Modulation(config.width, 2)
 
     def construct(self, x_blc: Tensor, class_bc: Tensor, given: Given = ()) -> Tensor:
-        scale_b1c, shift_b1c = ops.split(
+        scale_b1c, shift_b1c = self.parts(
             self.ada_lin(class_bc, given).expand_dims(1), class_bc.shape[-1], 2
         )
         return self.modulated_norm(x_blc, scale_b1c, shift_b1c)
@@ -102,7 +102,7 @@ class Transformer(nn.Cell):
         self.blocks = nn.CellList([Block(config, backend) for _ in range(config.depth)])
         self.head_nm = HeadNorm(config)
         self.head = Linear(c, config.vocab_size)
-        self.silu, self.parts = SiLU(), fast.Parts()
+        self.silu, self.first, self.parts = SiLU(), fast.First(), fast.Parts()
         self.scale_of_token = Tensor(schedule.scale_of_token)
         for _, cell in self.cells_and_names():
             if isinstance(cell, fast.Linear | fast.ModulatedNorm):
@@ -260,8 +260,8 @@ class Transformer(nn.Cell):
         words_blc = self.word_embed(inputs_blz, given[2:4])
         x_blc = ops.concat((start_blc, words_blc.astype(start_blc.dtype)), 1)
         length = x_blc.shape[1]  # of the first few scales, while the later ones are not trained yet
-        level_lc = self.lvl_embed(self.scale_of_token[:length], given[5:6])
-        return x_blc + level_lc + position_1lc[:, :length], class_bc
+        level_lc = self.lvl_embed(self.first(self.scale_of_token, length, 0), given[5:6])
+        return x_blc + level_lc + self.first(position_1lc, length, 1), class_bc
 
     def shared(
         self,
