@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from image_tree import write_image_tree
 from safetensors.numpy import load_file, save_file
@@ -202,6 +203,19 @@ def test_a_rewritten_image_that_a_step_has_read_is_judged_by_its_content(tmp_pat
     again(tree / "train" / "cat" / "3.ppm")
     with pytest.raises(InputError, match=r"1 image\(s\) were rewritten .*: train/cat/3\.ppm"):
         lazy(tree, tmp_path, resumed=True)
+
+
+def test_an_image_that_two_workers_read_otherwise_is_named(tmp_path, monkeypatch):
+    record, train = lazy(write_tree(tmp_path / "tree"), tmp_path, resumed=False)
+    train.batch(range(6))
+    others = record.hashes_n.copy()
+    others[[0, 2]] = 0, 1  # another worker has not read the first image yet
+
+    monkeypatch.setattr(
+        "var_train.data.resume_check.workers.gather", lambda a: np.stack([a, others])
+    )
+    with pytest.raises(InputError, match=r"1 image\(s\) were replaced .*: train/cat/2\.ppm;"):
+        record.note(tmp_path)
 
 
 def test_a_record_of_an_earlier_version_goes_on(tmp_path):

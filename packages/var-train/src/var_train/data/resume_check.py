@@ -100,11 +100,24 @@ class DataRecord:
                 source.hashes_n = hashes_n
 
     def note(self, folder: Path) -> None:
-        """Writes FOLDER/data.safetensors with what was read meanwhile. Every worker calls it."""
-        if not self.read:
-            self.hashes_n[:] = workers.gather(self.hashes_n).max(0)
-            if workers.rank() == 0:
-                self.save(folder)
+        """Writes FOLDER/data.safetensors with what was read meanwhile. Every worker calls it.
+
+        Raises InputError if two workers have read other images under one name.
+        """
+        if self.read:
+            return
+        of_workers_wn = workers.gather(self.hashes_n)
+        self.hashes_n[:] = of_workers_wn.max(0)
+        other_n = ((of_workers_wn != 0) & (of_workers_wn != self.hashes_n)).any(0)
+        if other_n.any():
+            names = [self.names[i] for i in np.flatnonzero(other_n)]
+            raise InputError(
+                f"{len(names)} image(s) were replaced during the training: {first_of(names)}; "
+                "expected the same in all steps (put them back: the same command goes on after the "
+                "last checkpoint)"
+            )
+        if workers.rank() == 0:
+            self.save(folder)
 
     def save(self, folder: Path) -> None:
         """Writes FOLDER/data.safetensors."""

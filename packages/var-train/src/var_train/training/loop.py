@@ -153,6 +153,8 @@ def train_stage(
     metrics.rewind(stage.name, done)
 
     def save(is_best: bool = False) -> None:
+        if data is not None:
+            data.note(checkpoints.folder)
         arrays, state = stage.state()
         if workers.rank() == 0:
             entries: dict[str, Any] = {
@@ -162,8 +164,6 @@ def train_stage(
                 "best_loss": best if math.isfinite(best) else None,
             }
             checkpoints.save(Snapshot(done, arrays, entries, stage.metadata()), is_best)
-        if data is not None:
-            data.note(checkpoints.folder)
 
     def save_model(is_best: bool) -> None:
         # before the checkpoint, which may say that the best model is this one
