@@ -191,10 +191,11 @@ def test_hits_count_each_scales_codes_apart():
     np.testing.assert_array_equal(count_hits(ids, 3), [[0, 2, 0], [1, 0, 3]])
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_any_number_of_workers_takes_the_same_vectors(monkeypatch, count):
     rng = np.random.default_rng(0)
-    scales = [rng.standard_normal((n, 3)).astype(np.float32) for n in (4, 16)]
+    images, tokens_k = 4, np.array([1, 4])
+    scales = [rng.standard_normal((images * n, 3)).astype(np.float32) for n in tokens_k]
     indices = [np.array([3, 0, 3]), np.array([15, 1])]
     expected = np.concatenate([s[i] for s, i in zip(scales, indices, strict=True)])
     monkeypatch.setattr(workers, "size", lambda: count)
@@ -202,5 +203,8 @@ def test_any_number_of_workers_takes_the_same_vectors(monkeypatch, count):
     total = 0
     for rank in range(count):
         monkeypatch.setattr(workers, "rank", lambda rank=rank: rank)
-        total = total + taken([np.split(s, count)[rank] for s in scales], indices)
+        (share,) = workers.shares(images)
+        begin_k, end_k = share.images.start * tokens_k, share.images.stop * tokens_k
+        own = [s[b:e] for s, b, e in zip(scales, begin_k, end_k, strict=True)]
+        total = total + taken(own, indices, begin_k)
     np.testing.assert_array_equal(total, expected)

@@ -1,4 +1,4 @@
-"""Runs of the command that are killed, and runs of two workers."""
+"""Runs of the command that are killed, and runs of several workers."""
 
 import json
 import os
@@ -56,17 +56,20 @@ def run(arguments: list[str]) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def run_by_two(arguments: list[str], out: Path) -> None:
-    assert msrun(arguments, out).wait(900) == 0, Path(f"{out}.txt").read_text()
+def run_by(count: int, arguments: list[str], out: Path) -> None:
+    if count == 1:
+        run(arguments)
+    else:
+        assert msrun(arguments, out, count).wait(900) == 0, Path(f"{out}.txt").read_text()
 
 
-def msrun(arguments: list[str], out: Path) -> subprocess.Popen:
-    """Two workers on this machine."""
+def msrun(arguments: list[str], out: Path, count: int = 2) -> subprocess.Popen:
+    """Several workers on this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launcher = [str(Path(sys.executable).with_name("msrun")), "--worker_num=2"]
-    launcher += ["--local_worker_num=2", f"--master_port={port}", "--join=True"]
+    launcher = [str(Path(sys.executable).with_name("msrun")), f"--worker_num={count}"]
+    launcher += [f"--local_worker_num={count}", f"--master_port={port}", "--join=True"]
     launcher += [f"--log_dir={out}.logs", "python", *arguments]
     path = f"{Path(sys.executable).parent}:{ENVIRONMENT['PATH']}"
     with Path(f"{out}.txt").open("w") as file:
@@ -84,7 +87,7 @@ def steps(out: Path, stage: str = "transformer") -> list[dict]:
 def test_two_workers_draw_the_loss_curve_of_one(work, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     run(command(work, one, 10))
-    run_by_two(command(work, two, 10), two)
+    run_by(2, command(work, two, 10), two)
     ours, theirs = steps(two), steps(one)
     assert [line["step"] for line in ours] == list(range(50))  # one worker alone writes
     for a, b in zip(ours, theirs, strict=True):
@@ -101,18 +104,18 @@ ADVERSARIAL = """
 """
 
 
-def test_two_workers_train_an_adversarial_tokenizer_as_one_does(work, tmp_path):
-    curves = {}
-    for workers in ("one", "two"):
-        out = tmp_path / workers
+@pytest.mark.parametrize("count", [2, 3])  # three take 2, 3 and 3 of 8 images
+def test_workers_train_an_adversarial_tokenizer_as_one_does(work, tmp_path, count):
+    curves = []
+    for workers in (count, 1):
+        out = tmp_path / str(workers)
         words = ["-m", "var_train.run", "--stage", "tokenizer", *ADVERSARIAL.split()]
-        words += ["--data", str(work / "images"), "--out", str(out)]
-        run(words) if workers == "one" else run_by_two(words, out)
-        curves[workers] = steps(out, "tokenizer")
-    assert len(curves["two"]) == len(curves["one"]) == 10
-    judged = [line for line in curves["one"] if "adaptive_weight" in line]
+        run_by(workers, [*words, "--data", str(work / "images"), "--out", str(out)], out)
+        curves.append(steps(out, "tokenizer"))
+    assert len(curves[0]) == len(curves[1]) == 10
+    judged = [line for line in curves[1] if "adaptive_weight" in line]
     assert len(judged) == 6 and all(line["adaptive_weight"] > 0 for line in judged)
-    for ours, theirs in zip(curves["two"], curves["one"], strict=True):
+    for ours, theirs in zip(*curves, strict=True):
         assert ours["revived"] == theirs["revived"]
         for name in ("loss", "reconstruction", "discriminator", "adaptive_weight"):
             rel = 1e-5 if name == "adaptive_weight" else 1e-6  # a ratio has the errors of both
@@ -123,12 +126,12 @@ def test_two_workers_train_an_adversarial_tokenizer_as_one_does(work, tmp_path):
 def test_sharded_moments_give_the_same_checkpoints(work, tmp_path):
     every, shard = ("--loop.checkpoint-every", "3"), "--train-transformer.shard-optimizer"
     plain, sharded, resumed = (tmp_path / name for name in ("plain", "sharded", "resumed"))
-    run_by_two(command(work, plain, 2, *every), plain)
-    run_by_two(command(work, sharded, 2, *every, shard), sharded)
+    run_by(2, command(work, plain, 2, *every), plain)
+    run_by(2, command(work, sharded, 2, *every, shard), sharded)
     shutil.copytree(plain, resumed)
     last = "checkpoints/transformer/step-000000010.safetensors"
     (resumed / last).unlink()
-    run_by_two(command(work, resumed, 2, *every, shard), resumed)
+    run_by(2, command(work, resumed, 2, *every, shard), resumed)
     expected = load_file(plain / last)
     for out in (sharded, resumed):
         found = load_file(out / last)
@@ -138,16 +141,56 @@ def test_sharded_moments_give_the_same_checkpoints(work, tmp_path):
 
 def test_two_workers_note_the_contents_of_all_images_that_they_read(work, tmp_path):
     out = tmp_path / "out"
-    run_by_two(command(work, out, 1, "--random-crops"), out)
+    run_by(2, command(work, out, 1, "--random-crops"), out)
     record = DataRecord.read_file(out / "checkpoints" / "transformer")
     assert record.counts == (40, 8) and not record.read and record.hashes_n.all()
+
+
+def digits(out: Path, stage: str) -> list[str]:
+    """Batches that neither three nor four workers divide: 29 steps, then 12."""
+    settings = """
+        --train-tokenizer.batch 50 --train-tokenizer.epochs 1 --train-transformer.batch 250
+        --train-transformer.epochs 2 --train-transformer.shard-optimizer
+        --train-transformer.samples-per-class 0 --loop.checkpoint-every 3 --loop.keep 20
+        --sampling.per-class 1
+    """
+    return ["-m", "var_train.run", "--out", str(out), "--stage", stage, *settings.split()]
+
+
+@pytest.fixture(scope="module")
+def by_four(tmp_path_factory) -> Path:
+    """The digits, trained by four workers without a break."""
+    out = tmp_path_factory.mktemp("digits") / "out"
+    run_by(4, digits(out, "all"), out)
+    return out
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
+@pytest.mark.parametrize("count", [4, 3, 1])
+def test_a_run_of_four_workers_goes_on_with_any_number(by_four, tmp_path, count, stage):
+    out = tmp_path / "out"
+    shutil.copytree(by_four, out)
+    saves = out / "checkpoints" / stage
+    for path in saves.glob("step-*"):  # as if it had been killed before step 7
+        if path.name > "step-000000006.safetensors":
+            path.unlink()
+    if stage == "tokenizer":
+        shutil.rmtree(out / "checkpoints" / "transformer")
+    assert newest(saves) == 6
+    run_by(count, digits(out, stage), out)
+    ours, theirs = ([line["loss"] for line in steps(o, stage)] for o in (out, by_four))
+    assert len(ours) == len(theirs) == {"tokenizer": 29, "transformer": 12}[stage]
+    assert ours == (theirs if count == 4 else pytest.approx(theirs, rel=1e-4))
+    if count == 4:
+        ours, theirs = (load_file(o / f"{stage}.safetensors") for o in (out, by_four))
+        assert all((ours[name] == array).all() for name, array in theirs.items())
 
 
 def test_two_workers_train_a_model_as_deep_as_the_deepest_preset(work, tmp_path):
     depth = [*("--transformer.depth", "36"), *("--transformer.width", "72")]
     more = [*depth, "--transformer.heads", "36", "--train-transformer.shard-optimizer"]
     out = tmp_path / "deep"
-    run_by_two(command(work, out, 1, *more), out)
+    run_by(2, command(work, out, 1, *more), out)
     losses = [line["loss"] for line in steps(out)]
     assert len(losses) == 5 and losses[-1] < losses[0]
 

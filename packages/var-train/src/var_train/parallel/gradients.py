@@ -12,6 +12,7 @@ from var_train.parallel import workers
 _ravel = ops.MultitypeFuncGraph("ravel")
 _part_like = ops.MultitypeFuncGraph("part_like")
 _mean = ops.MultitypeFuncGraph("mean")
+_weighted = ops.MultitypeFuncGraph("weighted")
 
 
 def part_like(like: Tensor, flat: Tensor, offset: int) -> Tensor:
@@ -34,6 +35,11 @@ def _mean_gradient(all_reduce: ops.Primitive, fraction: float, gradient: Tensor)
     return all_reduce(gradient) * fraction
 
 
+@_weighted.register("Number", "Tensor")
+def _weighted_gradient(weight: float, gradient: Tensor) -> Tensor:
+    return gradient * weight
+
+
 class AveragedGradient(nn.Cell):
     """The array itself, whose gradient is averaged over the workers during the backward pass."""
 
@@ -52,9 +58,12 @@ class AveragedGradient(nn.Cell):
 class AllReduceMean(nn.Cell):
     """Averages gradients over the workers."""
 
-    def __init__(self, parameters: Sequence[Parameter]) -> None:
-        """parameters: those that the gradients belong to."""
+    def __init__(self, parameters: Sequence[Parameter], weight: float = 1.0) -> None:
+        """parameters: those that the gradients belong to. weight: of this worker's gradients in the
+        mean, as in ``workers.Share``.
+        """
         super().__init__()
+        self.weight = weight
         self.workers = workers.size()
         self.fraction = 1.0 / self.workers
         # On a CPU a collective costs 5 ms however small it is: use a single one for all gradients.
@@ -74,6 +83,8 @@ class AllReduceMean(nn.Cell):
         """The gradients, averaged over the workers."""
         if self.workers == 1:
             return gradients
+        if self.weight != 1:
+            gradients = self.map(ops.partial(_weighted, self.weight), gradients)
         if not self.flat:
             return self.map(ops.partial(_mean, self.all_reduce, self.fraction), gradients)
         mean = self.all_reduce(ops.concat(self.map(_ravel, gradients))) * self.fraction

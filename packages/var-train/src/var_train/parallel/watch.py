@@ -81,6 +81,9 @@ def watched(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         own.unlink(missing_ok=True)
+        if workers.rank() == 0:  # of an earlier run on more workers
+            for path in set(folder.glob("*.json")) - {own, *paths}:
+                path.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{quoted(folder)}: cannot write here: {error.strerror}") from error
     handler, stop = _LastLine(own), threading.Event()

@@ -6,6 +6,7 @@ Everything here works in a single process, too, where it returns at once.
 import hashlib
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import mindspore as ms
 import numpy as np
@@ -37,17 +38,33 @@ def rank() -> int:
     return communication.get_rank() if communication.GlobalComm.INITED else 0
 
 
-def share(batch: int, accumulation: int = 1) -> int:
-    """How many of the ``batch`` images of a step a worker computes at once.
+class Share(NamedTuple):
+    """The images of a step's batch that this worker computes at once."""
 
-    Raises InputError for a batch that is not a multiple of workers times accumulation.
+    images: slice
+    """Where they are in the batch."""
+    weight: float
+    """Their number, divided by that of an even share: 1 if the batch can be divided evenly. Means
+    over the images of each share, multiplied by it, have the mean of the whole batch as theirs."""
+
+
+def shares(batch: int, parts: int = 1) -> list[Share]:
+    """This worker's images of a step, in ``parts`` that it computes one after another.
+
+    The batch is cut into workers times ``parts`` shares of neighbours, whose numbers of images
+    differ by at most one. Raises InputError for a batch with fewer images than that.
     """
-    if batch % (size() * accumulation):
+    count = size() * parts
+    if batch < count:
         raise InputError(
-            f"batch is {batch}; expected a multiple of {size() * accumulation}, "
-            f"{size()} worker(s) times {accumulation} accumulated part(s)"
+            f"batch is {batch}; expected at least {count}, an image for each of {size()} "
+            f"worker(s) times {parts} accumulated part(s)"
         )
-    return batch // (size() * accumulation)
+    cuts = [batch * n // count for n in range(count + 1)]
+    return [
+        Share(slice(cuts[n], cuts[n + 1]), (cuts[n + 1] - cuts[n]) * count / batch)
+        for n in range(rank(), count, size())
+    ]
 
 
 def gather(array: np.ndarray) -> np.ndarray:

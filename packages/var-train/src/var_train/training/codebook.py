@@ -77,6 +77,9 @@ class CodebookKeeper:
         tokens_k = np.array(tokenizer.schedule.tokens)
         weight_k = tokenizer.schedule.length / (len(tokens_k) * tokens_k)
         self._weight_l = np.repeat(weight_k, tokens_k).astype(np.float32)
+        # vectors of each scale: of the whole batch, and before those of this worker's images
+        self._vectors_k = batch * tokens_k
+        self._begin_k = workers.shares(batch)[0].images.start * tokens_k
         self._hits_sv = np.zeros((len(tokens_k), v), np.float32)  # since the last revival
         self._count_v = np.ones(v, np.float32)
         self._sum_vz = np.zeros((v, z), np.float32)
@@ -88,7 +91,7 @@ class CodebookKeeper:
         everything = np.arange(self._tokenizer.vocab_size)
         if self._config.start != "random":
             scales = self._residuals(images_bcyx)
-            share_k = self._at_most(len(everything) // len(scales), scales)
+            share_k = np.minimum(len(everything) // len(scales), self._vectors_k)
             share_k[-1] += len(everything) - share_k.sum()
             self._place(everything, share_k, scales, rng)
         if self._config.start == "kmeans":
@@ -98,8 +101,8 @@ class CodebookKeeper:
         """(V, z): centres of clusters of vectors that are drawn evenly from the scales."""
         v = self._tokenizer.vocab_size
         share = -(-8 * v // len(scales))
-        counts = [workers.size() * len(s) for s in scales]
-        drawn = taken(scales, [rng.integers(count, size=share) for count in counts])
+        indices = [rng.integers(count, size=share) for count in self._vectors_k]
+        drawn = taken(scales, indices, self._begin_k)
         means = MiniBatchKMeans(
             v, init="random", n_init=1, batch_size=4 * v, random_state=int(rng.integers(2**31))
         ).fit(drawn)
@@ -162,18 +165,13 @@ class CodebookKeeper:
         """Revives dead codes on vectors of this batch, (B, l, z) per scale; returns how many."""
         hits_sv, scale_count = self._hits_sv, len(self._hits_sv)
         missing_k = np.maximum(hits_sv.shape[1] // scale_count - (hits_sv > 0).sum(1), 0)
-        wanted_k = self._at_most(missing_k, scales)
+        wanted_k = np.minimum(missing_k, self._vectors_k)
         use_v = (hits_sv / np.maximum(hits_sv.sum(1, keepdims=True), 1)).sum(0)
         count = max(int((use_v == 0).sum()), int(wanted_k.sum()))
         rest = rng.integers(scale_count, size=count - int(wanted_k.sum()))
         wanted_k = wanted_k + np.bincount(rest, minlength=scale_count)
         self._place(np.argsort(use_v, kind="stable")[:count], wanted_k, scales, rng)
         return count
-
-    def _at_most(self, share_k: np.ndarray | int, scales: Sequence[np.ndarray]) -> np.ndarray:
-        """``share_k``, but no more than a scale has vectors on all workers."""
-        z = self._tokenizer.latent_channels
-        return np.minimum(share_k, [workers.size() * s.size // z for s in scales])
 
     def _place(
         self,
@@ -191,10 +189,10 @@ class CodebookKeeper:
             return
         flat = [vectors.reshape(-1, self._tokenizer.latent_channels) for vectors in scales]
         indices = [
-            np.resize(rng.permutation(workers.size() * len(vectors)), share)
-            for vectors, share in zip(flat, share_k, strict=True)
+            np.resize(rng.permutation(count), share)
+            for count, share in zip(self._vectors_k, share_k, strict=True)
         ]
-        self._set(codes_n, taken(flat, indices))
+        self._set(codes_n, taken(flat, indices, self._begin_k))
 
     def _set(self, chosen: np.ndarray, codes_nz: np.ndarray) -> None:
         """Moves codes to new places and restarts their averages there."""
@@ -234,17 +232,19 @@ class CodebookKeeper:
         self._sum_vz[:] = arrays["sum"]
 
 
-def taken(scales: Sequence[np.ndarray], indices: Sequence[np.ndarray]) -> np.ndarray:
+def taken(
+    scales: Sequence[np.ndarray], indices: Sequence[np.ndarray], begin_k: np.ndarray
+) -> np.ndarray:
     """(N, z): the rows ``indices`` of each scale, one scale after another.
 
     scales: K arrays (n, z) float32, of this worker's images. indices: K arrays, the same on every
-    worker; they count the rows of all workers, by rank.
+    worker; they count the rows of the whole batch. begin_k: (K,), the first row of this worker.
     """
     rows = []
-    for vectors_nz, index_m in zip(scales, indices, strict=True):
-        rank_m, row_m = np.divmod(index_m, len(vectors_nz))
-        own_m1 = (rank_m == workers.rank())[:, None]
-        rows.append(np.where(own_m1, vectors_nz[row_m], np.float32(0)))
+    for vectors_nz, index_m, begin in zip(scales, indices, begin_k, strict=True):
+        row_m = index_m - begin
+        own_m1 = ((row_m >= 0) & (row_m < len(vectors_nz)))[:, None]
+        rows.append(np.where(own_m1, vectors_nz[row_m % len(vectors_nz)], np.float32(0)))
     return workers.all_reduce_sum(np.concatenate(rows))
 
 

@@ -74,8 +74,8 @@ class TokenizerStageConfig:
 class TokenizerTraining:
     """The stage as the training loop runs it, on this worker; trains ``tokenizer`` in place.
 
-    Raises InputError for a batch that is larger than the data, not a multiple of the workers, or
-    too small for the codebook.
+    Raises InputError for a batch that is larger than the data, or too small for the workers or the
+    codebook.
     """
 
     name = "tokenizer"
@@ -101,8 +101,8 @@ class TokenizerTraining:
         self._train, self._val = train, val
         self.batch = config.batch
         self.steps = steps_of(config.epochs, len(train), config.batch)
-        share = workers.share(config.batch)
-        self._own = slice(share * workers.rank(), share * (workers.rank() + 1))
+        (self._share,) = workers.shares(config.batch)
+        self._own = self._share.images
         self._keeper = CodebookKeeper(tokenizer, config.codebook, config.batch)
         self._adversarial_from = round(config.adversary.start * self.steps)
         self._adaptive_weight = np.float32(0)  # none is known before the first adversarial step
@@ -134,7 +134,7 @@ class TokenizerTraining:
             values = self._plain_step(images, Tensor(kept_kb), scalars)
         loss, reconstruction, ids_bl, vectors_blz, output, features, norm = values
         finite = self._optimizer.count(float(norm))
-        mean_loss, mean_reconstruction = _means(loss, reconstruction)
+        mean_loss, mean_reconstruction = self._means(loss, reconstruction)
         metrics: dict[str, float | list[float]] = {
             "loss": mean_loss,
             "reconstruction": mean_reconstruction,
@@ -152,7 +152,7 @@ class TokenizerTraining:
             )
             self._discriminator_optimizer.count(float(norm))
             self._adaptive_weight = np.float32(weight.asnumpy())  # the same on all workers
-            (mean_discriminator,) = _means(discriminator_loss)
+            (mean_discriminator,) = self._means(discriminator_loss)
             metrics |= {
                 "discriminator": check_finite(mean_discriminator, "discriminator", step),
                 "adaptive_weight": check_finite(float(self._adaptive_weight), "adversarial", step),
@@ -173,6 +173,11 @@ class TokenizerTraining:
         flip = flip_b[self._own] if self._config.flip else None
         place_of = partial(draw_place, self._seed, step)
         return self._train.batch(indices[self._own], flip, place_of)[0]
+
+    def _means(self, *values: Tensor) -> tuple[float, ...]:
+        """Means over this worker's images, each averaged over the whole batch."""
+        own = np.array([float(value) for value in values]) * self._share.weight
+        return tuple(float(mean) for mean in workers.gather(own).mean(0))
 
     def _draw_kept(self, rng: np.random.Generator) -> np.ndarray:
         """(K, B) float32: 1 for the scales that an image is reconstructed from."""
@@ -214,7 +219,7 @@ class TokenizerTraining:
         tokenizer, weights, optimizer = self._tokenizer, self._weights, self._optimizer
         discriminator, change = self._discriminator, self._change
         commitment = self._config.codebook.commitment
-        average = AllReduceMean(optimizer.parameters)
+        average = AllReduceMean(optimizer.parameters, self._share.weight)
 
         def losses(images: Tensor, kept_kb: Tensor, *adversary: Tensor) -> tuple:
             features, quantization, ids_bl, vectors_blz = tokenizer(images, commitment, kept_kb)
@@ -248,7 +253,7 @@ class TokenizerTraining:
         config, change, last = self._config.adversary, self._change, tokenizer.last_layer
         optimizer = AdamW(discriminator.trainable_params(), config.optimizer, _is_matrix)
         self._discriminator_optimizer = optimizer
-        average = AllReduceMean([last, last, *optimizer.parameters])
+        average = AllReduceMean([last, last, *optimizer.parameters], self._share.weight)
         weight = config.weight
 
         def discriminator_loss(images: Tensor, output: Tensor, *changes: Tensor) -> Tensor:
@@ -352,9 +357,3 @@ def _is_matrix(parameter: Parameter) -> bool:
 def _unchanged(images_byxc: Tensor, *_: Tensor) -> Tensor:
     """Replaces ``augment``."""
     return images_byxc
-
-
-def _means(*values: Tensor) -> tuple[float, ...]:
-    """Scalars, each averaged over the workers."""
-    own = np.array([float(value) for value in values])
-    return tuple(float(mean) for mean in workers.gather(own).mean(0))

@@ -140,7 +140,7 @@ class TransformerStageConfig:
             raise InputError(
                 f"progressive_start is {self.progressive_start}; expected at most {scales}"
             )
-        workers.share(self.batch, self.accumulation)
+        workers.shares(self.batch, self.accumulation)
         check_device(self, model)
 
 
@@ -148,7 +148,7 @@ class TransformerTraining:
     """The stage as the training loop runs it, on this worker; trains ``model`` in place.
 
     Raises InputError for a tokenizer that is not the model's, a batch that is larger than the data
-    or not a multiple of the workers, and settings for another number of scales.
+    or has less than an image a worker, and settings for another number of scales.
     """
 
     name = "transformer"
@@ -176,7 +176,7 @@ class TransformerTraining:
         self._sampling = SamplingConfig() if sampling is None else sampling
         self.batch = config.batch
         self.steps = steps_of(config.epochs, len(train), config.batch)
-        self._share = workers.share(config.batch, config.accumulation)
+        self._shares = workers.shares(config.batch, config.accumulation)
         rate = model.config.drop_path if config.drop_path is None else config.drop_path
         self._drop_rates_d = np.linspace(0, rate, model.config.depth)
         self._loss_scale = LossScale(config.precision)
@@ -205,10 +205,10 @@ class TransformerTraining:
             with self._watch("data"):
                 inputs = self._inputs(part, *self._scales_at(step))
             with self._watch("forward_backward"):
-                loss, found = self._gradients(*inputs, Tensor(np.float32(scale)))
+                loss, found = self._gradients(*inputs, Tensor(np.float32(scale * part.weight)))
                 found = ms.mutable(found)  # plain tuples would be compiled as constants
                 gradients = found if gradients is None else ms.mutable(self._add(gradients, found))
-                losses.append(float(loss))
+                losses.append(float(loss) * part.weight)
         with self._watch("optimizer"):
             divisor = Tensor(np.float32(scale * config.accumulation))
             scalars = self._optimizer.scalars(step, self.steps)
@@ -248,12 +248,10 @@ class TransformerTraining:
         flip_b = rng.random(batch) < 0.5 if config.flip else None
         place_of = partial(draw_place, self._seed, step)
         parts = []
-        for begin in range(0, batch, batch // config.accumulation):
-            begin += self._share * workers.rank()
-            own = slice(begin, begin + self._share)
+        for own, weight in self._shares:
             flip = None if flip_b is None else flip_b[own]
-            keep = keep_d2b11[:, :, own]
-            parts.append(_Part(indices_b[own], flip, place_of, unlabelled_b[own], keep))
+            drawn = indices_b[own], flip, place_of, unlabelled_b[own], keep_d2b11[:, :, own]
+            parts.append(_Part(*drawn, weight))
         return parts
 
     def _inputs(self, part: "_Part", scales: int, newest: float) -> tuple[Tensor, ...]:
@@ -344,7 +342,8 @@ class TransformerTraining:
         return found
 
     def _measured(self) -> dict[str, float | list[float]]:
-        share, schedule = self._share, self._model.config.schedule
+        schedule = self._model.config.schedule
+        share = -(-self.batch // (workers.size() * self._config.accumulation))
         count = min(self._config.validation_images, len(self._val))
         chosen = np.linspace(0, len(self._val) - 1, count).round().astype(int)
         sums_2l = np.zeros((2, schedule.length))
@@ -436,6 +435,8 @@ class _Part:
     unlabelled_b: np.ndarray
     keep_d2b11: np.ndarray
     """The result of ``draw_drop_path``."""
+    weight: float
+    """As in ``workers.Share``."""
 
 
 def draw_drop_path(rng: np.random.Generator, rates_d: np.ndarray, batch: int) -> np.ndarray:

@@ -1,0 +1,44 @@
+"""Shares of a batch: each image belongs to one worker, and means are those of the whole batch."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from var_tokenizer.common import InputError
+from var_train.parallel import workers
+
+
+def shares_of_all(batch: int, count: int, parts: int) -> list[list[workers.Share]]:
+    """A list for each worker."""
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "size", lambda: count)
+        for rank in range(count):
+            patch.setattr(workers, "rank", lambda rank=rank: rank)
+            found.append(workers.shares(batch, parts))
+    return found
+
+
+@given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 5))
+def test_each_image_of_a_batch_is_in_one_share_and_shares_are_about_equal(batch, count, parts):
+    if batch < count * parts:
+        with pytest.raises(InputError, match=f"batch is {batch}; expected at least"):
+            shares_of_all(batch, count, parts)
+        return
+    found = shares_of_all(batch, count, parts)
+    # in the order of the batch: all workers' first parts, all their second parts, ...
+    in_order = [found[rank][part].images for part in range(parts) for rank in range(count)]
+    indices = [np.arange(batch)[images] for images in in_order]
+    np.testing.assert_array_equal(np.concatenate(indices), np.arange(batch))
+    assert {len(i) for i in indices} <= {batch // (count * parts), -(-batch // (count * parts))}
+
+
+@given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 5))
+def test_weighted_means_of_the_shares_have_the_mean_of_the_batch(batch, count, parts):
+    batch = max(batch, count * parts)
+    values_b = np.random.default_rng(batch).random(batch)
+    found = [share for of_worker in shares_of_all(batch, count, parts) for share in of_worker]
+    mean = np.mean([share.weight * values_b[share.images].mean() for share in found])
+    assert mean == pytest.approx(values_b.mean(), rel=1e-12)
+    if batch % (count * parts) == 0:
+        assert {share.weight for share in found} == {1.0}  # changes no bit
