@@ -45,7 +45,7 @@ def commands(page: Path) -> Iterator[str]:
             for line in block.replace("\\\n", " ").splitlines():
                 line = line.split("  #")[0].strip().removeprefix("$ ")
                 line = re.sub(r"^\S*nox -s digits -- ", "python -m var_train.run ", line)
-                line = re.sub(r"^msrun .*?(?=python -m)", "", line)
+                line = re.sub(r"^(msrun|python -m var_train.launch) .*?(?=python -m)", "", line)
                 if re.match(r"python -m var_\w+\.|var-convert ", line):
                     yield " ".join(line.split())
 

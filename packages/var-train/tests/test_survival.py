@@ -289,3 +289,61 @@ def test_a_dead_worker_stops_the_others_within_a_minute(work, tmp_path):
         process.kill()
     said = (Path(f"{out}.logs") / "worker_0.log").read_text()
     assert f"worker 1 (process {dead} on" in said and "its last log line: " in said
+
+
+def launched(arguments: list[str], out: Path) -> subprocess.Popen:
+    """Two workers under the launcher."""
+    words = ["-m", "var_train.launch", "--worker_num=2", f"--log_dir={out}.logs"]
+    with Path(f"{out}.txt").open("w") as file:
+        return subprocess.Popen(
+            [sys.executable, *words, "python", *arguments], env=ENVIRONMENT, stderr=file
+        )
+
+
+def test_a_run_whose_worker_is_killed_ends_in_the_same_weights(work, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    every = ("--loop.checkpoint-every", "2", "--train-transformer.shard-optimizer")
+    run_by(2, command(work, whole, 8, *every), whole)
+    process = launched(command(work, killed, 8, *every), killed)
+    while newest(killed / "checkpoints" / "transformer") < 6:
+        assert process.poll() is None, Path(f"{killed}.txt").read_text()
+        time.sleep(0.01)
+    dead = json.loads((killed / "workers" / "1.json").read_text())["process"]
+    os.kill(dead, signal.SIGKILL)
+    said = Path(f"{killed}.txt")
+    assert process.wait(900) == 0, said.read_text()
+    assert f"ERROR: worker 1 (process {dead}) was killed by SIGKILL" in said.read_text()
+    assert "WARNING: all workers start again" in said.read_text()
+    ours, theirs = (load_file(out / "transformer.safetensors") for out in (killed, whole))
+    assert all((ours[name] == array).all() for name, array in theirs.items())
+    losses = [[line["loss"] for line in steps(out)] for out in (killed, whole)]
+    assert losses[0] == losses[1] and len(losses[0]) == 40
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_to_the_launcher_leaves_no_process(work, tmp_path, number):
+    out = tmp_path / "out"
+    process = launched(command(work, out, 4000), out)
+    while not (out / "metrics.jsonl").exists() or len(steps(out)) < 3:
+        assert process.poll() is None, Path(f"{out}.txt").read_text()
+        time.sleep(0.1)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == 3  # two workers and the scheduler
+    process.send_signal(number)
+    code = process.wait(300)
+    if number == signal.SIGKILL:
+        deadline = time.monotonic() + 60
+        while any(map(is_alive, children)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    else:
+        assert code == 130
+        assert newest(out / "checkpoints" / "transformer") == len(steps(out)) >= 3
+        assert "the same command continues there" in Path(f"{out}.txt").read_text()
+    assert not any(map(is_alive, children))
+
+
+def is_alive(process: str) -> bool:
+    try:
+        return Path("/proc", process, "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False

@@ -2,4 +2,4 @@
 
 from var_tokenizer.common.command import list_commands
 
-list_commands("var_train", ("run", "tokenize", "evaluate"))
+list_commands("var_train", ("run", "tokenize", "evaluate", "launch"))

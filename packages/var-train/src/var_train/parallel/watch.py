@@ -21,6 +21,9 @@ from var_train.parallel import workers
 
 log = logging.getLogger(__name__)
 
+OTHER_DIED = 3
+"""The exit code of a worker that ends because another one died."""
+
 _TOUCH = 2.0  # seconds between two heartbeats
 _SILENCE = 15  # own heartbeats without one of a worker of another machine, which counts as dead
 _POLL = 0.1  # seconds between two looks: msrun kills the others after a second, and logs nothing
@@ -65,7 +68,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def watched(folder: Path) -> Iterator[None]:
-    """While the block runs, the death of another worker ends this one with status 1.
+    """While the block runs, the death of another worker ends this one with ``OTHER_DIED``.
 
     folder: shared by all workers. Does nothing for a single worker. After an exception the
     heartbeat file stays, untouched, so that the others notice.
@@ -140,7 +143,7 @@ def look(own: Path, others: list[Path], stop: threading.Event) -> None:
                     *(path.stem, life["process"], life["host"], life["line"]),
                 )
                 logging.shutdown()
-                os._exit(1)
+                os._exit(OTHER_DIED)
 
 
 def _runs(process: int) -> bool:

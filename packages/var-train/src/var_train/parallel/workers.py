@@ -3,15 +3,24 @@
 Everything here works in a single process, too, where it returns at once.
 """
 
+import ctypes
 import hashlib
 import os
+import signal
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, communication, ops
 from var_tokenizer.common import InputError
+
+LAUNCHER = "VAR_LAUNCHER"
+"""The environment variable that holds the process of ``var_train.launch``, if it started this."""
+
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def start() -> None:
@@ -23,9 +32,27 @@ def start() -> None:
         # A collective on the CPU gives up after 30 s, but worker 0 may take longer to sample or
         # to save. The watch notices a dead worker.
         os.environ.setdefault("MS_CPU_COMM_OP_TIMEOUT", str(24 * 3600))
+        _end_with_launcher()
+        # Python would handle a signal after ``init``, which may wait long for the others
+        handlers = {n: signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGTERM)}
+        if (
+            os.environ["MS_ROLE"] == "MS_SCHED"
+        ):  # a terminal's Ctrl-C: workers still need it to save
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         ms.set_context(mode=ms.GRAPH_MODE)
         communication.init()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         ms.set_context(mode=ms.PYNATIVE_MODE)  # as in a single process; models compile with ms.jit
+
+
+def _end_with_launcher() -> None:
+    """Lets the system kill this process when ``var_train.launch``, which started it, dies."""
+    launcher = os.environ.get(LAUNCHER)
+    if launcher is not None:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if not Path("/proc", launcher).exists():  # it died before
+            sys.exit(1)
 
 
 def size() -> int:

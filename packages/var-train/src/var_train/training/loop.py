@@ -175,7 +175,7 @@ def train_stage(
         log.info("%s: all %d steps are done", stage.name, stage.steps)
         return validation
     validate_after = set(np.linspace(0, stage.steps, config.validations + 1).astype(int)[1:])
-    with _interrupts() as interrupted, step_bar(stage.name.ljust(11), stage.steps, done) as bar:
+    with interrupts() as interrupted, step_bar(stage.name.ljust(11), stage.steps, done) as bar:
         while done < stage.steps:
             begin = time.perf_counter()
             values = stage.train_step(done)
@@ -267,7 +267,7 @@ def _check_same_step(snapshot: Snapshot | None) -> None:
 
 
 @contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
+def interrupts() -> Iterator[Callable[[], bool]]:
     """Yields a function that tells whether Ctrl-C or SIGTERM came since the block began.
 
     Another one, more than ``_PATIENCE`` seconds later, raises KeyboardInterrupt: a step may take
