@@ -19,8 +19,25 @@ from var_tokenizer.schedule import ScaleSchedule
 from var_tokenizer.shapes import tokenizer_shapes
 
 
+class LatentMaps(Protocol):
+    """Between ids and latent maps, in the graphs of a generation on a device: nothing is checked.
+
+    A cell, whose methods are compiled; k is a constant of each graph. Latent maps are in the layout
+    of the device.
+    """
+
+    def contribution(self, ids_bl: Tensor, k: int) -> Tensor:
+        """What the ids of scale k, (B, s_y * s_x), add to the latent map."""
+
+    def downsample(self, latent_byxz: Tensor, k: int) -> Tensor:
+        """The latent map resized to scale k: (B, s_y * s_x, z)."""
+
+
 class LatentCodec(Protocol):
-    """All that the transformer needs from a tokenizer. It never sees the autoencoder."""
+    """All that the transformer needs from a tokenizer. It never sees the autoencoder.
+
+    ``quantize`` and ``decode_own`` are used where a generation stays on the device: not on a CPU.
+    """
 
     @property
     def schedule(self) -> ScaleSchedule: ...
@@ -30,6 +47,9 @@ class LatentCodec(Protocol):
 
     @property
     def latent_channels(self) -> int: ...
+
+    @property
+    def quantize(self) -> LatentMaps: ...
 
     def belongs_to(self, checksum: str) -> bool:
         """Whether these are the weights that a transformer knows by their checksum."""
@@ -45,6 +65,9 @@ class LatentCodec(Protocol):
 
     def decode_latent(self, latent: Tensor) -> Tensor:
         """A latent map as images in [-1, 1], channels last as the map: (B, H, W, 3)."""
+
+    def decode_own(self, latent: Tensor) -> Tensor:
+        """``decode_latent`` of a map that ``quantize`` made, in its layout: nothing is checked."""
 
 
 class _Pass(nn.Cell):
@@ -314,6 +337,11 @@ class Tokenizer(nn.Cell):
         """
         with self._compiled.turn():
             return self._compiled.decode(self.maps(self._check_latent(latent)))
+
+    def decode_own(self, latent: Tensor) -> Tensor:
+        """``decode_latent`` of a map that ``quantize`` made, in its layout: nothing is checked."""
+        with self._compiled.turn():
+            return self._compiled.decode(latent)
 
     # ------------------------------------------------------------ training
     def construct(

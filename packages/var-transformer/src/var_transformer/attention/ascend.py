@@ -87,6 +87,7 @@ class AscendAttention(NextScaleAttention):
         fused = ascend_c.operators()
         if fused is not None and unit_length and ascend_c.takes_heads(heads, head_width):
             self.fused_write = fused.var_cached_heads
+        self.scale_dtype = dtype if self.fused_write is None else ms.float32
 
     def empty_cache(self, batch: int) -> KeysValues:
         shape = (batch, self.offsets[-1], self.heads, self.head_width)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
+import mindspore as ms
 from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
 from var_tokenizer import ScaleSchedule
@@ -26,6 +27,7 @@ class NextScaleAttention(nn.Cell):
     """
 
     axis: int  # of the tokens, in the backend's layout
+    scale_dtype = ms.float32  # of a learned scale of scores, so that no scale casts it again
     # a whole block over its cache, if there is a kernel for it
     cached_block: Callable[..., Tensor] | None = None
 

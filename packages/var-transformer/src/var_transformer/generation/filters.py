@@ -1,5 +1,7 @@
 """From logits to token ids, on the host: filters, random draws, and Gumbel mixing."""
 
+from typing import NoReturn
+
 import numpy as np
 from var_tokenizer.common import InputError
 
@@ -45,12 +47,17 @@ def draw(probabilities_blv: np.ndarray, uniform_bl: np.ndarray) -> np.ndarray:
     """
     cumulative = np.cumsum(probabilities_blv, -1, dtype=np.float64)
     if not np.isfinite(cumulative[..., -1]).all():  # NaN compares false: it would draw token 0
-        raise InputError(
-            "probabilities are NaN; expected finite logits: the weights hold NaN or infinity, or "
-            "overflow in the model's type"
-        )
+        refuse_nan()
     threshold = uniform_bl[..., None] * cumulative[..., -1:]
     return np.count_nonzero(cumulative <= threshold, -1).astype(np.int32)
+
+
+def refuse_nan() -> NoReturn:
+    """Raises InputError for probabilities that are NaN."""
+    raise InputError(
+        "probabilities are NaN; expected finite logits: the weights hold NaN or infinity, or "
+        "overflow in the model's type"
+    )
 
 
 def gumbel_mixture(logits_blv: np.ndarray, uniform_blv: np.ndarray, ratio: float) -> np.ndarray:

@@ -9,6 +9,7 @@ from mindspore import Tensor
 from var_tokenizer import LatentCodec
 from var_tokenizer.common import Array, InputError, to_unit_range
 
+from var_transformer.generation.device_scales import draw_scales_on_device, stays_on_device
 from var_transformer.generation.filters import draw, filter_logits, gumbel_mixture, softmax
 from var_transformer.generation.guidance import GuidedPasses
 from var_transformer.generation.random_streams import random_streams
@@ -100,6 +101,11 @@ def draw_scales(
     refiner: Refiner | None = None,
 ) -> Generation:
     """The loop over the scales; its arguments are already checked."""
+    if stays_on_device(sampler):
+        images, ids = draw_scales_on_device(
+            model, tokenizer, labels_b, sampler, streams, kept, on_scale, refiner
+        )
+        return Generation(images, ids)
     scales = len(tokenizer.schedule)
     refined = 0 if refiner is None else refiner.scales
     plan = sampler.plan(scales, refined)

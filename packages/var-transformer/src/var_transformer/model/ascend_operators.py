@@ -70,9 +70,35 @@ class _Modulate(nn.Cell):
         return d_norm, d_scale, mint.sum(d_blc, 1, True)
 
 
+def sum_of_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """x + a * b, all of one type."""
+    return mint.addcmul(x, a, b)
+
+
+def scaled_norm(x_blc: Tensor, factor_b1c: Tensor, shift_b1c: Tensor) -> Tensor:
+    """layer_norm(x) * factor + shift, all of one type."""
+    norm_blc = mint.nn.functional.layer_norm(x_blc, (x_blc.shape[-1],), None, None, 1e-6)
+    return sum_of_product(shift_b1c, norm_blc, factor_b1c)
+
+
 def rows(table_nc: Tensor, ids: Tensor) -> Tensor:
     """The rows of a table at some ids."""
     return mint.nn.functional.embedding(ids, table_nc)
+
+
+def columns(x: Tensor, index_n: Tensor) -> Tensor:
+    """Some columns of the last axis."""
+    return mint.index_select(x, len(x.shape) - 1, index_n)
+
+
+def ranked(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The last axis ascending, equal values in their order; the index that each value had."""
+    return mint.sort(x, dim=-1, stable=True)
+
+
+def cumulative_sum(x: Tensor) -> Tensor:
+    """Over the last axis, of x's type: float32 and int32 are summed by the NPU's vector cores."""
+    return mint.cumsum(x, -1, dtype=x.dtype)
 
 
 def unit_length(x_blhd: Tensor) -> Tensor:

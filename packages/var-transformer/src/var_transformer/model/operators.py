@@ -196,6 +196,47 @@ class GatedSum(nn.Cell):
         return x_blc + gated_blc.astype(x_blc.dtype)
 
 
+class PreparedNorm(nn.Cell):
+    """``ModulatedNorm`` by what ``prepared`` makes of scale and shift; the result is of ``dtype``.
+
+    One norm and one kernel more, if the norm is not fused: shift + factor * norm.
+    """
+
+    def __init__(self, dtype: ms.Type) -> None:
+        super().__init__()
+        fused = ascend_c.operators()
+        self.fused = None if fused is None else fused.var_modulated_norm
+        self.on_ascend = ascend.is_used()
+        self.norm = LayerNorm()
+        self.dtype = dtype
+
+    def prepared(self, scale_b1c: Tensor, shift_b1c: Tensor) -> tuple[Tensor, Tensor]:
+        if self.fused is not None and ascend_c.takes_width(scale_b1c.shape[-1]):
+            return scale_b1c.astype(self.dtype), shift_b1c.astype(self.dtype)
+        return scale_b1c.astype(ms.float32) + 1, shift_b1c.astype(ms.float32)
+
+    def construct(self, x_blc: Tensor, factor_b1c: Tensor, shift_b1c: Tensor) -> Tensor:
+        if self.fused is not None and ascend_c.takes_width(x_blc.shape[-1]):
+            return self.fused(x_blc, factor_b1c, shift_b1c)
+        if self.on_ascend:
+            return ascend.scaled_norm(x_blc, factor_b1c, shift_b1c).astype(self.dtype)
+        return (self.norm(x_blc) * factor_b1c + shift_b1c).astype(self.dtype)
+
+
+class PreparedGatedSum(nn.Cell):
+    """``GatedSum`` by a gate of x's type, (B, 1, C)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_ascend = ascend.is_used()
+
+    def construct(self, x_blc: Tensor, branch_blc: Tensor, gate_b1c: Tensor) -> Tensor:
+        branch_blc = branch_blc.astype(x_blc.dtype)
+        if self.on_ascend:
+            return ascend.sum_of_product(x_blc, gate_b1c, branch_blc)
+        return x_blc + gate_b1c * branch_blc
+
+
 class _KernelLinear(nn.Cell):
     def __init__(self, library: KernelLibrary) -> None:
         super().__init__()
@@ -279,6 +320,64 @@ class Rows(nn.Cell):
         if self.on_ascend:
             return ascend.rows(table_nc, ids)
         return ops.gather(table_nc, ids, 0)
+
+
+class Columns(nn.Cell):
+    """Some columns of the last axis, ``f(x (..., N), index (n) int32) -> (..., n)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_ascend = ascend.is_used()
+
+    def construct(self, x: Tensor, index_n: Tensor) -> Tensor:
+        if self.on_ascend:
+            return ascend.columns(x, index_n)
+        return ops.gather(x, index_n, len(x.shape) - 1)
+
+
+class Ranked(nn.Cell):
+    """The last axis ascending, equal values in their order; the index that each value had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_ascend = ascend.is_used()
+        self.sort = ops.Sort()
+
+    def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.on_ascend:
+            return ascend.ranked(x)
+        values, index = self.sort(x)
+        return values, index.astype(ms.int64)
+
+
+class CumulativeSum(nn.Cell):
+    """Sums of the first 1, 2, ... entries of the last axis, of x's type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_ascend = ascend.is_used()
+        self.sum = ops.CumSum()
+
+    def construct(self, x: Tensor) -> Tensor:
+        return ascend.cumulative_sum(x) if self.on_ascend else self.sum(x, -1)
+
+
+class Softmax(nn.Cell):
+    """Over the last axis of a float32 array. Exact to a rounding or two.
+
+    On the CPU, MindSpore's exponential of float32 is off by up to 95 units in the last place.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_cpu = on_cpu()
+        self.most, self.sum = ops.ReduceMax(keep_dims=True), ops.ReduceSum(keep_dims=True)
+
+    def construct(self, x: Tensor) -> Tensor:
+        if not self.on_cpu:
+            return ops.softmax(x, -1)
+        powers = ops.exp((x - self.most(x, -1)).astype(ms.float64)).astype(ms.float32)
+        return powers / self.sum(powers, -1)
 
 
 class First(nn.Cell):

@@ -10,6 +10,7 @@ v vocabulary. ``k`` is the index of a scale, from 0.
 
 import json
 import os
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -80,6 +81,7 @@ class Transformer(nn.Cell):
 
     class_names: tuple[str, ...] | None = None
     tokenizer_checksum: str | None = None
+    device_graphs: Any = None  # what a generation on a device compiled of this model
 
     def __init__(
         self,
