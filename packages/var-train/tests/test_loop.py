@@ -230,7 +230,7 @@ def test_a_setting_that_leaves_the_result_as_it_is_may_change(tmp_path, name, va
         ("transformer.depth", 3, "the weights have these shapes"),
         ("train_transformer.epochs", 1, "the learning rate has followed a longer schedule"),
         ("train_transformer.batch", 16, "which images a step takes"),
-        ("train_transformer.precision.dtype", "float32", "another type round far otherwise"),
+        ("train_transformer.precision.dtype", "float32", "far more coarsely than 32"),
         ("train_transformer.optimizer.learning_rate", 0.2, "it changes what a step learns"),
         ("train_tokenizer.epochs", 8, "the revival of codes follow a share of all steps"),
     ],

@@ -233,7 +233,10 @@ def _rewritten(before: DataRecord, now: DataRecord) -> str | None:
         return None
     newer_n = before.times_n != now.times_n
     if newer_n.all():
-        log.info("all image files have other times than before: taken for a copy of them")
+        log.info(
+            "all image files have other times than before: taken for a copy of them; those that "
+            "were read before are compared when read again"
+        )
     elif newer_n.any():
         unknown_n = newer_n & (before.hashes_n == 0)
         newer = [now.names[i] for i in np.flatnonzero(unknown_n)]

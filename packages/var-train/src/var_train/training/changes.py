@@ -37,8 +37,8 @@ _REASONS = {  # by the name of a setting or of its group
     _EPOCHS: "the learning rate has followed a longer schedule; they may only grow",
     "train_tokenizer.epochs": "the adversary and the revival of codes follow a share of all steps",
     "train_tokenizer.batch": "it decides which images a step takes",
-    "train_transformer.batch": "it decides which images a step takes",
-    "train_transformer.precision.dtype": "products of another type round far otherwise",
+    "train_transformer.batch": "it decides which images a step takes (accumulation saves memory)",
+    "train_transformer.precision.dtype": "16 bits round products far more coarsely than 32",
     "": "it changes what a step learns",
 }
 
