@@ -25,7 +25,9 @@ OTHER_DIED = 3
 """The exit code of a worker that ends because another one died."""
 
 _TOUCH = 2.0  # seconds between two heartbeats
-_SILENCE = 15  # own heartbeats without one of a worker of another machine, which counts as dead
+# Own heartbeats without one of a worker of another machine, which counts as dead: within 15 s.
+# A compilation keeps a worker from beating for 3 s at most (depth 24, a busy machine).
+_SILENCE = 6
 _POLL = 0.1  # seconds between two looks: msrun kills the others after a second, and logs nothing
 
 
