@@ -338,7 +338,9 @@ def test_a_signal_to_the_launcher_leaves_no_process(work, tmp_path, number):
     else:
         assert code == 130
         assert newest(out / "checkpoints" / "transformer") == len(steps(out)) >= 3
-        assert "the same command continues there" in Path(f"{out}.txt").read_text()
+        said = Path(f"{out}.txt").read_text()
+        assert "INFO: started 2 worker(s)" in said and "INFO: worker 0: 40 training and" in said
+        assert "the same command continues there" in said
     assert not any(map(is_alive, children))
 
 

@@ -28,7 +28,7 @@ from var_train.parallel.watch import OTHER_DIED
 from var_train.parallel.workers import LAUNCHER
 from var_train.training.loop import interrupts
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("var_train")  # not "__main__", of which nothing below a warning is shown
 
 _POLL = 0.1  # seconds between two looks at the workers
 _GRACE = 10.0  # seconds that workers have to end after the first has: after a signal to stop all
