@@ -67,7 +67,7 @@ class _Transfers:
 
     def __enter__(self) -> "_Transfers":
         from mindspore import Tensor
-        from mindspore.graph import api
+        from var_tokenizer.common import graph_api
 
         for name in READERS:
             self._replace(Tensor, name, self._reads(getattr(Tensor, name)))
@@ -80,7 +80,7 @@ class _Transfers:
             return tensor
 
         self._replace(Tensor, "from_numpy", staticmethod(keep))
-        executor = type(api._pynative_executor)
+        executor = type(graph_api._pynative_executor)
         self._replace(executor, "grad_jit", self._takes(executor.grad_jit))
         return self
 

@@ -6,7 +6,7 @@ import pytest
 import tiny
 from mindspore import Tensor
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import InputError, free_memory, unfilled
+from var_tokenizer.common import InputError, free_memory, takes_built_operators, unfilled
 from var_tokenizer.common.command import exit_codes
 from var_tokenizer.common.versions import is_on_device, memory_address
 
@@ -57,3 +57,7 @@ def test_an_address_is_that_of_the_numbers():
     assert len({memory_address(first), memory_address(second), 0}) == 3
     computed = first + second
     assert is_on_device(computed) and memory_address(computed) == computed.data_ptr()
+
+
+def test_graphs_take_built_operators_in_all_releases_but_the_oldest():
+    assert takes_built_operators() == (ms.__version__ != "2.7.0")

@@ -103,7 +103,7 @@ def relaid(order, shape):
         def call(q, k, v, heads, **rest):
             read = [x.reshape(2, *shape).transpose(order) for x in (q, k, v)]
             mixed = flash_attention_model(*read, heads, **rest)
-            return mixed.transpose(tuple(np.argsort(order))).reshape(q.shape)
+            return mixed.transpose(tuple(np.argsort(order).tolist())).reshape(q.shape)
 
         patch.setattr(ops, "flash_attention_score", call)
 

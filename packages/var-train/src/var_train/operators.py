@@ -66,6 +66,12 @@ def part(flat: Tensor, offset: int, size: int) -> Tensor:
     return ops.strided_slice(flat, (offset,), (offset + size,), (1,))
 
 
+def parts_of(flat: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """The parts of a flat array, one after another; on an Ascend they are views."""
+    # before MindSpore 2.8, mint.split has no kernel on a CPU
+    return mint.split(flat, sizes, 0) if on_ascend() else ops.split(flat, sizes, 0)
+
+
 def store(parameter: Parameter, values: Tensor) -> Tensor:
     """Writes values to a parameter, in a graph; what depends on the result comes after it."""
     return _copy(parameter, values) if on_ascend() else ops.assign(parameter, values)

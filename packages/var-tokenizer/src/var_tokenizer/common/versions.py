@@ -41,6 +41,13 @@ def onednn_path() -> Path:
     return before if before.exists() and not library.exists() else library
 
 
+def takes_built_operators() -> bool:
+    """Whether graphs for an Ascend find what ``ops.CustomOpBuilder`` built: from 2.7.1 on."""
+    operators = Path(ms.__file__).parent / "include" / "mindspore" / "ops"
+    header = Path("kernel", "ascend", "custom", "kernel_mod_impl", "custom_register.h")
+    return any((folder / header).is_file() for folder in (operators, operators / "include"))
+
+
 def is_on_device(tensor: Tensor) -> bool:
     """Whether the device has had a tensor: before 2.8, a new one is Python's alone."""
     if _release() >= (2, 8):

@@ -9,10 +9,10 @@ from typing import TypeAlias
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, mint, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from var_transformer import Transformer
 
-from var_train.operators import store
+from var_train.operators import parts_of, store
 from var_train.parallel.gradients import AveragedGradient
 
 Given: TypeAlias = tuple[Tensor, ...]
@@ -159,7 +159,7 @@ class JoinedWeights(_FlatMasters):
         """Copies the masters after an update; returns ``updated``, which depends on it."""
         parts: tuple = ()
         for i in range(2):
-            parts = parts + mint.split(ops.depend(self.masters[i], updated), self.sizes[i], 0)
+            parts = parts + parts_of(ops.depend(self.masters[i], updated), self.sizes[i])
         return ops.depend(updated, self.map(_store, self.copies, parts))
 
 
@@ -212,14 +212,14 @@ class FlatWeights(_FlatMasters):
     def construct(self) -> tuple[Given, ...]:
         """The arrays of ``model.weights()``, as views of the flat ones."""
         arrays: tuple = ()
-        chunks = mint.split(self.products, self.chunk_ends, 0)
+        chunks = parts_of(self.products, self.chunk_ends)
         for i in range(len(chunks)):
             chunk = self.averaged(chunks[i]) if self.averages else chunks[i]
-            arrays = arrays + mint.split(chunk, self.chunk_sizes[i], 0)
+            arrays = arrays + parts_of(chunk, self.chunk_sizes[i])
         others = self.averaged(self.masters[-1]) if self.averages else self.masters[-1]
-        biases, rest = mint.split(others, self.ends, 0)
-        arrays = arrays + mint.split(biases.astype(self.dtype), self.bias_sizes, 0)
-        arrays = arrays + mint.split(rest, self.rest_sizes, 0)
+        biases, rest = parts_of(others, self.ends)
+        arrays = arrays + parts_of(biases.astype(self.dtype), self.bias_sizes)
+        arrays = arrays + parts_of(rest, self.rest_sizes)
         given: tuple = ()
         for part in self.parts:
             of_part: tuple = ()
@@ -230,7 +230,7 @@ class FlatWeights(_FlatMasters):
 
     def gradients(self, of_trained: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
         """Gradients of ``masters`` from those of ``trained``, float32."""
-        pieces = mint.split(of_trained[0].astype(ms.float32), self.piece_sizes, 0)
+        pieces = parts_of(of_trained[0].astype(ms.float32), self.piece_sizes)
         return (*pieces, of_trained[1])
 
     def refresh(self, updated: Tensor) -> Tensor:

@@ -14,15 +14,13 @@ from types import ModuleType
 
 import mindspore as ms
 from mindspore import ops
-from var_tokenizer.common import InputError, check_cann, check_private
+from var_tokenizer.common import InputError, check_cann, check_private, takes_built_operators
 
 log = logging.getLogger(__name__)
 
 _SOURCES = Path(__file__).parent
 _MODULE = "var_ascend_c"
 _KERNELS = "libvar_ascend_c_kernels.so"
-# of MindSpore: how a graph finds such operators; 2.7.0 has none
-_FACTORY = "include/mindspore/ops/include/kernel/ascend/custom/kernel_mod_impl/custom_register.h"
 
 
 def directory() -> Path:
@@ -41,10 +39,10 @@ def build(npu_arch: str) -> Path:
     MindSpore wants, if MindSpore's graphs take no such operators, or if compilation fails.
     """
     check_cann()
-    if not (Path(ms.__file__).parent / _FACTORY).is_file():
+    if not takes_built_operators():
         raise InputError(
-            f"MindSpore is {ms.__version__}, whose graphs take no such operators (it has no "
-            f"{Path(_FACTORY).name}); expected a later one, such as 2.10"
+            f"MindSpore is {ms.__version__}, whose graphs take no such operators; "
+            "expected 2.7.1 or later"
         )
     compiler = shutil.which("bisheng")
     if compiler is None or "ASCEND_OPP_PATH" not in os.environ:
