@@ -2,9 +2,6 @@
 
 import json
 import logging
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +9,9 @@ import pytest
 import tiny
 from mindspore.ops import constexpr
 from var_tokenizer import Tokenizer
+from var_tokenizer.common import InputError
+from var_train import RunConfig, SamplingConfig, TransformerSizeConfig, run_training
+from var_train.commands.run_config import DIGITS
 from var_train.data.token_sources import TokenSet
 from var_train.training import attention_choice
 from var_train.training.attention_choice import AttentionChoice
@@ -53,13 +53,13 @@ class Timed:
     def build(self):
         name = self.used
 
-        def function() -> str:
+        def function() -> tuple[float, str]:
             seconds = self.seconds[name]
             if seconds is None:
                 raise RuntimeError("Allocate memory failed\nin a kernel")
             self.now += seconds if self.calls[name] else 100.0  # it is compiled first
             self.calls[name] += 1
-            return name
+            return 0.0, name
 
         return function
 
@@ -71,7 +71,7 @@ def test_the_calls_that_take_the_least_time_are_kept_and_recorded(monkeypatch, c
     choice = AttentionChoice(of)
     assert choice.is_open and choice.name is None
     function, recorded = choice.choose(timed.build, ())
-    assert function() == timed.used == choice.name == "masked" and not choice.is_open
+    assert function()[1] == timed.used == choice.name == "masked" and not choice.is_open
     assert recorded == {
         "attention": "masked",
         "seconds_attention_segments": 0.5,
@@ -190,32 +190,28 @@ def test_a_checkpoint_that_names_no_calls_of_this_device_lets_it_choose(masked_i
         assert run(resumed, 1, 2)[0]["attention"] == "masked"
 
 
+def test_calls_that_a_device_lacks_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(InputError, match="attention is 'banded'; expected one of cheapest"):
+        run_training(RunConfig(attention="banded", out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
-def test_the_command_records_its_choice_and_refuses_calls_that_the_device_lacks(tmp_path):
-    words = """
-        --tokenizer.channel-multipliers 1 1 --tokenizer.vocab-size 16 --tokenizer.scales 1 2 16
-        --transformer.depth 1 --transformer.width 48 --transformer.heads 2
-        --train-tokenizer.batch 128 --train-tokenizer.epochs 1
-        --train-transformer.batch 128 --train-transformer.epochs 1 --sampling.per-class 1
-    """
-
-    def command(*more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "var_train.run", "--out", str(tmp_path / "out")]
-        return subprocess.run(
-            [*command, *words.split(), *more],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"GLOG_v": "3"},
-            check=False,
-        )
-
-    refused = command("--attention", "banded")
-    assert refused.returncode == 2 and not (tmp_path / "out").exists()
-    assert "'banded'; expected one of cheapest, segments, masked" in refused.stderr
-    result = command("--attention", "auto")
-    assert result.returncode == 0, result.stderr
-    lines = map(json.loads, (tmp_path / "out" / "metrics.jsonl").read_text().splitlines())
+def test_a_run_records_its_choice_once(tmp_path):
+    path = tmp_path / "tokenizer.safetensors"
+    Tokenizer(DIGITS).save(path)
+    config = RunConfig(
+        stage="transformer",
+        tokenizer_file=path,
+        attention="auto",
+        transformer=TransformerSizeConfig(depth=1, width=48, heads=2),  # not the C++ kernels'
+        train_transformer=TransformerStageConfig(epochs=1, batch=256, samples_per_class=0),
+        sampling=SamplingConfig(per_class=1),
+        out=tmp_path / "out",
+    )
+    run_training(config)
+    lines = map(json.loads, (config.out / "metrics.jsonl").read_text().splitlines())
     first, *later = (line for line in lines if line["stage"] == "transformer")
-    named = {"segments", "masked"}
+    named = ("segments", "masked")
     assert first["attention"] == min(named, key=lambda n: first[f"seconds_attention_{n}"])
     assert later and not any("attention" in line for line in later)

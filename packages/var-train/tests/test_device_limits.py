@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from var_tokenizer.common import InputError
+from var_train import RunConfig, run_training
 from var_train.commands.presets import published_stage
 from var_train.training import device_limits
 from var_train.training.device_limits import check_device
@@ -94,3 +95,10 @@ def test_nothing_is_refused_where_the_memory_is_not_known(on, cpu):
 
 def test_this_machine_says_how_much_memory_it_has():
     assert 2**29 < device_limits.device_memory() < 2**50
+
+
+def test_a_run_that_does_not_fit_ends_before_it_writes_anything(on, tmp_path):
+    on(2**20, cpu=True)
+    with pytest.raises(InputError, match=r"batch is 64 in 1 part\(s\), each of which needs"):
+        run_training(RunConfig(out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 from var_tokenizer.common import quoted
@@ -43,8 +42,8 @@ class AttentionChoice:
     ) -> tuple[Callable, dict[str, Value]]:
         """The function of the fastest calls, and what to record; the model uses them from now on.
 
-        build: a new function, which is compiled when it is first called, with ``inputs``. Calls
-        that fail, for want of memory, say, are left out; if all do, raises what one of them did.
+        build: a new function of ``inputs``, whose first result is the loss; compiled when called.
+        Calls that fail, for want of memory, say, are left out; if all do, raises what one did.
         """
         functions: dict[str, Callable] = {}
         spent: list[float] = []
@@ -82,8 +81,7 @@ def _seconds(name: str, function: Callable, inputs: tuple[Tensor, ...]) -> float
     try:
         for turn in range(_ROUNDS + 1):
             begin = time.perf_counter()
-            function(*inputs)
-            ms.runtime.synchronize()
+            float(function(*inputs)[0])  # the loss; reading it waits for the device
             if turn:
                 least = min(least, time.perf_counter() - begin)
     except RuntimeError as error:
