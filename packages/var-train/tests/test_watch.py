@@ -2,11 +2,15 @@
 
 import json
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from var_train.parallel import watch
+
+# of a container that has this host's name and its numbers of processes
+LIFE = {"host": socket.gethostname(), "machine": "other", "process": os.getpid(), "line": "a step"}
 
 
 class Rounds:
@@ -36,7 +40,7 @@ def beats(tmp_path, monkeypatch) -> list[Path]:
     monkeypatch.setattr(watch.os, "_exit", end)
     paths = [tmp_path / f"{rank}.json" for rank in (0, 1)]
     for path in paths:
-        path.write_text(json.dumps({"host": "elsewhere", "process": 1, "line": "a step"}))
+        path.write_text(json.dumps(LIFE))
     return paths
 
 
@@ -57,4 +61,26 @@ def test_a_worker_that_is_silent_for_15_seconds_is_dead_whatever_the_time(beats,
     with pytest.raises(Ended):
         watch.look(own, [other], rounds)
     assert 10 < (rounds.done - 1) * beat < 15  # since the first look
-    assert "worker 1 (process 1 on elsewhere) died; its last log line: a step" in caplog.text
+    died = f"worker 1 (process {os.getpid()} on {socket.gethostname()}) died"
+    assert f"{died}; its last log line: a step" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"machine": []}', json.dumps(LIFE | {"process": "x"}), "[" * 99_999],
+)
+def test_a_heartbeat_that_is_none_does_not_end_the_watch(beats, content):
+    own, other = beats
+    other.write_text(content)
+    rounds = Rounds(40, lambda n: n == 20 and other.write_text(json.dumps(LIFE)))
+    with pytest.raises(Ended):
+        watch.look(own, [other], rounds)
+    assert rounds.done > 25
+
+
+def test_a_last_line_is_harmless_on_a_terminal(beats, caplog):
+    own, other = beats
+    other.write_text(json.dumps(LIFE | {"line": "\x1b[2J", "host": "\x1b[2J"}))
+    with pytest.raises(Ended):
+        watch.look(own, [other], Rounds(40, lambda n: None))
+    assert "\x1b" not in caplog.text and r"\x1b[2J" in caplog.text

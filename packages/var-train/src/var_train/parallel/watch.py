@@ -45,6 +45,7 @@ class _LastLine(logging.Handler):
         """Makes the first line of ``text`` this worker's last log line, as the others see it."""
         line = text.partition("\n")[0]
         life = {"host": socket.gethostname(), "process": os.getpid(), "line": line}
+        life["machine"] = _MACHINE
         # others report a full disk
         with suppress(OSError, InputError), replacing(self.path) as temporary:
             temporary.write_text(json.dumps(life))
@@ -133,19 +134,34 @@ def look(own: Path, others: list[Path], stop: threading.Event) -> None:
             try:
                 life = json.loads(path.read_text())
                 beat = path.stat().st_mtime_ns
-            except (OSError, ValueError, RecursionError):  # it has finished, or is writing the file
+                process, here = int(life["process"]), life["machine"] == _MACHINE
+                host, line = quoted(str(life["host"])), quoted(str(life["line"]))
+            except OSError:  # it has finished, or has not begun
+                continue
+            except (ValueError, TypeError, KeyError, RecursionError):  # not by this version
                 continue
             if path not in heard or heard[path][0] != beat:
                 heard[path] = beat, beats
-            here = life["host"] == socket.gethostname()
             silent = beats - heard[path][1] > _SILENCE
-            if (not _runs(life["process"])) if here else silent:
+            if (not _runs(process)) if here else silent:
                 log.error(
                     "worker %s (process %d on %s) died; its last log line: %s",
-                    *(path.stem, life["process"], life["host"], life["line"]),
+                    *(path.stem, process, host, line),
                 )
                 logging.shutdown()
                 os._exit(OTHER_DIED)
+
+
+def _machine() -> str:
+    """What the processes share that see one another; containers may share a host's name, too."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return socket.gethostname()
+
+
+_MACHINE = _machine()
 
 
 def _runs(process: int) -> bool:
