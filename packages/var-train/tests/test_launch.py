@@ -124,7 +124,7 @@ else:
 
 @pytest.mark.parametrize("stubborn", [False, True])
 def test_an_interrupt_lets_workers_save_and_leaves_none(monkeypatch, caplog, stubborn):
-    monkeypatch.setattr(launch, "_GRACE", 0.5)
+    monkeypatch.setattr(launch, "_GRACE", 0.5 if stubborn else 600)
     code = f"""
 def save(number, frame):
     if rank == 1 or not {stubborn}:
