@@ -145,6 +145,7 @@ while True:
     assert run(code) == 130
     assert Path("saved-1-1").exists() and Path("saved-0-1").exists() != stubborn
     assert not any("died" in m or "restart" in m for m in caplog.messages)
+    assert any(m.startswith("1 worker(s) are killed") for m in caplog.messages) == stubborn
 
 
 @pytest.mark.parametrize(

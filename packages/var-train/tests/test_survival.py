@@ -296,7 +296,10 @@ def launched(arguments: list[str], out: Path) -> subprocess.Popen:
     words = ["-m", "var_train.launch", "--worker_num=2", f"--log_dir={out}.logs"]
     with Path(f"{out}.txt").open("w") as file:
         return subprocess.Popen(
-            [sys.executable, *words, "python", *arguments], env=ENVIRONMENT, stderr=file
+            [sys.executable, *words, "python", *arguments],
+            env=ENVIRONMENT,
+            stderr=file,
+            start_new_session=True,
         )
 
 
@@ -329,7 +332,8 @@ def test_a_signal_to_the_launcher_leaves_no_process(work, tmp_path, number):
         time.sleep(0.1)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) == 3  # two workers and the scheduler
-    process.send_signal(number)
+    # Ctrl-C and SLURM reach the scheduler, too
+    (os.kill if number == signal.SIGKILL else os.killpg)(process.pid, number)
     code = process.wait(300)
     if number == signal.SIGKILL:
         deadline = time.monotonic() + 60

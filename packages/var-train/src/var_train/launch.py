@@ -235,6 +235,12 @@ def _until_end(processes: list[_Process], interrupted: Callable[[], bool]) -> in
         if all(code == 0 for code in codes):
             return 0
         if asked and (None not in codes or time.monotonic() > deadline):
+            if None in codes:
+                log.error(
+                    "%d worker(s) are killed, which did not end %.0f s after another process: "
+                    "steps since the last checkpoint are lost",
+                    *(codes.count(None), _GRACE),
+                )
             return INTERRUPTED
         if asked and (failed or any(code is not None for code in codes)):
             deadline = min(deadline, time.monotonic() + _GRACE)

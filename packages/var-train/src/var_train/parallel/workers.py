@@ -35,10 +35,11 @@ def start() -> None:
         _end_with_launcher()
         # Python would handle a signal after ``init``, which may wait long for the others
         handlers = {n: signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGTERM)}
-        if (
-            os.environ["MS_ROLE"] == "MS_SCHED"
-        ):  # a terminal's Ctrl-C: workers still need it to save
+        if os.environ["MS_ROLE"] == "MS_SCHED":
+            # terminals and SLURM signal to all processes: workers still need this one to save
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            if LAUNCHER in os.environ:  # which kills it in the end
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
         ms.set_context(mode=ms.GRAPH_MODE)
         communication.init()
         for number, handler in handlers.items():
