@@ -32,7 +32,8 @@ def record():
 
 
 def test_the_memory_of_a_step_is_counted_within_2_percent_of_what_mindspore_plans(module, record):
-    trained = [c for c in module("paths").CASES.values() if c.program == "train_transformer"]
+    cases = [c for c in module("paths").CASES.values() if c.program == "train_transformer"]
+    trained = [c for c in cases if c.options["jit_level"] == "O0"]  # as the project trains
     assert len(trained) > 8
     for case in (c for c in trained if c.name in record):
         options, stage = case.options, case.options["stage"]

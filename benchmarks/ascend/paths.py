@@ -31,8 +31,17 @@ class Case:
 DEPTHS = {"d16": 16, "d36-s": 36}
 
 
-def _train(name: str, batch: int, dtype: str, more: str = "", cards: int = 1, **stage: Any) -> Case:
-    options = {"preset": name, "batch": batch, "dtype": dtype, "stage": stage}
+def _train(
+    name: str,
+    batch: int,
+    dtype: str,
+    more: str = "",
+    cards: int = 1,
+    jit_level: str = "O0",
+    **stage: Any,
+) -> Case:
+    options = {"preset": name, "batch": batch, "dtype": dtype, "jit_level": jit_level}
+    options["stage"] = stage
     full = f"train-{name}-b{batch}-{dtype}{more}"
     return Case(full, "train_transformer", options, (2, 3), DEPTHS[name], cards)
 
@@ -45,6 +54,7 @@ def _draw(program: str, name: str, batch: int, dtype: str) -> Case:
 def _cases() -> Iterator[Case]:
     for dtype in DTYPES:
         yield _train("d16", 96, dtype)
+    yield _train("d16", 96, "float16", "-O1", jit_level="O1")
     yield _train("d16", 96, "float16", "-recompute", recompute=True)
     yield _train("d16", 192, "float16", "-accumulation2", accumulation=2)
     yield _train("d16", 96, "float16", "-ema", ema=0.9999)

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import mindspore as ms
@@ -46,8 +47,11 @@ from var_transformer import generate as generate_images  # noqa: E402
 SAMPLER = Sampler(cfg=1.5, top_k=900, top_p=0.95)  # as published
 
 
-def train_transformer(preset: str, depth: int, batch: int, dtype: Any, stage: Any) -> None:
+def train_transformer(
+    preset: str, depth: int, batch: int, dtype: Any, jit_level: str, stage: Any
+) -> None:
     """Steps of the transformer's training on tokens in memory."""
+    ms.jit = partial(ms.jit, jit_level=jit_level)  # of the step, which is not compiled yet
     model = _transformer(preset, depth, dtype)
     schedule = model.config.schedule
     # the images' own tokenizer is not used but for the inputs: as small as it can be
