@@ -47,13 +47,17 @@ def mean(x):
     return x.mean()
 
 
+def split(x, sizes, axis):
+    return ops.split(x, sizes, axis)
+
+
 @pytest.fixture
 def ascend(monkeypatch):
     for module in (layout, operators):
         monkeypatch.setattr(module, "on_cpu", lambda: False)
     for form in (conv2d, interpolate, pad, silu, linear):
         monkeypatch.setattr(mint.nn.functional, form.__name__, form)
-    for form in (argmin, index_select, mean):
+    for form in (argmin, index_select, mean, split):
         monkeypatch.setattr(mint, form.__name__, form)
 
 

@@ -86,7 +86,7 @@ def test_the_package_lists_its_commands():
     command = [sys.executable, "-m", "var_train"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     listed = [line.split(".")[1] for line in shown.splitlines() if line.startswith("python -m")]
-    assert listed == ["run", "tokenize", "evaluate"]
+    assert listed == ["run", "tokenize", "evaluate", "launch"]
 
 
 def shown(capsys, monkeypatch, kind: type, *words: str) -> str:

@@ -88,9 +88,7 @@ class RunConfig:
     """Train on random crops of DATA's images, resized to 1.125 times the size, as published, and
     validate on the centre. With TOKENS, var_train.tokenize --crops decides."""
     attention: AttentionCalls = "cheapest"
-    """How the transformer attends all scales in training: in segments, one banded or one masked
-    call. cheapest: what costs least by a model; auto: what is fastest in the first step, which a
-    resumed run keeps. Their results agree to rounding."""
+    """How training attends; auto times all ways in its first step."""
     seed: int = 0
     """Seed of weights, order, crops, dropout and sampling."""
     tokenizer: TokenizerConfig = DIGITS
