@@ -259,6 +259,13 @@ def growth(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON)
+def memory(session: nox.Session) -> None:
+    """Peaks of d16 at 256 px in a control group of 8 GiB, where one can be made."""
+    install(session, "var-tokenizer", "var-transformer", "var-train")
+    session.run("python", "benchmarks/bounded_memory.py", *session.posargs)
+
+
+@nox.session(python=PYTHON)
 def ascend(session: nox.Session) -> None:
     """Every path on MindSpore's Ascend backend, launching nothing; writes benchmarks/ascend.json.
 

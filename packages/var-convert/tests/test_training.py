@@ -96,6 +96,7 @@ def test_a_trainers_file_becomes_a_checkpoint_with_every_moment(trained, tmp_pat
     result = convert_training(path, tmp_path / "run")
     found_path, found = snapshot_of(tmp_path / "run")
     assert result.target == found_path and result.step == found.step == STEPS + 1
+    arrays = dict(found.arrays)
     for name, parameter in model.named_parameters():
         state = adamw.state[parameter]
         for prefix, tensor in (
@@ -103,9 +104,9 @@ def test_a_trainers_file_becomes_a_checkpoint_with_every_moment(trained, tmp_pat
             ("optimizer/first_moment.", state["exp_avg"]),
             ("optimizer/second_moment.", state["exp_avg_sq"]),
         ):
-            array = found.arrays.pop(f"{prefix}{name}")
+            array = arrays.pop(f"{prefix}{name}")
             np.testing.assert_array_equal(array, tensor.detach().numpy())
-    assert not found.arrays
+    assert not arrays
     assert found.state["stage"]["optimizer"]["skipped"] == 1
     assert inspect(found_path).config == CONFIG
 

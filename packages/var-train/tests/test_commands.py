@@ -167,11 +167,11 @@ def test_a_command_that_is_interrupted_exits_with_130_and_leaves_no_half_file(
         (run_command, ["--val-fraction", "0.1"], "val_fraction is 0.1 without data; "),
         (run_command, ["--loop.keep", "0"], "keep is 0; expected an integer of at least 1"),
         (run_command, ["--tokenizer.vocab-size", "0"], "vocab_size is 0; "),
-        (tokenize_command, [*EVALUATION[1:], "--batch", "0"], "batch is 0; "),
+        (tokenize_command, [*EVALUATION[1:], "--batch", "-1"], "batch is -1; "),
         (
             evaluate_command,
-            [*EVALUATION, "--batch", "0"],
-            "batch is 0; expected an integer of at least 1",
+            [*EVALUATION, "--batch", "-1"],
+            "batch is -1; expected an integer of at least 0",
         ),
     ],
 )
@@ -182,6 +182,66 @@ def test_unusable_settings_are_one_line(main, words, message, capsys, caplog, mo
     assert end.value.code == 2 and capsys.readouterr() == ("", "")
     (said,) = caplog.messages
     assert said.startswith(message) and "\n" not in said
+
+
+@pytest.fixture
+def few(tmp_path) -> list[str]:
+    """Options that name six images and a tokenizer of them."""
+    write_image_tree(tmp_path / "images", (6, 6), ("cat",), train=6, val=6)
+    Tokenizer(tiny.tokenizer()).save(tmp_path / "t.safetensors")
+    named = {"tokenizer": "t.safetensors", "data": "images", "out": "out"}
+    return [word for name, path in named.items() for word in (f"--{name}", str(tmp_path / path))]
+
+
+def ended(monkeypatch, main, *words: str) -> int | str | None:
+    """The exit code of a command."""
+    monkeypatch.setattr(sys, "argv", ["command", *words])
+    try:
+        main()
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "working"),
+    [
+        (evaluate_command, ["tokenizer"], "evaluate.measure_tokenizer"),
+        (tokenize_command, [], "tokenize.write_cache"),
+    ],
+)
+def test_evaluate_and_tokenize_choose_a_batch_that_fits_and_name_it_after_an_out_of_memory(
+    main, words, working, few, monkeypatch, caplog
+):
+    def without_memory(*arguments, **_):
+        raise RuntimeError(f"Memory isn't enough and alloc failed, kernel name: {arguments}")
+
+    monkeypatch.setattr(f"var_train.{working}", without_memory)
+    each = tiny.tokenizer().bytes_per_image
+    for available, batch in ((2 * 3 * each, 3), (0, 1), (2**40, None)):
+        monkeypatch.setattr(
+            "var_tokenizer.common.memory.available_memory", lambda available=available: available
+        )
+        caplog.clear()
+        assert ended(monkeypatch, main, *words, *few) == 2
+        most = {3: "below 3", 1: "more memory: one image at once is the least"}
+        if batch is not None:
+            assert f"ing {batch} images at once; expected " in caplog.text
+            assert most[batch] in caplog.text
+        else:  # no more than there are, or the usual number
+            assert re.search("ing (12|32) images at once; expected --batch below ", caplog.text)
+
+
+def test_an_evaluation_of_one_image_at_once_measures_the_same(few, monkeypatch, tmp_path, capsys):
+    reports = []
+    for free in (2**40, 0):
+        monkeypatch.setattr("var_tokenizer.common.memory.available_memory", lambda free=free: free)
+        assert ended(monkeypatch, evaluate_command, "tokenizer", *few) == 0
+        reports.append(json.loads((tmp_path / "out" / "tokenizer.json").read_text()))
+    capsys.readouterr()
+    assert reports[0]["images"] == reports[1]["images"] == 12
+    assert reports[0]["psnr"] == pytest.approx(reports[1]["psnr"], rel=1e-5)
+    assert reports[0]["scale_codes_used"] == reports[1]["scale_codes_used"]
 
 
 def test_unknown_options_are_explained(capsys, monkeypatch):

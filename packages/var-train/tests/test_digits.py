@@ -10,7 +10,7 @@ from var_train.data.digits import load_digits_split
 from var_train.data.image_sources import ImageSet
 from var_train.reports.digit_metrics import (
     DigitJudge,
-    digit_figures,
+    DigitReport,
     distinct,
     nearest_train_distance,
 )
@@ -150,5 +150,30 @@ def test_a_report_of_one_image_a_class_says_nothing_of_distinctness(split):
     train, test = split
     reals = channels_first(test)
     ones = np.stack([reals[test.labels_n == k][0] for k in range(10)]) / 255
-    figures = digit_figures(ones, np.arange(10), reals / 127.5 - 1, train, test)
+    figures = report(ones, np.arange(10), reals / 127.5 - 1, train, test)
     assert figures["distinct"] is None and figures["generated_accuracy"] > 0.8
+
+
+def report(generated, labels_n, reconstructions, train, test):
+    """The figures of images that came in batches and classes."""
+    digits = DigitReport(train, test)
+    for rows in np.array_split(np.arange(len(test)), 7):
+        digits.add_reconstructions(reconstructions[rows], test.labels_n[rows])
+    for label in np.unique(labels_n):
+        digits.add_class(generated[labels_n == label], label)
+    return digits.figures()
+
+
+def test_a_report_of_batches_and_classes_is_that_of_all_images(split):
+    train, test = split
+    order = np.argsort(test.labels_n, kind="stable")
+    made, labels = channels_first(test)[order] * 0.8 / 255, test.labels_n[order]
+    reconstructions = channels_first(test) / 127.5 - 1
+    figures = report(made, labels, reconstructions, train, test)
+    judge = DigitJudge(train)
+    assert figures["judge_accuracy"] == judge.accuracy(channels_first(test), test.labels_n)
+    assert figures["reconstruction_accuracy"] == figures["judge_accuracy"]
+    assert figures["generated_accuracy"] == judge.accuracy(made, labels)
+    assert figures["distinct"] == pytest.approx(distinct(made, labels, train))
+    nearest = nearest_train_distance(made, train, test)
+    assert figures["nearest_train_distance"] == pytest.approx(nearest)

@@ -19,7 +19,7 @@ class Counting:
     on_step, on_validation: called with the step; the latter may give the loss.
     """
 
-    name, batch = "tokenizer", 2
+    name, batch, remedy = "tokenizer", 2, "a smaller --batch"
 
     def __init__(
         self,
@@ -155,6 +155,69 @@ def test_each_validation_writes_the_model_and_the_best_one_stays_beside_it(tmp_p
     last, best = "tokenizer.safetensors", "tokenizer-best.safetensors"
     assert seen == [{}, {last: "2", best: "2"}, {last: "4", best: "4"}, {last: "6", best: "4"}]
     assert (tmp_path / last).read_text() == "8" and (tmp_path / best).read_text() == "4"
+
+
+def without_memory(step: int) -> float:
+    raise MemoryError
+
+
+def recorded(folder) -> list[dict]:
+    lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    times = ("seconds", "seconds_step", "images_per_second")
+    return [{k: v for k, v in line.items() if k not in times} for line in lines]
+
+
+@pytest.mark.parametrize("moment", ["on_validation", "save"])
+def test_a_validation_that_did_not_end_loses_no_step_and_is_repeated(tmp_path, moment):
+    """It may take more memory than the training, so a checkpoint is written before it."""
+    losses = {4: 2.0, 9: 1.0}
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    trained(undisturbed, Counting(on_validation=losses.__getitem__), validations=2)
+
+    stage = Counting(on_validation=losses.__getitem__)
+    setattr(stage, moment, without_memory)
+    with pytest.raises(MemoryError):
+        trained(killed, stage, validations=2)
+    assert CheckpointFolder(killed / "checkpoints" / "tokenizer").newest().step == 5
+
+    again = Counting(lambda step: pytest.fail("a step") if step < 5 else None, losses.__getitem__)
+    trained(killed, again, validations=2)
+    assert recorded(killed) == recorded(undisturbed)
+    for name in ("tokenizer.safetensors", "tokenizer-best.safetensors"):
+        assert (killed / name).read_text() == (undisturbed / name).read_text()
+    newest = [CheckpointFolder(f / "checkpoints" / "tokenizer") for f in (killed, undisturbed)]
+    first, second = (folder.newest() for folder in newest)
+    assert first.state == second.state
+    assert newest[0].best().name == newest[1].best().name
+
+
+def test_a_run_that_goes_on_where_processes_were_killed_for_memory_names_the_option(
+    tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr("var_tokenizer.common.memory.memory_kills", lambda: 1)
+    with pytest.raises(InterruptedError):
+        trained(tmp_path, Counting(fails_at_1), checkpoint_every=1)
+    assert not caplog.messages
+    trained(tmp_path, Counting())
+    assert "1 process(es) of this control group were killed because memory was short" in caplog.text
+    assert any(text.endswith("give it a smaller --batch") for text in caplog.messages)
+
+
+def test_a_last_validation_that_did_not_end_is_repeated_without_a_step(tmp_path):
+    with pytest.raises(MemoryError):
+        trained(tmp_path, Counting(on_validation=without_memory), validations=1)
+    trained(tmp_path, Counting(on_step=lambda step: pytest.fail("a step")), validations=1)
+    assert [line["stage"] for line in recorded(tmp_path)].count("validation") == 1
+    assert (tmp_path / "tokenizer.safetensors").read_text() == "10"
+
+
+def test_an_interrupt_before_a_validation_leaves_it_to_the_continued_run(tmp_path):
+    stage = Counting(at(4, signal.SIGTERM), lambda step: pytest.fail("a validation"))
+    with pytest.raises(SystemExit):
+        trained(tmp_path, stage, validations=2)
+    validated = []
+    trained(tmp_path, Counting(on_validation=validated.append), validations=2)
+    assert validated == [4, 9]
 
 
 def test_a_run_from_before_a_setting_existed_is_refused_by_its_name(tmp_path):

@@ -217,6 +217,44 @@ def test_unreadable_settings_end_sample_with_2_and_one_line(pair, tmp_path, capl
     assert record.getMessage().startswith(f"{out / 'settings.json'}: no")
 
 
+def test_after_an_out_of_memory_the_same_command_goes_on_with_the_option_that_it_named(
+    pair, tmp_path, caplog, monkeypatch
+):
+    def drawn(_model, _tokenizer, labels, *, numbers, **_settings):
+        if len(labels) > 1 and 2 in numbers:
+            raise RuntimeError(
+                "Memory isn't enough and alloc failed, kernel name: x, alloc size: 9"
+            )
+        return Generation(np.ones((len(labels), 3, 6, 6)), [])
+
+    monkeypatch.setattr("var_transformer.sample.generate", drawn)
+    caplog.set_level("INFO")
+    out = tmp_path / "out"
+    same = words(pair, out, classes="1,2,3,4")
+    assert call("sample", *same, "--batch", "2") == 2
+    said = "out of memory when drawing 2 images at once; expected --batch below 2"
+    assert said in caplog.text and len(list(out.glob("0*.png"))) == 2
+    assert call("sample", *same, "--batch", "1", "--seed", "1") == 2  # another run all the same
+    assert "seed is 1 and was 0" in caplog.text
+    assert call("sample", *same, "--batch", "1") == 0
+    assert "the batch was 2 and is 1 from now on" in caplog.text
+    assert len(list(out.glob("0*.png"))) == 4
+
+
+@pytest.mark.parametrize(("gibibytes", "batch"), [(64, 4), (0, 1)])
+def test_sample_chooses_the_batch_that_fits_into_memory(
+    pair, tmp_path, monkeypatch, gibibytes, batch
+):
+    def drawn(_model, _tokenizer, labels, **_settings):
+        assert len(labels) == batch
+        return Generation(np.ones((len(labels), 3, 6, 6)), [])
+
+    monkeypatch.setattr("var_transformer.sample.generate", drawn)
+    free = gibibytes * 2**30
+    monkeypatch.setattr("var_tokenizer.common.memory.available_memory", lambda: free)
+    assert call("sample", *words(pair, tmp_path / "out", classes="1,2,3,4")) == 0
+
+
 def test_a_recorded_batch_of_0_is_refused(pair, tmp_path, caplog, no_model_runs):
     same = config_of(pair, tmp_path, "1")
     with pytest.raises(AssertionError, match="a model ran"):

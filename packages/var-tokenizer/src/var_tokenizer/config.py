@@ -67,3 +67,15 @@ class TokenizerConfig:
         """(rows, columns) of the images that the tokenizer reads and writes."""
         rows, columns = self.schedule.sizes[-1]
         return rows * self.downsampling, columns * self.downsampling
+
+    @property
+    def bytes_per_image(self) -> int:
+        """An upper estimate of the memory that one more image takes in a batch.
+
+        The widest map, of the encoder or the decoder, five copies of it, and the lookup of nine
+        neighbours for each of its pixels.
+        """
+        rows, columns = self.image_size
+        multipliers = enumerate(self.channel_multipliers)
+        widest = max(m * rows * columns // 4**level for level, m in multipliers)
+        return 4 * widest * self.channels * (9 + 6)

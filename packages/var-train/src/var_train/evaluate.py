@@ -7,7 +7,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import check_integer
+from var_tokenizer.common import (
+    check_integer,
+    fewer_images,
+    images_that_fit,
+    needing_memory,
+)
 from var_tokenizer.common.command import run_command
 from var_tokenizer.common.progress import working
 
@@ -17,6 +22,8 @@ from var_train.reports.images import save_reconstructions
 from var_train.reports.json_files import write_report
 from var_train.reports.progress_bars import step_bar
 from var_train.reports.tokenizer_quality import TokenizerFigures, measure_tokenizer
+
+_LARGEST_BATCH = 50
 
 
 @dataclass(frozen=True)
@@ -32,14 +39,14 @@ class TokenizerEvaluationConfig:
     """A folder of images, searched to any depth."""
     out: Path
     """The folder for the figures and the sheet."""
-    batch: int = 50
-    """Images at once."""
+    batch: int = 0
+    """Images at once; 0 chooses what fits into free memory, at most 50."""
     feature_network: Path | None = None
     """A VGG-like network, .safetensors, whose features give the FID."""
 
     def __post_init__(self) -> None:
-        """Raises InputError for a batch below 1."""
-        check_integer("batch", self.batch, 1)
+        """Raises InputError for a batch below 0."""
+        check_integer("batch", self.batch, 0)
 
 
 def evaluate_tokenizer(config: TokenizerEvaluationConfig) -> TokenizerFigures:
@@ -49,16 +56,20 @@ def evaluate_tokenizer(config: TokenizerEvaluationConfig) -> TokenizerFigures:
         None if config.feature_network is None else FeatureNetwork.load(config.feature_network)
     )
     images = load_folder(config.data, tokenizer.config.image_size)
-    with step_bar("measuring", len(images), unit="images") as bar:
-        figures = measure_tokenizer(
-            tokenizer,
-            images,
-            config.batch,
-            network=network,
-            measured=lambda n: bar.advance(n, steps=n),
-        )
-    with working("drawing the sheet"):
-        save_reconstructions(tokenizer, images, config.out / "reconstructions.png", config.batch)
+    batch = config.batch or images_that_fit(tokenizer.config.bytes_per_image, _LARGEST_BATCH)
+    batch = min(batch, len(images))
+    doing, remedy = f"measuring {batch} images at once", fewer_images("--batch", batch)
+    with needing_memory(doing, remedy):
+        with step_bar("measuring", len(images), unit="images") as bar:
+            figures = measure_tokenizer(
+                tokenizer,
+                images,
+                batch,
+                network=network,
+                measured=lambda n: bar.advance(n, steps=n),
+            )
+        with working("drawing the sheet"):
+            save_reconstructions(tokenizer, images, config.out / "reconstructions.png", batch)
     write_report(config.out / "tokenizer.json", dataclasses.asdict(figures))
     return figures
 

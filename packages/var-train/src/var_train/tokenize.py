@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import check_integer, quoted
+from var_tokenizer.common import (
+    check_integer,
+    fewer_images,
+    images_that_fit,
+    needing_memory,
+    quoted,
+)
 from var_tokenizer.common.command import exit_codes, read_settings
 
 from var_train.data.folder_scan import scan_tree
@@ -15,6 +21,8 @@ from var_train.parallel import workers
 from var_train.parallel.watch import alone_in, watched
 
 log = logging.getLogger("var_train")
+
+_LARGEST_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -41,16 +49,16 @@ class TokenizeConfig:
     """Encode each image or crop mirrored left to right, too."""
     seed: int = 0
     """Seed of the crops."""
-    batch: int = 32
-    """Images at once."""
+    batch: int = 0
+    """Images at once; 0 chooses what fits into free memory, at most 32."""
     shard: int = 4096
     """Images in a file."""
 
     def __post_init__(self) -> None:
-        """Raises InputError for a value below 1."""
+        """Raises InputError for a value that is too small."""
         check_integer("crops", self.crops, 0)
         check_integer("seed", self.seed, 0)
-        check_integer("batch", self.batch, 1)
+        check_integer("batch", self.batch, 0)
         check_integer("shard", self.shard, 1)
 
 
@@ -61,16 +69,19 @@ def tokenize(config: TokenizeConfig) -> None:
     train, val = scan_tree(config.data, config.val_fraction)
     crops = config.crops > 0
     splits = {"train": ImageFolder(train, size, crops), "val": ImageFolder(val, size, crops)}
-    write_cache(
-        tokenizer,
-        splits,
-        config.out,
-        config.shard,
-        config.batch,
-        crops=config.crops,
-        mirror=config.mirror,
-        seed=config.seed if crops else 0,
-    )
+    batch = config.batch or images_that_fit(tokenizer.config.bytes_per_image, _LARGEST_BATCH)
+    doing, remedy = f"encoding {batch} images at once", fewer_images("--batch", batch)
+    with needing_memory(doing, remedy):
+        write_cache(
+            tokenizer,
+            splits,
+            config.out,
+            config.shard,
+            batch,
+            crops=config.crops,
+            mirror=config.mirror,
+            seed=config.seed if crops else 0,
+        )
     log.info("wrote %s", quoted(config.out.resolve()))
 
 

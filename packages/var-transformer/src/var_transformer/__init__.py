@@ -3,6 +3,7 @@
 import var_tokenizer  # noqa: F401 (first: it quiets MindSpore's import in commands)
 
 from var_transformer.attention import AttentionCalls, BackendConfig
+from var_transformer.commands.batch_size import fitting_batch
 from var_transformer.cost.memory import least_memory, step_memory
 from var_transformer.edit import box_mask, edit, tokens_to_redraw
 from var_transformer.generation.generate import Generation, generate
@@ -27,6 +28,7 @@ __all__ = [
     "check_class_names",
     "check_pair",
     "edit",
+    "fitting_batch",
     "generate",
     "least_memory",
     "parse_class_names",

@@ -12,11 +12,14 @@ from var_tokenizer import Tokenizer
 from var_tokenizer.common import (
     InputError,
     check_integer,
+    fewer_images,
     file_digest,
     holding,
+    needing_memory,
     quoted,
     save_png,
     to_pixels,
+    warn_of_kills,
 )
 from var_tokenizer.common.command import run_command
 from var_tokenizer.common.progress import progress_bar
@@ -58,7 +61,8 @@ class SampleConfig(DrawConfig):
     refined_scales: int = 0
     """How many of the last scales the refiner draws."""
     batch: int = 0
-    """Images at once; 0 chooses what fits into free memory, or what the run began with."""
+    """Images at once; 0 chooses what fits into free memory, or what the run began with. An
+    interrupted run may go on with fewer."""
     npz: bool = False
     """Also write samples.npz for guided-diffusion's evaluator: uint8 arr_0 (N, H, W, 3), labels
     arr_1 (N,), in an order drawn from the seed, as its Inception Score needs it."""
@@ -112,7 +116,12 @@ def run(config: SampleConfig) -> None:
     most = config.batch or fitting_batch(plan.model, plan.tokenizer, config.sampler)
     settings: dict[str, object] = digest_of | _settings(config, plan, min(most, len(plan.paths)))
     with holding(config.out):
-        _write(config, plan, begin_or_resume(config.out, settings, keep_batch=config.batch == 0))
+        if (config.out / "settings.json").exists():
+            warn_of_kills("a smaller --batch")
+        is_done = all(config.is_saved(path) for path in plan.paths)
+        keep = config.batch == 0
+        batch = begin_or_resume(config.out, settings, keep_batch=keep, is_done=is_done)
+        _write(config, plan, batch)
     log.info("wrote %d images to %s", len(plan.paths), quoted(config.out.resolve()))
 
 
@@ -185,6 +194,7 @@ def _draw(config: SampleConfig, plan: Plan, batch: int) -> None:
     whole, so an interrupted run computes what an uninterrupted one would have.
     """
     count = len(plan.paths)
+    remedy = fewer_images("--batch", batch)
     with progress_bar() as bar:
         task = bar.add_task("sampling", total=count, unit="images")
         for begin in range(0, count, batch):
@@ -200,16 +210,17 @@ def _draw(config: SampleConfig, plan: Plan, batch: int) -> None:
             def keep(_k: int, images_bcyx: np.ndarray, frames: list[np.ndarray] = frames) -> None:
                 frames.append(to_pixels(images_bcyx))
 
-            out = generate(
-                plan.model,
-                plan.tokenizer,
-                plan.labels_n[padded],
-                sampler=config.sampler,
-                seed=config.seed,
-                numbers=plan.numbers_n[padded].tolist(),
-                on_scale=None if config.animate is None else keep,
-                refiner=plan.refiner,
-            )
+            with needing_memory(f"drawing {batch} images at once", remedy):
+                out = generate(
+                    plan.model,
+                    plan.tokenizer,
+                    plan.labels_n[padded],
+                    sampler=config.sampler,
+                    seed=config.seed,
+                    numbers=plan.numbers_n[padded].tolist(),
+                    on_scale=None if config.animate is None else keep,
+                    refiner=plan.refiner,
+                )
             pixels_byxc = to_pixels(out.images)
             for n in missing:
                 b = n - begin

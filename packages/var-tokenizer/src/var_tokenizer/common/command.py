@@ -23,6 +23,7 @@ import tyro
 
 from var_tokenizer.common.cann import warn_of_cann
 from var_tokenizer.common.errors import InputError, quoted
+from var_tokenizer.common.memory import is_out_of_memory
 from var_tokenizer.common.versions import check_mindspore
 
 Config = TypeVar("Config")
@@ -74,10 +75,10 @@ def start_log() -> None:
 def exit_codes(interrupted: str = "interrupted") -> Iterator[None]:
     """Runs the block as a command: starts the log, and turns errors into exit codes.
 
-    2 and one line for unusable input (InputError) and for a full disk. 130 and the line
-    ``interrupted`` for Ctrl-C or SIGTERM, which cannot be told apart: MindSpore turns Ctrl-C into
-    SIGTERM once it has run a graph. A compilation in progress finishes first. 141, as in shells,
-    if nobody reads the output any more.
+    2 and one line for unusable input (InputError), a full disk and too little memory. 130 and the
+    line ``interrupted`` for Ctrl-C or SIGTERM, which cannot be told apart: MindSpore turns Ctrl-C
+    into SIGTERM once it has run a graph. A compilation in progress finishes first. 141, as in
+    shells, if nobody reads the output any more.
     """
     start_log()
     received: list[int] = []
@@ -110,6 +111,10 @@ def exit_codes(interrupted: str = "interrupted") -> Iterator[None]:
     except (KeyboardInterrupt, Exception) as error:
         # an error after an interrupt is caused by it, and would mislead the user
         if not received and not isinstance(error, KeyboardInterrupt):
+            if is_out_of_memory(error):
+                said = (str(error).strip().splitlines() or ["Python has none left"])[0]
+                log.error("out of memory (%s); expected more of it, or smaller batches", said)
+                sys.exit(UNUSABLE)
             if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
                 log.error("%s; expected a shorter name", error)
                 sys.exit(UNUSABLE)

@@ -155,7 +155,8 @@ def write_tensors(
 
 def arrays_checksum(arrays: Mapping[str, np.ndarray], head: str = "") -> str:
     """SHA-256 of ``head`` and of names, types, shapes and elements: 64 hexadecimal digits."""
-    return sorted_checksum(sorted(arrays.items()), head)
+    # one by one: they may be in a file
+    return sorted_checksum(((name, arrays[name]) for name in sorted(arrays)), head)
 
 
 def sorted_checksum(arrays: Iterable[tuple[str, np.ndarray]], head: str) -> str:

@@ -15,7 +15,7 @@ native file of the model says besides its weights, and a SHA-256 of everything.
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,12 @@ _DAMAGED = (SafetensorError, OSError, ValueError, KeyError, TypeError, Recursion
 class Snapshot:
     """A training between two steps.
 
-    step: finished steps. arrays: by name. state: the rest, in JSON's types. model: the metadata of
-    a native file of its model, ``native_metadata``.
+    step: finished steps. arrays: by name; of a file, each is read when it is asked for. state: the
+    rest, in JSON's types. model: the metadata of a native file of its model, ``native_metadata``.
     """
 
     step: int
-    arrays: dict[str, np.ndarray]
+    arrays: Mapping[str, np.ndarray]
     state: dict[str, Any]
     model: Mapping[str, str] = field(default_factory=dict)
 
@@ -145,17 +145,38 @@ def write_snapshot(path: Path, snapshot: Snapshot, best: bool = False) -> None:
 
 
 def read_snapshot(path: Path) -> Snapshot:
-    """A whole checkpoint. Raises InputError if it is damaged, which its checksum shows."""
+    """A whole checkpoint, whose arrays stay in the file until they are asked for.
+
+    Raises InputError if it is damaged, which its checksum shows.
+    """
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata()
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        arrays = _Stored(safe_open(path, framework="numpy"))
+        metadata = arrays.file.metadata()
         step, model = int(metadata["step"]), _model(metadata)
         if arrays_checksum(arrays, _head(step, metadata["state"], model)) != metadata["sha256"]:
             raise OSError(errno.EIO, "the checksum differs")
         return Snapshot(step, arrays, _parse_state(metadata["state"]), model)
     except _DAMAGED as error:
         raise InputError(f"{quoted(path)}: damaged ({quoted(str(error))})") from error
+
+
+class _Stored(Mapping[str, np.ndarray]):
+    """The arrays of a file, which stays open: memory holds those that a reader keeps."""
+
+    def __init__(self, file: Any) -> None:  # noqa: ANN401 (safetensors does not export its type)
+        self.file = file
+        self._names = dict.fromkeys(file.keys())
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
+        return self.file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def read_snapshot_header(path: Path) -> SnapshotHeader:

@@ -6,12 +6,10 @@ this process may use, and MindSpore's do not wait for each other.
 """
 
 import os
-import re
-from collections.abc import Iterator
 from functools import cache
 from math import ceil
-from pathlib import Path
 
+from var_tokenizer.common.control_groups import processor_quota
 from var_tokenizer.common.versions import graph_api
 
 try:  # MindSpore's public functions set these, but do not tell what the user has set
@@ -42,63 +40,6 @@ def thread_count() -> int:
     if wanted.isdecimal() and int(wanted):
         counts.append(int(wanted))
     return max(1, min(counts))
-
-
-def processor_quota(process: Path = Path("/proc/self")) -> float | None:
-    """How many processors' time the control groups of ``process`` grant it, of versions 1 and 2.
-
-    The strictest of the group and its ancestors counts. None without a quota, and where the files
-    are missing, unreadable or malformed.
-    """
-    quotas = [quota for group in _groups(process) if (quota := _quota(group)) is not None]
-    return min(quotas, default=None)
-
-
-def _groups(process: Path) -> Iterator[Path]:
-    """The folders of the groups that may limit ``process``, each with its ancestors."""
-    paths: dict[str, str] = {}  # by controller; "" is version 2
-    for line in _lines(process / "cgroup"):
-        if line.count(":") > 1:
-            _, controllers, path = line.split(":", 2)
-            paths |= {controller: path for controller in controllers.split(",")}
-    for line in _lines(process / "mountinfo"):
-        mount, _, source = line.partition(" - ")
-        fields, options = mount.split(), source.rpartition(" ")[2].split(",")
-        controller = {"cgroup2": "", "cgroup": "cpu"}.get(source.partition(" ")[0])
-        if controller is None or controller not in paths or len(fields) < 5:
-            continue
-        if controller and controller not in options:
-            continue
-        root, top = (re.sub(r"\\([0-7]{3})", _character, field) for field in fields[3:5])
-        # seen from a container, the path may lie outside of what is mounted: then its top counts
-        inside = os.path.relpath(paths[controller], root)
-        folder = Path(top) if inside.startswith("..") else Path(top, inside)
-        yield folder
-        yield from (parent for parent in folder.parents if parent.is_relative_to(top))
-
-
-def _character(escape: re.Match[str]) -> str:
-    return chr(int(escape[1], 8))
-
-
-def _quota(group: Path) -> float | None:
-    """The processors that one group grants; None if it does not limit them."""
-    fields = " ".join(_lines(group / "cpu.max")).split()
-    if not fields:
-        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-        fields = [" ".join(_lines(group / name)).strip() for name in names]
-    try:
-        quota, period = map(int, fields)
-    except ValueError:  # "max", or malformed
-        return None
-    return quota / period if quota > 0 and period > 0 else None
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return []
 
 
 @cache

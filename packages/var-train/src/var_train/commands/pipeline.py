@@ -6,7 +6,9 @@ import time
 from dataclasses import replace
 from typing import cast
 
+import numpy as np
 from var_tokenizer import Tokenizer
+from var_tokenizer.common import fewer_images, images_that_fit, needing_memory
 from var_tokenizer.common.progress import working
 from var_transformer import Transformer
 
@@ -21,15 +23,17 @@ from var_train.commands.run_config import (
 from var_train.data.image_sources import ImageSet, ImageSource
 from var_train.data.token_sources import fingerprint, tokens_of
 from var_train.parallel import workers
-from var_train.reports.digit_metrics import digit_figures
-from var_train.reports.images import sample_classes, save_reconstructions, save_samples
+from var_train.reports.digit_metrics import DigitReport
+from var_train.reports.images import save_reconstructions, save_samples
 from var_train.reports.json_files import write_report
-from var_train.reports.tokenizer_quality import reconstruct
+from var_train.reports.tokenizer_quality import measure_reconstructions
 from var_train.training.loop import train_stage
 from var_train.training.tokenizer_stage import TokenizerTraining
 from var_train.training.transformer_stage import TransformerTraining
 
 log = logging.getLogger(__name__)
+
+_BATCH = "--train-tokenizer.batch"
 
 
 class _Laps:
@@ -78,7 +82,6 @@ def run_training(config: RunConfig) -> dict[str, object]:
     metrics, settings, record = begin_run(config, given, train, val)
 
     figures: dict[str, object] = {}
-    batch = config.train_tokenizer.batch
     if first_stage is not None:
         train_stage(
             first_stage,
@@ -93,14 +96,18 @@ def run_training(config: RunConfig) -> dict[str, object]:
         if workers.rank() == 0:
             tokenizer.save(config.out / TOKENIZER_FILE)
             with working("drawing reconstructions"):
+                batch = _tokenizer_batch(config, tokenizer)
                 save_reconstructions(
                     tokenizer, images[1], config.out / "reconstructions.png", batch
                 )
         laps.end("tokenizer")
     if model is not None:
         model.class_names, model.tokenizer_checksum = train.classes, tokenizer.checksum()
-        train_tokens = tokens_of(tokenizer, train, batch, config.train_transformer.flip)
-        val_tokens = tokens_of(tokenizer, val, batch)
+        # workers encode batches of one size
+        batch = int(workers.gather(np.array(_tokenizer_batch(config, tokenizer))).min())
+        with needing_memory(f"encoding {batch} images at once", fewer_images(_BATCH, batch)):
+            train_tokens = tokens_of(tokenizer, train, batch, config.train_transformer.flip)
+            val_tokens = tokens_of(tokenizer, val, batch)
         laps.end("tokens")
         second_stage = TransformerTraining(
             model,
@@ -131,6 +138,11 @@ def run_training(config: RunConfig) -> dict[str, object]:
     return figures
 
 
+def _tokenizer_batch(config: RunConfig, tokenizer: Tokenizer) -> int:
+    """How many images the tokenizer encodes or decodes at once outside of its training."""
+    return images_that_fit(tokenizer.config.bytes_per_image, config.train_tokenizer.batch)
+
+
 def _draw_and_measure(
     config: RunConfig,
     tokenizer: Tokenizer,
@@ -141,15 +153,23 @@ def _draw_and_measure(
 ) -> dict[str, object]:
     """Saves the transformer and its samples; returns the figures of both trained models."""
     figures: dict[str, object] = {}
+    digits = None
+    are_digits = model is not None and config.data is None
+    if are_digits and isinstance(train, ImageSet) and isinstance(val, ImageSet):
+        digits = DigitReport(train, val)
     if isinstance(val, ImageSet):
-        figures, reconstructions = reconstruct(tokenizer, val, config.train_tokenizer.batch)
+        batch = _tokenizer_batch(config, tokenizer)
+        judged = [] if digits is None else [digits.add_reconstructions]
+        with needing_memory(f"decoding {batch} images at once", fewer_images(_BATCH, batch)):
+            figures |= measure_reconstructions(tokenizer, val, batch, *judged)
     if model is None:
         return figures
     model.save(config.out / "transformer.safetensors")
-    generated, labels_n = sample_classes(model, tokenizer, config.sampling, config.seed)
-    save_samples(generated, config.sampling.per_class, train.classes, config.out / "samples.png")
+    judge = None if digits is None else digits.add_class
+    at = config.sampling, config.seed, config.out / "samples.png"
+    save_samples(model, tokenizer, train.classes, *at, judge)
     laps.end("sampling")
-    if config.data is None and isinstance(train, ImageSet) and isinstance(val, ImageSet):
+    if digits is not None:
         with working("judging the digits"):
-            figures |= digit_figures(generated, labels_n, reconstructions, train, val)
+            figures |= digits.figures()
     return figures

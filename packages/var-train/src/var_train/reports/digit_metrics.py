@@ -30,8 +30,11 @@ class DigitJudge:
         Raises InputError for no images, for values out of range, and for sides that are not
         multiples of 8.
         """
-        predicted_n = self._svm.predict(_judged(_values(images_ncyx)))
-        return float(np.mean(predicted_n == labels_n))
+        return float(np.mean(self.correct(images_ncyx, labels_n)))
+
+    def correct(self, images_ncyx: np.ndarray, labels_n: np.ndarray) -> np.ndarray:
+        """(N,) bool: which of ``images_ncyx`` it labels correctly. Raises as ``accuracy`` does."""
+        return self._svm.predict(_judged(_values(images_ncyx))) == labels_n
 
 
 def distinct(images_ncyx: np.ndarray, labels_n: np.ndarray, real: ImageSet) -> float:
@@ -63,38 +66,66 @@ def nearest_train_distance(
     Returns "mean", "median" and "min" over the images and, for comparison, "real_mean",
     "real_median" and "real_min" over the real images of ``test``.
     """
-    train_nv = _real_values(train).reshape(len(train), -1)
-    result = {}
-    for prefix, values_ncyx in (("", _values(images_ncyx)), ("real_", _real_values(test))):
-        _, distance_n = pairwise_distances_argmin_min(
-            values_ncyx.reshape(len(values_ncyx), -1), train_nv
-        )
-        for name, statistic in (("mean", np.mean), ("median", np.median), ("min", np.min)):
-            result[prefix + name] = float(statistic(distance_n))
-    return result
+    real_nv = _flat(_real_values(train))
+    return _statistics(
+        _nearest(_values(images_ncyx), real_nv), _nearest(_real_values(test), real_nv)
+    )
 
 
-def digit_figures(
-    generated: np.ndarray,
-    labels_n: np.ndarray,
-    reconstructions: np.ndarray,
-    train: ImageSet,
-    val: ImageSet,
-) -> dict[str, object]:
-    """How real the digits look, compared with real ones.
+class DigitReport:
+    """How real the digits of a run look, compared with real ones. It keeps no images of the run."""
 
-    generated, reconstructions: (N, 3, Y, X) in [0, 1] and [-1, 1]. labels_n: of ``generated``.
-    "distinct" is None if a class has a single image, which has nothing to differ from.
-    """
-    fewest = np.unique(labels_n, return_counts=True)[1].min()
-    judge = DigitJudge(train)
-    real_val = val.images_nyxc.transpose(0, 3, 1, 2)
+    def __init__(self, train: ImageSet, val: ImageSet) -> None:
+        self._train, self._val, self._judge = train, val, DigitJudge(train)
+        self._train_nv = _flat(_real_values(train))
+        self._reconstructed: list[np.ndarray] = []  # of each batch, which images the judge knows
+        self._generated: list[np.ndarray] = []
+        self._distances: list[np.ndarray] = []
+        self._distinct: list[float | None] = []
+
+    def add_reconstructions(self, images_ncyx: np.ndarray, labels_n: np.ndarray) -> None:
+        """Some of the reconstructions, (N, 3, Y, X) in [-1, 1], and their labels."""
+        self._reconstructed.append(self._judge.correct(to_unit_range(images_ncyx), labels_n))
+
+    def add_class(self, images_ncyx: np.ndarray, label: int) -> None:
+        """All generated images of a class, (N, 3, Y, X) in [0, 1]."""
+        labels_n = np.full(len(images_ncyx), label)
+        self._generated.append(self._judge.correct(images_ncyx, labels_n))
+        self._distances.append(_nearest(_values(images_ncyx), self._train_nv))
+        several = len(images_ncyx) > 1  # a single one has nothing to differ from
+        self._distinct.append(distinct(images_ncyx, labels_n, self._train) if several else None)
+
+    def figures(self) -> dict[str, object]:
+        """Those of all that was added. "distinct" is None if a class has a single image."""
+        real_val, labels_n = self._val.images_nyxc.transpose(0, 3, 1, 2), self._val.labels_n
+        known = [ratio for ratio in self._distinct if ratio is not None]
+        return {
+            "judge_accuracy": self._judge.accuracy(real_val, labels_n),
+            "reconstruction_accuracy": float(np.mean(np.concatenate(self._reconstructed))),
+            "generated_accuracy": float(np.mean(np.concatenate(self._generated))),
+            "distinct": float(np.mean(known)) if len(known) == len(self._distinct) else None,
+            "nearest_train_distance": _statistics(
+                np.concatenate(self._distances),
+                _nearest(_real_values(self._val), self._train_nv),
+            ),
+        }
+
+
+def _nearest(values_ncyx: np.ndarray, real_nv: np.ndarray) -> np.ndarray:
+    """(N,): the distance of each image from the nearest of ``real_nv``."""
+    return pairwise_distances_argmin_min(_flat(values_ncyx), real_nv)[1]
+
+
+def _flat(values_ncyx: np.ndarray) -> np.ndarray:
+    return values_ncyx.reshape(len(values_ncyx), -1)
+
+
+def _statistics(distance_n: np.ndarray, real_distance_n: np.ndarray) -> dict[str, float]:
+    statistics = (("mean", np.mean), ("median", np.median), ("min", np.min))
     return {
-        "judge_accuracy": judge.accuracy(real_val, val.labels_n),
-        "reconstruction_accuracy": judge.accuracy(to_unit_range(reconstructions), val.labels_n),
-        "generated_accuracy": judge.accuracy(generated, labels_n),
-        "distinct": distinct(generated, labels_n, train) if fewest > 1 else None,
-        "nearest_train_distance": nearest_train_distance(generated, train, val),
+        prefix + name: float(statistic(distances))
+        for prefix, distances in (("", distance_n), ("real_", real_distance_n))
+        for name, statistic in statistics
     }
 
 

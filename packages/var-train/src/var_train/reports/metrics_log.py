@@ -74,14 +74,18 @@ class MetricsLog:
         line = {"stage": "settings", "seconds": self._seconds(), "done": done, "changed": changed}
         self._rewrite([*self._lines(), line])
 
-    def rewind(self, stage: str, step: int) -> None:
-        """Removes the lines of ``stage`` from ``step`` on: these steps will be repeated."""
+    def rewind(self, stage: str, step: int, pending: bool = False) -> None:
+        """Removes the lines of ``stage`` from ``step`` on: these steps will be repeated.
+
+        pending: so will the validation after the step before.
+        """
         if self._file is None:
             return
         self._rewrite(
             line
             for line in self._lines()
-            if line.get("of", line["stage"]) != stage or line["step"] < step
+            if line.get("of", line["stage"]) != stage
+            or line["step"] < step - (pending and line["stage"] == "validation")
         )
         with self._writing():
             self._board(stage, step)

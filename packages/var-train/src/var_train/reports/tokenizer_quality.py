@@ -109,28 +109,36 @@ def measure_tokenizer(
     )
 
 
-def reconstruct(
-    tokenizer: Tokenizer, images: ImageSource, batch: int
-) -> tuple[dict[str, object], np.ndarray]:
-    """Figures of held-out images, and their reconstructions (N, 3, Y, X) in [-1, 1].
+def measure_reconstructions(
+    tokenizer: Tokenizer,
+    images: ImageSource,
+    batch: int,
+    reconstructed: Callable[[np.ndarray, np.ndarray], None] = lambda images, labels: None,
+) -> dict[str, object]:
+    """Figures of held-out images: codebook usage, in total and of each scale, and PSNR in dB.
 
-    The figures are codebook usage, in total and of each scale, and PSNR in dB.
+    reconstructed: called after each batch with its reconstructions (B, 3, Y, X) in [-1, 1] and
+    their labels (B,).
     """
-    n, ids, outputs = len(images), [], []
+    n, errors = len(images), []
+    used_sv = np.zeros((len(tokenizer.schedule), tokenizer.vocab_size), bool)
     with step_bar("decoding   ", n, unit="images") as bar:
         for number, indices in enumerate(padded_batches(n, batch)):
-            pixels_byxc, _ = images.batch(indices)
-            ids.append(tokenizer.encode_sequence(to_model_range(pixels_byxc)))
-            outputs.append(np.asarray(tokenizer.decode(ids[-1])))
-            bar.advance(batch, steps=min(batch, n - number * batch))
-    ids_nl, reconstructions = np.concatenate(ids)[:n], np.concatenate(outputs)[:n]
-    originals = to_model_range(images.batch(np.arange(n))[0])
-    figures: dict[str, object] = {
-        "codebook_usage": len(np.unique(ids_nl)) / tokenizer.vocab_size,
-        "scale_codes_used": [len(np.unique(i)) for i in tokenizer.schedule.split(ids_nl)],
-        "reconstruction_psnr": float(psnr(squared_errors(reconstructions, originals)).mean()),
+            wanted = min(batch, n - number * batch)
+            pixels_byxc, labels_b = images.batch(indices)
+            originals = to_model_range(pixels_byxc)
+            ids_bl = tokenizer.encode_sequence(originals)
+            output = np.asarray(tokenizer.decode(ids_bl))[:wanted]
+            ids = tokenizer.schedule.split(ids_bl[:wanted])
+            used_sv |= count_hits(ids, tokenizer.vocab_size).astype(bool)
+            errors.append(squared_errors(output, originals[:wanted]))
+            reconstructed(output, labels_b[:wanted])
+            bar.advance(batch, steps=wanted)
+    return {
+        "codebook_usage": float(used_sv.any(0).mean()),
+        "scale_codes_used": used_sv.sum(1).tolist(),
+        "reconstruction_psnr": float(psnr(np.concatenate(errors)).mean()),
     }
-    return figures, reconstructions
 
 
 def squared_errors(output_ncyx: np.ndarray, images_ncyx: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from mindspore import Parameter, Tensor, ops
 from var_tokenizer.common import (
     InputError,
     Snapshot,
+    TensorHeader,
     check_tensors,
     quoted,
     read_snapshot,
@@ -108,12 +109,13 @@ def restore_parameters(
 
     Raises InputError unless ``arrays`` has exactly these names and shapes under ``prefix``.
     """
-    found = {n: a for n, a in arrays.items() if n.startswith(f"{prefix}/")}
+    names = [name for name in arrays if name.startswith(f"{prefix}/")]
+    found = {name: TensorHeader("", arrays[name].shape, 0) for name in names}
     expected = {f"{prefix}/{p.name}": tuple(p.shape) for p in parameters}
     check_tensors("checkpoint", expected, found)
     for parameter in parameters:
         # not set_data, after which compiled graphs would keep the old data
-        ops.assign(parameter, Tensor(found[f"{prefix}/{parameter.name}"]))
+        ops.assign(parameter, Tensor(arrays[f"{prefix}/{parameter.name}"]))
 
 
 def _is_best(path: Path) -> bool:

@@ -13,7 +13,13 @@ from types import FrameType
 from typing import Any, Protocol, cast
 
 import numpy as np
-from var_tokenizer.common import InputError, Snapshot, check_integer, snapshot_folder
+from var_tokenizer.common import (
+    InputError,
+    Snapshot,
+    check_integer,
+    snapshot_folder,
+    warn_of_kills,
+)
 from var_tokenizer.common.command import INTERRUPTED
 
 from var_train.data.resume_check import DataRecord, check_data
@@ -42,6 +48,8 @@ class Stage(Protocol):
     """All steps of the training."""
     batch: int
     """Images per step, of all workers together."""
+    remedy: str
+    """What to change if memory does not suffice."""
 
     def train_step(self, step: int) -> Mapping[str, Value]:
         """Step ``step`` (0-based); its metrics, "loss" among them, the same on every worker."""
@@ -70,7 +78,7 @@ class LoopConfig:
     """Checkpoints and validations of a stage."""
 
     checkpoint_every: int = 500
-    """Steps between checkpoints; each validation writes one too."""
+    """Steps between checkpoints; one is written before and after each validation, too."""
     keep: int = 3
     """How many of the newest checkpoints stay, besides the best."""
     validations: int = 5
@@ -126,6 +134,7 @@ def train_stage(
     if workers.rank() == 0 and not resume:
         checkpoints.clear()
     done, best, stop = 0, math.inf, False
+    pending = False  # whether the validation after the last step is still to come
     validation: dict[str, Value] = {}
     snapshot = checkpoints.newest() if resume else None
     _check_same_step(snapshot)
@@ -146,11 +155,14 @@ def train_stage(
                 )
         stage.restore(snapshot.arrays, snapshot.state["stage"])
         done, validation = snapshot.step, snapshot.state["validation"]
+        pending = snapshot.state.get("pending", False)
         lowest = snapshot.state["best_loss"]
         best = math.inf if lowest is None else lowest
         if done < stage.steps:
             log.info("%s: resumed after step %d of %d", stage.name, done, stage.steps)
-    metrics.rewind(stage.name, done)
+            warn_of_kills(stage.remedy)
+        snapshot = None  # or its file would take room on the disk for as long as the training lasts
+    metrics.rewind(stage.name, done, pending)
 
     def save(is_best: bool = False) -> None:
         if data is not None:
@@ -160,6 +172,7 @@ def train_stage(
             entries: dict[str, Any] = {
                 "settings": settings,
                 "validation": validation,
+                "pending": pending,
                 "stage": state,
                 "best_loss": best if math.isfinite(best) else None,
             }
@@ -171,12 +184,33 @@ def train_stage(
         if is_best:
             stage.save(folder / f"{stage.name}-best.safetensors")
 
-    if done >= stage.steps:
+    if done >= stage.steps and not pending:
         log.info("%s: all %d steps are done", stage.name, stage.steps)
         return validation
     validate_after = set(np.linspace(0, stage.steps, config.validations + 1).astype(int)[1:])
     with interrupts() as interrupted, step_bar(stage.name.ljust(11), stage.steps, done) as bar:
-        while done < stage.steps:
+
+        def validate() -> None:
+            nonlocal validation, best, pending
+            with bar.doing("validating"):
+                found = stage.validate(done - 1)
+            is_best = False
+            if found is not None:
+                metrics.write_validation(stage.name, done - 1, **found)
+                validation = {k: v for k, v in found.items() if not isinstance(v, np.ndarray)}
+                is_best = _loss_of(validation) < best
+                best = min(best, _loss_of(validation))
+            pending = False
+            with bar.doing("saving"):
+                if workers.rank() == 0:
+                    save_model(is_best)
+                save(is_best)
+
+        if pending:
+            log.info("%s: the validation after step %d did not end; again", stage.name, done)
+            validate()
+            stop = workers.any_worker(interrupted())
+        while done < stage.steps and not stop:
             begin = time.perf_counter()
             values = stage.train_step(done)
             seconds = time.perf_counter() - begin
@@ -185,23 +219,14 @@ def train_stage(
             metrics.write(stage.name, done, **values, **speed)
             bar.advance(stage.batch, loss)
             done += 1
-            is_best = False
-            if done in validate_after:
-                with bar.doing("validating"):
-                    found = stage.validate(done - 1)
-                if found is not None:
-                    metrics.write_validation(stage.name, done - 1, **found)
-                    validation = {k: v for k, v in found.items() if not isinstance(v, np.ndarray)}
-                    is_best = _loss_of(validation) < best
-                    best = min(best, _loss_of(validation))
             stop = workers.any_worker(interrupted())
-            if done in validate_after or done % config.checkpoint_every == 0 or stop:
-                with bar.doing("saving"):
-                    if done in validate_after and workers.rank() == 0:
-                        save_model(is_best)
-                    save(is_best)
-            if stop:
-                break
+            pending = done in validate_after
+            if pending or done % config.checkpoint_every == 0 or stop:
+                with bar.doing("saving"):  # before the validation, which takes other memory
+                    save()
+            if pending and not stop:
+                validate()
+                stop = workers.any_worker(interrupted())
     if stop:
         workers.wait_for_all()  # or msrun would kill worker 0, which saves, when another ends
         log.error(

@@ -11,7 +11,13 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import check_integer, check_number, to_floats
+from var_tokenizer.common import (
+    check_integer,
+    check_number,
+    fewer_images,
+    needing_memory,
+    to_floats,
+)
 
 from var_train.data.augmentation import augment, draw_augmentation
 from var_train.data.batches import step_indices, steps_of
@@ -100,6 +106,8 @@ class TokenizerTraining:
         self._tokenizer, self._config, self._seed = tokenizer, config, seed
         self._train, self._val = train, val
         self.batch = config.batch
+        less = fewer_images("--train-tokenizer.batch", config.batch)
+        self.remedy = f"{less} (in a new run: it changes the training)"
         self.steps = steps_of(config.epochs, len(train), config.batch)
         (self._share,) = workers.shares(config.batch)
         self._own = self._share.images
@@ -114,7 +122,12 @@ class TokenizerTraining:
         """Takes one step; its randomness comes from the seed and the number of the step.
 
         Random numbers are drawn for the whole batch, of which each worker takes its share.
+        Raises InputError if memory does not suffice.
         """
+        with needing_memory("training the tokenizer", self.remedy):
+            return self._train_step(step)
+
+    def _train_step(self, step: int) -> dict[str, float | list[float]]:
         config = self._config
         rng = np.random.default_rng((self._seed, _STEPS, step))
         images_byxc = to_floats(self._pixels(step, rng))
@@ -290,7 +303,7 @@ class TokenizerTraining:
 
         The loss is the negative PSNR: the lowest is the best.
         """
-        with averaged(self._ema):
+        with averaged(self._ema), needing_memory("validating", self.remedy):
             figures = measure_tokenizer(
                 self._tokenizer, self._val, self._config.batch, self._config.validation_images
             )

@@ -1,8 +1,9 @@
-"""The transformer's loss and its gradients, to be compiled as one graph."""
+"""The transformer's loss and its gradients, to be compiled as one graph, and its drop path."""
 
 from collections.abc import Callable
 
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor, nn, ops
 from var_transformer import RecomputedGradients, Transformer
 
@@ -77,3 +78,14 @@ def loss_and_gradients(
         return loss, found
 
     return at_once
+
+
+def draw_drop_path(rng: np.random.Generator, rates_d: np.ndarray, batch: int) -> np.ndarray:
+    """Drop path, or stochastic depth (arXiv:1603.09382): images skip branches of blocks at random.
+
+    (depth, 2, batch, 1, 1) float32, by which the branches of the blocks are multiplied. It is 0 for
+    a branch that an image skips, else 1 / (1 - rate).
+    """
+    rates_d1111 = rates_d.reshape(-1, 1, 1, 1, 1)
+    stays_d2b11 = rng.random((len(rates_d), 2, batch, 1, 1)) >= rates_d1111
+    return (stays_d2b11 / (1 - rates_d1111)).astype(np.float32)

@@ -11,7 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import InputError, check_integer, check_number
+from var_tokenizer.common import InputError, check_integer, check_number, needing_memory
 from var_transformer import Transformer, TransformerConfig, check_pair
 
 from var_train.data.batches import padded_batches, step_indices, steps_of
@@ -25,17 +25,16 @@ from var_train.optimization.loss_scale import DTYPES, LossScale, PrecisionConfig
 from var_train.parallel import workers
 from var_train.parallel.gradients import AllReduceMean
 from var_train.parallel.sharding import Sharding
-from var_train.reports.images import SamplingConfig, draw_images, sample_grid
+from var_train.reports.images import SamplingConfig, draw_grid
 from var_train.reports.metrics_log import Value
 from var_train.training.attention_choice import AttentionChoice
 from var_train.training.checkpoints import parameter_arrays, restore_parameters
 from var_train.training.device_limits import check_device
 from var_train.training.loop import Stopwatch
 from var_train.training.progressive import newest_weight, scales_in_training
-from var_train.training.transformer_gradients import loss_and_gradients
+from var_train.training.transformer_gradients import draw_drop_path, loss_and_gradients
 
 _STEPS = 4  # random stream under the seed; the tokenizer's stage has 1 to 3
-_SAMPLE_ROWS = 8  # classes in a grid of samples, at most
 
 
 @dataclass(frozen=True)
@@ -127,6 +126,15 @@ class TransformerStageConfig:
             return self.optimizer
         return replace(self.optimizer, learning_rate=self.base_rate * self.batch / 256)
 
+    def remedy(self, share: int) -> str:
+        """What to change if memory does not suffice for ``share`` images at once."""
+        options = []
+        if share > 1:
+            options.append(f"--train-transformer.accumulation above {self.accumulation}")
+        if not self.recompute:
+            options.append("--train-transformer.recompute")
+        return " or ".join(options) or "more memory: one image at once is the least"
+
     def check(self, model: TransformerConfig, images: int) -> None:
         """Raises InputError if ``model``, the number of images or the device does not fit."""
         scales = len(model.schedule)
@@ -177,6 +185,8 @@ class TransformerTraining:
         self.batch = config.batch
         self.steps = steps_of(config.epochs, len(train), config.batch)
         self._shares = workers.shares(config.batch, config.accumulation)
+        self._share = -(-config.batch // (workers.size() * config.accumulation))  # the largest
+        self.remedy = config.remedy(self._share)
         rate = model.config.drop_path if config.drop_path is None else config.drop_path
         self._drop_rates_d = np.linspace(0, rate, model.config.depth)
         self._loss_scale = LossScale(config.precision)
@@ -189,7 +199,12 @@ class TransformerTraining:
         """Takes one step; its randomness comes from the seed and the number of the step.
 
         Random numbers are drawn for the whole batch, of which each worker takes its share.
+        Raises InputError if memory does not suffice.
         """
+        with needing_memory("training the transformer", self.remedy):
+            return self._train_step(step)
+
+    def _train_step(self, step: int) -> dict[str, Value]:
         config, scale = self._config, self._loss_scale.value
         losses: list[float] = []
         gradients: Any = None
@@ -337,13 +352,15 @@ class TransformerTraining:
             self._weights.publish()
             found: dict[str, Value] = dict(self._measured())
             if workers.rank() == 0 and self._config.samples_per_class:
-                found["samples"] = self._samples()
+                columns = self._config.samples_per_class
+                found["samples"] = draw_grid(
+                    self._model, self._tokenizer, columns, self._sampling, self._seed
+                )
         workers.wait_for_all()
         return found
 
     def _measured(self) -> dict[str, float | list[float]]:
-        schedule = self._model.config.schedule
-        share = -(-self.batch // (workers.size() * self._config.accumulation))
+        share, schedule = self._share, self._model.config.schedule
         count = min(self._config.validation_images, len(self._val))
         chosen = np.linspace(0, len(self._val) - 1, count).round().astype(int)
         sums_2l = np.zeros((2, schedule.length))
@@ -352,9 +369,10 @@ class TransformerTraining:
             ids_bl, labels_b = self._val.batch(chosen[batches[number]])
             wanted = min(share, count - number * share)  # cut off what fills the last batch up
             ids_bl = Tensor(ids_bl)
-            loss_bl, hit_bl = self._measure(
-                Tensor(labels_b), self._tokenizer.training_inputs(ids_bl), ids_bl
-            )
+            with needing_memory("validating", self.remedy):
+                loss_bl, hit_bl = self._measure(
+                    Tensor(labels_b), self._tokenizer.training_inputs(ids_bl), ids_bl
+                )
             sums_2l[0] += loss_bl.asnumpy()[:wanted].sum(0, dtype=np.float64)
             sums_2l[1] += hit_bl.asnumpy()[:wanted].sum(0)
         loss_l, hit_l = workers.all_reduce_sum(sums_2l) / count
@@ -364,18 +382,6 @@ class TransformerTraining:
             "scale_loss": [float(part.mean()) for part in schedule.split(loss_l, 0)],
             "scale_accuracy": [float(part.mean()) for part in schedule.split(hit_l, 0)],
         }
-
-    def _samples(self) -> np.ndarray:
-        """uint8 (Y, X, 3): generated images, a row for each of a few classes.
-
-        Image n of the grid is drawn from the random stream (seed, n).
-        """
-        columns, classes = self._config.samples_per_class, self._model.config.num_classes
-        rows = np.unique(np.linspace(0, classes - 1, min(classes, _SAMPLE_ROWS)).astype(int))
-        labels_n = np.repeat(rows, columns)
-        batches = draw_images(self._model, self._tokenizer, labels_n, self._sampling, self._seed)
-        images_ncyx = np.concatenate(list(batches))
-        return sample_grid(images_ncyx, [str(label) for label in rows], columns)
 
     def finish(self) -> None:
         """Gives the model the weights to save."""
@@ -437,14 +443,3 @@ class _Part:
     """The result of ``draw_drop_path``."""
     weight: float
     """As in ``workers.Share``."""
-
-
-def draw_drop_path(rng: np.random.Generator, rates_d: np.ndarray, batch: int) -> np.ndarray:
-    """Drop path, or stochastic depth (arXiv:1603.09382): images skip branches of blocks at random.
-
-    (depth, 2, batch, 1, 1) float32, by which the branches of the blocks are multiplied. It is 0 for
-    a branch that an image skips, else 1 / (1 - rate).
-    """
-    rates_d1111 = rates_d.reshape(-1, 1, 1, 1, 1)
-    stays_d2b11 = rng.random((len(rates_d), 2, batch, 1, 1)) >= rates_d1111
-    return (stays_d2b11 / (1 - rates_d1111)).astype(np.float32)

@@ -11,7 +11,9 @@ from PIL import Image
 from var_tokenizer.common import (
     InputError,
     check_integer,
+    fewer_images,
     fit_picture,
+    needing_memory,
     quoted,
     read_picture,
     to_model_range,
@@ -99,7 +101,10 @@ def run(config: EditConfig) -> None:
         "animated": config.animate is not None,
         "redrawn": bool(mask_yx.any()),
     }
-    with graph_cache(command="edit", **graphs), working("drawing"):
+    memory = needing_memory(
+        f"drawing {config.count} images at once", fewer_images("--count", config.count)
+    )
+    with graph_cache(command="edit", **graphs), working("drawing"), memory:
         out = edit(
             model,
             tokenizer,
