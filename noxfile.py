@@ -134,6 +134,17 @@ def sanitizers(session: nox.Session) -> None:
     session.run(python, "tests/native/programs/sanitizers.py", *session.posargs, external=True)
 
 
+@nox.session(venv_backend="none", requires=["test"])
+def torture(session: nox.Session) -> None:
+    """Kills every kind of work at random, 500 times in a night; writes benchmarks/torture.json.
+
+    It runs in `test`'s environment. `-- --seconds 600` stops earlier, and records nothing.
+    """
+    python = str(ROOT / ".nox" / "test" / "bin" / "python")
+    session.run(python, "tests/torture/night.py", *session.posargs, external=True)
+    session.run(python, "tests/torture/survival_page.py", external=True)
+
+
 @nox.session(python=PYTHON)
 def aarch64(session: nox.Session) -> None:
     """The native kernels of aarch64 against their definitions, at every size, under QEMU.

@@ -24,60 +24,12 @@ PATIENCE = 90  # seconds, on a busy machine
 API = "/gradio_api"
 
 
-class Page:
-    """A page that was started as a user starts it."""
+class Client:
+    """A visitor's requests. secret: what the header Authorization says."""
 
-    def __init__(self, folder, port, *arguments, secret=None):
-        self.port, self.folder = port, folder
-        self.secret = secret
-        self._log = folder / "log"
-        temporary = folder / "temporary"
-        temporary.mkdir()
-        (temporary / "gradio").touch()  # where Gradio's own folder would be: somebody else's
-        command = [sys.executable, "-m", "var_transformer.serve", "--port", str(port), *arguments]
-        environment = os.environ | {
-            "TMPDIR": str(temporary),
-            "XDG_CACHE_HOME": str(folder.parent / "cache"),
-            "GLOG_v": "3",
-        }
-        with self._log.open("w") as log:
-            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        self.wait_for_log("the graphs are compiled")
+    def __init__(self, port, secret=None):
+        self.port, self.secret = port, secret
 
-    @property
-    def log(self):
-        return self._log.read_text()
-
-    def wait_for_log(self, text):
-        end = time.monotonic() + PATIENCE
-        while text not in self.log:
-            assert time.monotonic() < end and self.process.poll() is None, self.log
-            time.sleep(0.05)
-
-    @property
-    def own_folder(self):
-        return next((self.folder / "temporary").glob("var-serve-*"))
-
-    def memory(self, field):
-        """A figure of the process, in MB."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)[1]) / 1024
-
-    def idle_memory(self):
-        """MB before an attack; forgets the peak."""
-        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
-        return self.memory("VmRSS")
-
-    def processor_seconds(self):
-        """Seconds of the processor that it took so far, whatever else the machine does."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def end(self, number=signal.SIGTERM):
-        self.process.send_signal(number)
-        return self.process.wait(PATIENCE)
-
-    # ------------------------------------------------------------ requests
     def ask(self, method, path, body=None, timeout=20, address="127.0.0.1", **headers):
         """(status, headers, body) of a request."""
         connection = http.client.HTTPConnection(
@@ -140,6 +92,60 @@ class Page:
         status, _, data = self.get(self.path_of(file))
         assert status == 200
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+class Page(Client):
+    """A page that was started as a user starts it."""
+
+    def __init__(self, folder, port, *arguments, secret=None):
+        super().__init__(port, secret)
+        self.folder = folder
+        self._log = folder / "log"
+        temporary = folder / "temporary"
+        temporary.mkdir()
+        (temporary / "gradio").touch()  # where Gradio's own folder would be: somebody else's
+        command = [sys.executable, "-m", "var_transformer.serve", "--port", str(port), *arguments]
+        environment = os.environ | {
+            "TMPDIR": str(temporary),
+            "XDG_CACHE_HOME": str(folder.parent / "cache"),
+            "GLOG_v": "3",
+        }
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        self.wait_for_log("the graphs are compiled")
+
+    @property
+    def log(self):
+        return self._log.read_text()
+
+    def wait_for_log(self, text):
+        end = time.monotonic() + PATIENCE
+        while text not in self.log:
+            assert time.monotonic() < end and self.process.poll() is None, self.log
+            time.sleep(0.05)
+
+    @property
+    def own_folder(self):
+        return next((self.folder / "temporary").glob("var-serve-*"))
+
+    def memory(self, field):
+        """A figure of the process, in MB."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)[1]) / 1024
+
+    def idle_memory(self):
+        """MB before an attack; forgets the peak."""
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+        return self.memory("VmRSS")
+
+    def processor_seconds(self):
+        """Seconds of the processor that it took so far, whatever else the machine does."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def end(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
 
 
 def png(size=(6, 6), colour=(10, 200, 30)):

@@ -128,7 +128,7 @@ def look(own: Path, others: list[Path], stop: threading.Event) -> None:
         if time.monotonic() > touched + _TOUCH:
             touched = time.monotonic()
             with suppress(OSError):
-                own.touch()
+                os.utime(own)  # not touch, which would make it again after the end
                 beats += 1
         for path in others:
             try:
