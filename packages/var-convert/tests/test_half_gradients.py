@@ -152,14 +152,15 @@ def errors(found: dict[str, np.ndarray], exact: dict[str, np.ndarray]) -> dict[s
 
 
 @pytest.mark.slow
-def test_gradients_of_every_weight_err_about_as_with_autocast(ascend):
-    """Measured over six seeds: 7 % more in the mean, 21 % in the worst tensor.
+def test_gradients_err_less_than_with_autocast_in_the_mean(ascend):
+    """Measured over four seeds: 7 % less in the mean.
 
-    Autocast modulates norms in float32, which moves a tenth more memory in a step.
+    6 of 34 tensors err more: the scale of scores of the first block, which is rounded with the
+    queries to the half type, by 13 %, the others by 5 % at most.
     """
     ours: dict[str, list[float]] = {}
     theirs: dict[str, list[float]] = {}
-    for seed in range(6):
+    for seed in range(4):
         exact = torch_gradients(seed, torch.float64)
         for errors_of, found in (
             (ours, ascend_gradients(seed)),
@@ -168,5 +169,5 @@ def test_gradients_of_every_weight_err_about_as_with_autocast(ascend):
             for name, error in errors(found, exact).items():
                 errors_of.setdefault(name, []).append(error)
     ratios = [np.mean(ours[name]) / np.mean(theirs[name]) for name in ours]
-    assert max(ratios) <= 1.3
-    assert np.mean(ratios) <= 1.1
+    assert max(ratios) <= 1.15
+    assert np.mean(ratios) <= 0.95
