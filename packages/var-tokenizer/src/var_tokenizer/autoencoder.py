@@ -229,9 +229,5 @@ class Decoder(nn.Cell):
             x_byxc = self.up[i](x_byxc)
         return self.norm_out(x_byxc)
 
-    def images(self, features_byxc: Tensor) -> Tensor:
-        """Images of ``features``."""
-        return self.pixels(self.conv_out(features_byxc))
-
     def construct(self, latent_byxz: Tensor) -> Tensor:
-        return self.images(self.features(latent_byxz))
+        return self.pixels(self.conv_out(self.features(latent_byxz)))

@@ -360,7 +360,8 @@ class Tokenizer(nn.Cell):
 
     def reconstruction(self, features_byxc: Tensor) -> Tensor:
         """The decoder's last convolution, for training: images (B, H, W, 3), unclipped."""
-        return self.decoder.images(features_byxc)
+        # not by a method of the decoder: MindSpore mixes up the arguments of its gradients
+        return self.pixels(self.decoder.conv_out(features_byxc))
 
     @property
     def last_layer(self) -> Parameter:
