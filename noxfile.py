@@ -89,14 +89,13 @@ def test(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def lowest(session: nox.Session) -> None:
-    """The fast tests with the oldest libraries that the packages declare, MindSpore excepted."""
+    """The fast tests with the oldest libraries that the packages declare, MindSpore included."""
     pins = set()
     for name in PACKAGES:
         project = nox.project.load_toml(ROOT / "packages" / name / "pyproject.toml")["project"]
         web = project.get("optional-dependencies", {}).get("web", ())
         for wanted in (*project["dependencies"], *web):
             pins |= set(re.findall(r"^[\w-]+>=[\d.]+", wanted))
-    pins = {pin for pin in pins if not pin.startswith("mindspore>=")}  # `versions` has those
     install_for_tests(session, *sorted(pin.replace(">=", "==") for pin in pins))
     fast_tests(session)
 

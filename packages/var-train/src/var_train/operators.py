@@ -68,7 +68,7 @@ def part(flat: Tensor, offset: int, size: int) -> Tensor:
 
 def parts_of(flat: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
     """The parts of a flat array, one after another; on an Ascend they are views."""
-    # before MindSpore 2.8, mint.split has no kernel on a CPU
+    # MindSpore 2.7 has no kernel for mint.split on a CPU
     return mint.split(flat, sizes, 0) if on_ascend() else ops.split(flat, sizes, 0)
 
 
