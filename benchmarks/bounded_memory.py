@@ -77,12 +77,17 @@ def commands(config: Config) -> dict[str, tuple[str, ...]]:
     }
 
 
-def run(config: Config) -> list[tuple[str, float, float]]:
-    """What ran, its peak in GiB, its seconds; raises SystemExit if one fails."""
+def prepare(config: Config) -> None:
+    """Writes a tokenizer and images."""
     shutil.rmtree(config.out, ignore_errors=True)
     Tokenizer(TokenizerConfig(), 0).save(config.out / "tokenizer.safetensors")
     save_images(config.out / "images", (f"{s}/{c}" for s in ("train", "val") for c in CLASSES))
     save_images(config.out / "evaluated", (str(n) for n in range(config.images)))
+
+
+def run(config: Config) -> list[tuple[str, float, float]]:
+    """What ran, its peak in GiB, its seconds; raises SystemExit if one fails."""
+    prepare(config)
     results = []
     with control_group(int(config.gib * 2**30)) as group:
         for name, words in commands(config).items():
