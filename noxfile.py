@@ -133,15 +133,18 @@ def sanitizers(session: nox.Session) -> None:
     session.run(python, "tests/native/programs/sanitizers.py", *session.posargs, external=True)
 
 
-@nox.session(venv_backend="none", requires=["test"])
+@nox.session(venv_backend="none")
 def torture(session: nox.Session) -> None:
     """Kills every kind of work at random, 500 times in a night; writes benchmarks/torture.json.
 
-    It runs in `test`'s environment. `-- --seconds 600` stops earlier, and records nothing.
+    It runs in `test`'s environment, which must be there: `test` would give pytest its options.
+    `-- --seconds 300` stops earlier, and records nothing.
     """
-    python = str(ROOT / ".nox" / "test" / "bin" / "python")
-    session.run(python, "tests/torture/night.py", *session.posargs, external=True)
-    session.run(python, "tests/torture/survival_page.py", external=True)
+    python = ROOT / ".nox" / "test" / "bin" / "python"
+    if not python.exists():
+        session.error("needs the environment of nox -s test; run that first")
+    session.run(str(python), "tests/torture/night.py", *session.posargs, external=True)
+    session.run(str(python), "tests/torture/survival_page.py", external=True)
 
 
 @nox.session(python=PYTHON)
