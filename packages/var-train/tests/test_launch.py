@@ -148,6 +148,27 @@ while True:
     assert any(m.startswith("1 worker(s) are killed") for m in caplog.messages) == stubborn
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_restart_waits_for_the_workers_of_other_hosts(monkeypatch, caplog, interrupted):
+    monkeypatch.setattr(launch, "_SETTLE", 600 if interrupted else 0.5)
+    code = "os.kill(os.getpid(), signal.SIGKILL) if attempt == 1 else sys.exit(0)"
+    options, restarts = launch.read_options(
+        ["--worker_num=2", "--local_worker_num=1", "--node_rank=1", "python", "-c", BEGIN + code]
+    )
+
+    def interrupt() -> None:
+        while not any("waiting" in m for m in caplog.messages):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if interrupted:
+        threading.Thread(target=interrupt, daemon=True).start()
+    begin = time.monotonic()
+    assert launch.launch(options, restarts) == (130 if interrupted else 0)
+    assert time.monotonic() - begin > 0.5 or interrupted
+    assert Path("process-1-2").exists() != interrupted
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -32,6 +32,7 @@ log = logging.getLogger("var_train")  # not "__main__", of which nothing below a
 
 _POLL = 0.1  # seconds between two looks at the workers
 _GRACE = 10.0  # seconds that workers have to end after the first has: after a signal to stop all
+_SETTLE = 20.0  # seconds in which the workers of other hosts have noticed a death and ended, too
 _LAST = 10  # lines of a dead worker to repeat
 _LONGEST = 10_000  # bytes of a line to keep
 
@@ -121,8 +122,22 @@ def launch(options: argparse.Namespace, restarts: int) -> int:
                     "restart %d of at most %d",
                     *(attempt, restarts),
                 )
+                if options.local_worker_num < options.worker_num and _sleep(interrupted):
+                    return INTERRUPTED
     log.error("gave up after %d restart(s)", restarts)
     return code
+
+
+def _sleep(interrupted: Callable[[], bool]) -> bool:
+    """Waits until no worker of the last attempt is left on other hosts; whether it was interrupted.
+
+    A new worker would join those, and wait for what they never send.
+    """
+    log.info("waiting %.0f s until the workers of other hosts have ended, too", _SETTLE)
+    end = time.monotonic() + _SETTLE
+    while time.monotonic() < end and not interrupted():
+        time.sleep(_POLL)
+    return interrupted()
 
 
 @dataclass(frozen=True)
