@@ -26,3 +26,14 @@ def transformer(**changes: Any) -> "TransformerConfig":
 
     size = {"depth": 2, "width": 32, "heads": 2, "num_classes": 5}
     return TransformerConfig(**(_TOKENS | size | changes))
+
+
+ADVERSARIAL = """
+    --tokenizer.channel-multipliers 1 1 --tokenizer.vocab-size 16 --tokenizer.scales 1 2 4
+    --train-tokenizer.batch 8 --train-tokenizer.ema 0.9
+    --train-tokenizer.codebook.start kmeans --train-tokenizer.codebook.scale-dropout 0.5
+    --train-tokenizer.codebook.revive-every 2
+    --train-tokenizer.adversary.weight 0.5 --train-tokenizer.adversary.start 0.4
+    --train-tokenizer.adversary.channels 32
+"""
+"""Options of a tokenizer's training with all that has a state of its own, on images of 4 x 4."""

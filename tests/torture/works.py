@@ -199,12 +199,7 @@ def make_inputs(root: Path) -> None:
 def _train_tokenizer(inputs: Path) -> str:
     return f"""
         -m var_train.run --stage tokenizer --data {inputs}/images --out {OUT}
-        --tokenizer.channel-multipliers 1 1 --tokenizer.vocab-size 16 --tokenizer.scales 1 2 4
-        --train-tokenizer.batch 8 --train-tokenizer.epochs 4 --train-tokenizer.ema 0.9
-        --train-tokenizer.codebook.start kmeans --train-tokenizer.codebook.scale-dropout 0.5
-        --train-tokenizer.codebook.revive-every 2
-        --train-tokenizer.adversary.weight 0.5 --train-tokenizer.adversary.start 0.4
-        --train-tokenizer.adversary.channels 32
+        {tiny.ADVERSARIAL} --train-tokenizer.epochs 4
         --loop.checkpoint-every 2 --loop.validations 4
     """
 

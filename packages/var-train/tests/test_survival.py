@@ -94,16 +94,6 @@ def test_two_workers_draw_the_loss_curve_of_one(work, tmp_path):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 
 
-ADVERSARIAL = """
-    --tokenizer.channel-multipliers 1 1 --tokenizer.vocab-size 16 --tokenizer.scales 1 2 4
-    --train-tokenizer.batch 8 --train-tokenizer.epochs 2 --train-tokenizer.ema 0.9
-    --train-tokenizer.codebook.start kmeans --train-tokenizer.codebook.scale-dropout 0.5
-    --train-tokenizer.codebook.revive-every 2
-    --train-tokenizer.adversary.weight 0.5 --train-tokenizer.adversary.start 0.4
-    --train-tokenizer.adversary.channels 32
-"""
-
-
 # A third of a sum is rounded, a half is not, and the ratio of two gradients grows such errors.
 HALVES = {"loss": 1e-6, "reconstruction": 1e-6, "discriminator": 1e-6, "adaptive_weight": 1e-5}
 THIRDS = {"reconstruction": 1e-4, "discriminator": 1e-4}
@@ -114,7 +104,8 @@ def test_workers_train_an_adversarial_tokenizer_as_one_does(work, tmp_path, coun
     curves = []
     for workers in (count, 1):
         out = tmp_path / str(workers)
-        words = ["-m", "var_train.run", "--stage", "tokenizer", *ADVERSARIAL.split()]
+        words = ["-m", "var_train.run", "--stage", "tokenizer", *tiny.ADVERSARIAL.split()]
+        words += ["--train-tokenizer.epochs", "2"]
         run_by(workers, [*words, "--data", str(work / "images"), "--out", str(out)], out)
         curves.append(steps(out, "tokenizer"))
     assert len(curves[0]) == len(curves[1]) == 10
