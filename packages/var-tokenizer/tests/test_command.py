@@ -71,6 +71,15 @@ def test_a_compilation_ends_before_an_interrupt_takes_effect(caplog):
     assert end.value.code == 130 and done == ["compiled"] and caplog.messages == ["interrupted"]
 
 
+def test_a_file_that_an_interrupt_broke_is_no_unusable_input(caplog):
+    with pytest.raises(SystemExit) as end, exit_codes():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:  # as a library's writer turns it into an error of its own
+            raise InputError("out.pth: cannot write: unexpected position") from None
+    assert end.value.code == 130 and caplog.messages == ["interrupted"]
+
+
 def test_other_errors_are_not_hidden():
     with pytest.raises(RuntimeError), exit_codes():
         raise RuntimeError

@@ -18,9 +18,20 @@ def on_ascend() -> bool:
     return ms.get_context("device_target") == "Ascend"
 
 
+# On a CPU, MindSpore adds up a large array in as many parts as were fastest in a trial, so the last
+# bits follow from the clock. Rows are added up in one order, and there are few enough of them.
+def total(x: Tensor) -> Tensor:
+    """The sum of all elements, ()."""
+    if on_ascend():
+        return mint.sum(x)
+    return x.sum(-1).sum() if x.ndim > 1 else x.sum()
+
+
 def mean(x: Tensor) -> Tensor:
     """The mean of all elements, ()."""
-    return mint.mean(x) if on_ascend() else x.mean()
+    if on_ascend():
+        return mint.mean(x)
+    return x.mean(-1).mean() if x.ndim > 1 else x.mean()
 
 
 def means_over(x: Tensor, axes: tuple[int, ...]) -> Tensor:
@@ -30,12 +41,12 @@ def means_over(x: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 def mean_square(x: Tensor) -> Tensor:
     """The mean of the squares, ()."""
-    return mint.mean(mint.square(x)) if on_ascend() else (x * x).mean()
+    return mint.mean(mint.square(x)) if on_ascend() else mean(x * x)
 
 
 def mean_magnitude(x: Tensor) -> Tensor:
     """The mean of the absolute values, ()."""
-    return mint.mean(mint.abs(x)) if on_ascend() else x.abs().mean()
+    return mean(mint.abs(x) if on_ascend() else x.abs())
 
 
 def sum_of_scalars(scalars: Sequence[Tensor]) -> Tensor:

@@ -103,6 +103,9 @@ def exit_codes(interrupted: str = "interrupted") -> Iterator[None]:
             if sys.stdout:  # else Python's last flush would find that it cannot be written
                 sys.stdout.flush()
     except InputError as error:
+        if received:  # what an interrupt broke, such as a file half written, is no unusable input
+            log.error("%s", interrupted)
+            sys.exit(INTERRUPTED)
         log.error("%s", error)
         sys.exit(UNUSABLE)
     except BrokenPipeError:  # for example, `--help | head`

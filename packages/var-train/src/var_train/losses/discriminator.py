@@ -7,7 +7,7 @@ from mindspore import Tensor, nn, ops
 from var_tokenizer import Conv2d, GroupNorm, layout
 from var_tokenizer.common import InputError, check_integer, check_number
 
-from var_train.operators import mean
+from var_train.operators import mean, total
 from var_train.optimization.adamw import AdamWConfig
 
 _MOST_ADAPTIVE = 1e4  # the published bound of the adaptive weight
@@ -90,4 +90,4 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor) -> Tensor:
 
 
 def _norm(gradient: Tensor) -> Tensor:
-    return ops.sqrt((gradient * gradient).sum())
+    return ops.sqrt(total(gradient * gradient))

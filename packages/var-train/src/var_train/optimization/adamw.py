@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from var_tokenizer.common import InputError, KernelLibrary, check_number, free_memory
 
-from var_train.operators import sum_of_scalars, three_parts
+from var_train.operators import sum_of_scalars, three_parts, total
 from var_train.optimization.learning_rate import RATE_SCHEDULES, is_rate_schedule, learning_rate
 from var_train.parallel import workers
 from var_train.parallel.sharding import Sharding
@@ -127,7 +127,7 @@ class _Update(nn.Cell):
         self.beta1, self.beta2 = betas
 
     def sum_of_squares(self, gradient: Tensor) -> Tensor:
-        return (gradient * gradient).sum()
+        return total(gradient * gradient)
 
     def construct(
         self,
