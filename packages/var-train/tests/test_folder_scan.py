@@ -10,8 +10,8 @@ import pytest
 from image_tree import random_image, write_image_tree
 from PIL import Image
 from var_tokenizer.common import InputError
-from var_train.data.folder_scan import IGNORED, scan_folder, scan_tree
 from var_train.data.image_sources import load_folder, load_image_tree
+from var_train.listing.folder_scan import IGNORED, scan_folder, scan_tree
 
 SIZE = (4, 4)
 
@@ -153,7 +153,7 @@ def test_a_folder_that_is_deeper_than_python_recurses_is_scanned(tmp_path):
     finally:
         os.close(handle)
     write(tmp_path / "0.png")
-    assert scan_folder(tmp_path).names == ("0.png",)
+    assert list(scan_folder(tmp_path).names) == ["0.png"]
 
 
 def test_training_and_evaluation_see_the_same_images(tree):
@@ -224,7 +224,7 @@ def test_a_part_of_a_flat_folder_is_held_out(flat):
     train, val = scan_tree(flat, 0.25)
     assert train.classes == val.classes == ("cat", "dog")
     assert not set(train.names) & set(val.names)
-    assert sorted(train.names + val.names) == sorted(
+    assert sorted([*train.names, *val.names]) == sorted(
         f"{name}/{i}.png" for name in ("cat", "dog") for i in range(40)
     )
     for label in (0, 1):
@@ -250,7 +250,7 @@ def test_an_image_stays_in_its_split_whatever_else_the_folder_holds(flat, monkey
             pass
 
     forwards = scan_tree(flat, 0.25)
-    monkeypatch.setattr("var_train.data.folder_scan.os.scandir", Backwards)
+    monkeypatch.setattr("var_train.listing.folder_scan.os.scandir", Backwards)
     backwards = scan_tree(flat, 0.25)
     for ours, theirs in zip(forwards, backwards, strict=True):
         assert ours.names == theirs.names

@@ -14,9 +14,9 @@ from var_tokenizer.common import (
 )
 from var_tokenizer.common.command import exit_codes, read_settings
 
-from var_train.data.folder_scan import scan_tree
 from var_train.data.image_sources import ImageFolder
 from var_train.data.token_cache import write_cache
+from var_train.listing.folder_scan import scan_tree
 from var_train.parallel import workers
 from var_train.parallel.watch import alone_in, watched
 

@@ -1,8 +1,7 @@
 """Images and tokens, from a folder to a training step.
 
-``folder_scan`` lists the image files of a folder and splits off the validation images.
-``image_sources`` gives batches of their pixels, from memory or decoded on demand, with the help of
-``unreadable_images`` and ``crops``; ``digits`` is the one source that needs no files, and
+``image_sources`` gives batches of the pixels of what ``listing`` found, from memory or decoded on
+demand, with the help of ``unreadable_images`` and ``crops``; ``digits`` needs no files, and
 ``augmentation`` changes what a discriminator sees. ``token_sources`` encodes batches of images into
 tokens, and ``token_cache`` keeps these on disk (``python -m var_train.tokenize``). ``batches`` says
 which images a step takes, from any source. ``resume_check`` compares the images of a run with those

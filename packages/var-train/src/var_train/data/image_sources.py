@@ -7,6 +7,7 @@ Images are pixels here, uint8 (N, Y, X, 3). The caller converts them to the rang
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Protocol
 
@@ -14,8 +15,9 @@ import numpy as np
 from var_tokenizer.common import InputError, fit_picture, quoted, read_picture
 
 from var_train.data.crops import Place, PlaceOf, crop_picture
-from var_train.data.folder_scan import ImageFiles, content_hash, scan_folder, scan_tree
 from var_train.data.unreadable_images import UnreadableImages
+from var_train.listing.folder_scan import scan_folder, scan_tree
+from var_train.listing.image_files import ImageFiles, content_hash
 from var_train.reports.progress_bars import counted
 
 Indices = Sequence[int] | np.ndarray
@@ -151,17 +153,18 @@ class ImageFolder:
         for candidate in self._unreadable.candidates(index):
             if candidate in self._unreadable:
                 continue
-            path = self.files.path(candidate)
             try:
-                pixels_yxc = read_image(path, self.image_size, self._crops, place)
-                content = 0 if self.hashes_n is None else content_hash(path)
+                source = self.files.source(candidate)
+                pixels_yxc = read_image(source, self.image_size, self._crops, place)
+                content = 0 if self.hashes_n is None else content_hash(source)
             except InputError as error:
                 self._unreadable.report(candidate, error)
                 continue
             if self.hashes_n is not None:
                 if int(self.hashes_n[candidate]) not in (0, content):
                     raise InputError(
-                        f"{quoted(path)}: is another image than the one that was trained on; "
+                        f"{quoted(self.files.path(candidate))}: is another image than the one "
+                        "that was trained on; "
                         "expected the same (put it back, or --no-resume starts from the beginning, "
                         "or another --out starts a new run)"
                     )
@@ -209,14 +212,17 @@ def load_folder(folder: str | Path, image_size: tuple[int, int]) -> ImageFolder:
 
 
 def read_image(
-    path: Path, image_size: tuple[int, int], crops: bool = False, place: Place | None = None
+    source: Path | BytesIO,
+    image_size: tuple[int, int],
+    crops: bool = False,
+    place: Place | None = None,
 ) -> np.ndarray:
     """An image file as uint8 (rows, columns, 3) of ``image_size`` (rows, columns).
 
     ``read_picture`` reads it; ``fit_picture`` fits it or, if ``crops``, ``crop_picture`` crops it
     at ``place``. Raises InputError as these do.
     """
-    picture = read_picture(path)
+    picture = read_picture(source)
     if crops:
         return np.asarray(crop_picture(picture, image_size, place))
     return np.asarray(fit_picture(picture, image_size))
@@ -228,10 +234,10 @@ def _decode_all(files: ImageFiles, image_size: tuple[int, int], crops: bool) -> 
     unreadable = UnreadableImages(files)
 
     def decode(index: int) -> None:
-        path = files.path(index)
         try:
-            hashes_n[index] = content_hash(path)
-            images_nyxc[index] = read_image(path, image_size, crops)
+            source = files.source(index)
+            hashes_n[index] = content_hash(source)
+            images_nyxc[index] = read_image(source, image_size, crops)
         except InputError as error:
             unreadable.add(index, error)
 

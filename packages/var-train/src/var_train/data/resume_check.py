@@ -16,7 +16,6 @@ as a copy.
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from var_tokenizer.common import InputError, quoted, replacing, write_tensors
 
-from var_train.data.folder_scan import ImageFiles, first_of, gone_and_new
 from var_train.data.image_sources import ImageFolder
+from var_train.listing.image_files import ImageFiles, first_of, gone_and_new
+from var_train.listing.name_list import NameList
 from var_train.parallel import workers
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class DataRecord:
     classes: tuple[str, ...]
     counts: tuple[int, int]
     """How many training and validation images there are."""
-    names: tuple[str, ...]
+    names: NameList
     """SPLIT/CLASS/NAME."""
     sizes_n: np.ndarray
     """(N,) int64, bytes."""
@@ -63,7 +63,7 @@ class DataRecord:
         return cls(
             classes=train.classes,
             counts=(len(train), len(val)),
-            names=tuple(f"{split}/{name}" for split, files in splits for name in files.names),
+            names=NameList.joined((f"{split}/", files.names) for split, files in splits),
             sizes_n=np.concatenate([files.sizes_n for _, files in splits]),
             times_n=np.concatenate([files.times_n for _, files in splits]),
             hashes_n=np.concatenate(hashes),
@@ -73,7 +73,7 @@ class DataRecord:
     @property
     def settings(self) -> dict[str, object]:
         """What must stay the same for a run to continue, in JSON's types."""
-        digest = hashlib.sha256("\0".join(self.names).encode("utf-8", "surrogateescape"))
+        digest = hashlib.sha256(self.names.text)
         digest.update((self.hashes_n if self.read else self.sizes_n).tobytes())
         return {
             "classes": list(self.classes),
@@ -121,9 +121,8 @@ class DataRecord:
 
     def save(self, folder: Path) -> None:
         """Writes FOLDER/data.safetensors."""
-        names = "\0".join(self.names).encode("utf-8", "surrogateescape")
         arrays = {
-            "names": np.frombuffer(names, np.uint8),
+            "names": np.frombuffer(self.names.text, np.uint8),
             "sizes": self.sizes_n,
             "times": self.times_n,
             "hashes": self.hashes_n,
@@ -139,7 +138,7 @@ class DataRecord:
             with safe_open(folder / FILE, framework="numpy") as file:
                 texts, keys = file.metadata(), set(file.keys())
                 arrays = {key: file.get_tensor(key) for key in keys}
-            names = tuple(os.fsdecode(arrays["names"].tobytes()).split("\0"))
+            names = NameList(arrays["names"].tobytes() + b"\0")
             known = "hashes" in keys  # up to version 0.1.0 there are all or none
             hashes_n = arrays["hashes"] if known else np.zeros(len(names), np.uint64)
             numbers = (arrays["sizes"], arrays["times"], hashes_n)
@@ -212,13 +211,11 @@ def _kind(settings: Mapping[str, object]) -> str:
 
 def _other_files(before: DataRecord, now: DataRecord) -> str | None:
     """Which files were added, removed or changed; None if none were."""
-    gone, new = gone_and_new(sorted(before.names), sorted(now.names))
-    differ = ((new, "new"), (gone, "missing"))
-    parts = [f"{len(names)} {what} image(s): {first_of(names)}" for names, what in differ if names]
-    if parts:
-        return " and ".join(parts)
     if before.names != now.names:
-        return "they are in another order"
+        gone, new = gone_and_new(sorted(before.names), sorted(now.names))
+        differ = ((new, "new"), (gone, "missing"))
+        parts = [f"{len(n)} {what} image(s): {first_of(n)}" for n, what in differ if n]
+        return " and ".join(parts) or "they are in another order"
     changed_n = before.hashes_n != now.hashes_n
     if not (before.read and now.read):
         changed_n &= (before.hashes_n != 0) & (now.hashes_n != 0)

@@ -39,9 +39,10 @@ from var_tokenizer.common import (
 
 from var_train.data.batches import padded_batches
 from var_train.data.crops import PlaceOf, draw_place
-from var_train.data.folder_scan import ImageFiles, content_hash, first_of, gone_and_new
 from var_train.data.image_sources import Batch, ImageFolder
 from var_train.data.token_sources import EncodedImages, fingerprint
+from var_train.listing.image_files import ImageFiles, content_hash, first_of, gone_and_new
+from var_train.listing.name_list import NameList
 from var_train.parallel import workers
 from var_train.reports.progress_bars import step_bar
 
@@ -218,7 +219,7 @@ class TokenCache:
             np.concatenate([n[key] for n in named])[first_n]
             for key in ("name", "size", "time", "hash")
         )
-        names, labels_n = tuple(names_n.tolist()), self.labels_n[index_n]
+        names, labels_n = NameList.of(names_n.tolist()), self.labels_n[index_n]
         return ImageFiles(self._folder, names, labels_n, self.classes, sizes_n, times_n, hashes_n)
 
     def batch(
@@ -346,7 +347,7 @@ def _made_of(source: ImageFolder, rows: np.ndarray) -> dict[str, np.ndarray]:
 def _hash_of(files: ImageFiles, index: int) -> int:
     """The hash of a file's content; 0 if it cannot be read."""
     try:
-        return content_hash(files.path(index))
+        return content_hash(files.source(index))
     except InputError:
         return 0
 

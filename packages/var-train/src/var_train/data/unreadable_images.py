@@ -11,7 +11,7 @@ from threading import Lock
 import numpy as np
 from var_tokenizer.common import InputError, quoted
 
-from var_train.data.folder_scan import ImageFiles
+from var_train.listing.image_files import ImageFiles, refuse_lost
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,11 @@ class UnreadableImages:
         return InputError(f"{quoted(folder)}: no readable image; expected at least one ({first})")
 
     def add(self, index: int, error: InputError) -> bool:
-        """Notes why an image cannot be read; False if that was known."""
+        """Notes why an image cannot be read; False if that was known.
+
+        Raises SourceError if it is not the image's fault.
+        """
+        refuse_lost(error)
         with self._lock:
             known = index in self._errors
             self._errors.setdefault(index, str(error))

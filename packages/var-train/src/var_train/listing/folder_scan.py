@@ -9,76 +9,28 @@ leave behind (``IGNORED``).
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 from var_tokenizer.common import (
-    MAX_PIXELS,
     PICTURE_SUFFIXES,
     InputError,
     check_number,
     is_picture_name,
-    open_regular,
     quoted,
 )
 from var_tokenizer.common.progress import working
 
+from var_train.listing.image_files import ImageFiles, first_of, gone_and_new, hold_out
+from var_train.listing.name_list import NameList
 from var_train.reports.progress_bars import counted
 
 LAYOUT = "DIR/train/CLASS/* and DIR/val/CLASS/*, or DIR/CLASS/* with --val-fraction"
 IGNORED = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information"}
 IGNORED |= {"lost+found", "Thumbs.db", "desktop.ini"}
-_PART = 2**20  # bytes that are hashed at once
-_MOST_PARTS = 8 * MAX_PIXELS // _PART + 1
 _OTHER_SPLITS = frozenset(("val", "valid", "validation", "test"))
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class ImageFiles:
-    """N image files, class after class, sorted by name within a class."""
-
-    folder: Path
-    names: tuple[str, ...]
-    """Paths below ``folder``; bytes that are not UTF-8 become surrogates, as in ``os``."""
-    labels_n: np.ndarray
-    """(N,) int32, indices into ``classes``."""
-    classes: tuple[str, ...]
-    sizes_n: np.ndarray
-    """(N,) int64, bytes."""
-    times_n: np.ndarray
-    """(N,) int64, when each was last written, in nanoseconds since 1970."""
-    hashes_n: np.ndarray | None = None
-    """(N,) uint64, of the contents (``content_hash``); None if they were not read."""
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def path(self, index: int) -> Path:
-        return self.folder / self.names[index]
-
-    def is_as_listed(self, index: int) -> bool:
-        """Whether a file still has the size and time that the scan found."""
-        try:
-            status = self.path(index).stat()
-        except OSError:
-            return False
-        found = (status.st_size, status.st_mtime_ns)
-        return found == (self.sizes_n[index], self.times_n[index])
-
-    def take(self, indices: np.ndarray) -> "ImageFiles":
-        """The files at ``indices``, which ascend."""
-        return replace(
-            self,
-            names=tuple(self.names[i] for i in indices.tolist()),
-            labels_n=self.labels_n[indices],
-            sizes_n=self.sizes_n[indices],
-            times_n=self.times_n[indices],
-        )
 
 
 def scan_tree(root: Path, val_fraction: float | None = None) -> tuple[ImageFiles, ImageFiles]:
@@ -174,61 +126,6 @@ def scan_folder(folder: Path) -> ImageFiles:
     return _image_files(folder, found, np.zeros(len(found), np.int32), (folder.resolve().name,))
 
 
-def hold_out(files: ImageFiles, fraction: float) -> tuple[ImageFiles, ImageFiles]:
-    """Splits ``files`` into training and validation images, about ``fraction`` of each class.
-
-    Whether an image is held out depends on its class and name alone, so adding,
-    removing or reordering other images does not move it. Only if this would leave a class without
-    images on one side, the image that comes closest changes sides.
-
-    Raises InputError for a class of one image.
-    """
-    places_n = np.array([_place(name) for name in files.names])
-    held_n = places_n < fraction
-    ends = np.searchsorted(files.labels_n, np.arange(len(files.classes) + 1))
-    for name, begin, end in zip(files.classes, ends[:-1], ends[1:], strict=True):
-        if end - begin < 2:
-            raise InputError(
-                f"{quoted(files.folder / name)}: one image; expected at least two, one of them "
-                "for validation"
-            )
-        if not held_n[begin:end].any():
-            held_n[begin + places_n[begin:end].argmin()] = True
-        elif held_n[begin:end].all():
-            held_n[begin + places_n[begin:end].argmax()] = False
-    return files.take(np.flatnonzero(~held_n)), files.take(np.flatnonzero(held_n))
-
-
-def content_hash(path: Path) -> int:
-    """64 bits of BLAKE2b of a file's content.
-
-    Reads no more than the largest image can take, in case the file is endless. Raises InputError
-    if it cannot be read.
-    """
-    digest = blake2b(digest_size=8)
-    try:
-        with open_regular(path) as file:
-            for _ in range(_MOST_PARTS):
-                part = file.read(_PART)
-                digest.update(part)
-                if len(part) < _PART:
-                    break
-    except OSError as error:
-        raise InputError(f"{quoted(path)}: cannot read this file: {error.strerror}") from error
-    return int.from_bytes(digest.digest(), "little")
-
-
-def first_of(names: list[str], count: int = 3) -> str:
-    """The first few of ``names``, as a message lists them."""
-    return ", ".join(quoted(name) for name in names[:count]) + (", ..." if names[count:] else "")
-
-
-def gone_and_new(before: Sequence[str], now: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What is in ``before`` alone, and what is in ``now`` alone, in their order."""
-    old, new = set(before), set(now)
-    return [name for name in before if name not in new], [name for name in now if name not in old]
-
-
 def _walk(folder: Path, below: str, left_out: Counter[str]) -> list[tuple[str, int, int]]:
     """Name below ``folder``, size and time of all images of FOLDER/BELOW, sorted by name."""
     found: list[tuple[str, int, int]] = []
@@ -313,12 +210,6 @@ def _image_files(
     labels_n: np.ndarray,
     classes: tuple[str, ...],
 ) -> ImageFiles:
-    names = tuple(name for name, _, _ in found)
+    names = NameList.of(name for name, _, _ in found)
     sizes_n, times_n = (np.fromiter((f[i] for f in found), np.int64, len(found)) for i in (1, 2))
     return ImageFiles(folder, names, labels_n, classes, sizes_n, times_n)
-
-
-def _place(name: str) -> float:
-    """A number in [0, 1) that follows from a name."""
-    digest = blake2b(os.fsencode(name), digest_size=8).digest()
-    return int.from_bytes(digest, "little") / 2**64
