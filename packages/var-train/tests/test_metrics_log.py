@@ -2,6 +2,8 @@
 
 import json
 import resource
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -67,3 +69,18 @@ def records(data: bytes) -> list[Event]:
         found.append(Event.FromString(data[12 : 12 + length]))
         data = data[16 + length :]
     return found
+
+
+RUN = """
+import sys, var_train
+before = {"tensorboardX", "torch", "sklearn"} & {*sys.modules}
+metrics = var_train.MetricsLog(sys.argv[1])
+metrics.write("tokenizer", 0, loss=1.0)
+print(*sorted(before), "then", *sorted({"tensorboardX", "torch", "sklearn"} & {*sys.modules}))
+"""
+
+
+def test_training_loads_tensorboard_once_it_records_and_neither_pytorch_nor_scikit_learn(tmp_path):
+    words = [sys.executable, "-c", RUN, str(tmp_path)]
+    shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert shown.split() == ["then", "tensorboardX"]

@@ -4,10 +4,14 @@ import os
 import sys
 from pathlib import Path
 
+from var_tokenizer.help_only import asks_for_help, leave_out_mindspore
+
 # in a command (for -m, Python imports the package before it finds the module), MindSpore's
 # warnings would bury ours; MindSpore reads this at its import
 if Path((sys.argv or [""])[0]).name in ("-m", "var-convert"):
     os.environ.setdefault("GLOG_v", "3")
+    if asks_for_help(sys.argv[1:]):
+        leave_out_mindspore()
 
 try:
     from var_tokenizer import layout, operators

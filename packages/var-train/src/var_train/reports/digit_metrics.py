@@ -5,8 +5,6 @@ values in [0, 1].
 """
 
 import numpy as np
-from sklearn.metrics import pairwise_distances, pairwise_distances_argmin_min
-from sklearn.svm import SVC
 from var_tokenizer.common import InputError, to_unit_range
 
 from var_train.data.image_sources import ImageSet
@@ -21,6 +19,8 @@ class DigitJudge:
     """
 
     def __init__(self, train: ImageSet) -> None:
+        from sklearn.svm import SVC  # not before it is needed: it takes a second
+
         self._svm = SVC(C=10, gamma="scale")
         self._svm.fit(_judged(_real_values(train)), train.labels_n)
 
@@ -113,6 +113,8 @@ class DigitReport:
 
 def _nearest(values_ncyx: np.ndarray, real_nv: np.ndarray) -> np.ndarray:
     """(N,): the distance of each image from the nearest of ``real_nv``."""
+    from sklearn.metrics import pairwise_distances_argmin_min
+
     return pairwise_distances_argmin_min(_flat(values_ncyx), real_nv)[1]
 
 
@@ -159,6 +161,8 @@ def _judged(values_ncyx: np.ndarray) -> np.ndarray:
 
 def _mean_pairwise_distance(values_ncyx: np.ndarray) -> float:
     """Mean over all pairs of images."""
+    from sklearn.metrics import pairwise_distances
+
     n = len(values_ncyx)
     distance_nn = pairwise_distances(values_ncyx.reshape(n, -1))
     return float(distance_nn.sum() / (n * (n - 1)))

@@ -6,19 +6,17 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import image, scalar, text
 from var_tokenizer.common import InputError, quoted, remove_leftovers, replacing, save_png
 
 from var_train.parallel import workers
 
-Value = float | str | list[float] | list[int] | np.ndarray
+if TYPE_CHECKING:
+    from var_train.reports.tensorboard import Board
 
-_FLUSH = 10.0  # seconds between two writes of what TensorBoard reads
+Value = float | str | list[float] | list[int] | np.ndarray
 
 
 class MetricsLog:
@@ -37,7 +35,7 @@ class MetricsLog:
         """resume: keep what an earlier process recorded."""
         self.folder = Path(folder)
         self._path = self.folder / "metrics.jsonl"
-        self._boards: dict[str, _Board] = {}
+        self._boards: dict[str, Board] = {}
         self._file: TextIO | None = None  # of worker 0
         if workers.rank() > 0:
             return
@@ -112,14 +110,7 @@ class MetricsLog:
                 if isinstance(value, np.ndarray):
                     path = self.folder / "pictures" / f"{stage}-{name}-{step + 1:08d}.png"
                     save_png(value, path)
-                    board.add(image(prefix + name, value, dataformats="HWC"), step)
-                elif isinstance(value, list):
-                    for k, item in enumerate(value):
-                        board.add(scalar(f"{prefix}{name}/{k}", item), step)
-                elif isinstance(value, str):
-                    board.add(text(prefix + name, value), step)
-                else:
-                    board.add(scalar(prefix + name, value), step)
+                board.add(prefix + name, value, step)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -140,9 +131,11 @@ class MetricsLog:
     def _seconds(self) -> float:
         return round(time.monotonic() - self._started, 2)
 
-    def _board(self, stage: str, first_step: int = 0) -> "_Board":
+    def _board(self, stage: str, first_step: int = 0) -> "Board":
+        from var_train.reports.tensorboard import Board  # not before something is recorded
+
         if stage not in self._boards:
-            self._boards[stage] = _Board(self.folder / "tensorboard" / stage, first_step)
+            self._boards[stage] = Board(self.folder / "tensorboard" / stage, first_step)
         return self._boards[stage]
 
     def _lines(self) -> list[dict]:
@@ -154,32 +147,3 @@ class MetricsLog:
             except (ValueError, RecursionError):
                 continue
         return lines
-
-
-class _Board:
-    """The events of a stage for TensorBoard.
-
-    They are written where they are added. tensorboardX's own SummaryWriter leaves that to a thread:
-    it dies of a full disk, and the run would wait for it forever.
-    """
-
-    def __init__(self, folder: Path, first_step: int) -> None:
-        """first_step: from there on, TensorBoard forgets what earlier processes recorded."""
-        folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads the files in the order of their names, which else begin with the time
-        number = sum(1 for _ in folder.iterdir())
-        self._events = EventsWriter(str(folder / f"events.process-{number:06d}"))
-        self._flushed = time.monotonic()
-        self._write(first_step, session_log=SessionLog(status=SessionLog.START))
-
-    def add(self, summary: Any, step: int) -> None:  # noqa: ANN401 (a message of protobuf)
-        self._write(step, summary=summary)
-        if time.monotonic() > self._flushed + _FLUSH:
-            self._flushed = time.monotonic()
-            self._events.flush()
-
-    def close(self) -> None:
-        self._events.close()
-
-    def _write(self, step: int, **content: Any) -> None:  # noqa: ANN401
-        self._events.write_event(Event(wall_time=time.time(), step=step, **content))

@@ -11,7 +11,6 @@ from typing import Literal, get_args
 import numpy as np
 from mindspore import Tensor, ops
 from scipy.sparse import csr_matrix
-from sklearn.cluster import MiniBatchKMeans
 from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError, check_choice, check_integer, check_number
 
@@ -99,6 +98,8 @@ class CodebookKeeper:
 
     def _centres(self, scales: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
         """(V, z): centres of clusters of vectors that are drawn evenly from the scales."""
+        from sklearn.cluster import MiniBatchKMeans  # not before it is needed: it takes a second
+
         v = self._tokenizer.vocab_size
         share = -(-8 * v // len(scales))
         indices = [rng.integers(count, size=share) for count in self._vectors_k]

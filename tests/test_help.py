@@ -1,0 +1,50 @@
+"""``--help`` of every command: what it loads, and what it says."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "packages"
+# each takes a second or more; MindSpore's own __init__.py begins with its log, ours never name it
+HEAVY = {"mindspore.log", "torch", "sklearn", "tensorboardX", "gradio"}
+# as -m would run it, but for what var_tokenizer sees of it: MindSpore is imported
+WITH_MINDSPORE = "import runpy, sys; runpy.run_module({0!r}, None, '__main__', True)"
+
+
+def commands() -> list[str]:
+    """Every module that does something if it is run."""
+    found = []
+    for path in ROOT.glob("*/src/**/*.py"):
+        if path.name == "__main__.py" or '__name__ == "__main__"' in path.read_text():
+            parts = path.with_suffix("").relative_to(ROOT).parts[2:]  # after PACKAGE/src
+            found.append(".".join(part for part in parts if part != "__main__"))
+    return sorted(found)
+
+
+def python(*words: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"COLUMNS": "80", "GLOG_v": "3"}
+    words = (sys.executable, *words)
+    return subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
+
+
+def test_all_commands_are_found():
+    some = {"var_train.run", "var_transformer.edit", "var_convert", "var_tokenizer.about"}
+    assert some <= set(commands())
+
+
+@pytest.mark.parametrize("command", commands())
+def test_help_loads_nothing_heavy(command):
+    shown = python("-X", "importtime", "-m", command, "--help")
+    loaded = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
+    assert "var_tokenizer" in loaded and not loaded & HEAVY
+    assert shown.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", commands())
+def test_help_says_the_same_with_mindspore(command):
+    expected = python("-c", WITH_MINDSPORE.format(command), "--help")
+    assert python("-m", command, "--help").stdout == expected.stdout
