@@ -10,6 +10,7 @@ control group.
 
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,7 @@ TWO_STEPS = (
     *("--loop.checkpoint-every", "1", "--loop.validations", "1", "--sampling.per-class", "1"),
 )
 CLASSES = ("cat", "dog")
+_LOOK = 0.01  # seconds between two looks at a command's memory
 
 
 @dataclass(frozen=True)
@@ -103,15 +105,23 @@ def run(config: Config) -> list[tuple[str, float, float]]:
 def peak_of(words: list[str], group: Path) -> int:
     """The most memory, in bytes, that a command of a control group held at a time.
 
-    Without the pages of files, which the system takes back. Raises SystemExit if it fails.
+    Without the pages of files that it maps, which the system takes back. Raises SystemExit if it
+    fails.
     """
     joined = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group / "cgroup.procs"), *words]
-    process = subprocess.Popen(joined, env=os.environ | {"GLOG_v": "3"})
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    process, peak = subprocess.Popen(joined, env=os.environ | {"GLOG_v": "3"}), 0
+    while process.poll() is None:
+        peak = max(peak, _own_memory(process.pid))
+        time.sleep(_LOOK)
     if process.returncode:
         raise SystemExit(f"{' '.join(words)}: ended with {process.returncode}")
-    return used.ru_maxrss * 1024
+    return peak
+
+
+def _own_memory(process: int) -> int:
+    """The bytes of memory that a process has for itself now; 0 if it has just ended."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return 1024 * sum(map(int, re.findall(r"(?:RssAnon|RssShmem):\s+([0-9]+) kB", status)))
 
 
 @contextmanager
