@@ -1,17 +1,17 @@
 """The log of a run's numbers and pictures: ``metrics.jsonl`` and TensorBoard."""
 
 import atexit
-import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import numpy as np
-from var_tokenizer.common import InputError, quoted, remove_leftovers, replacing, save_png
+from var_tokenizer.common import InputError, quoted, remove_leftovers, save_png
 
 from var_train.parallel import workers
+from var_train.reports.metrics_file import MetricsFile
 
 if TYPE_CHECKING:
     from var_train.reports.tensorboard import Board
@@ -34,23 +34,19 @@ class MetricsLog:
     def __init__(self, folder: Path, resume: bool = False) -> None:
         """resume: keep what an earlier process recorded."""
         self.folder = Path(folder)
-        self._path = self.folder / "metrics.jsonl"
+        path = self.folder / "metrics.jsonl"
         self._boards: dict[str, Board] = {}
-        self._file: TextIO | None = None  # of worker 0
+        self._file: MetricsFile | None = None  # of worker 0
         if workers.rank() > 0:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("a" if resume else "w", buffering=1)
+            self._file = MetricsFile(path, resume)
+            self._started = time.monotonic() - self._file.seconds()
         except OSError as error:
-            raise InputError(
-                f"{quoted(self._path)}: cannot write here: {error.strerror}"
-            ) from error
+            raise InputError(f"{quoted(path)}: cannot write here: {error.strerror}") from error
         atexit.register(self.close)  # a run may end with an exception
         remove_leftovers(self.folder / "pictures")
-        self._started = time.monotonic() - max(
-            (line["seconds"] for line in self._lines()), default=0
-        )
 
     def write(self, stage: str, step: int, **values: Value) -> None:
         """Records the values of one training step."""
@@ -70,7 +66,8 @@ class MetricsLog:
         if self._file is None or not changed:
             return
         line = {"stage": "settings", "seconds": self._seconds(), "done": done, "changed": changed}
-        self._rewrite([*self._lines(), line])
+        with self._writing():
+            self._file.append(line)
 
     def rewind(self, stage: str, step: int, pending: bool = False) -> None:
         """Removes the lines of ``stage`` from ``step`` on: these steps will be repeated.
@@ -79,13 +76,8 @@ class MetricsLog:
         """
         if self._file is None:
             return
-        self._rewrite(
-            line
-            for line in self._lines()
-            if line.get("of", line["stage"]) != stage
-            or line["step"] < step - (pending and line["stage"] == "validation")
-        )
         with self._writing():
+            self._file.rewind(stage, step, pending)
             self._board(stage, step)
 
     def close(self) -> None:
@@ -104,7 +96,7 @@ class MetricsLog:
             line["of"] = stage
         prefix = "" if kind == stage else f"{kind}/"
         with self._writing():
-            self._file.write(json.dumps(line) + "\n")
+            self._file.append(line)
             board = self._board(stage)
             for name, value in values.items():
                 if isinstance(value, np.ndarray):
@@ -119,15 +111,6 @@ class MetricsLog:
         except OSError as error:
             raise InputError(f"{quoted(self.folder)}: cannot write: {error.strerror}") from error
 
-    def _rewrite(self, lines: Iterable[dict]) -> None:
-        content = "".join(json.dumps(line) + "\n" for line in lines)
-        if self._file is not None:
-            self._file.close()
-        with replacing(self._path) as temporary:
-            temporary.write_text(content)
-        with self._writing():
-            self._file = self._path.open("a", buffering=1)
-
     def _seconds(self) -> float:
         return round(time.monotonic() - self._started, 2)
 
@@ -137,13 +120,3 @@ class MetricsLog:
         if stage not in self._boards:
             self._boards[stage] = Board(self.folder / "tensorboard" / stage, first_step)
         return self._boards[stage]
-
-    def _lines(self) -> list[dict]:
-        """The lines of the file, without one that a killed process left unfinished."""
-        lines = []
-        for found in self._path.read_text().splitlines():
-            try:
-                lines.append(json.loads(found))
-            except (ValueError, RecursionError):
-                continue
-        return lines
