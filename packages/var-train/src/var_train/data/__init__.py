@@ -3,7 +3,7 @@
 ``image_sources`` gives batches of the pixels of what ``listing`` found, from memory or decoded on
 demand, with the help of ``unreadable_images`` and ``crops``; ``digits`` needs no files, and
 ``augmentation`` changes what a discriminator sees. ``token_sources`` encodes batches of images into
-tokens, and ``token_cache`` keeps these on disk (``python -m var_train.tokenize``). ``batches`` says
-which images a step takes, from any source. ``resume_check`` compares the images of a run with those
-that its checkpoints were trained on.
+tokens, and ``token_cache`` keeps these on disk (``python -m var_train.tokenize``), in
+``token_shards``. ``batches`` says which images a step takes, from any source. ``resume_check``
+compares the images of a run with those that its checkpoints were trained on.
 """

@@ -17,21 +17,17 @@ import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from var_tokenizer import Scale, ScaleSchedule, Tokenizer
 from var_tokenizer.common import (
     InputError,
-    TensorHeader,
     arrays_checksum,
     check_flag,
     check_integer,
     quoted,
-    read_header,
     remove_leftovers,
     replacing,
     write_tensors,
@@ -40,6 +36,7 @@ from var_tokenizer.common import (
 from var_train.data.batches import padded_batches
 from var_train.data.crops import PlaceOf, draw_place
 from var_train.data.image_sources import Batch, ImageFolder
+from var_train.data.token_shards import DTYPES, Arrays, Shard, TokenShards
 from var_train.data.token_sources import EncodedImages, fingerprint
 from var_train.listing.image_files import ImageFiles, content_hash, first_of, gone_and_new
 from var_train.listing.name_list import NameList
@@ -59,7 +56,6 @@ _FIELDS = {
     "mirrored": "choice of mirrored images",
     "seed": "seed of the crops",
 }
-_DTYPES: dict[str, np.dtype[Any]] = {"U16": np.dtype(np.uint16), "I32": np.dtype(np.int32)}
 
 
 @dataclass(frozen=True)
@@ -139,6 +135,12 @@ class CacheIndex:
             name = f"{begin // self.shard:05d}.safetensors"
             yield folder / split / name, every[begin:][: self.shard]
 
+    def expected(self, split: str, images: int) -> dict[str, tuple[tuple[int, ...], int]]:
+        """Shape and end of the range of each array in a shard of ``images``."""
+        shape = (images * self.crops_of(split), ScaleSchedule(self.scales).length)
+        expected = {name: (shape, self.vocab_size) for name in self.arrays}
+        return expected | {"labels": ((images,), len(self.classes))}
+
     def has_whole(self, split: str, path: Path, images: int) -> bool:
         """Whether a shard of ``images`` exists, with the right checksum and tokens in range."""
         try:
@@ -147,18 +149,25 @@ class CacheIndex:
                 noted = file.metadata()["sha256"]
         except (OSError, SafetensorError, KeyError, TypeError):
             return False
-        shape = (images * self.crops_of(split), ScaleSchedule(self.scales).length)
-        expected = {
-            "ids": (shape, self.vocab_size),
-            "flipped": (shape, self.vocab_size),
-            "labels": ((images,), len(self.classes)),
-        }
-        return noted == arrays_checksum(arrays) and all(
-            array.dtype in _DTYPES.values()
-            and array.shape == shape
-            and array.min() >= 0
-            and array.max() < end
-            for array, (shape, end) in ((arrays[n], expected[n]) for n in self.arrays)
+        return self.is_whole(split, images, arrays, noted)
+
+    def is_whole(self, split: str, images: int, arrays: Arrays, checksum: str) -> bool:
+        """Whether a shard's arrays have this checksum, and tokens in range."""
+        return checksum == arrays_checksum(arrays) and all(
+            arrays[name].dtype in DTYPES.values()
+            and arrays[name].shape == shape
+            and arrays[name].min() >= 0
+            and arrays[name].max() < end
+            for name, (shape, end) in self.expected(split, images).items()
+        )
+
+    def has_header(self, split: str, images: int, shard: Shard) -> bool:
+        """Whether the header is that of a shard of ``images``."""
+        return bool(shard.checksum) and all(
+            name in shard.tensors
+            and shard.tensors[name].dtype in DTYPES
+            and shard.tensors[name].shape == shape
+            for name, (shape, _) in self.expected(split, images).items()
         )
 
 
@@ -166,9 +175,9 @@ class TokenCache:
     """One split of a finished cache: a ``TokenSource`` that reads rows straight from disk."""
 
     def __init__(self, folder: Path, split: str, tokenizer: Tokenizer) -> None:
-        """Checks all shards, so that no step has to check tokens. Workers share the work.
+        """Reads all headers and labels. A shard is checked when its first token is read.
 
-        Raises InputError unless the cache is whole and of this tokenizer.
+        Raises InputError unless the cache is complete and of this tokenizer.
         """
         index = CacheIndex.read(Path(folder))
         if index.tokenizer != fingerprint(tokenizer):
@@ -180,29 +189,24 @@ class TokenCache:
         self._rows = index.crops_of(split)
         self._size, self._length = index.images[split], tokenizer.schedule.length
         self._shard = index.shard
-        # one more than there are files: the index may claim any number of them
-        present = sum(1 for _ in Path(folder, split).glob("*.safetensors"))
-        shards = list(islice(index.shards(Path(folder), split), present + 1))
-        own = range(workers.rank(), len(shards), workers.size())
-        damaged = (n for n in own if not index.has_whole(split, shards[n][0], len(shards[n][1])))
-        first = int(workers.gather(np.array(next(damaged, len(shards)), np.int32)).min())
-        if first < len(shards):
-            raise InputError(
-                f"{quoted(shards[first][0])}: missing or damaged; expected a whole shard "
-                "(the same var_train.tokenize command writes it again)"
-            )
-        digest = hashlib.sha256()
-        mapped: dict[str, list[np.ndarray]] = {name: [] for name in index.arrays}
-        for path, _ in shards:
-            metadata, tensors = read_header(path)
-            digest.update(metadata["sha256"].encode())
-            for name in index.arrays:
-                mapped[name].append(_mapped(path, tensors[name]))
+        digest, shards, labels = hashlib.sha256(), [], []
+        for path, images in index.shards(Path(folder), split):
+            shard = _header(index, split, path, len(images))
+            digest.update(shard.checksum.encode())
+            shards.append(shard)
+            labels.append(shard.labels())
         self.digest = digest.hexdigest()
         """SHA-256 of all tokens and labels."""
-        self._folder, self._paths = Path(folder, split), [path for path, _ in shards]
-        self._ids, self._flipped = mapped["ids"], mapped.get("flipped", [])
-        self.labels_n = np.concatenate(mapped["labels"])
+        self._folder, self._paths = Path(folder, split), [shard.path for shard in shards]
+        self.labels_n = np.concatenate(labels)
+
+        def is_whole(number: int, arrays: Arrays) -> bool:
+            own_n = self.labels_n[number * self._shard :][: self._shard]
+            return np.array_equal(arrays["labels"], own_n) and index.is_whole(
+                split, len(own_n), arrays, shards[number].checksum
+            )
+
+        self._shards = TokenShards(shards, index.arrays, is_whole)
 
     def __len__(self) -> int:
         return self._size
@@ -228,11 +232,25 @@ class TokenCache:
         """See ``TokenSource.batch``."""
         flip = np.zeros(len(indices), bool) if flip is None else flip
         ids_bl = np.empty((len(indices), self._length), np.int32)
-        for row, (index, mirrored) in enumerate(zip(indices, flip, strict=True)):
-            shards = self._flipped if mirrored else self._ids
+        for b, (index, mirrored) in enumerate(zip(indices.tolist(), flip.tolist(), strict=True)):
+            name = "flipped" if mirrored else "ids"
             crop = 0 if place_of is None else int(place_of(index)[0] * self._rows)
-            ids_bl[row] = shards[index // self._shard][index % self._shard * self._rows + crop]
+            row = index % self._shard * self._rows + crop
+            ids_bl[b] = self._shards.row(name, index // self._shard, row)
         return ids_bl, self.labels_n[indices]
+
+
+def _header(index: CacheIndex, split: str, path: Path, images: int) -> Shard:
+    try:
+        shard = Shard.read(path)
+    except InputError:
+        shard = None
+    if shard is None or not index.has_header(split, images, shard):
+        raise InputError(
+            f"{quoted(path)}: missing or damaged; expected a whole shard (the same "
+            "var_train.tokenize command writes it again)"
+        )
+    return shard
 
 
 def write_cache(
@@ -414,8 +432,3 @@ def _write_shard(
         names = json.dumps([images.files.names[index] for index in made_of["index"]])
         texts = {"sha256": arrays_checksum(arrays), "names": names}
         write_tensors(temporary, arrays | made_of, texts)
-
-
-def _mapped(path: Path, tensor: TensorHeader) -> np.ndarray:
-    """A tensor of a shard, left on disk until its rows are read."""
-    return np.memmap(path, _DTYPES[tensor.dtype], "r", tensor.begin, tensor.shape)
