@@ -27,7 +27,9 @@ TEST_TOOLS = (
     *(TORCH, MYPY, "pytest", "hypothesis", "ninja", "selenium", "axe-selenium-python"),
     "huggingface-hub>=1.0",
     *("ipykernel==7.4.0", "nbclient==0.11.0"),
+    "tqdm",  # of the next one, and all that its formulas need
 )
+FIDELITY = "torch-fidelity==0.4.0"  # alone: it asks for torchvision, whose builds are CUDA's
 
 
 def install(session: nox.Session, *packages: str, extras: tuple[str, ...] = ()) -> None:
@@ -39,6 +41,7 @@ def install_for_tests(session: nox.Session, *pins: str) -> None:
     """All packages with what their tests need, held to `pins`."""
     web = str(ROOT / "packages" / "var-transformer") + "[web]"
     install(session, *PACKAGES, extras=(web, *TEST_TOOLS, *pins))
+    session.install("--no-deps", FIDELITY)
 
 
 def fast_tests(session: nox.Session) -> None:

@@ -12,6 +12,7 @@ from var_tokenizer.common import InputError, to_floats, to_model_range
 
 from var_train.data.batches import padded_batches
 from var_train.data.image_sources import ImageSource
+from var_train.judging.figures import Gaussian, frechet_distance
 from var_train.losses.perceptual_loss import FeatureNetwork
 from var_train.reports.progress_bars import step_bar
 from var_train.training.codebook import count_hits, perplexities
@@ -171,14 +172,7 @@ def fid(real_nf: np.ndarray, other_nf: np.ndarray) -> float:
             f"the real images have {real_nf.shape[1]} features and the other {other_nf.shape[1]}; "
             "expected as many"
         )
-    mean_f = real_nf.mean(0, dtype=np.float64) - other_nf.mean(0, dtype=np.float64)
-    real_mf, other_mf = _covariance_root(real_nf), _covariance_root(other_nf)
-    # For covariances A'A and B'B, the trace of the root of their product is the sum of the singular
-    # values of AB', which are real for any rank. The matrix root itself (sqrtm) turns complex
-    # or NaN for fewer images than features.
-    overlap = np.linalg.svd(real_mf @ other_mf.T, compute_uv=False).sum()
-    distance = mean_f @ mean_f + (real_mf**2).sum() + (other_mf**2).sum() - 2 * overlap
-    return max(0.0, float(distance))  # rounding alone can take it below 0
+    return frechet_distance(Gaussian.of(real_nf), Gaussian.of(other_nf))
 
 
 def check_fid_count(count: int, name: str) -> None:
@@ -191,10 +185,3 @@ def _pooled(network: FeatureNetwork, images_byxc: np.ndarray) -> np.ndarray:
     """(B, F) float64: means over the pixels of the network's last map."""
     maps = network(Tensor(np.ascontiguousarray(images_byxc)))
     return maps[-1].asnumpy().mean((1, 2), dtype=np.float64)
-
-
-def _covariance_root(features_nf: np.ndarray) -> np.ndarray:
-    """(min(N, F), F) float64: A with A'A = the covariance."""
-    centred_nf = features_nf - features_nf.mean(0, dtype=np.float64)
-    root_mf = np.asarray(np.linalg.qr(centred_nf, mode="r"))
-    return root_mf / math.sqrt(len(features_nf) - 1)
