@@ -116,6 +116,59 @@ def test_the_evaluators_array_has_an_order_that_the_seed_alone_decides(tmp_path)
     assert written("c", seed=4)[1] != numbers
 
 
+def test_the_evaluators_array_is_not_written_again_until_an_image_or_itself_changes(tmp_path):
+    labels_n = np.array([1, 1, 2])
+    paths = [tmp_path / f"{n:06d}_{label}.png" for n, label in enumerate(labels_n)]
+    for n, path in enumerate(paths):
+        save_png(np.full((2, 2, 3), n, np.uint8), path)
+        os.utime(path, (n, n))
+    array = tmp_path / "samples.npz"
+
+    def is_written_again(labels_n=labels_n):
+        before = array.stat().st_ino if array.exists() else None
+        save_shuffled(config_of(tmp_path, tmp_path, "1", seed=3), paths, labels_n)
+        return array.stat().st_ino != before  # a new file takes the place of the old one
+
+    assert is_written_again() and not is_written_again()
+    whole = array.read_bytes()
+    save_png(np.full((2, 2, 3), 9, np.uint8), paths[1])
+    os.utime(paths[1], (2**33, 2**33))
+    assert is_written_again() and array.read_bytes() != whole
+    os.utime(paths[1], (1, 1))
+    assert not is_written_again()
+    for content in (whole[:-9], whole.replace(b"3, 2, 2, 3", b"2, 2, 2, 3"), b""):
+        array.write_bytes(content)
+        assert is_written_again()
+    assert is_written_again(np.array([1, 2, 2]))
+
+
+def test_an_image_that_cannot_be_written_ends_sample_with_2_and_the_others_are_there(
+    pair, tmp_path, caplog, monkeypatch
+):
+    def drawn(_model, _tokenizer, labels, **_settings):
+        return Generation(np.ones((len(labels), 3, 6, 6)), [])
+
+    monkeypatch.setattr("var_transformer.sample.generate", drawn)
+    out = tmp_path / "out"
+    (out / "folder").mkdir(parents=True)
+    real = save_png
+
+    def save(pixels_yxc, path):
+        if path.name == "000002_1.png":
+            path = out / "folder"
+        real(pixels_yxc, path)
+
+    monkeypatch.setattr("var_transformer.commands.options.save_png", save)
+    same = words(pair, out, classes="1", **{"per-class": 8}, batch=2)
+    assert call("sample", *same) == 2
+    assert "folder: is a folder; expected a file" in caplog.text
+    names = {path.name for path in out.glob("0*.png")}
+    assert {f"00000{n}_1.png" for n in (0, 1, 3)} <= names and len(names) < 7
+    monkeypatch.setattr("var_transformer.commands.options.save_png", real)
+    assert call("sample", *same) == 0
+    assert len(list(out.glob("0*.png"))) == 8
+
+
 @pytest.mark.parametrize("columns", [0, 2])
 def test_an_image_of_another_size_is_an_error(pair, tmp_path, no_model_runs, columns):
     same = config_of(pair, tmp_path, "1,2", columns=columns)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,7 @@ from var_tokenizer.common.progress import progress_bar
 from var_transformer.commands.batch_size import fitting_batch
 from var_transformer.commands.class_names import class_numbers, number_ranges
 from var_transformer.commands.graph_cache import graph_cache
-from var_transformer.commands.image_files import grid, read_equal, save_npz
+from var_transformer.commands.image_files import grid, has_npz, read_equal, save_npz
 from var_transformer.commands.options import DrawConfig, log_other_numbers
 from var_transformer.commands.resume import begin_or_resume, file_version
 from var_transformer.generation.generate import generate
@@ -191,11 +191,19 @@ def _draw(config: SampleConfig, plan: Plan, batch: int) -> None:
     """Draws the images whose files are missing, and writes them.
 
     Batches begin at multiples of the batch size, and a partly written batch is drawn again as a
-    whole, so an interrupted run computes what an uninterrupted one would have.
+    whole, so an interrupted run computes what an uninterrupted one would have. Threads write the
+    images of a batch while the next one is drawn.
     """
     count = len(plan.paths)
     remedy = fewer_images("--batch", batch)
-    with progress_bar() as bar:
+    writing: list[Future[None]] = []
+    with progress_bar() as bar, ThreadPoolExecutor(thread_name_prefix="png") as pool:
+
+        def finish_writing() -> None:
+            while writing:
+                writing.pop(0).result()  # raises what the thread did
+                bar.advance(task)
+
         task = bar.add_task("sampling", total=count, unit="images")
         for begin in range(0, count, batch):
             places = range(begin, min(begin + batch, count))
@@ -221,11 +229,13 @@ def _draw(config: SampleConfig, plan: Plan, batch: int) -> None:
                     on_scale=None if config.animate is None else keep,
                     refiner=plan.refiner,
                 )
+            finish_writing()
             pixels_byxc = to_pixels(out.images)
             for n in missing:
                 b = n - begin
-                config.save(pixels_byxc[b], [frame[b] for frame in frames], plan.paths[n])
-                bar.advance(task)
+                shown = [frame[b] for frame in frames]
+                writing.append(pool.submit(config.save, pixels_byxc[b], shown, plan.paths[n]))
+        finish_writing()
 
 
 def _save_grid(config: SampleConfig, paths: list[Path]) -> None:
@@ -241,11 +251,15 @@ def _save_grid(config: SampleConfig, paths: list[Path]) -> None:
 def save_shuffled(config: SampleConfig, paths: list[Path], labels_n: np.ndarray) -> None:
     """Writes samples.npz, in an order that depends only on the seed and the number of images.
 
+    One that is whole and later than the images stays as it is.
+
     The evaluator takes the Inception Score of consecutive parts of the array. In class order,
     each part would have few classes, and a perfect model would score badly.
     """
     order_n = np.random.default_rng([config.seed, *b"npz"]).permutation(len(paths))
-    save_npz([paths[n] for n in order_n], labels_n[order_n], config.out / "samples.npz")
+    files = [paths[n] for n in order_n], labels_n[order_n], config.out / "samples.npz"
+    if not has_npz(*files):
+        save_npz(*files)
 
 
 def main() -> None:

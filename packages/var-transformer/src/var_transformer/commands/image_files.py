@@ -93,5 +93,28 @@ def save_npz(paths: Sequence[Path], labels_n: np.ndarray, path: str | os.PathLik
             np.lib.format.write_array(file, labels_n.astype("<i8"))
 
 
+def has_npz(paths: Sequence[Path], labels_n: np.ndarray, path: str | os.PathLike[str]) -> bool:
+    """Whether ``save_npz`` wrote ``path``, with these labels, after all of the N files."""
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+            np.lib.format.read_magic(file)
+            shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+            size = file.tell() + math.prod(shape)
+            is_whole = size == archive.getinfo("arr_0.npy").file_size and not by_columns
+            with archive.open("arr_1.npy") as labels:
+                found_n = np.lib.format.read_array(labels)
+        written = path.stat().st_mtime_ns
+        return (
+            is_whole
+            and dtype == np.uint8
+            and np.array_equal(found_n, labels_n)
+            and shape[:1] == labels_n.shape
+            and all(png.stat().st_mtime_ns < written for png in paths)
+        )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return False
+
+
 def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
     return archive.open(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), "w", force_zip64=True)
