@@ -1,6 +1,8 @@
 """Trees of random images, as var-train reads them."""
 
+import tarfile
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -33,3 +35,34 @@ def write_image_tree(
                 Image.fromarray(random_image(seed, size)).save(folder / f"{i}.{suffix}")
                 seed += 1
     return root
+
+
+def write_tar(path: Path, members: Sequence[tuple[str, bytes]], **options: int) -> Path:
+    """A tar file of (name, content) pairs; options as of ``tarfile.open``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", **options) as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, BytesIO(content))
+    return path
+
+
+def pack_shards(root: Path, out: Path, images: int = 5) -> Path:
+    """OUT/{train,val}-{0000,...}.tar of a tree: ``images`` in each, labels beside them.
+
+    Members are CLASS/NAME and CLASS/NAME.cls, in the order of the tree; OUT/classes.txt has the
+    names of the classes. Returns ``out``.
+    """
+    classes = sorted(path.name for path in (root / "train").iterdir())
+    for split in ("train", "val"):
+        paths = sorted((root / split).rglob("*.*"), key=lambda path: str(path.relative_to(root)))
+        for begin in range(0, len(paths), images):
+            members = []
+            for path in paths[begin : begin + images]:
+                name = str(path.relative_to(root / split))
+                label = str(classes.index(path.parent.name)).encode()
+                members += [(name, path.read_bytes()), (f"{name.partition('.')[0]}.cls", label)]
+            write_tar(out / f"{split}-{begin // images:04d}.tar", members)
+    (out / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
+    return out

@@ -36,7 +36,7 @@ class TokenizerEvaluationConfig:
     tokenizer: Path
     """A tokenizer, .safetensors."""
     data: Path
-    """A folder of images, searched to any depth."""
+    """A folder of images, searched to any depth, or shards, quoted: 'val-{00..49}.tar'."""
     out: Path
     """The folder for the figures and the sheet."""
     batch: int = 0

@@ -16,7 +16,7 @@ from var_tokenizer.common.command import exit_codes, read_settings
 
 from var_train.data.image_sources import ImageFolder
 from var_train.data.token_cache import write_cache
-from var_train.listing.folder_scan import scan_tree
+from var_train.listing.find_images import find_images
 from var_train.parallel import workers
 from var_train.parallel.watch import alone_in, watched
 
@@ -36,7 +36,8 @@ class TokenizeConfig:
     tokenizer: Path
     """A trained tokenizer, .safetensors."""
     data: Path
-    """An image tree, DATA/train/CLASS/* and DATA/val/CLASS/*; with --val-fraction, DATA/CLASS/*."""
+    """An image tree, DATA/train/CLASS/* and DATA/val/CLASS/*; with --val-fraction, DATA/CLASS/*.
+    Or shards, quoted: 'train-{0000..1023}.tar'."""
     out: Path
     """The folder of the cache."""
     val_fraction: float | None = None
@@ -66,7 +67,7 @@ def tokenize(config: TokenizeConfig) -> None:
     """Runs the command; raises InputError for unusable files before it encodes."""
     tokenizer = Tokenizer.load(config.tokenizer)
     size = tokenizer.config.image_size
-    train, val = scan_tree(config.data, config.val_fraction)
+    train, val = find_images(config.data, config.val_fraction)
     crops = config.crops > 0
     splits = {"train": ImageFolder(train, size, crops), "val": ImageFolder(val, size, crops)}
     batch = config.batch or images_that_fit(tokenizer.config.bytes_per_image, _LARGEST_BATCH)

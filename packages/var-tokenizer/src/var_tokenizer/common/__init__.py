@@ -29,6 +29,7 @@ from var_tokenizer.common.files import holding as holding
 from var_tokenizer.common.files import open_regular as open_regular
 from var_tokenizer.common.files import remove_leftovers as remove_leftovers
 from var_tokenizer.common.files import replacing as replacing
+from var_tokenizer.common.files import user_cache as user_cache
 from var_tokenizer.common.foreign import format_of as format_of
 from var_tokenizer.common.kernels import KernelLibrary as KernelLibrary
 from var_tokenizer.common.kernels import kernels_in_use as kernels_in_use

@@ -156,6 +156,24 @@ def _lock(handle: int) -> bool:
     return True
 
 
+def user_cache(name: str) -> Path | None:
+    """The folder ``name`` in the user's cache folder, made if need be; None if it cannot be made.
+
+    Raises InputError as ``check_private`` does.
+    """
+    try:
+        # to be ignored if relative, as specified
+        given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        folder = (given if given.is_absolute() else Path.home() / ".cache") / name
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        check_private(folder)
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home
+        return None
+    return folder
+
+
 def check_private(folder: Path) -> None:
     """Raises InputError unless ``folder`` is the user's own and nobody else can write to it.
 

@@ -73,7 +73,8 @@ class RunConfig:
     """The tokenizer for the stage transformer; by default OUT/tokenizer.safetensors. It brings
     its own configuration: --tokenizer.* is not needed."""
     data: Path | None = None
-    """An image tree, DATA/train/CLASS/* and DATA/val/CLASS/*; by default the digits."""
+    """An image tree, DATA/train/CLASS/* and DATA/val/CLASS/*, or shards, quoted:
+    'train-{0000..1023}.tar'; by default the digits."""
     val_fraction: float | None = None
     """Share of each class that is held out for validation: of DATA/CLASS/*, or of
     DATA/train/CLASS/* if there is no val."""

@@ -16,7 +16,7 @@ from var_tokenizer.common import InputError, fit_picture, quoted, read_picture
 
 from var_train.data.crops import Place, PlaceOf, crop_picture
 from var_train.data.unreadable_images import UnreadableImages
-from var_train.listing.folder_scan import scan_folder, scan_tree
+from var_train.listing.find_images import find_all, find_images
 from var_train.listing.image_files import ImageFiles, content_hash
 from var_train.reports.progress_bars import counted
 
@@ -181,7 +181,7 @@ def load_image_tree(
     memory_limit: int = 2**30,
     random_crops: bool = False,
 ) -> tuple[ImageSet | ImageFolder, ImageSet | ImageFolder]:
-    """The training and validation images of a folder; ``scan_tree`` says which these are.
+    """The training and validation images of a folder or shards; ``find_images`` says which.
 
     ``read_image`` fits an image to ``image_size`` (rows, columns). A split that takes at most
     ``memory_limit`` bytes is decoded now, once; a larger one batch by batch. Either way the next
@@ -189,7 +189,7 @@ def load_image_tree(
     the same images whether they fit into memory or not. random_crops: images are cropped as
     published (``crops``), the training images at random: they are always decoded batch by batch.
 
-    Raises InputError as ``scan_tree`` does, if a class has no readable image, and if more than 10
+    Raises InputError as ``find_images`` does, if a class has no readable image, and if more than 10
     and more than 1 % of a split are unreadable.
     """
     most = memory_limit // (image_size[0] * image_size[1] * 3)
@@ -198,17 +198,17 @@ def load_image_tree(
         ImageFolder(files, image_size, random_crops)
         if len(files) > limit
         else _decode_all(files, image_size, random_crops)
-        for files, limit in zip(scan_tree(Path(root), val_fraction), in_memory, strict=True)
+        for files, limit in zip(find_images(Path(root), val_fraction), in_memory, strict=True)
     )
     return train, val
 
 
 def load_folder(folder: str | Path, image_size: tuple[int, int]) -> ImageFolder:
-    """All images below ``folder``, at any depth, as one class.
+    """All images below ``folder``, at any depth, or of shards, as one class.
 
     Raises InputError if there is none, and if too many are unreadable (``load_image_tree``).
     """
-    return ImageFolder(scan_folder(Path(folder)), image_size)
+    return ImageFolder(find_all(Path(folder)), image_size)
 
 
 def read_image(

@@ -11,7 +11,8 @@ from threading import Lock
 import numpy as np
 from var_tokenizer.common import InputError, quoted
 
-from var_train.listing.image_files import ImageFiles, refuse_lost
+from var_train.listing.image_files import ImageFiles
+from var_train.listing.source_errors import refuse_lost
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +50,9 @@ class UnreadableImages:
     def class_error(self, index: int) -> InputError:
         """What to raise if no image of the class of ``index`` can be read."""
         files = self._files
-        name = files.classes[files.labels_n[index]]
-        folder = files.folder / name if len(files.classes) > 1 else files.folder
+        place = files.class_place(files.classes[files.labels_n[index]])
         first = self._errors[index]
-        return InputError(f"{quoted(folder)}: no readable image; expected at least one ({first})")
+        return InputError(f"{place}: no readable image; expected at least one ({first})")
 
     def add(self, index: int, error: InputError) -> bool:
         """Notes why an image cannot be read; False if that was known.

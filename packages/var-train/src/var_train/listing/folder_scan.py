@@ -25,7 +25,10 @@ from var_train.listing.image_files import ImageFiles, first_of, gone_and_new, ho
 from var_train.listing.name_list import NameList
 from var_train.reports.progress_bars import counted
 
-LAYOUT = "DIR/train/CLASS/* and DIR/val/CLASS/*, or DIR/CLASS/* with --val-fraction"
+LAYOUT = (
+    "DIR/train/CLASS/* and DIR/val/CLASS/*, or DIR/CLASS/* with --val-fraction, or "
+    "'DIR/train-{0000..1023}.tar'"
+)
 IGNORED = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information"}
 IGNORED |= {"lost+found", "Thumbs.db", "desktop.ini"}
 _OTHER_SPLITS = frozenset(("val", "valid", "validation", "test"))

@@ -1,8 +1,7 @@
 """A list of image files, and what is said of their names and contents."""
 
-import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from io import BytesIO
@@ -12,31 +11,30 @@ import numpy as np
 from var_tokenizer.common import MAX_PIXELS, InputError, open_regular, quoted
 
 from var_train.listing.name_list import NameList
+from var_train.listing.shard_reader import ShardMembers
 
 _PART = 2**20  # bytes that are hashed at once
 _MOST_PARTS = 8 * MAX_PIXELS // _PART + 1
 
 
-class SourceError(InputError):
-    """Images cannot be read through no fault of theirs, so nothing may stand in for them."""
-
-
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """N image files, class after class, sorted by name within a class."""
+    """N image files, class after class: by name within a class, or as shards hold them."""
 
     folder: Path
     names: NameList
-    """Paths below ``folder``."""
+    """Paths below ``folder``; in shards, SHARD/MEMBER."""
     labels_n: np.ndarray
     """(N,) int32, indices into ``classes``."""
     classes: tuple[str, ...]
     sizes_n: np.ndarray
     """(N,) int64, bytes."""
     times_n: np.ndarray
-    """(N,) int64, when each was last written, in nanoseconds since 1970."""
+    """(N,) int64, when each, or its shard, was last written, in nanoseconds since 1970."""
     hashes_n: np.ndarray | None = None
     """(N,) uint64, of the contents (``content_hash``); None if they were not read."""
+    members: ShardMembers | None = None
+    """Where the contents lie, if in shards."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -47,10 +45,15 @@ class ImageFiles:
 
     def source(self, index: int) -> Path | BytesIO:
         """What to read the content of a file from. Raises SourceError if it cannot be had."""
-        return self.path(index)
+        path = self.path(index)
+        if self.members is None:
+            return path
+        return self.members.read(index, int(self.sizes_n[index]), quoted(path))
 
     def is_as_listed(self, index: int) -> bool:
-        """Whether a file still has the size and time that the scan found."""
+        """Whether a file, or its shard, still has the size and time that the scan found."""
+        if self.members is not None:
+            return self.members.is_as_indexed(index)
         try:
             status = self.path(index).stat()
         except OSError:
@@ -59,32 +62,42 @@ class ImageFiles:
         return found == (self.sizes_n[index], self.times_n[index])
 
     def take(self, indices: np.ndarray) -> "ImageFiles":
-        """The files at ``indices``, which ascend."""
+        """The files at ``indices``, whose labels ascend."""
         return replace(
             self,
             names=self.names.take(indices),
             labels_n=self.labels_n[indices],
             sizes_n=self.sizes_n[indices],
             times_n=self.times_n[indices],
+            members=None if self.members is None else self.members.take(indices),
         )
+
+    def class_place(self, name: str) -> str:
+        """What to call the images of a class in a message."""
+        in_folder = self.members is None and len(self.classes) > 1
+        of_class = "" if in_folder or len(self.classes) < 2 else f": class {quoted(name)}"
+        return quoted(self.folder / name if in_folder else self.folder) + of_class
 
 
 def hold_out(files: ImageFiles, fraction: float) -> tuple[ImageFiles, ImageFiles]:
     """Splits ``files`` into training and validation images, about ``fraction`` of each class.
 
-    Whether an image is held out depends on its class and name alone, so adding,
-    removing or reordering other images does not move it. Only if this would leave a class without
-    images on one side, the image that comes closest changes sides.
+    Whether an image is held out depends on its class and name alone, in shards on the name of the
+    member, so adding, removing or reordering other images does not move it. Only if this would
+    leave a class without images on one side, the image that comes closest changes sides.
 
     Raises InputError for a class of one image.
     """
-    places_n = np.fromiter((_place(name) for name in files.names), np.float64, len(files))
+    names: Iterable[str] = files.names
+    if files.members is not None:
+        names = (name.partition(".tar/")[2] for name in names)
+    places_n = np.fromiter(map(_place, names), np.float64, len(files))
     held_n = places_n < fraction
     ends = np.searchsorted(files.labels_n, np.arange(len(files.classes) + 1))
     for name, begin, end in zip(files.classes, ends[:-1], ends[1:], strict=True):
         if end - begin < 2:
             raise InputError(
-                f"{quoted(files.folder / name)}: one image; expected at least two, one of them "
+                f"{files.class_place(name)}: one image; expected at least two, one of them "
                 "for validation"
             )
         if not held_n[begin:end].any():
@@ -113,17 +126,6 @@ def content_hash(source: Path | BytesIO) -> int:
     except OSError as error:
         raise InputError(f"{quoted(source)}: cannot read this file: {error.strerror}") from error
     return int.from_bytes(digest.digest(), "little")
-
-
-def refuse_lost(error: InputError) -> None:
-    """Raises ``error`` if it is not the fault of the image that could not be read."""
-    if isinstance(error, SourceError):
-        raise error
-    if isinstance(error.__cause__, OSError) and error.__cause__.errno in (
-        errno.EMFILE,
-        errno.ENFILE,
-    ):
-        raise SourceError(f"{error}; expected more of them to be allowed (ulimit -n)") from error
 
 
 def first_of(names: list[str], count: int = 3) -> str:

@@ -38,6 +38,11 @@ class NameList(Sequence[str]):
         """The names in UTF-8, a zero between each two."""
         return self._text[:-1].tobytes()
 
+    @property
+    def terminated(self) -> np.ndarray:
+        """The names in UTF-8, a zero after each, as uint8."""
+        return self._text
+
     def __len__(self) -> int:
         return len(self._ends_n)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from shutil import rmtree
 
 import mindspore as ms
-from var_tokenizer.common import InputError, KernelLibrary, check_private, graph_api
+from var_tokenizer.common import InputError, KernelLibrary, check_private, graph_api, user_cache
 
 log = logging.getLogger("var_transformer")
 
@@ -76,19 +76,10 @@ def graph_cache(**settings: object) -> Iterator[None]:
 def _root() -> Path | None:
     """The folder of all graphs, made if need be; None if it cannot be made or is not safe."""
     try:
-        # to be ignored if relative, as specified
-        given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        root = (given if given.is_absolute() else Path.home() / ".cache") / "var-mindspore"
-        root.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError):
-            root.mkdir(mode=0o700)
-        check_private(root)
+        return user_cache("var-mindspore")
     except InputError as error:
         log.warning("%s; graphs are not cached", error)
         return None
-    except (OSError, RuntimeError):  # RuntimeError: the user has no home
-        return None
-    return root
 
 
 def _evict(root: Path) -> None:

@@ -1,0 +1,95 @@
+"""Lists that took long to make, kept in the user's cache folder for the next start.
+
+Each is a file of arrays with a checksum, under a name that follows from what it lists. It notes
+the state that it was true of: a list of another state, or a damaged one, counts as missing. Lists
+that nobody used for 90 days are removed.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from var_tokenizer.common import (
+    InputError,
+    arrays_checksum,
+    replacing,
+    user_cache,
+    write_tensors,
+)
+
+_FORMAT = "1"  # of what is listed, and how
+_UNUSED = 90 * 24 * 60 * 60  # seconds
+FRESH = 5 * 10**9
+"""Nanoseconds. What changed so shortly before it was read may change again within one tick of a
+file system's clock, which nothing would show: it is not kept."""
+
+log = logging.getLogger(__name__)
+
+
+class KeptLists:
+    """The lists of the user. Without a cache folder of the user's own, nothing is kept."""
+
+    def __init__(self) -> None:
+        try:
+            self._root = user_cache("var-train")
+        except InputError as error:
+            log.warning("%s; lists of images are not kept", error)
+            self._root = None
+        if self._root is not None:
+            _remove_unused(self._root)
+
+    def read(self, what: Path, state: str) -> dict[str, np.ndarray] | None:
+        """The arrays that were kept of ``what`` in ``state``; None if there are none."""
+        path = self._path(what)
+        if path is None:
+            return None
+        try:
+            with safe_open(path, framework="numpy") as file:
+                texts = file.metadata() or {}
+                if (texts["state"], texts["format"]) != (state, _FORMAT):
+                    return None
+                arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            if texts["sha256"] != arrays_checksum(arrays):
+                return None
+            os.utime(path)
+        except (OSError, SafetensorError, KeyError, TypeError):
+            return None
+        return arrays
+
+    def keep(self, what: Path, state: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keeps arrays of ``what``, if that is possible."""
+        path = self._path(what)
+        if path is None:
+            return
+        texts = {"state": state, "format": _FORMAT, "sha256": arrays_checksum(arrays)}
+        try:
+            with replacing(path) as temporary:
+                write_tensors(temporary, arrays, texts)
+        except (InputError, OSError) as error:
+            log.warning("a list of images is not kept: %s", error)
+
+    def forget(self, what: Path) -> None:
+        """Removes what was kept of ``what``."""
+        path = self._path(what)
+        if path is not None:
+            with suppress(OSError):
+                path.unlink()
+
+    def _path(self, what: Path) -> Path | None:
+        if self._root is None:
+            return None
+        digest = blake2b(os.fsencode(what.absolute()), digest_size=16)
+        return self._root / f"{digest.hexdigest()}.safetensors"
+
+
+def _remove_unused(root: Path) -> None:
+    for path in root.iterdir():
+        with suppress(OSError):
+            if path.stat().st_mtime < time.time() - _UNUSED:
+                path.unlink()
