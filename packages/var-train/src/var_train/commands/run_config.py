@@ -73,11 +73,11 @@ class RunConfig:
     """The tokenizer for the stage transformer; by default OUT/tokenizer.safetensors. It brings
     its own configuration: --tokenizer.* is not needed."""
     data: Path | None = None
-    """An image tree, DATA/train/CLASS/* and DATA/val/CLASS/*, or shards, quoted:
-    'train-{0000..1023}.tar'; by default the digits."""
+    """An image tree, DATA/train/CLASS/* and DATA/val/CLASS/*, or shards,
+    'train-{000..146}.tar'; by default the digits."""
     val_fraction: float | None = None
-    """Share of each class that is held out for validation: of DATA/CLASS/*, or of
-    DATA/train/CLASS/* if there is no val."""
+    """Share of each class to hold out if there is no val: of DATA/train/CLASS/*, or of
+    DATA/CLASS/*."""
     tokens: Path | None = None
     """A token cache (python -m var_train.tokenize) for the stage transformer, instead of DATA."""
     out: Path = Path("runs/digits")
