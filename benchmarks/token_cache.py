@@ -32,7 +32,11 @@ from var_train import (
 )
 from var_transformer import Transformer, TransformerConfig
 
-PARTS = ("data", "forward_backward", "optimizer")
+PARTS = {  # of a row, and the timed parts of a step that it has
+    "data": ("data", "tokens"),
+    "model": ("forward_backward",),
+    "optimizer": ("optimizer",),
+}
 
 
 @dataclass(frozen=True)
@@ -74,10 +78,11 @@ def measure(config: Config, tokenizer: Tokenizer, train: TokenSource, classes: i
     begin = time.perf_counter()
     for step in range(1, steps):
         values = training.train_step(step)
-        for part in PARTS:
-            seconds = values[f"seconds_{part}"]
-            assert isinstance(seconds, float)
-            sums[part] += seconds
+        for part, names in PARTS.items():
+            for name in names:
+                seconds = values[f"seconds_{name}"]
+                assert isinstance(seconds, float)
+                sums[part] += seconds
     whole = time.perf_counter() - begin
     return {part: seconds / (steps - 1) for part, seconds in (*sums.items(), ("step", whole))}
 

@@ -55,7 +55,7 @@ def test_both_stages_take_the_images_of_an_epoch_alike():
     second = TransformerTraining(model, tokenizer, tokens, tokens, settings, 7)
     assert first.steps == second.steps == 5
     for step in range(5):
-        first._pixels(step, np.random.default_rng(0))
+        first._prepare(step)
     assert sorted(taken[:10]) == sorted(taken[10:]) == list(range(10))
-    drawn = [i for step in range(5) for part in second._draw(step) for i in part.indices_b]
+    drawn = [i for step in range(5) for i in second._prepare(step)[0].indices_b]
     assert drawn == taken

@@ -38,7 +38,9 @@ def training(stage: TokenizerStageConfig, config: TokenizerConfig = CONFIG) -> T
 
 
 def run(stage: TokenizerTraining, begin: int, end: int) -> list[dict]:
-    return [stage.train_step(step) for step in range(begin, end)]
+    """The metrics of steps, without times."""
+    metrics = [stage.train_step(step) for step in range(begin, end)]
+    return [{k: v for k, v in m.items() if not k.startswith("seconds")} for m in metrics]
 
 
 def assert_goes_on_alike(config: TokenizerStageConfig, stop: int) -> None:

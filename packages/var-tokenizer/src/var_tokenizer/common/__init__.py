@@ -67,6 +67,7 @@ from var_tokenizer.common.snapshots import snapshot_folder as snapshot_folder
 from var_tokenizer.common.snapshots import snapshot_name as snapshot_name
 from var_tokenizer.common.snapshots import snapshots_in as snapshots_in
 from var_tokenizer.common.snapshots import write_snapshot as write_snapshot
+from var_tokenizer.common.threads import processor_count as processor_count
 from var_tokenizer.common.versions import free_memory as free_memory
 from var_tokenizer.common.versions import graph_api as graph_api
 from var_tokenizer.common.versions import takes_built_operators as takes_built_operators

@@ -26,20 +26,24 @@ _BLOCKING = "MS_DEV_HOST_BLOCKING_RUN"  # MindSpore's own variable for what we s
 _OWN_THREADS = min(30, os.cpu_count() or 1)  # of MindSpore, if nobody sets a number
 
 
+def processor_count() -> int:
+    """How many processors this process may use; at least 1.
+
+    The lesser of those that it may run on and the quota of its control groups, rounded up.
+    """
+    may_run_on, quota = len(os.sched_getaffinity(0)), processor_quota()
+    return may_run_on if quota is None else max(1, min(may_run_on, ceil(quota)))
+
+
 def thread_count() -> int:
     """How many threads the kernels use, the caller's included; at least 1.
 
-    The least of: the processors that this process may run on, the quota of its control groups
-    rounded up, and OMP_NUM_THREADS, read from the environment that Python started with: importing
-    MindSpore sets it to 1.
+    The lesser of ``processor_count`` and OMP_NUM_THREADS, read from the environment that Python
+    started with: importing MindSpore sets it to 1.
     """
-    counts = [len(os.sched_getaffinity(0))]
-    if (quota := processor_quota()) is not None:
-        counts.append(ceil(quota))
     wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # the outermost level's
-    if wanted.isdecimal() and int(wanted):
-        counts.append(int(wanted))
-    return max(1, min(counts))
+    count = processor_count()
+    return min(count, int(wanted)) if wanted.isdecimal() and int(wanted) else count
 
 
 @cache

@@ -3,6 +3,7 @@
 import logging
 import resource
 import time
+from contextlib import closing
 from dataclasses import replace
 from typing import cast
 
@@ -83,15 +84,9 @@ def run_training(config: RunConfig) -> dict[str, object]:
 
     figures: dict[str, object] = {}
     if first_stage is not None:
-        train_stage(
-            first_stage,
-            config.out,
-            metrics,
-            config.loop,
-            settings["tokenizer"],
-            config.resume,
-            record,
-        )
+        rest = config.loop, settings["tokenizer"], config.resume, record
+        with closing(first_stage):
+            train_stage(first_stage, config.out, metrics, *rest)
         first_stage.finish()
         if workers.rank() == 0:
             tokenizer.save(config.out / TOKENIZER_FILE)
@@ -119,9 +114,9 @@ def run_training(config: RunConfig) -> dict[str, object]:
             config.sampling,
         )
         depends_on = settings["transformer"] | {"tokenizer": fingerprint(tokenizer)}
-        figures |= train_stage(
-            second_stage, config.out, metrics, config.loop, depends_on, config.resume, record
-        )
+        rest = config.loop, depends_on, config.resume, record
+        with closing(second_stage):
+            figures |= train_stage(second_stage, config.out, metrics, *rest)
         second_stage.finish()
         laps.end("transformer")
     if workers.rank() == 0:

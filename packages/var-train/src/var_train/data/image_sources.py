@@ -4,20 +4,22 @@ Images are pixels here, uint8 (N, Y, X, 3). The caller converts them to the rang
 ``to_floats`` for passes that read channels last, ``to_model_range`` for ``Tokenizer.encode``.
 """
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
 import numpy as np
-from var_tokenizer.common import InputError, fit_picture, quoted, read_picture
+from var_tokenizer.common import InputError, fit_picture, processor_count, quoted, read_picture
 
 from var_train.data.crops import Place, PlaceOf, crop_picture
 from var_train.data.unreadable_images import UnreadableImages
 from var_train.listing.find_images import find_all, find_images
-from var_train.listing.image_files import ImageFiles, content_hash
+from var_train.listing.image_files import ImageFiles, content_hash, refuse_lost
 from var_train.reports.progress_bars import counted
 
 Indices = Sequence[int] | np.ndarray
@@ -46,6 +48,30 @@ class ImageSource(Protocol):
         flip: (B,) bool, True for an image to mirror left to right. place_of: where to crop each
         image, if the source crops; None for the centre.
         """
+
+
+@dataclass(frozen=True, eq=False)
+class ReadImages:
+    """A batch that was read ahead of the step that takes it; see ``ImageFolder.read``."""
+
+    pixels_byxc: np.ndarray
+    """(B, Y, X, 3) uint8."""
+    labels_b: np.ndarray
+    """(B,) int32."""
+    take: Callable[[], None] = lambda: None
+    """To be called where a step takes the batch, and before its pixels are used."""
+
+
+def read_images(
+    source: ImageSource,
+    indices: Indices,
+    flip: np.ndarray | None = None,
+    place_of: PlaceOf | None = None,
+) -> ReadImages:
+    """What ``source.batch`` gives, by its method ``read`` if it has one (``ImageFolder.read``)."""
+    if hasattr(source, "read"):
+        return source.read(indices, flip, place_of)
+    return ReadImages(*source.batch(indices, flip, place_of))
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,10 +140,14 @@ class ImageFolder:
         self.hashes_n: np.ndarray | None = None
         """If set, (N,) uint64: the contents that ``batch`` has read and expects again, or 0."""
         self._unreadable = UnreadableImages(files)
-        self._pool = ThreadPoolExecutor(thread_name_prefix="decode")
+        self.processor_seconds = 0.0
+        """What all reading took so far, over all threads."""
+        self._lock = Lock()
+        threads = min(32, processor_count() + 4)  # some wait for the disk
+        self._pool = ThreadPoolExecutor(threads, "decode")
         # better to find a class that cannot be read at all now than hours into a run
         firsts = np.searchsorted(files.labels_n, np.arange(len(files.classes), dtype=np.int32))
-        work = self._pool.map(self._read, firsts.tolist())
+        work = map(self._note, firsts.tolist(), self._pool.map(self._find, firsts.tolist()))
         _finish(work, len(firsts), f"checking {files.folder}")
 
     def __len__(self) -> int:
@@ -131,10 +161,40 @@ class ImageFolder:
         Raises InputError once too many images have proved unreadable (``load_image_tree``), and for
         an image whose content is not that of ``hashes_n``.
         """
+        images = self.read(indices, flip, place_of)
+        images.take()
+        return images.pixels_byxc, images.labels_b
+
+    def read(
+        self, indices: Indices, flip: np.ndarray | None = None, place_of: PlaceOf | None = None
+    ) -> ReadImages:
+        """Reads what ``batch`` gives. Any thread may call it, ahead of the step that needs it.
+
+        It changes nothing here: ``take`` of the result warns of unreadable images, compares and
+        notes contents, and raises what ``batch`` would have. So a batch that no step took leaves no
+        trace, and the order in which batches are read does not matter.
+        """
         indices = np.asarray(indices, np.int64)
-        places = [None if place_of is None else place_of(index) for index in indices]
-        pixels_byxc = np.stack(list(self._pool.map(self._read, indices.tolist(), places)))
-        return _mirrored(pixels_byxc, flip), self.labels_n[indices]
+        pixels_byxc = np.empty((len(indices), *self.image_size, 3), np.uint8)
+
+        def read(row: int) -> _Found:
+            index = int(indices[row])
+            begin = time.thread_time()
+            found = self._find(index, None if place_of is None else place_of(index))
+            if found.pixels_yxc is not None:
+                mirrored = flip is not None and flip[row]
+                pixels_byxc[row] = found.pixels_yxc[:, ::-1] if mirrored else found.pixels_yxc
+            return replace(found, pixels_yxc=None, seconds=time.thread_time() - begin)
+
+        rows = list(self._pool.map(read, range(len(indices))))
+        with self._lock:
+            self.processor_seconds += sum(found.seconds for found in rows)
+
+        def take() -> None:
+            for index, found in zip(indices.tolist(), rows, strict=True):
+                self._note(index, found)
+
+        return ReadImages(pixels_byxc, self.labels_n[indices], take)
 
     def sources(self, index: int) -> list[int]:
         """The files that the image at ``index``, which was read before, depends on.
@@ -148,8 +208,9 @@ class ImageFolder:
                 break
         return sources
 
-    def _read(self, index: int, place: Place | None = None) -> np.ndarray:
+    def _find(self, index: int, place: Place | None = None) -> "_Found":
         """The image at ``index``, or its substitute."""
+        errors = []
         for candidate in self._unreadable.candidates(index):
             if candidate in self._unreadable:
                 continue
@@ -158,19 +219,41 @@ class ImageFolder:
                 pixels_yxc = read_image(source, self.image_size, self._crops, place)
                 content = 0 if self.hashes_n is None else content_hash(source)
             except InputError as error:
-                self._unreadable.report(candidate, error)
+                refuse_lost(error)
+                errors.append((candidate, error))
                 continue
-            if self.hashes_n is not None:
-                if int(self.hashes_n[candidate]) not in (0, content):
-                    raise InputError(
-                        f"{quoted(self.files.path(candidate))}: is another image than the one "
-                        "that was trained on; "
-                        "expected the same (put it back, or --no-resume starts from the beginning, "
-                        "or another --out starts a new run)"
-                    )
-                self.hashes_n[candidate] = content
-            return pixels_yxc
-        raise self._unreadable.class_error(index)
+            return _Found(candidate, pixels_yxc, content, errors)
+        return _Found(None, None, 0, errors)
+
+    def _note(self, index: int, found: "_Found") -> None:
+        """Takes over what reading the image at ``index`` has found; raises as ``batch`` does."""
+        for candidate, error in found.errors:
+            self._unreadable.report(candidate, error)
+        if found.source is None:
+            raise self._unreadable.class_error(index)
+        if self.hashes_n is not None:
+            if int(self.hashes_n[found.source]) not in (0, found.content):
+                raise InputError(
+                    f"{quoted(self.files.path(found.source))}: is another image than the one that "
+                    "was trained on; expected the same (put it back, or --no-resume starts from "
+                    "the beginning, or another --out starts a new run)"
+                )
+            self.hashes_n[found.source] = found.content
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What reading an image has found."""
+
+    source: int | None
+    """The file that it comes from, its own or its substitute's; None if there is neither."""
+    pixels_yxc: np.ndarray | None
+    content: int
+    """The hash of the file; 0 if it was not asked for."""
+    errors: list[tuple[int, InputError]]
+    """The files that cannot be read and were not known for it, and why."""
+    seconds: float = 0.0
+    """Processor time."""
 
 
 def load_image_tree(

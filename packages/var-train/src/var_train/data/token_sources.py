@@ -7,6 +7,7 @@ gives views by scale. They are checked once, when training receives them (``Toke
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
@@ -16,7 +17,14 @@ from var_tokenizer.common import InputError, checked_integers, to_model_range
 
 from var_train.data.batches import padded_batches
 from var_train.data.crops import PlaceOf
-from var_train.data.image_sources import Batch, ImageFolder, ImageSet, ImageSource
+from var_train.data.image_sources import (
+    Batch,
+    ImageFolder,
+    ImageSet,
+    ImageSource,
+    ReadImages,
+    read_images,
+)
 from var_train.parallel import workers
 from var_train.reports.progress_bars import step_bar
 
@@ -40,6 +48,23 @@ class TokenSource(Protocol):
         flip: (B,) bool, True for an image to mirror left to right. place_of: which crop of each
         image to take, if the source has several; None for the centre or the first.
         """
+
+
+def read_tokens(
+    source: TokenSource,
+    indices: np.ndarray,
+    flip: np.ndarray | None = None,
+    place_of: PlaceOf | None = None,
+) -> Callable[[], Batch]:
+    """Reads what ``source.batch`` gives, which the result then returns.
+
+    With sources that have a method ``read``, any thread may call this, ahead of the step that calls
+    the result.
+    """
+    if hasattr(source, "read"):
+        return source.read(indices, flip, place_of)
+    batch = source.batch(indices, flip, place_of)
+    return lambda: batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +126,30 @@ class EncodedImages:
         self, indices: np.ndarray, flip: np.ndarray | None = None, place_of: PlaceOf | None = None
     ) -> Batch:
         """See ``TokenSource.batch``."""
-        pixels_byxc, labels_b = self._images.batch(indices, flip, place_of)
-        return self._tokenizer.encode_sequence(to_model_range(pixels_byxc)), labels_b
+        return self._reading(read_images(self._images, indices, flip, place_of))()
+
+    def read(
+        self, indices: np.ndarray, flip: np.ndarray | None = None, place_of: PlaceOf | None = None
+    ) -> Callable[[], Batch]:
+        """See ``read_tokens``: the images are read now, and encoded by the result."""
+        if not hasattr(self._images, "read"):
+            return lambda: self.batch(indices, flip, place_of)
+        return self._reading(self._images.read(indices, flip, place_of))
+
+    def _reading(self, images: ReadImages) -> Callable[[], Batch]:
+        images_bcyx = to_model_range(images.pixels_byxc)
+        take, labels_b = images.take, images.labels_b
+
+        def encode() -> Batch:
+            take()
+            return self._tokenizer.encode_sequence(images_bcyx), labels_b
+
+        return encode
+
+    @property
+    def processor_seconds(self) -> float:
+        """As that of ``ImageFolder``."""
+        return getattr(self._images, "processor_seconds", 0.0)
 
 
 def tokens_of(

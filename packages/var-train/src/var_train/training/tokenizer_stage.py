@@ -22,7 +22,8 @@ from var_tokenizer.common import (
 from var_train.data.augmentation import augment, draw_augmentation
 from var_train.data.batches import step_indices, steps_of
 from var_train.data.crops import draw_place
-from var_train.data.image_sources import ImageSource
+from var_train.data.image_sources import ImageSource, read_images
+from var_train.data.loader import Loader
 from var_train.losses.discriminator import (
     AdversaryConfig,
     PatchDiscriminator,
@@ -40,7 +41,7 @@ from var_train.reports.metrics_log import Value
 from var_train.reports.tokenizer_quality import measure_tokenizer
 from var_train.training.checkpoints import parameter_arrays, restore_parameters
 from var_train.training.codebook import CodebookConfig, CodebookKeeper
-from var_train.training.loop import check_finite
+from var_train.training.loop import Stopwatch, check_finite
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +115,16 @@ class TokenizerTraining:
         self._keeper = CodebookKeeper(tokenizer, config.codebook, config.batch)
         self._adversarial_from = round(config.adversary.start * self.steps)
         self._adaptive_weight = np.float32(0)  # none is known before the first adversarial step
+        rows, columns = tokenizer.config.image_size
+        pixel = 3 + 3 * 4 + 2 * 4  # bytes: as read, as floats, what moves and what is cut
+        self._loader = Loader(
+            train,
+            self._prepare,
+            self.steps,
+            self._own.stop - self._own.start,
+            pixel * rows * columns,
+        )
+        self._watch = Stopwatch()
         workers.synchronize(list(tokenizer.get_parameters()))
         self._compile()
 
@@ -129,18 +140,16 @@ class TokenizerTraining:
 
     def _train_step(self, step: int) -> dict[str, float | list[float]]:
         config = self._config
-        rng = np.random.default_rng((self._seed, _STEPS, step))
-        images_byxc = to_floats(self._pixels(step, rng))
+        with self._watch("data"):
+            drawn = self._loader.take(step)
+            drawn.take()
         if step == 0:
-            images_bcyx = images_byxc.transpose(0, 3, 1, 2)
+            images_bcyx = drawn.images_byxc.transpose(0, 3, 1, 2)
             self._keeper.start(images_bcyx, np.random.default_rng((self._seed, _CODES)))
-        images = Tensor(images_byxc)
-        kept_kb = self._draw_kept(rng)[:, self._own]
+        images, kept_kb, changes = Tensor(drawn.images_byxc), drawn.kept_kb, drawn.changes
         scalars = self._optimizer.scalars(step, self.steps)
-        adversarial = config.adversary.weight > 0 and step >= self._adversarial_from
+        adversarial = bool(changes)
         if adversarial:
-            size = self._tokenizer.config.image_size
-            changes = draw_augmentation(rng, config.batch, size, self._own)
             weight = Tensor(self._adaptive_weight)
             values = self._adversarial_step(images, Tensor(kept_kb), scalars, weight, *changes)
         else:
@@ -173,19 +182,31 @@ class TokenizerTraining:
         if finite:  # otherwise weights, codes and averages stay as they are
             number = step - self._optimizer.skipped
             metrics |= self._keeper.follow(
-                number, self.steps, ids_bl.asnumpy(), vectors_blz.asnumpy(), kept_kb, rng
+                number, self.steps, ids_bl.asnumpy(), vectors_blz.asnumpy(), kept_kb, drawn.rng
             )
             if self._ema is not None:
                 self._ema.update(number)
-        return metrics
+        return metrics | self._watch.lap()
 
-    def _pixels(self, step: int, rng: np.random.Generator) -> np.ndarray:
-        """This worker's images of a step, uint8 (B, Y, X, 3)."""
-        indices = step_indices(len(self._train), self._config.batch, self._seed, step)
+    def _prepare(self, step: int) -> "_Drawn":
+        """What a step needs besides weights; any thread may call it."""
+        config = self._config
+        rng = np.random.default_rng((self._seed, _STEPS, step))
+        indices = step_indices(len(self._train), config.batch, self._seed, step)
         flip_b = rng.random(len(indices)) < 0.5
-        flip = flip_b[self._own] if self._config.flip else None
+        flip = flip_b[self._own] if config.flip else None
         place_of = partial(draw_place, self._seed, step)
-        return self._train.batch(indices[self._own], flip, place_of)[0]
+        images = read_images(self._train, indices[self._own], flip, place_of)
+        kept_kb = self._draw_kept(rng)[:, self._own]
+        changes: tuple[Tensor, ...] = ()
+        if config.adversary.weight > 0 and step >= self._adversarial_from:
+            size = self._tokenizer.config.image_size
+            changes = draw_augmentation(rng, config.batch, size, self._own)
+        return _Drawn(to_floats(images.pixels_byxc), kept_kb, changes, rng, images.take)
+
+    def close(self) -> None:
+        """Ends the threads that read ahead; the next step would start them again."""
+        self._loader.close()
 
     def _means(self, *values: Tensor) -> tuple[float, ...]:
         """Means over this worker's images, each averaged over the whole batch."""
@@ -361,6 +382,22 @@ class TokenizerTraining:
 
     def _optimizers(self) -> dict[str, AdamW]:
         return {"optimizer": self._optimizer, "judge_optimizer": self._discriminator_optimizer}
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """The images and random draws of a step, for this worker's share."""
+
+    images_byxc: np.ndarray
+    """(B, Y, X, 3) float32 in [-1, 1]."""
+    kept_kb: np.ndarray
+    """As ``CodebookKeeper.follow`` takes it."""
+    changes: tuple[Tensor, ...]
+    """The result of ``draw_augmentation``; () for a step without the adversary."""
+    rng: np.random.Generator
+    """For what is drawn after the step."""
+    take: Callable[[], None]
+    """As in ``ReadImages``."""
 
 
 def _is_matrix(parameter: Parameter) -> bool:

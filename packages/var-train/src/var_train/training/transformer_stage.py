@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError, check_integer, check_number, needing_memory
 from var_transformer import Transformer, TransformerConfig, check_pair
 
-from var_train.data.batches import padded_batches, step_indices, steps_of
-from var_train.data.crops import PlaceOf, draw_place
-from var_train.data.token_sources import TokenSet, TokenSource
+from var_train.data.batches import padded_batches, steps_of
+from var_train.data.image_sources import Batch
+from var_train.data.loader import Loader
+from var_train.data.token_sources import TokenSet, TokenSource, read_tokens
 from var_train.losses.token_loss import token_losses
 from var_train.optimization.adamw import AdamW, AdamWConfig, is_decayed, release_gradients
 from var_train.optimization.averages import Ema, averaged, check_averages
@@ -32,9 +32,8 @@ from var_train.training.checkpoints import parameter_arrays, restore_parameters
 from var_train.training.device_limits import check_device
 from var_train.training.loop import Stopwatch
 from var_train.training.progressive import newest_weight, scales_in_training
-from var_train.training.transformer_gradients import draw_drop_path, loss_and_gradients
-
-_STEPS = 4  # random stream under the seed; the tokenizer's stage has 1 to 3
+from var_train.training.step_parts import Part, draw_parts
+from var_train.training.transformer_gradients import loss_and_gradients
 
 
 @dataclass(frozen=True)
@@ -184,13 +183,15 @@ class TransformerTraining:
         self._sampling = SamplingConfig() if sampling is None else sampling
         self.batch = config.batch
         self.steps = steps_of(config.epochs, len(train), config.batch)
-        self._shares = workers.shares(config.batch, config.accumulation)
         self._share = -(-config.batch // (workers.size() * config.accumulation))  # the largest
         self.remedy = config.remedy(self._share)
         rate = model.config.drop_path if config.drop_path is None else config.drop_path
         self._drop_rates_d = np.linspace(0, rate, model.config.depth)
         self._loss_scale = LossScale(config.precision)
         self._watch, self._attention = Stopwatch(), AttentionChoice(model)
+        rows, columns = tokenizer.config.image_size
+        parts, pixel = self.steps * config.accumulation, 3 + 3 * 4  # bytes: as read, and as floats
+        self._loader = Loader(train, self._prepare, parts, self._share, pixel * rows * columns)
         workers.synchronize(list(model.get_parameters()))
         self._compile()
 
@@ -208,17 +209,19 @@ class TransformerTraining:
         config, scale = self._config, self._loss_scale.value
         losses: list[float] = []
         gradients: Any = None
-        with self._watch("data"):
-            parts = self._draw(step)
         chosen: dict[str, Value] = {}
-        if self._attention.is_open:
-            with self._watch("attention"):
-                inputs = self._inputs(parts[0], len(self._model.config.schedule), 1.0)
-                inputs = (*inputs, Tensor(np.float32(scale)))
-                self._gradients, chosen = self._attention.choose(self._new_gradients, inputs)
-        for part in parts:
+        for number in range(config.accumulation):
             with self._watch("data"):
-                inputs = self._inputs(part, *self._scales_at(step))
+                part, take = self._loader.take(step * config.accumulation + number)
+            with self._watch("tokens"):
+                tokens = take()
+            if self._attention.is_open:
+                with self._watch("attention"):
+                    inputs = self._inputs(part, tokens, len(self._model.config.schedule), 1.0)
+                    inputs = (*inputs, Tensor(np.float32(scale)))
+                    self._gradients, chosen = self._attention.choose(self._new_gradients, inputs)
+            with self._watch("tokens"):
+                inputs = self._inputs(part, tokens, *self._scales_at(step))
             with self._watch("forward_backward"):
                 loss, found = self._gradients(*inputs, Tensor(np.float32(scale * part.weight)))
                 found = ms.mutable(found)  # plain tuples would be compiled as constants
@@ -253,27 +256,22 @@ class TransformerTraining:
         at = (step, self.steps, scales, config.progressive, config.progressive_start)
         return scales_in_training(*at), newest_weight(*at)
 
-    def _draw(self, step: int) -> list["_Part"]:
-        """This worker's share of the step's batch, in as many parts as are accumulated."""
-        config, batch = self._config, self._config.batch
-        rng = np.random.default_rng((self._seed, _STEPS, step))
-        indices_b = step_indices(len(self._train), batch, self._seed, step)
-        unlabelled_b = rng.random(batch) < config.condition_drop
-        keep_d2b11 = draw_drop_path(rng, self._drop_rates_d, batch)
-        flip_b = rng.random(batch) < 0.5 if config.flip else None
-        place_of = partial(draw_place, self._seed, step)
-        parts = []
-        for own, weight in self._shares:
-            flip = None if flip_b is None else flip_b[own]
-            drawn = indices_b[own], flip, place_of, unlabelled_b[own], keep_d2b11[:, :, own]
-            parts.append(_Part(*drawn, weight))
-        return parts
+    def _prepare(self, number: int) -> tuple[Part, Callable[[], Batch]]:
+        """A part, counted from the first of step 0, and its data, read; in any thread."""
+        step, which = divmod(number, self._config.accumulation)
+        drawing = self._config, len(self._train), self._drop_rates_d, self._seed
+        part = draw_parts(*drawing, step)[which]
+        return part, read_tokens(self._train, part.indices_b, part.flip_b, part.place_of)
 
-    def _inputs(self, part: "_Part", scales: int, newest: float) -> tuple[Tensor, ...]:
+    def close(self) -> None:
+        """Ends the threads that read ahead; the next step would start them again."""
+        self._loader.close()
+
+    def _inputs(self, part: Part, tokens: Batch, scales: int, newest: float) -> tuple[Tensor, ...]:
         """What the compiled step reads, of the first ``scales`` scales; newest: as _scales_at."""
         schedule = self._model.config.schedule
         length = schedule.offsets[scales]
-        ids_bl, labels_b = self._train.batch(part.indices_b, part.flip_b, part.place_of)
+        ids_bl, labels_b = tokens
         labels_b = np.where(part.unlabelled_b, self._model.config.num_classes, labels_b)
         inputs_blz = self._tokenizer.training_inputs(Tensor(ids_bl))
         inputs_blz = inputs_blz[:, : length - schedule.tokens[0]]
@@ -429,17 +427,3 @@ class TransformerTraining:
             self._ema.restore("ema", arrays)
         self._attention.restore(state.get("attention"))
         workers.check_equal(list(self._model.get_parameters()))
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The random draws for the images that a worker computes at once: a part of its share."""
-
-    indices_b: np.ndarray
-    flip_b: np.ndarray | None
-    place_of: PlaceOf
-    unlabelled_b: np.ndarray
-    keep_d2b11: np.ndarray
-    """The result of ``draw_drop_path``."""
-    weight: float
-    """As in ``workers.Share``."""
