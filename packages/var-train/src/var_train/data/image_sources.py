@@ -19,7 +19,8 @@ from var_tokenizer.common import InputError, fit_picture, processor_count, quote
 from var_train.data.crops import Place, PlaceOf, crop_picture
 from var_train.data.unreadable_images import UnreadableImages
 from var_train.listing.find_images import find_all, find_images
-from var_train.listing.image_files import ImageFiles, content_hash, refuse_lost
+from var_train.listing.image_files import ImageFiles, content_hash
+from var_train.listing.source_errors import refuse_lost
 from var_train.reports.progress_bars import counted
 
 Indices = Sequence[int] | np.ndarray
