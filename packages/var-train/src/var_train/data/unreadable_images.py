@@ -87,8 +87,9 @@ class UnreadableImages:
 
     def check_count(self) -> None:
         """Raises InputError with the list if more than 10 and more than 1 % are unreadable."""
-        errors, total = self._sorted_errors(), len(self._files)
-        if len(errors) > max(10, total / 100):
+        total = len(self._files)
+        if len(self._errors) > max(10, total / 100):
+            errors = self._sorted_errors()
             raise InputError(
                 f"{quoted(self._files.folder)}: {len(errors)} of {total} images are unreadable; "
                 f"expected at most 10 or 1 %, whichever is more: {'; '.join(errors)}"
