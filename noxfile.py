@@ -39,8 +39,8 @@ def install(session: nox.Session, *packages: str, extras: tuple[str, ...] = ()) 
 
 def install_for_tests(session: nox.Session, *pins: str) -> None:
     """All packages with what their tests need, held to `pins`."""
-    web = str(ROOT / "packages" / "var-transformer") + "[web]"
-    install(session, *PACKAGES, extras=(web, *TEST_TOOLS, *pins))
+    extras = (f"{ROOT}/packages/{name}" for name in ("var-transformer[web]", "var-train[judge]"))
+    install(session, *PACKAGES, extras=(*extras, *TEST_TOOLS, *pins))
     session.install("--no-deps", FIDELITY)
 
 
@@ -203,8 +203,9 @@ def wheels(session: nox.Session) -> None:
     python = str(alone / "bin" / "python")
     wheels = [str(next(dist.glob(f"{name.replace('-', '_')}-*.whl"))) for name in PACKAGES]
     web = f"{wheels[PACKAGES.index('var-transformer')]}[web]"
+    judge = f"{wheels[PACKAGES.index('var-train')]}[judge]"
     pip = (python, "-m", "pip", "install", "--quiet", "--only-binary", ":all:")
-    session.run(*pip, *wheels, web, *TEST_TOOLS, external=True)
+    session.run(*pip, *wheels, web, judge, *TEST_TOOLS, external=True)
     with tempfile.TemporaryDirectory() as folder:
         tests = ["tests", *(f"packages/{name}/tests" for name in PACKAGES)]
         for path in (*tests, "docs"):

@@ -21,6 +21,30 @@ def convolution(x_byxc, weight_ohwi, stride, before, size, grad_byxo):
     return out, grad_padded[inside], grad_weight
 
 
+def relu6(x):
+    return np.clip(x, 0, 6)
+
+
+def relu6_grad(grad, x):
+    """Also of the result for x."""
+    return grad * ((x > 0) & (x < 6))
+
+
+def depthwise(x_byxc, weight_kkc, bias_c, stride, before, size):
+    """The convolution of each channel alone, between two ReLU6."""
+    weight_ohwi = np.einsum("yxc,co->oyxc", weight_kkc, np.eye(len(bias_c)))
+    none = np.zeros((len(x_byxc), *size, len(bias_c)))
+    return relu6(convolution(relu6(x_byxc), weight_ohwi, stride, before, size, none)[0] + bias_c)
+
+
+def depthwise_grad(grad_byxc, x_byxc, weight_kkc, stride, before, out_byxc):
+    """The gradient of x; ``out_byxc`` is the result."""
+    weight_ohwi = np.einsum("yxc,co->oyxc", weight_kkc, np.eye(x_byxc.shape[3]))
+    grad, size = relu6_grad(grad_byxc, out_byxc), out_byxc.shape[1:3]
+    _, grad_x, _ = convolution(relu6(x_byxc), weight_ohwi, stride, before, size, grad)
+    return relu6_grad(grad_x, x_byxc)
+
+
 def upsampled(x_byxc):
     """Each pixel becomes 2x2."""
     return x_byxc.repeat(2, 1).repeat(2, 2)

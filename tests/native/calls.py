@@ -161,6 +161,18 @@ class CallMaker:
         inputs = x, modulation, *qkv, *rest, *settings, *cache
         self.add("transformer", "cached_block", *inputs, unwritten(*x.shape))
 
+    def depthwise(
+        self, x: Shape, kernel: int, stride: int = 1, pads: tuple[int, int] = (1, 1)
+    ) -> None:
+        """Both passes, of x (B, Y, X, C) on both sides of where ReLU6 cuts."""
+        f, (b, *size, c) = self.floats, x
+        y = (b, *((n + sum(pads) - kernel) // stride + 1 for n in size), c)
+        inputs = 9 * f(*x), f(kernel, kernel, c)
+        geometry = integers(stride, pads[0])
+        self.add("train", "depthwise", *inputs, f(c), geometry, unwritten(*y))
+        result = 9 * f(*y)
+        self.add("train", "depthwise_grad", f(*y), *inputs, geometry, result, unwritten(*x))
+
     def optimizer(self, *shape: int, finite: bool = True) -> None:
         f = self.floats
         self.add("train", "sum_of_squares", f(*shape), unwritten(1))
@@ -191,5 +203,6 @@ def every_call() -> list[Call]:
         make.attention(2, 2, 16, (0, 1, 5, 14, 30), tokens, unit)
     make.cached_attention(2, 2, 16, 5, 9, 30, unit=True)
     make.cached_block(2, 2, 16, 5, 9, 30, unit=True)
+    make.depthwise((2, 9, 8, 40), 5, 2, (1, 2))
     make.optimizer(3, 20000)
     return make.calls

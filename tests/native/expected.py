@@ -77,6 +77,15 @@ def _cached_block(x, modulation, qkv_weight, q_bias, v_bias, scale, *rest):
     return [*cache, definitions.gated_sum(x, branch, m[1])]
 
 
+def _depthwise(x, weight, bias, geometry, out):
+    args = (x, weight, bias, *map(int, geometry), out.shape[1:3])
+    return [definitions.depthwise(*args)]
+
+
+def _depthwise_grad(grad, x, weight, geometry, out, _):
+    return [definitions.depthwise_grad(grad, x, weight, *map(int, geometry), out)]
+
+
 def _adamw(parameter, first, second, gradient, factor, finite, scalars, betas):
     state = parameter, first, second
     if finite:
@@ -107,6 +116,8 @@ EXPECTED: dict[str, Callable[..., Arrays]] = {
     "next_scale_attention_grad": _attention_grad,
     "cached_attention": _cached_attention,
     "cached_block": _cached_block,
+    "depthwise": _depthwise,
+    "depthwise_grad": _depthwise_grad,
     "sum_of_squares": lambda x, _: [np.array([(x**2).sum()])],
     "adamw": _adamw,
 }

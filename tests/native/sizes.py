@@ -14,6 +14,12 @@ def every_size() -> list[Call]:
     _transformer(make)
     for size in (*WIDTHS, 16383, 16384, 16385, 40000):
         make.optimizer(size)
+    for c in WIDTHS:
+        make.depthwise((1, 3, 4, c), 3)
+    for kernel in (1, 2, 3, 5):
+        for stride in (1, 2, 3):
+            for pads in ((0, 0), (0, 1), (1, 2), (2, 2)):
+                make.depthwise((2, 7, 8, 17), kernel, stride, pads)
     make.optimizer(3, 5, 7, finite=False)
     return make.calls
 

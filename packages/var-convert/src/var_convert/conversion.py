@@ -11,14 +11,15 @@ import numpy as np
 from var_tokenizer import Scale
 from var_tokenizer.common import InputError, check_choice, quoted, remove_leftovers, replacing
 
-from var_convert.formats.dispatch import WRITERS
+from var_convert.formats.dispatch import WRITERS, read_weights
 from var_convert.formats.dtypes import SHORT_NAMES, widen
 from var_convert.formats.folders import in_the_way, write_folder, write_index
 from var_convert.formats.names import INDEX, SUFFIXES, layout_of_target
-from var_convert.formats.weights import Entry
+from var_convert.formats.weights import Entry, Weights
 from var_convert.hub import local_file
+from var_convert.inception import METADATA, inception_in, judging_tensors
 from var_convert.kinds import KINDS
-from var_convert.opened_model import OpenedModel, open_model, tell_assumptions
+from var_convert.opened_model import OpenedModel, model_among, tell_assumptions
 from var_convert.published_names import MASK, Config, published_config
 
 log = logging.getLogger(__name__)
@@ -29,11 +30,15 @@ Progress = Callable[[int, int], None]  # bytes done, bytes in total
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written. not_finite: the tensors written with a NaN or an infinity."""
+    """What was written.
+
+    kind: one of KINDS, or "feature network", which has no config. not_finite: the tensors written
+    with a NaN or an infinity.
+    """
 
     target: Path
     kind: str
-    config: Config
+    config: Config | None
     tensors: int
     bytes: int
     not_finite: tuple[str, ...]
@@ -66,7 +71,13 @@ def convert(
     """
     target = Path(target)
     _check_request(target, only, dtype, force)
-    model = open_model(local_file(source, progress), only, scales, heads, using_znorm, key)
+    path = local_file(source, progress)
+    held = read_weights(path)
+    network = inception_in(held)
+    if network is not None:
+        given = (only, dtype, scales, heads, using_znorm or None, key)
+        return _write_network(network, path, target, given, progress)
+    model = model_among(path, held, only, scales, heads, using_znorm, key)
     tell_assumptions(model)
     model = model.as_dtype(SHORT_NAMES.get(dtype or ""))
     return write_model(model, target, progress)
@@ -103,6 +114,25 @@ def write_model(
     if not_finite:
         log.warning("%s: NaN or infinite values in %s", model.source, ", ".join(not_finite))
     return Conversion(target, model.kind, model.config, len(tensors), total, not_finite)
+
+
+def _write_network(
+    network: Weights, path: Path, target: Path, given: Sequence[object], progress: Progress
+) -> Conversion:
+    if any(option is not None for option in given):
+        raise InputError(
+            f"{network.source}: an Inception v3; expected no option but --force, since it judges "
+            "images by the weights that it has"
+        )
+    if layout_of_target(target) != "safetensors":
+        raise InputError(f"{quoted(target)}: expected .safetensors, for an Inception v3")
+    tensors = judging_tensors(network, path)
+    total = sum(entry.nbytes for entry in tensors.values())
+    remove_leftovers(target.parent)
+    _check_space(target, total)
+    with replacing(target) as temporary:
+        WRITERS["safetensors"](temporary, Watch(total, progress).over(tensors), METADATA)
+    return Conversion(target, "feature network", None, len(tensors), total, ())
 
 
 def _check_request(target: Path, only: str | None, dtype: str | None, force: bool) -> None:

@@ -148,12 +148,25 @@ def open_model(
     using_znorm: replace what the file says or leaves open. Raises InputError if the file is
     unusable, holds no such model or several, or is not exactly what its architecture needs.
     """
+    return model_among(path, read_weights(path), only, scales, heads, using_znorm, key)
+
+
+def model_among(
+    path: Path,
+    held: Sequence[Weights],
+    only: str | None,
+    scales: Sequence[Scale] | None,
+    heads: int | None,
+    using_znorm: bool,
+    key: str | None,
+) -> OpenedModel:
+    """``open_model`` of a file whose state dicts, ``held``, are read already."""
     if heads is not None:
         check_integer("heads", heads, 1)
     if scales is not None:
         scales = ScaleSchedule(tuple(scales)).scales
     shown = quoted(path)
-    chosen, models = choose_model(shown, read_weights(path), only, key)
+    chosen, models = choose_model(shown, held, only, key)
     kind, weights = chosen.kind, chosen.weights
     if heads and kind == "tokenizer":
         raise InputError(f"{shown}: heads is {heads}; expected none for a tokenizer")

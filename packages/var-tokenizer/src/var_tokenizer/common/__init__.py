@@ -31,6 +31,10 @@ from var_tokenizer.common.files import remove_leftovers as remove_leftovers
 from var_tokenizer.common.files import replacing as replacing
 from var_tokenizer.common.files import user_cache as user_cache
 from var_tokenizer.common.foreign import format_of as format_of
+from var_tokenizer.common.inception import CLASSES_OF_2015 as CLASSES_OF_2015
+from var_tokenizer.common.inception import CLASSES_OF_TORCHVISION as CLASSES_OF_TORCHVISION
+from var_tokenizer.common.inception import inception_shapes as inception_shapes
+from var_tokenizer.common.inception import is_inception as is_inception
 from var_tokenizer.common.kernels import KernelLibrary as KernelLibrary
 from var_tokenizer.common.kernels import kernels_in_use as kernels_in_use
 from var_tokenizer.common.kernels import on_cpu as on_cpu

@@ -60,6 +60,12 @@ class FeatureNetwork(nn.Cell):
             (int(match[1]), match[2]): arrays[name].astype(np.float32)
             for name, match in matches.items()
         }
+        for (number, kind), array in found.items():
+            if not np.isfinite(array).all():
+                raise InputError(
+                    f"{shown}: tensor features.{number}.{kind} holds NaN or infinity; expected "
+                    "finite weights"
+                )
         numbers = sorted(number for number, kind in found if kind == "weight")
         channels = 3
         layers: list[tuple[bool, np.ndarray, np.ndarray]] = []
