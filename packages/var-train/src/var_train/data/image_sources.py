@@ -282,7 +282,9 @@ def load_image_tree(
         ImageFolder(files, image_size, random_crops)
         if len(files) > limit
         else _decode_all(files, image_size, random_crops)
-        for files, limit in zip(find_images(Path(root), val_fraction), in_memory, strict=True)
+        for files, limit in zip(
+            find_images(Path(root), val_fraction, kept=True), in_memory, strict=True
+        )
     )
     return train, val
 

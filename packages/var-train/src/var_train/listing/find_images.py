@@ -7,9 +7,13 @@ from var_train.listing.image_files import ImageFiles
 from var_train.listing.shard_scan import is_sharded, scan_as_one_class, scan_shards
 
 
-def find_images(data: Path, val_fraction: float | None = None) -> tuple[ImageFiles, ImageFiles]:
+def find_images(
+    data: Path, val_fraction: float | None = None, kept: bool = False
+) -> tuple[ImageFiles, ImageFiles]:
     """The training and validation images; see ``scan_tree`` and ``scan_shards``."""
-    return scan_shards(data, val_fraction) if is_sharded(data) else scan_tree(data, val_fraction)
+    if is_sharded(data):
+        return scan_shards(data, val_fraction)
+    return scan_tree(data, val_fraction, kept)
 
 
 def find_all(data: Path) -> ImageFiles:

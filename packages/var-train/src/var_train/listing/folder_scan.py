@@ -8,6 +8,7 @@ leave behind (``IGNORED``).
 
 import logging
 import os
+import time
 from array import array
 from collections import Counter
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from var_tokenizer.common import (
 from var_tokenizer.common.progress import working
 
 from var_train.listing.image_files import ImageFiles, first_of, gone_and_new, hold_out
+from var_train.listing.kept_folders import FolderList, Visited
 from var_train.listing.name_list import NameList
 from var_train.reports.progress_bars import counted
 
@@ -39,12 +41,15 @@ _OTHER_SPLITS = frozenset(("val", "valid", "validation", "test"))
 log = logging.getLogger(__name__)
 
 
-def scan_tree(root: Path, val_fraction: float | None = None) -> tuple[ImageFiles, ImageFiles]:
+def scan_tree(
+    root: Path, val_fraction: float | None = None, kept: bool = False
+) -> tuple[ImageFiles, ImageFiles]:
     """The training and validation images of ``root``.
 
     Without ``val_fraction``, those of ROOT/train/CLASS and ROOT/val/CLASS. With it, a number
     between 0 and 1, ``hold_out`` takes about this share of each class to validate on: of
     ROOT/train/CLASS if ROOT has nothing besides train but other splits, else of ROOT/CLASS.
+    kept: see ``scan_classes``.
 
     Raises InputError for a folder that is missing, empty, without classes or cannot be listed,
     for a class without images, and if the classes of train and val differ.
@@ -59,11 +64,11 @@ def scan_tree(root: Path, val_fraction: float | None = None) -> tuple[ImageFiles
         check_number("val_fraction", val_fraction, above=0, below=1)
         folders = {name for name in names if (root / name).is_dir()}
         if "train" not in folders or folders - {"train"} - _OTHER_SPLITS:
-            return hold_out(scan_classes(root, class_names(root)), val_fraction)
+            return hold_out(scan_classes(root, class_names(root), kept), val_fraction)
         unread = sorted(folders - {"train"})
         if unread:
             log.info("%s: not reading %s beside train", quoted(root), ", ".join(unread))
-        return hold_out(scan_classes(train_folder, class_names(train_folder)), val_fraction)
+        return hold_out(scan_classes(train_folder, class_names(train_folder), kept), val_fraction)
     classes, val_classes = class_names(train_folder), class_names(val_folder)
     missing_in = gone_and_new(sorted(val_classes), sorted(classes))
     for folder, missing in zip((train_folder, val_folder), missing_in, strict=True):
@@ -73,7 +78,7 @@ def scan_tree(root: Path, val_fraction: float | None = None) -> tuple[ImageFiles
                 f"{first_of(missing)}; expected the same classes in train and val (or "
                 "--val-fraction, which holds out images of train)"
             )
-    return scan_classes(train_folder, classes), scan_classes(val_folder, classes)
+    return scan_classes(train_folder, classes, kept), scan_classes(val_folder, classes, kept)
 
 
 def class_names(split: Path) -> tuple[str, ...]:
@@ -97,23 +102,35 @@ def class_names(split: Path) -> tuple[str, ...]:
     return tuple(classes)
 
 
-def scan_classes(folder: Path, classes: tuple[str, ...]) -> ImageFiles:
+def scan_classes(folder: Path, classes: tuple[str, ...], kept: bool = False) -> ImageFiles:
     """All images of FOLDER/CLASS, at any depth, for each of ``classes``.
 
-    Logs in one line how many files of which kinds it left out. Raises InputError for a class
-    without an image and for a folder that cannot be listed.
+    kept: a list of the last time will do if no folder has changed since (``kept_folders``): who
+    reads a file of it finds out whether it was rewritten. Logs in one line how many files of which
+    kinds it left out. Raises InputError for a class without an image and for a folder that cannot
+    be listed.
     """
+    listed = FolderList(folder, classes, frozenset(IGNORED))
+    recalled = listed.recall() if kept else None
+    if recalled is not None:
+        _say_left_out(folder, recalled[1])
+        return recalled[0]
     left_out: Counter[str] = Counter()
+    visited: Visited = []
+    began = time.time_ns()
     found = []
     with counted(len(classes), f"listing {folder}", "classes") as advance:
         for name in classes:
-            of_class = _walk(folder, name, left_out)
+            of_class = _walk(folder, name, left_out, visited)
             if not of_class.names:
                 raise _no_image(folder / name, left_out)
             found.append(of_class)
             advance()
     _say_left_out(folder, left_out)
-    return _image_files(folder, found, classes)
+    files = _image_files(folder, found, classes)
+    if kept:
+        listed.keep(files, visited, began, left_out)
+    return files
 
 
 def scan_folder(folder: Path) -> ImageFiles:
@@ -122,7 +139,7 @@ def scan_folder(folder: Path) -> ImageFiles:
         raise InputError(f"{quoted(folder)}: no such folder; expected one of images")
     left_out: Counter[str] = Counter()
     with working(f"listing {quoted(folder)}"):
-        found = _walk(folder, "", left_out)
+        found = _walk(folder, "", left_out, [])
     if not found.names:
         raise _no_image(folder, left_out)
     _say_left_out(folder, left_out)
@@ -138,7 +155,7 @@ class _Listed:
     times_n: np.ndarray
 
 
-def _walk(folder: Path, below: str, left_out: Counter[str]) -> _Listed:
+def _walk(folder: Path, below: str, left_out: Counter[str], visited: Visited) -> _Listed:
     """All images of FOLDER/BELOW, by their names below ``folder``."""
     found: list[str] = []
     numbers = array("q")  # size and time of each
@@ -148,6 +165,7 @@ def _walk(folder: Path, below: str, left_out: Counter[str]) -> _Listed:
         folders = []
         try:
             status = (folder / name).stat()
+            visited.append((name, status))
             if (status.st_dev, status.st_ino) in seen:  # a link to a folder that has been read
                 continue
             seen.add((status.st_dev, status.st_ino))

@@ -1,7 +1,7 @@
 """A list of image files, and what is said of their names and contents."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from io import BytesIO
@@ -12,6 +12,7 @@ from var_tokenizer.common import MAX_PIXELS, InputError, open_regular, quoted
 
 from var_train.listing.name_list import NameList
 from var_train.listing.shard_reader import ShardMembers
+from var_train.listing.source_errors import SourceError
 
 _PART = 2**20  # bytes that are hashed at once
 _MOST_PARTS = 8 * MAX_PIXELS // _PART + 1
@@ -35,6 +36,8 @@ class ImageFiles:
     """(N,) uint64, of the contents (``content_hash``); None if they were not read."""
     members: ShardMembers | None = None
     """Where the contents lie, if in shards."""
+    stale: Callable[[], None] | None = None
+    """Of a list that was kept from an earlier scan: forgets it."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -46,9 +49,16 @@ class ImageFiles:
     def source(self, index: int) -> Path | BytesIO:
         """What to read the content of a file from. Raises SourceError if it cannot be had."""
         path = self.path(index)
-        if self.members is None:
-            return path
-        return self.members.read(index, int(self.sizes_n[index]), quoted(path))
+        if self.members is not None:
+            return self.members.read(index, int(self.sizes_n[index]), quoted(path))
+        if self.stale is not None and not self.is_as_listed(index):
+            self.stale()
+            raise SourceError(
+                f"{quoted(path)}: was rewritten or removed after this folder was listed; expected "
+                "the file that was listed (the same command lists the folder anew, and goes on if "
+                "the images are still those that it was trained on)"
+            )
+        return path
 
     def is_as_listed(self, index: int) -> bool:
         """Whether a file, or its shard, still has the size and time that the scan found."""
