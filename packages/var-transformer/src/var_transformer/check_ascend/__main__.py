@@ -15,6 +15,7 @@ from var_tokenizer.common.command import run_command
 from var_transformer.attention import AttentionCalls, BackendConfig
 from var_transformer.check_ascend.attention_checks import attention_checks
 from var_transformer.check_ascend.checks import Check, find
+from var_transformer.check_ascend.draw_checks import draw_checks
 from var_transformer.check_ascend.measurements import time_check, time_images, time_step
 from var_transformer.check_ascend.operator_checks import operator_checks
 from var_transformer.check_ascend.report import Report, write
@@ -25,6 +26,7 @@ log = logging.getLogger("var_transformer")
 
 FAILED = 1  # the exit code if a check fails
 _HEADS, _IMAGES = 4, 2  # of a checked attention; float64 takes its time
+_DRAWN = 8  # images whose ids are drawn at once, at most
 _RUNS = 20  # of what is timed; of a step and a generation a quarter
 
 
@@ -77,6 +79,9 @@ def checks_of(
     operators = [c for dtype in (ms.float32, *halves) for c in operator_checks(dtype, *shape)]
     head_width = config.width // config.heads
     operators += tokenizer_checks(codec, images)
+    # of the last scale, which has the most tokens; a generation has fewer images than a step
+    most = min(images, _DRAWN)
+    operators += draw_checks(most, config.schedule.tokens[-1], config.vocab_size)
     return operators + attention_checks(config.schedule, heads, head_width, images, attentions)
 
 
