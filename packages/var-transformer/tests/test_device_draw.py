@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from mindspore import Tensor, nn
+from mindspore import Tensor, mint, nn, ops
 from var_transformer.generation.device_draw import DeviceDraw, draw_settings
 from var_transformer.generation.filters import draw, filter_logits, softmax
 from var_transformer.generation.sampler import ScaleSettings
+from var_transformer.model import ascend_operators
 
 B, TOKENS, V = 2, 3, 32
 LOGITS = hnp.arrays(np.float32, (2 * B, TOKENS, V), elements=st.floats(-10, 10, width=32))
@@ -128,3 +129,19 @@ def test_logits_in_half_are_guided_and_filtered_in_float32(on_device):
     uniform = rng.random((B, TOKENS))
     expected = by_numpy(half.astype(np.float32), uniform, settings)
     np.testing.assert_array_equal(on_device(half, uniform, settings), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_no_sum_of_floats_has_as_many_rows_as_the_matrix_units_would_take(monkeypatch, dtype):
+    rows = []
+
+    def cumsum(x, axis, dtype):
+        rows.append(x.shape[0] * x.shape[1])
+        return ops.CumSum()(x, axis)
+
+    monkeypatch.setattr(mint, "cumsum", cumsum)
+    monkeypatch.setattr(mint, "split", lambda x, size, axis: ops.split(x, size, axis))
+    array = np.random.default_rng(0).integers(0, 9, (101, 256, 3)).astype(dtype)
+    found = ascend_operators.cumulative_sum(Tensor(array))
+    np.testing.assert_array_equal(found.asnumpy(), np.cumsum(array, -1))
+    assert sum(rows) == 101 * 256 and (dtype is np.int32 or max(rows) < 12_800)
