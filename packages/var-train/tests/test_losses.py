@@ -11,7 +11,7 @@ from mindspore import Tensor
 from safetensors.numpy import save_file
 from scipy.fft import dctn
 from var_tokenizer.common import InputError
-from var_train.data.augmentation import augment, draw_augmentation
+from var_train.data.augmentation import Augmentation, draw_augmentation
 from var_train.losses.discriminator import AdversaryConfig, PatchDiscriminator, hinge_loss
 from var_train.losses.perceptual_loss import FeatureNetwork
 from var_train.losses.reconstruction_loss import (
@@ -154,11 +154,11 @@ def test_augmentation_shifts_recolours_and_cuts():
     target = images(6, 16, 16, 3)
     colours, pixels, kept = draw_augmentation(np.random.default_rng(0), 6, (16, 16))
     plain = Tensor(np.array([[0.0] * 6, [1.0] * 6, [1.0] * 6], np.float32))
-    moved = augment(Tensor(target), plain, pixels, Tensor(np.ones(kept.shape, np.float32)))
+    moved = Augmentation()(Tensor(target), plain, pixels, Tensor(np.ones(kept.shape, np.float32)))
     rows = np.concatenate((target.reshape(-1, 3), np.zeros((1, 3), np.float32)))
     expected = rows[pixels.asnumpy()].reshape(target.shape)
     np.testing.assert_allclose(moved.asnumpy(), expected, atol=1e-5)
-    changed = augment(Tensor(target), colours, pixels, kept).asnumpy()
+    changed = Augmentation()(Tensor(target), colours, pixels, kept).asnumpy()
     assert (changed[np.broadcast_to(kept.asnumpy() == 0, changed.shape)] == 0).all()
     share = kept.asnumpy().mean((1, 2, 3))
     assert (share >= 0.75).all() and (share < 1).any()
@@ -171,12 +171,14 @@ def test_each_worker_draws_its_part_of_the_batchs_augmentation():
         for r in (0, 1)
     ]
     target = images(4, 8, 8, 3)
-    together = augment(Tensor(target), *whole).asnumpy()
-    apart = [augment(Tensor(target[2 * r : 2 * r + 2]), *parts[r]).asnumpy() for r in (0, 1)]
+    together = Augmentation()(Tensor(target), *whole).asnumpy()
+    apart = [Augmentation()(Tensor(target[2 * r : 2 * r + 2]), *parts[r]).asnumpy() for r in (0, 1)]
     np.testing.assert_allclose(together, np.concatenate(apart), atol=1e-5)
 
 
 def test_the_gradient_passes_through_the_augmentation():
     changes = draw_augmentation(np.random.default_rng(1), 2, (8, 8))
-    gradient = ms.grad(lambda x: (augment(x, *changes) ** 2).sum())(Tensor(images(2, 8, 8, 3)))
+    gradient = ms.grad(lambda x: (Augmentation()(x, *changes) ** 2).sum())(
+        Tensor(images(2, 8, 8, 3))
+    )
     assert np.abs(gradient.asnumpy()).max() > 0

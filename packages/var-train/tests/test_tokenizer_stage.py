@@ -8,7 +8,7 @@ import tiny
 from mindspore import Tensor, ops
 from var_tokenizer import Tokenizer, TokenizerConfig
 from var_tokenizer.common import InputError
-from var_train.data.augmentation import augment
+from var_train.data.augmentation import Augmentation
 from var_train.data.image_sources import ImageSet
 from var_train.losses.discriminator import AdversaryConfig, PatchDiscriminator, hinge_loss
 from var_train.losses.reconstruction_loss import ReconstructionLossConfig
@@ -149,6 +149,7 @@ def test_the_discriminator_sees_changed_images_only_where_augment_says_so(change
     found = stage.train_step(0)["discriminator"]
     images, output, drawn = seen
     if changes:
+        augment = Augmentation()
         images, output = augment(images, *drawn), augment(output, *drawn)
     judge = PatchDiscriminator(adversary, np.random.default_rng((0, 3)))  # as it was at first
     assert found == pytest.approx(float(hinge_loss(judge(images), judge(output))), rel=1e-4)

@@ -138,7 +138,7 @@ MISTAKES["area averaging", "the map is read column by column"] = called(
     layout, "tokens_of_map", lambda run, x, matrix: run(x.transpose(0, 2, 1, 3), matrix)
 )
 MISTAKES["codes", "a code that is read twice has one gradient"] = lambda patch: patch.setattr(
-    layout, "codes_at", OneGradient
+    layout, "rows_at", OneGradient
 )
 MISTAKES["nearest code", "the lengths of the codes do not count"] = called(
     operators, "nearest_code", lambda _, v, codes: ops.Argmin()(-ops.matmul(v, codes.T))

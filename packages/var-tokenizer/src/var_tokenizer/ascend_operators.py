@@ -32,6 +32,20 @@ class Fork(nn.Cell):
         return (dout[0] + dout[1],)
 
 
+class Forks(nn.Cell):
+    """x for several readers: two kernels sum their gradients, however many they are."""
+
+    def __init__(self, readers: int) -> None:
+        super().__init__()
+        self.readers = readers
+
+    def construct(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (x,) * self.readers
+
+    def bprop(self, x: Tensor, out: tuple[Tensor, ...], dout: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (mint.sum(mint.stack(dout), 0),)
+
+
 class Conv2d(nn.Cell):
     """Padding and bias inside the convolution, which pads both ends alike.
 
@@ -79,11 +93,11 @@ class NearestCode(nn.Cell):
         return mint.argmin(distance_nv, -1).astype(ms.int32)
 
 
-class Codes(nn.Cell):
-    def construct(self, codes_vz: Tensor, ids: Tensor) -> Tensor:
+class Rows(nn.Cell):
+    def construct(self, table_nc: Tensor, ids: Tensor) -> Tensor:
         # not mint's embedding: that may write to its table, so all weights read later are copied
-        codes_nz = mint.index_select(codes_vz, 0, ids.reshape(-1))
-        return codes_nz.reshape((*ids.shape, codes_vz.shape[-1]))
+        rows_nc = mint.index_select(table_nc, 0, ids.reshape(-1))
+        return rows_nc.reshape((*ids.shape, table_nc.shape[-1]))
 
 
 class Parts(nn.Cell):

@@ -22,27 +22,26 @@ def pixels() -> nn.Cell:
     return nn.Identity() if on_cpu() else ascend.Pixels()
 
 
-class _Both(nn.Cell):
-    def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x, x
+class _Fork(nn.Cell):
+    def __init__(self, readers: int) -> None:
+        super().__init__()
+        self.readers = readers
+
+    def construct(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (x,) * self.readers
 
 
 def fork() -> nn.Cell:
     """``f(x) -> (x, x)``, for an array that two operators read."""
-    return _Both() if on_cpu() else ascend.Fork()
+    return _Fork(2) if on_cpu() else ascend.Fork()
+
+
+def forks(readers: int) -> nn.Cell:
+    """``f(x) -> (x, x, ...)``, for an array that so many operators read."""
+    return _Fork(readers) if on_cpu() else ascend.Forks(readers)
 
 
 # ---------------------------------------------------------------- tokens
-class _Parts(nn.Cell):
-    def construct(self, x: Tensor, sizes: int | tuple[int, ...], axis: int) -> tuple[Tensor, ...]:
-        return ops.split(x, sizes, axis)
-
-
-def parts() -> nn.Cell:
-    """``f(x, sizes, axis)``: its parts of those sizes, one after another, or all of one size."""
-    return _Parts() if on_cpu() else ascend.Parts()
-
-
 def _resized(x_bnc: Tensor, matrix_mn: Tensor) -> Tensor:
     b, n, c = x_bnc.shape
     rows = x_bnc.transpose(1, 0, 2).reshape(n, b * c)
@@ -96,15 +95,28 @@ def pixel_attention() -> nn.Cell:
     return _PixelAttention() if on_cpu() else ascend.PixelAttention()
 
 
-# ---------------------------------------------------------------- codes and losses
-class _Codes(nn.Cell):
-    def construct(self, codes_vz: Tensor, ids: Tensor) -> Tensor:
-        return ops.gather(codes_vz, ids, 0)
+# ---------------------------------------------------------------- rows, parts and losses
+class _Rows(nn.Cell):
+    def construct(self, table_nc: Tensor, ids: Tensor) -> Tensor:
+        return ops.gather(table_nc, ids, 0)
 
 
-def codes_at() -> nn.Cell:
-    """``f(codes (V,z), ids (...)) -> (...,z)``."""
-    return _Codes() if on_cpu() else ascend.Codes()
+def rows_at() -> nn.Cell:
+    """``f(table (N,C), ids (...)) -> (...,C)``: codes, or other rows of a table."""
+    return _Rows() if on_cpu() else ascend.Rows()
+
+
+class _Parts(nn.Cell):
+    def construct(self, x: Tensor, sizes: int | tuple[int, ...], axis: int) -> tuple[Tensor, ...]:
+        return ops.split(x, sizes, axis)  # MindSpore 2.7 has no kernel for mint.split on a CPU
+
+
+def parts() -> nn.Cell:
+    """``f(x, sizes, axis)``: its parts, one after another, of one size or of several.
+
+    On an Ascend they are views.
+    """
+    return _Parts() if on_cpu() else ascend.Parts()
 
 
 class _MeanSquare(nn.Cell):

@@ -6,7 +6,7 @@ from mindspore import Tensor, nn, ops
 from var_tokenizer.autoencoder import Conv2d
 from var_tokenizer.config import TokenizerConfig
 from var_tokenizer.initialization import Rng, codes, usage
-from var_tokenizer.layout import codes_at, fork, map_of_tokens, mean_square, parts, tokens_of_map
+from var_tokenizer.layout import fork, map_of_tokens, mean_square, parts, rows_at, tokens_of_map
 from var_tokenizer.operators import nearest_code
 from var_tokenizer.resize import area_matrix, bicubic_matrix
 
@@ -33,11 +33,11 @@ class Codebook(nn.Cell):
         super().__init__()
         self.weight = codes(rng, config)
         self.using_znorm = config.using_znorm
-        self.nearest_code, self.codes_at = nearest_code(), codes_at()
+        self.nearest_code, self.rows_at = nearest_code(), rows_at()
 
     def construct(self, ids: Tensor) -> Tensor:
         """Ids of any shape (...) to their codes (..., z)."""
-        return self.codes_at(self.weight, ids)
+        return self.rows_at(self.weight, ids)
 
     def nearest(self, vectors_nz: Tensor) -> Tensor:
         """(N, z) -> (N,) int32: the index of the code at the smallest distance or angle."""

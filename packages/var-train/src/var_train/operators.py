@@ -39,11 +39,6 @@ def means_over(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     return mint.mean(x, axes, True) if on_ascend() else x.mean(axes, keep_dims=True)
 
 
-def mean_square(x: Tensor) -> Tensor:
-    """The mean of the squares, ()."""
-    return mint.mean(mint.square(x)) if on_ascend() else mean(x * x)
-
-
 def mean_magnitude(x: Tensor) -> Tensor:
     """The mean of the absolute values, ()."""
     return mean(mint.abs(x) if on_ascend() else x.abs())
@@ -63,24 +58,11 @@ def three_parts(x_3n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x_3n[0], x_3n[1], x_3n[2]
 
 
-def rows_at(table_nc: Tensor, ids_n: Tensor) -> Tensor:
-    """The rows of a table at some ids (N), (N, C)."""
-    if on_ascend():
-        return mint.index_select(table_nc, 0, ids_n)
-    return ops.gather(table_nc, ids_n, 0)
-
-
 def part(flat: Tensor, offset: int, size: int) -> Tensor:
     """The ``size`` elements of a flat array that begin at ``offset``."""
     if on_ascend():
         return mint.narrow(flat, 0, offset, size)
     return ops.strided_slice(flat, (offset,), (offset + size,), (1,))
-
-
-def parts_of(flat: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """The parts of a flat array, one after another; on an Ascend they are views."""
-    # MindSpore 2.7 has no kernel for mint.split on a CPU
-    return mint.split(flat, sizes, 0) if on_ascend() else ops.split(flat, sizes, 0)
 
 
 def store(parameter: Parameter, values: Tensor) -> Tensor:

@@ -1,19 +1,20 @@
 """Augmentation of what a discriminator sees (arXiv:2006.10738).
 
-``augment`` changes real and reconstructed images alike and lets the gradient pass, so that a
+``Augmentation`` changes real and reconstructed images alike and lets the gradient pass, so that a
 discriminator cannot memorize a small set of training images.
 """
 
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor, nn, ops
+from var_tokenizer import layout
 
-from var_train.operators import means_over, rows_at, three_parts
+from var_train.operators import means_over, three_parts
 
 
 def draw_augmentation(
     rng: np.random.Generator, batch: int, image_size: tuple[int, int], own: slice = slice(None)
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Random numbers for ``augment``: drawn for all ``batch`` images, returned for the B ``own``.
+    """Random numbers for ``Augmentation``: drawn for all ``batch`` images, given for the B ``own``.
 
     Colours (3, B): brightness in [-0.5, 0.5], saturation in [0, 2], contrast in [0.5, 1.5].
     Pixels (B * Y * X,) int32: which pixel moves here, by a shift of up to an eighth of the side;
@@ -40,19 +41,25 @@ def draw_augmentation(
     )
 
 
-def augment(
-    images_byxc: Tensor, colours_3b: Tensor, pixels_n: Tensor, uncut_byx1: Tensor
-) -> Tensor:
+class Augmentation(nn.Cell):
     """Images (B, Y, X, 3) in [-1, 1], changed by what ``draw_augmentation`` drew."""
-    b, y, x, c = images_byxc.shape
-    brightness, saturation, contrast = three_parts(colours_3b.reshape(3, b, 1, 1, 1))
-    images = images_byxc + brightness
-    grey = means_over(images, (3,))
-    images = (images - grey) * saturation + grey
-    mean = means_over(images, (1, 2, 3))
-    images = (images - mean) * contrast + mean
-    rows = ops.concat((images.reshape(-1, c), ops.zeros((1, c), images.dtype)))
-    return rows_at(rows, pixels_n).reshape(b, y, x, c) * uncut_byx1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows_at = layout.rows_at()
+
+    def construct(
+        self, images_byxc: Tensor, colours_3b: Tensor, pixels_n: Tensor, uncut_byx1: Tensor
+    ) -> Tensor:
+        b, y, x, c = images_byxc.shape
+        brightness, saturation, contrast = three_parts(colours_3b.reshape(3, b, 1, 1, 1))
+        images = images_byxc + brightness
+        grey = means_over(images, (3,))
+        images = (images - grey) * saturation + grey
+        mean = means_over(images, (1, 2, 3))
+        images = (images - mean) * contrast + mean
+        rows = ops.concat((images.reshape(-1, c), ops.zeros((1, c), images.dtype)))
+        return self.rows_at(rows, pixels_n).reshape(b, y, x, c) * uncut_byx1
 
 
 def _grid(in_row_by: np.ndarray, in_column_bx: np.ndarray) -> np.ndarray:

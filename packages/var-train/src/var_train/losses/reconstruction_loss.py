@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from mindspore import Tensor, nn, ops
+from var_tokenizer import layout
 from var_tokenizer.common import InputError, check_number
 
 from var_train.losses.perceptual_loss import FeatureNetwork
-from var_train.operators import mean_magnitude, mean_square
+from var_train.operators import mean_magnitude
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,11 @@ class ReconstructionLoss(nn.Cell):
         self.structure = StructureLoss(image_size) if weights.structure else None
         file = weights.feature_network if weights.perceptual else None
         self.network = None if file is None else FeatureNetwork.load(file)
+        self.mean_square = layout.mean_square()
 
     def construct(self, output_byxc: Tensor, images_byxc: Tensor) -> Tensor:
         error = output_byxc - images_byxc
-        loss = self.l2 * mean_square(error) + self.l1 * mean_magnitude(error)
+        loss = self.l2 * self.mean_square(error) + self.l1 * mean_magnitude(error)
         if self.structure is not None:
             loss = loss + self.structure_weight * self.structure(error)
         if self.network is not None:

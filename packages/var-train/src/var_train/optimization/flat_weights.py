@@ -10,9 +10,10 @@ from typing import TypeAlias
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from var_tokenizer import layout
 from var_transformer import Transformer
 
-from var_train.operators import parts_of, store
+from var_train.operators import store
 from var_train.parallel.gradients import AveragedGradient
 
 Given: TypeAlias = tuple[Tensor, ...]
@@ -75,6 +76,7 @@ class _FlatMasters(nn.Cell):
         super().__init__(auto_prefix=False)
         self.decayed, self.others = list(decayed), list(others)
         self.shapes = tuple(tuple(p.shape) for p in (*decayed, *others))
+        self.split = layout.parts()
         flat_decayed, flat_others = self._joined(_arrays([*decayed, *others]))
         cut = np.array_split(flat_decayed, pieces)
         masters = [Parameter(Tensor(piece), f"decayed.{n}") for n, piece in enumerate(cut)]
@@ -159,7 +161,7 @@ class JoinedWeights(_FlatMasters):
         """Copies the masters after an update; returns ``updated``, which depends on it."""
         parts: tuple = ()
         for i in range(2):
-            parts = parts + parts_of(ops.depend(self.masters[i], updated), self.sizes[i])
+            parts = parts + self.split(ops.depend(self.masters[i], updated), self.sizes[i], 0)
         return ops.depend(updated, self.map(_store, self.copies, parts))
 
 
@@ -212,14 +214,14 @@ class FlatWeights(_FlatMasters):
     def construct(self) -> tuple[Given, ...]:
         """The arrays of ``model.weights()``, as views of the flat ones."""
         arrays: tuple = ()
-        chunks = parts_of(self.products, self.chunk_ends)
+        chunks = self.split(self.products, self.chunk_ends, 0)
         for i in range(len(chunks)):
             chunk = self.averaged(chunks[i]) if self.averages else chunks[i]
-            arrays = arrays + parts_of(chunk, self.chunk_sizes[i])
+            arrays = arrays + self.split(chunk, self.chunk_sizes[i], 0)
         others = self.averaged(self.masters[-1]) if self.averages else self.masters[-1]
-        biases, rest = parts_of(others, self.ends)
-        arrays = arrays + parts_of(biases.astype(self.dtype), self.bias_sizes)
-        arrays = arrays + parts_of(rest, self.rest_sizes)
+        biases, rest = self.split(others, self.ends, 0)
+        arrays = arrays + self.split(biases.astype(self.dtype), self.bias_sizes, 0)
+        arrays = arrays + self.split(rest, self.rest_sizes, 0)
         given: tuple = ()
         for part in self.parts:
             of_part: tuple = ()
@@ -230,7 +232,7 @@ class FlatWeights(_FlatMasters):
 
     def gradients(self, of_trained: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
         """Gradients of ``masters`` from those of ``trained``, float32."""
-        pieces = parts_of(of_trained[0].astype(ms.float32), self.piece_sizes)
+        pieces = self.split(of_trained[0].astype(ms.float32), self.piece_sizes, 0)
         return (*pieces, of_trained[1])
 
     def refresh(self, updated: Tensor) -> Tensor:

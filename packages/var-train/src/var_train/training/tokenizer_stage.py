@@ -19,7 +19,7 @@ from var_tokenizer.common import (
     to_floats,
 )
 
-from var_train.data.augmentation import augment, draw_augmentation
+from var_train.data.augmentation import Augmentation, draw_augmentation
 from var_train.data.batches import step_indices, steps_of
 from var_train.data.crops import draw_place
 from var_train.data.image_sources import ImageSource, read_images
@@ -224,7 +224,7 @@ class TokenizerTraining:
     def _compile(self) -> None:
         """Builds the steps as closures; MindSpore compiles them at their first call."""
         tokenizer, config = self._tokenizer, self._config
-        self._change = augment if config.adversary.augment else _unchanged
+        self._change = Augmentation() if config.adversary.augment else _unchanged
         rng = np.random.default_rng((self._seed, _DISCRIMINATOR))
         self._discriminator = PatchDiscriminator(config.adversary, rng)
         workers.synchronize(list(self._discriminator.get_parameters()))
@@ -405,5 +405,5 @@ def _is_matrix(parameter: Parameter) -> bool:
 
 
 def _unchanged(images_byxc: Tensor, *_: Tensor) -> Tensor:
-    """Replaces ``augment``."""
+    """Replaces ``Augmentation``."""
     return images_byxc

@@ -6,12 +6,12 @@ from typing import TypeAlias
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
-from var_tokenizer import ScaleSchedule
+from var_tokenizer import ScaleSchedule, layout
 from var_tokenizer.common import InputError, check_choice
 
 from var_transformer.attention.cache import KeysValues
 from var_transformer.attention.segments import Plan
-from var_transformer.model.operators import Parts, UnitLength
+from var_transformer.model.operators import UnitLength
 
 PlainSegment: TypeAlias = tuple[int, int, bool, int]  # a Segment as graphs read it
 
@@ -50,7 +50,7 @@ class NextScaleAttention(nn.Cell):
             n: tuple(_plain(cut(prefix)) for prefix in prefixes) for n, cut in cuts.items()
         }
         self.use("cheapest")
-        self.unit_length, self.parts = UnitLength() if unit_length else None, Parts()
+        self.unit_length, self.parts = UnitLength() if unit_length else None, layout.parts()
 
     @property
     def candidates(self) -> tuple[str, ...]:

@@ -161,7 +161,7 @@ def tokenizer_checks(codec: TokenizerConfig, images: int, compiled: bool = True)
         ),
         check(
             "codes",
-            _With(layout.codes_at(), Tensor(ids.astype(np.int32))),
+            _With(layout.rows_at(), Tensor(ids.astype(np.int32))),
             "codes",
             (book,),
             (64, z),

@@ -11,6 +11,7 @@ import math
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint, nn, ops
+from var_tokenizer import layout
 
 from var_transformer.generation.sampler import ScaleSettings
 from var_transformer.model import operators as fast
@@ -47,7 +48,7 @@ class DeviceDraw(nn.Cell):
         self.unit, self.high, self.low = 2**low, float(2**_HIGH), float(2**low)
         self.columns, self.ranked = fast.Columns(), fast.Ranked()
         self.cumulative_sum, self.softmax = fast.CumulativeSum(), fast.Softmax()
-        self.parts = fast.Parts()
+        self.parts = layout.parts()
         self.last = Tensor(np.array([vocab_size - 1], np.int32))
         self.position_v = Tensor(np.arange(vocab_size, dtype=np.float32))
         self.nothing = -math.inf

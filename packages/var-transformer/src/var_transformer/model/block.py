@@ -59,8 +59,13 @@ class Embedding(nn.Cell):
 
 
 class SiLU(nn.Cell):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fork = layout.fork()
+
     def construct(self, x: Tensor) -> Tensor:
-        return x * ops.sigmoid(x)
+        x, same = self.fork(x)
+        return x * ops.sigmoid(same)
 
 
 class Modulation(nn.SequentialCell):
@@ -148,7 +153,7 @@ class Block(nn.Cell):
     def __init__(self, config: TransformerConfig, backend: BackendConfig) -> None:
         super().__init__()
         self.modulated_norm, self.gated_sum = fast.ModulatedNorm(), fast.GatedSum()
-        self.parts, self.fork = fast.Parts(), layout.fork()
+        self.parts, self.fork = layout.parts(), layout.fork()
         self.attn = Attention(config, backend)
         self.ffn = FeedForward(config)
         if config.shared_adaln:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
+from var_tokenizer import layout
 
 from var_transformer.attention import KeysValues
 from var_transformer.model import operators as fast
@@ -37,7 +38,7 @@ class Prepared(nn.Cell):
         self.dtype, self.depth = model.head.linear.dtype, model.config.depth
         offsets = model.config.schedule.offsets
         self.tokens = [Tensor(np.arange(a, b, dtype=np.int32)) for a, b in pairwise(offsets)]
-        self.parts, self.rows = fast.Parts(), fast.Rows()
+        self.parts, self.rows = layout.parts(), fast.Rows()
         self.norm = fast.PreparedNorm(self.dtype)
 
     @ms.jit

@@ -15,6 +15,7 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
+from var_tokenizer import layout
 from var_tokenizer.common import (
     Array,
     InputError,
@@ -53,7 +54,7 @@ class HeadNorm(nn.Cell):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.modulated_norm, self.parts = fast.ModulatedNorm(), fast.Parts()
+        self.modulated_norm, self.parts = fast.ModulatedNorm(), layout.parts()
         self.ada_lin = Modulation(config.width, 2)
 
     def construct(self, x_blc: Tensor, class_bc: Tensor, given: Given = ()) -> Tensor:
@@ -104,7 +105,8 @@ class Transformer(nn.Cell):
         self.blocks = nn.CellList([Block(config, backend) for _ in range(config.depth)])
         self.head_nm = HeadNorm(config)
         self.head = Linear(c, config.vocab_size)
-        self.silu, self.first, self.parts = SiLU(), fast.First(), fast.Parts()
+        self.silu, self.first, self.parts = SiLU(), fast.First(), layout.parts()
+        self.fork, self.for_blocks = layout.fork(), layout.forks(config.depth)
         self.scale_of_token = Tensor(schedule.scale_of_token)
         for _, cell in self.cells_and_names():
             if isinstance(cell, fast.Linear | fast.ModulatedNorm):
@@ -258,12 +260,13 @@ class Transformer(nn.Cell):
         start_1lc = self.pos_start if len(given) == 0 else given[0]
         position_1lc = self.pos_1LC if len(given) == 0 else given[1]
         class_bc = self.class_emb(labels_b, given[4:5]).astype(start_1lc.dtype)
+        class_bc, same_bc = self.fork(class_bc)
         start_blc = class_bc.expand_dims(1) + start_1lc
         words_blc = self.word_embed(inputs_blz, given[2:4])
         x_blc = ops.concat((start_blc, words_blc.astype(start_blc.dtype)), 1)
         length = x_blc.shape[1]  # of the first few scales, while the later ones are not trained yet
         level_lc = self.lvl_embed(self.first(self.scale_of_token, length, 0), given[5:6])
-        return x_blc + level_lc + self.first(position_1lc, length, 1), class_bc
+        return x_blc + level_lc + self.first(position_1lc, length, 1), same_bc
 
     def shared(
         self,
@@ -279,8 +282,8 @@ class Transformer(nn.Cell):
         its modulation (B, 6, C) and scale of scores (1, H, 1, 1), if it learns one.
         """
         x_blc, class_bc = self.embedded(labels_b, inputs_blz, outside[:6])
-        class_bc = self.silu(class_bc).astype(outside[2].dtype)
-        modulations = self.modulations(class_bc, outside[6:8], of_modulations)
+        class_bc, same_bc = self.fork(self.silu(class_bc).astype(outside[2].dtype))
+        modulations = self.modulations(same_bc, outside[6:8], of_modulations)
         if not self.config.qk_l2_norm:
             return x_blc, class_bc, modulations, ()
         logs = ()
@@ -309,14 +312,15 @@ class Transformer(nn.Cell):
         b, c = class_bc.shape
         vectors = ()
         if self.config.shared_adaln:
-            shared_b6c = self.shared_ada_lin(class_bc, shared).reshape(b, 6, c)
+            shared_b6c = self.for_blocks(self.shared_ada_lin(class_bc, shared).reshape(b, 6, c))
             for i in range(len(self.blocks)):
                 own = given[i][0] if len(given) > 0 else self.blocks[i].ada_gss
-                vectors = (*vectors, shared_b6c + own.reshape(1, 6, c))  # type: ignore[assignment]
+                vectors = (*vectors, shared_b6c[i] + own.reshape(1, 6, c))  # type: ignore[assignment]
         else:
+            same_bc = self.for_blocks(class_bc)
             for i in range(len(self.blocks)):
                 of_block = given[i] if len(given) > 0 else ()
-                own_b6c = self.blocks[i].ada_lin(class_bc, of_block).reshape(b, 6, c)
+                own_b6c = self.blocks[i].ada_lin(same_bc[i], of_block).reshape(b, 6, c)
                 vectors = (*vectors, own_b6c)  # type: ignore[assignment]
         return vectors
 
