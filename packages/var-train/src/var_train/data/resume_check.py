@@ -73,7 +73,7 @@ class DataRecord:
     @property
     def settings(self) -> dict[str, object]:
         """What must stay the same for a run to continue, in JSON's types."""
-        digest = hashlib.sha256(self.names.text)
+        digest = hashlib.sha256(self.names.text.data)
         digest.update((self.hashes_n if self.read else self.sizes_n).tobytes())
         return {
             "classes": list(self.classes),
@@ -122,7 +122,7 @@ class DataRecord:
     def save(self, folder: Path) -> None:
         """Writes FOLDER/data.safetensors."""
         arrays = {
-            "names": np.frombuffer(self.names.text, np.uint8),
+            "names": self.names.text,
             "sizes": self.sizes_n,
             "times": self.times_n,
             "hashes": self.hashes_n,

@@ -103,7 +103,8 @@ def hold_out(files: ImageFiles, fraction: float) -> tuple[ImageFiles, ImageFiles
         names = (name.partition(".tar/")[2] for name in names)
     places_n = np.fromiter(map(_place, names), np.float64, len(files))
     held_n = places_n < fraction
-    ends = np.searchsorted(files.labels_n, np.arange(len(files.classes) + 1))
+    numbers = np.arange(len(files.classes) + 1, dtype=np.int32)  # other types copy the labels
+    ends = np.searchsorted(files.labels_n, numbers)
     for name, begin, end in zip(files.classes, ends[:-1], ends[1:], strict=True):
         if end - begin < 2:
             raise InputError(

@@ -22,21 +22,28 @@ class NameList(Sequence[str]):
 
     @classmethod
     def of(cls, names: Iterable[str]) -> "NameList":
-        return cls(b"".join(os.fsencode(name) + b"\0" for name in names))
+        text = bytearray()
+        for name in names:
+            text += os.fsencode(name) + b"\0"
+        return cls(bytes(text))
 
     @classmethod
     def joined(cls, parts: Iterable[tuple[str, "NameList"]]) -> "NameList":
         """All names of several lists, those of each behind a prefix."""
-        texts = []
-        for prefix, names in parts:
-            start = os.fsencode(prefix)
-            texts += [start, names.text.replace(b"\0", b"\0" + start), b"\0"] if len(names) else []
-        return cls(b"".join(texts))
+        every = [(os.fsencode(prefix), names) for prefix, names in parts]
+        size = sum(len(start) * len(names) + names._text.size for start, names in every)
+        text, end = np.empty(size, np.uint8), 0
+        for start, names in every:
+            for first in range(0, len(names), _CHUNK):
+                part = start + names._chunk(first).replace(b"\0", b"\0" + start) + b"\0"
+                text[end : end + len(part)] = np.frombuffer(part, np.uint8)
+                end += len(part)
+        return cls(text)
 
     @property
-    def text(self) -> bytes:
-        """The names in UTF-8, a zero between each two."""
-        return self._text[:-1].tobytes()
+    def text(self) -> np.ndarray:
+        """The names in UTF-8, a zero between each two, as uint8."""
+        return self._text[:-1]
 
     @property
     def terminated(self) -> np.ndarray:
