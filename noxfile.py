@@ -25,7 +25,7 @@ RUFF = "ruff==0.17.6"
 MYPY = "mypy==2.4.1"
 TEST_TOOLS = (
     *(TORCH, MYPY, "pytest", "hypothesis", "ninja", "selenium", "axe-selenium-python"),
-    "huggingface-hub>=1.0",
+    *("huggingface-hub>=1.0", "peft==0.21.2"),
     *("ipykernel==7.4.0", "nbclient==0.11.0"),
     "tqdm",  # of the next one, and all that its formulas need
 )

@@ -10,6 +10,7 @@ The PyTorch reference of both models is in ``var_convert.reference`` and needs t
 
 from var_convert.conversion import Conversion, convert
 from var_convert.inspection import Inspection, TensorSummary, inspect
+from var_convert.merging import Merge, merge
 from var_convert.parity import ForwardDifference, IdDifference, compare_ids
 from var_convert.training import TrainingConversion, convert_training
 from var_convert.verification import TensorDifference, Verification, verify
@@ -19,6 +20,7 @@ __all__ = [
     "ForwardDifference",
     "IdDifference",
     "Inspection",
+    "Merge",
     "TensorDifference",
     "TensorSummary",
     "TrainingConversion",
@@ -27,5 +29,6 @@ __all__ = [
     "convert",
     "convert_training",
     "inspect",
+    "merge",
     "verify",
 ]

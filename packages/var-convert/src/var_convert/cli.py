@@ -21,6 +21,7 @@ from var_tokenizer.common.progress import progress_bar, working
 from var_convert.architecture import format_scales, parse_scales
 from var_convert.conversion import convert
 from var_convert.inspection import Inspection, inspect
+from var_convert.merging import merge
 from var_convert.training import convert_training
 from var_convert.verification import Verification, verify
 
@@ -92,6 +93,23 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class MergeConfig:
+    """Write MODEL, a native transformer, with LoRA adapters added to its weights as OUT."""
+
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """The transformer that the adapters were trained beside, .safetensors."""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """File to write, .safetensors."""
+    adapter: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="FILE[:WEIGHT]"), tyro.conf.UseAppendAction
+    ] = ()
+    """An adapter, .safetensors or peft's folder, and what to multiply it by, 1 by default. May be
+    given several times."""
+    force: bool = False
+    """Replace OUT if it exists."""
+
+
+@dataclass(frozen=True)
 class InspectConfig(ReadConfig):
     """Show kind, architecture, parameter count, dtype, tensors and checksum of FILE."""
 
@@ -126,6 +144,7 @@ def main(args: Sequence[str] | None = None) -> int:
         "inspect": InspectConfig,
         "verify": VerifyConfig,
         "training": TrainingConfig,
+        "merge": MergeConfig,
     }
     args = list(sys.argv[1:] if args is None else args) or ["--help"]
     if args[0] not in (*kinds, "-h", "--help"):
@@ -146,9 +165,11 @@ def main(args: Sequence[str] | None = None) -> int:
     return SUCCESS
 
 
-def _run(config: ReadConfig | TrainingConfig) -> int:
+def _run(config: ReadConfig | TrainingConfig | MergeConfig) -> int:
     if isinstance(config, TrainingConfig):
         return _convert_training(config)
+    if isinstance(config, MergeConfig):
+        return _merge(config)
     if isinstance(config, ConvertConfig):
         return _convert(config)
     if isinstance(config, InspectConfig):
@@ -187,6 +208,16 @@ def _convert_training(command: TrainingConfig) -> int:
         result.step,
         result.parameters,
         ", and averaged weights" if result.averaged else "",
+    )
+    return SUCCESS
+
+
+def _merge(command: MergeConfig) -> int:
+    with working(f"{_name(command.model)} -> {_name(command.out)}"):
+        result = merge(command.model, command.adapter, command.out, command.force)
+    log.info(
+        "wrote %s: a transformer of %d classes with %d adapter(s) of %s numbers in its weights",
+        *(quoted(result.target), result.classes, result.adapters, f"{result.parameters:,}"),
     )
     return SUCCESS
 

@@ -27,6 +27,7 @@ from var_train.reports.digit_metrics import DigitJudge, distinct
 from var_train.reports.images import SamplingConfig
 from var_train.reports.metrics_log import MetricsLog
 from var_train.reports.tokenizer_quality import TokenizerFigures, measure_tokenizer
+from var_train.training.adapter_training import AdapterTraining
 from var_train.training.codebook import CodebookConfig
 from var_train.training.loop import LoopConfig, train_stage
 from var_train.training.tokenizer_stage import TokenizerStageConfig, TokenizerTraining
@@ -36,6 +37,7 @@ __all__ = [
     "PRESETS",
     "AdamW",
     "AdamWConfig",
+    "AdapterTraining",
     "AdversaryConfig",
     "CodebookConfig",
     "DigitJudge",

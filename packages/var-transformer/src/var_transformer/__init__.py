@@ -2,6 +2,11 @@
 
 import var_tokenizer  # noqa: F401 (first: it quiets MindSpore's import in commands)
 
+from var_transformer.adapters.adapter import Adapter
+from var_transformer.adapters.low_rank import LowRankWeights
+from var_transformer.adapters.merging import WeightedAdapter, merge_adapters
+from var_transformer.adapters.peft_files import load_adapter, read_adapters, save_adapter
+from var_transformer.adapters.targets import LoraConfig
 from var_transformer.attention import AttentionCalls, BackendConfig
 from var_transformer.commands.batch_size import fitting_batch
 from var_transformer.cost.memory import least_memory, step_memory
@@ -16,14 +21,18 @@ from var_transformer.model.shapes import transformer_shapes
 from var_transformer.model.transformer import Transformer
 
 __all__ = [
+    "Adapter",
     "AttentionCalls",
     "BackendConfig",
     "Generation",
+    "LoraConfig",
+    "LowRankWeights",
     "RecomputedGradients",
     "Refiner",
     "Sampler",
     "Transformer",
     "TransformerConfig",
+    "WeightedAdapter",
     "box_mask",
     "check_class_names",
     "check_pair",
@@ -31,7 +40,11 @@ __all__ = [
     "fitting_batch",
     "generate",
     "least_memory",
+    "load_adapter",
+    "merge_adapters",
     "parse_class_names",
+    "read_adapters",
+    "save_adapter",
     "step_memory",
     "tokens_to_redraw",
     "transformer_shapes",

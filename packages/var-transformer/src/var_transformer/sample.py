@@ -24,6 +24,7 @@ from var_tokenizer.common import (
 from var_tokenizer.common.command import run_command
 from var_tokenizer.common.progress import progress_bar
 
+from var_transformer.adapters.peft_files import adapter_file, read_adapters
 from var_transformer.commands.batch_size import fitting_batch
 from var_transformer.commands.class_names import class_numbers, number_ranges
 from var_transformer.commands.graph_cache import graph_cache
@@ -105,12 +106,15 @@ def run(config: SampleConfig) -> None:
     other settings, before any model runs or any file is written.
     """
     files = {"tokenizer": config.tokenizer, "model": config.model, "refiner": config.refiner}
-    versions = [file_version(path) for path in files.values()]
+    read = [*files.values(), *map(adapter_file, config.adapter)]
+    versions = [file_version(path) for path in read]
     with ThreadPoolExecutor() as pool:  # beside the loading, which takes as long
         digests = pool.map(lambda path: path and file_digest(path), files.values())
         plan = make_plan(config)
-        digest_of = dict(zip(files, digests, strict=True))
-    for path, version in zip(files.values(), versions, strict=True):
+        digest_of: dict[str, object] = dict(zip(files, digests, strict=True))
+    found = read_adapters(config.adapter)
+    digest_of["adapters"] = [[each.adapter.digest, each.weight] for each in found]
+    for path, version in zip(read, versions, strict=True):
         if file_version(path) != version:
             raise InputError(f"{quoted(str(path))}: changed while it was read; start again")
     most = config.batch or fitting_batch(plan.model, plan.tokenizer, config.sampler)

@@ -45,7 +45,11 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Cache]:
         """(B, l, C) -> (B, l, C), and the keys and values seen so far."""
         bias_c = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
-        qkv_bl3hd = F.linear(x_blc, self.mat_qkv.weight, bias_c).unflatten(2, (3, self.heads, -1))
+        if isinstance(self.mat_qkv, nn.Linear):  # one product with its bias
+            qkv_bl3c = F.linear(x_blc, self.mat_qkv.weight, bias_c)
+        else:  # wrapped, as peft does
+            qkv_bl3c = self.mat_qkv(x_blc) + bias_c
+        qkv_bl3hd = qkv_bl3c.unflatten(2, (3, self.heads, -1))
         q_bhld, k_bhld, v_bhld = qkv_bl3hd.permute(2, 0, 3, 1, 4).unbind(0)
         if self.qk_l2_norm:
             sharpness_1h11 = self.scale_mul_1H11.clamp(max=math.log(100)).exp()

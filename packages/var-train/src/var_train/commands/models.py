@@ -16,8 +16,14 @@ from var_train.commands.run_config import (
     check_given,
     starts_from_tokenizer,
 )
-from var_train.commands.starting_points import adapted, say_classes, say_scales
+from var_train.commands.starting_points import (
+    adapted,
+    say_classes,
+    say_new_classes,
+    say_scales,
+)
 from var_train.optimization.loss_scale import DTYPES
+from var_train.training.adapter_training import new_classes
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +69,8 @@ def build_transformer(
 ) -> tuple[Transformer, str | None]:
     """The transformer before training, and the checksum of the weights of ``init`` if it is one.
 
+    For an adapter it is ``init`` as it is, without the classes that are new to it.
+
     Raises InputError if ``init`` is unusable or does not fit the tokenizer or the settings, and for
     an attention that this device does not have.
     """
@@ -97,6 +105,19 @@ def build_transformer(
         log.warning(
             "%s: was trained on another tokenizer's tokens; it has to learn the new ones", name
         )
+    if config.train_transformer.lora.rank:
+        if known is not None and not tokenizer.belongs_to(known):
+            raise InputError(
+                f"{name}: was trained on another tokenizer's tokens; expected that tokenizer for "
+                "an adapter, which is added to its weights"
+            )
+        if init.config.scales != tokenizer.config.scales:
+            raise InputError(
+                f"{name}: its scales are {init.config.scales}, and {tokenizer.config.scales} in "
+                "the tokenizer; expected the same for an adapter, beside which positions stay"
+            )
+        say_new_classes(name, init, new_classes(init, classes))
+        return init, checksum
     say_classes(name, init, classes)
     fitting = replace(init.config, num_classes=len(classes), scales=tokenizer.config.scales)
     if fitting == init.config:

@@ -28,6 +28,7 @@ from var_train.reports.digit_metrics import DigitReport
 from var_train.reports.images import save_reconstructions, save_samples
 from var_train.reports.json_files import write_report
 from var_train.reports.tokenizer_quality import measure_reconstructions
+from var_train.training.adapter_training import AdapterTraining
 from var_train.training.loop import train_stage
 from var_train.training.tokenizer_stage import TokenizerTraining
 from var_train.training.transformer_stage import TransformerTraining
@@ -97,22 +98,21 @@ def run_training(config: RunConfig) -> dict[str, object]:
                 )
         laps.end("tokenizer")
     if model is not None:
-        model.class_names, model.tokenizer_checksum = train.classes, tokenizer.checksum()
         # workers encode batches of one size
         batch = int(workers.gather(np.array(_tokenizer_batch(config, tokenizer))).min())
         with needing_memory(f"encoding {batch} images at once", fewer_images(_BATCH, batch)):
             train_tokens = tokens_of(tokenizer, train, batch, config.train_transformer.flip)
             val_tokens = tokens_of(tokenizer, val, batch)
         laps.end("tokens")
-        second_stage = TransformerTraining(
-            model,
-            tokenizer,
-            train_tokens,
-            val_tokens,
-            config.train_transformer,
-            config.seed,
-            config.sampling,
-        )
+        trained = model, tokenizer, train_tokens, val_tokens, config.train_transformer, config.seed
+        second_stage: TransformerTraining
+        if config.train_transformer.lora.rank:
+            model.tokenizer_checksum = model.tokenizer_checksum or tokenizer.checksum()
+            adapting = second_stage = AdapterTraining(*trained, train.classes, config.sampling)
+            figures["trained_share"] = round(adapting.share, 6)
+        else:
+            model.class_names, model.tokenizer_checksum = train.classes, tokenizer.checksum()
+            second_stage = TransformerTraining(*trained, config.sampling)
         depends_on = settings["transformer"] | {"tokenizer": fingerprint(tokenizer)}
         rest = config.loop, depends_on, config.resume, record
         with closing(second_stage):
@@ -149,7 +149,7 @@ def _draw_and_measure(
     """Saves the transformer and its samples; returns the figures of both trained models."""
     figures: dict[str, object] = {}
     digits = None
-    are_digits = model is not None and config.data is None
+    are_digits = model is not None and config.data is None and model.class_names == train.classes
     if are_digits and isinstance(train, ImageSet) and isinstance(val, ImageSet):
         digits = DigitReport(train, val)
     if isinstance(val, ImageSet):
@@ -159,10 +159,11 @@ def _draw_and_measure(
             figures |= measure_reconstructions(tokenizer, val, batch, *judged)
     if model is None:
         return figures
-    model.save(config.out / "transformer.safetensors")
+    if not config.train_transformer.lora.rank:
+        model.save(config.out / "transformer.safetensors")
     judge = None if digits is None else digits.add_class
     at = config.sampling, config.seed, config.out / "samples.png"
-    save_samples(model, tokenizer, train.classes, *at, judge)
+    save_samples(model, tokenizer, model.class_names or train.classes, *at, judge)
     laps.end("sampling")
     if digits is not None:
         with working("judging the digits"):

@@ -131,6 +131,8 @@ def _settings(
     }
     if stage == "transformer":  # it has no effect on the results
         del parts["train_transformer"]["shard_optimizer"]
+        if not config.train_transformer.lora.rank:
+            parts["train_transformer"]["lora"] = None
     else:
         network = config.train_tokenizer.losses.feature_network
         if network is not None:

@@ -61,17 +61,15 @@ class RunConfig:
     """
 
     preset: Preset | None = None
-    """A published transformer, whose size and recipe become the defaults; the stage is
-    transformer then."""
+    """A published transformer: the default size, recipe and stage (transformer)."""
     init: Path | None = None
-    """A transformer to fine-tune, .safetensors, of any number of classes and any scales; or a
-    tokenizer, whose codebook stays. It brings its size: --transformer.* or --tokenizer.* is not
-    needed."""
+    """A transformer to fine-tune, of any number of classes and scales; or a tokenizer, whose
+    codebook stays. It brings its size: --transformer.* or --tokenizer.* is not needed."""
     stage: Literal["all", "tokenizer", "transformer"] = "all"
     """What to train; the transformer alone needs a trained tokenizer."""
     tokenizer_file: Path | None = None
-    """The tokenizer for the stage transformer; by default OUT/tokenizer.safetensors. It brings
-    its own configuration: --tokenizer.* is not needed."""
+    """The tokenizer for the stage transformer, with its configuration; by default
+    OUT/tokenizer.safetensors."""
     data: Path | None = None
     """An image tree, DATA/train/CLASS/* and DATA/val/CLASS/*, or shards,
     'train-{000..146}.tar'; by default the digits."""
@@ -122,6 +120,12 @@ class RunConfig:
             raise InputError(
                 f"tokens is {self.tokens}, stage {self.stage} and data {self.data}; expected "
                 "tokens only with the stage transformer, and no data"
+            )
+        rank = self.train_transformer.lora.rank
+        if rank and (self.init is None or self.stage != "transformer"):
+            raise InputError(
+                f"train_transformer.lora.rank is {rank}, init {self.init} and stage {self.stage}; "
+                "expected the stage transformer and an init, whose weights an adapter is for"
             )
         if self.val_fraction is not None and self.data is None:
             raise InputError(

@@ -89,6 +89,16 @@ def say_classes(name: str, init: Transformer, classes: tuple[str, ...]) -> None:
         )
 
 
+def say_new_classes(name: str, init: Transformer, new: tuple[str, ...]) -> None:
+    """Logs which classes an adapter adds to those of ``init``, of the file ``name``."""
+    shown = ", ".join(quoted(each) for each in new[:5]) + (", ..." if len(new) > 5 else "")
+    log.info(
+        "%s: an adapter is trained beside its weights; its %d classes stay, and %d are new%s",
+        *(name, init.config.num_classes, len(new)),
+        f" ({shown})" if new else "",
+    )
+
+
 def _resized(map_1lc: np.ndarray, before: tuple[int, int], after: tuple[int, int]) -> np.ndarray:
     """(1, L, C) of a map of the size ``before``, row by row -> of the size ``after``."""
     map_yxc = map_1lc.reshape(*before, -1)

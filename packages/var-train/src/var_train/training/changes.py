@@ -34,6 +34,7 @@ _REASONS = {  # by the name of a setting or of its group
     "init": "these are the weights that the training started from",
     "tokenizer": "the weights, or the tokens that they are trained on, are of that tokenizer",
     "transformer": "the weights have these shapes",
+    "train_transformer.lora": "an adapter belongs to its weights, rank and targets",
     _EPOCHS: "the learning rate has followed a longer schedule; they may only grow",
     "train_tokenizer.epochs": "the adversary and the revival of codes follow a share of all steps",
     "train_tokenizer.batch": "it decides which images a step takes",

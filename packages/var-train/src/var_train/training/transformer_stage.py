@@ -8,10 +8,10 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Parameter, Tensor, ops
 from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError, check_integer, check_number, needing_memory
-from var_transformer import Transformer, TransformerConfig, check_pair
+from var_transformer import LoraConfig, Transformer, TransformerConfig, check_pair
 
 from var_train.data.batches import padded_batches, steps_of
 from var_train.data.image_sources import Batch
@@ -20,7 +20,7 @@ from var_train.data.token_sources import TokenSet, TokenSource, read_tokens
 from var_train.losses.token_loss import token_losses
 from var_train.optimization.adamw import AdamW, AdamWConfig, is_decayed, release_gradients
 from var_train.optimization.averages import Ema, averaged, check_averages
-from var_train.optimization.flat_weights import weights_in_training
+from var_train.optimization.flat_weights import FlatWeights, OwnWeights, weights_in_training
 from var_train.optimization.loss_scale import DTYPES, LossScale, PrecisionConfig
 from var_train.parallel import workers
 from var_train.parallel.gradients import AllReduceMean
@@ -47,6 +47,7 @@ class TransformerStageConfig:
     accumulation: int = 1
     """Parts that a worker's share of the batch is computed in, one after another."""
     optimizer: AdamWConfig = field(default_factory=lambda: AdamWConfig(learning_rate=2e-3))
+    lora: LoraConfig = field(default_factory=LoraConfig)
     base_rate: float | None = None
     """Peak rate for a batch of 256. If given, the peak is BASE_RATE * batch / 256, and
     optimizer.learning_rate is not read."""
@@ -138,6 +139,8 @@ class TransformerStageConfig:
         """Raises InputError if ``model``, the number of images or the device does not fit."""
         scales = len(model.schedule)
         steps_of(self.epochs, images, self.batch)
+        if self.lora.rank:
+            self.lora.check(model)
         if self.scale_weights and len(self.scale_weights) != scales:
             raise InputError(
                 f"scale_weights has {len(self.scale_weights)} numbers; expected {scales}, "
@@ -271,7 +274,7 @@ class TransformerTraining:
         """What the compiled step reads, of the first ``scales`` scales; newest: as _scales_at."""
         schedule = self._model.config.schedule
         length = schedule.offsets[scales]
-        ids_bl, labels_b = tokens
+        ids_bl, labels_b = tokens[0], self._labels(tokens[1])
         labels_b = np.where(part.unlabelled_b, self._model.config.num_classes, labels_b)
         inputs_blz = self._tokenizer.training_inputs(Tensor(ids_bl))
         inputs_blz = inputs_blz[:, : length - schedule.tokens[0]]
@@ -293,9 +296,8 @@ class TransformerTraining:
         several, dtype = workers.size() > 1, DTYPES[config.precision.dtype]
         sharded = config.shard_optimizer and several
         once = config.accumulation == 1  # average during the backward pass, or at the end
-        self._weights = weights = weights_in_training(
-            model, is_decayed, dtype, once and several, workers.size() if sharded else 1
-        )
+        pieces = workers.size() if sharded else 1
+        self._weights = weights = self._trained(dtype, once and several, pieces)
         parameters = list(weights.masters)
         sharding = Sharding(parameters) if sharded else None
         self._optimizer = optimizer = AdamW(parameters, config.adamw, weights.is_decayed, sharding)
@@ -320,6 +322,10 @@ class TransformerTraining:
 
         self._gradients = self._new_gradients()
         self._add, self._update, self._measure = sum_of, update, measure
+
+    def _trained(self, dtype: ms.Type, averages: bool, pieces: int) -> OwnWeights | FlatWeights:
+        """What the optimizer updates."""
+        return weights_in_training(self._model, is_decayed, dtype, averages, pieces)
 
     def _new_gradients(self) -> Callable:
         """Loss and gradients, with the attention that the model uses when it is first called."""
@@ -350,12 +356,17 @@ class TransformerTraining:
             self._weights.publish()
             found: dict[str, Value] = dict(self._measured())
             if workers.rank() == 0 and self._config.samples_per_class:
-                columns = self._config.samples_per_class
-                found["samples"] = draw_grid(
-                    self._model, self._tokenizer, columns, self._sampling, self._seed
-                )
+                found["samples"] = self._draw_grid()
         workers.wait_for_all()
         return found
+
+    def _draw_grid(self) -> np.ndarray:
+        columns = self._config.samples_per_class
+        return draw_grid(self._model, self._tokenizer, columns, self._sampling, self._seed)
+
+    def _labels(self, labels_b: np.ndarray) -> np.ndarray:
+        """The model's numbers of classes that have these numbers in the data."""
+        return labels_b
 
     def _measured(self) -> dict[str, float | list[float]]:
         share, schedule = self._share, self._model.config.schedule
@@ -369,7 +380,7 @@ class TransformerTraining:
             ids_bl = Tensor(ids_bl)
             with needing_memory("validating", self.remedy):
                 loss_bl, hit_bl = self._measure(
-                    Tensor(labels_b), self._tokenizer.training_inputs(ids_bl), ids_bl
+                    Tensor(self._labels(labels_b)), self._tokenizer.training_inputs(ids_bl), ids_bl
                 )
             sums_2l[0] += loss_bl.asnumpy()[:wanted].sum(0, dtype=np.float64)
             sums_2l[1] += hit_bl.asnumpy()[:wanted].sum(0)
@@ -398,10 +409,14 @@ class TransformerTraining:
         """What a native file of the transformer says besides its weights."""
         return self._model.metadata()
 
+    def _kept(self) -> tuple[str, list[Parameter]]:
+        """The parameters that a checkpoint holds, and their group in it."""
+        return "transformer", list(self._model.get_parameters())
+
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Everything that later steps depend on."""
         self._weights.publish()
-        arrays = parameter_arrays("transformer", list(self._model.get_parameters()))
+        arrays = parameter_arrays(*self._kept())
         others, optimizer = self._optimizer.snapshot("optimizer")
         weights = self._model.trainable_params()
         optimizer["undecayed"] = [p.name for p in weights if not is_decayed(p)]
@@ -417,7 +432,7 @@ class TransformerTraining:
         Raises InputError if only one, the run or the checkpoint, has averaged weights.
         """
         check_averages(self._config.ema, arrays)
-        restore_parameters("transformer", list(self._model.get_parameters()), arrays)
+        restore_parameters(*self._kept(), arrays)
         self._weights.collect()
         arrays = self._weights.flattened(arrays)
         self._optimizer.restore("optimizer", arrays, state["optimizer"])

@@ -11,6 +11,8 @@ from var_tokenizer import Tokenizer
 from var_tokenizer.common import check_integer, save_png
 from var_tokenizer.common.progress import working
 
+from var_transformer.adapters.merging import merge_adapters
+from var_transformer.adapters.peft_files import read_adapters
 from var_transformer.commands.class_names import names_of, other_numbers
 from var_transformer.commands.image_files import (
     AnimationFormat,
@@ -39,16 +41,28 @@ class PairConfig:
     class_names: Path | None = None
     """A text file whose n-th line, from 0, names class n; commas separate synonyms. By default
     the names in the transformer's file, if it has any."""
+    adapter: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="FILE[:WEIGHT]"), tyro.conf.UseAppendAction
+    ] = ()
+    """A LoRA adapter, .safetensors or peft's folder, that is added to the transformer WEIGHT times
+    (1 by default), with its new classes. May be given several times."""
 
     def load(self) -> tuple[Transformer, Tokenizer, Names]:
         """Both models and the names of the classes.
 
         Raises InputError unless the files are whole and belong together.
         """
+        adapters = read_adapters(self.adapter)
         with working("loading the models"):
             model, tokenizer = Transformer.load(self.model), Tokenizer.load(self.tokenizer)
         check_pair(model, tokenizer)
-        return model, tokenizer, names_of(model, self.class_names)
+        names = names_of(model, self.class_names)
+        if adapters:
+            model.class_names = names
+            with working("adding the adapters"):
+                merge_adapters(model, adapters)
+            names = model.class_names
+        return model, tokenizer, names
 
 
 @dataclass(frozen=True, kw_only=True)
