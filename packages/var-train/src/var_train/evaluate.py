@@ -1,4 +1,5 @@
-"""``python -m var_train.evaluate tokenizer``: measures a tokenizer on a folder of images."""
+"""``python -m var_train.evaluate``: measures a tokenizer on images, or judges generated images by
+real ones."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -6,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from var_tokenizer import Tokenizer
 from var_tokenizer.common import (
     check_integer,
@@ -16,7 +18,9 @@ from var_tokenizer.common import (
 from var_tokenizer.common.command import run_command
 from var_tokenizer.common.progress import working
 
+from var_train.commands.judgement import Judgement, SampleEvaluationConfig, evaluate_samples
 from var_train.data.image_sources import load_folder
+from var_train.judging.measuring import figure_names
 from var_train.losses.perceptual_loss import FeatureNetwork
 from var_train.reports.images import save_reconstructions
 from var_train.reports.json_files import write_report
@@ -93,12 +97,32 @@ def _show(figures: TokenizerFigures) -> None:
     )
 
 
+def _show_judgement(judgement: Judgement) -> None:
+    table = Table("figure", "samples", "real halves", caption="Real halves: of the reference.")
+    figures = dataclasses.asdict(judgement.figures)
+    floor = {} if judgement.floor is None else dataclasses.asdict(judgement.floor)
+    for field, name in figure_names(judgement.network).items():
+        if figures[field] is not None:
+            real = floor.get(field)
+            table.add_row(
+                Text(name), f"{figures[field]:.5g}", "" if real is None else f"{real:.5g}"
+            )
+    Console().print(table)
+
+
+def _run(config: TokenizerEvaluationConfig | SampleEvaluationConfig) -> None:
+    if isinstance(config, SampleEvaluationConfig):
+        _show_judgement(evaluate_samples(config))
+    else:
+        _show(evaluate_tokenizer(config))
+
+
 def main() -> None:
     """The command; see ``run_command``."""
     run_command(
-        {"tokenizer": TokenizerEvaluationConfig},
+        {"tokenizer": TokenizerEvaluationConfig, "samples": SampleEvaluationConfig},
         "python -m var_train.evaluate",
-        lambda config: _show(evaluate_tokenizer(config)),
+        _run,
         "interrupted; the same command measures from the beginning",
         description=__doc__,
     )

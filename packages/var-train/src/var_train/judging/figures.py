@@ -54,8 +54,8 @@ class Gaussian:
 class Moments:
     """Gathers a ``Gaussian`` from features that come in batches, and keeps none of them.
 
-    The root of a block's sums is the R of its QR decomposition; roots of two parts, on top of each
-    other, have that of the whole (Chan et al. 1983 has the term between the means).
+    The root of the sums is the R of a QR decomposition: of the root so far, on top of a block's
+    rows around their mean and of the term between both means (Chan et al. 1983).
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class Moments:
 
     def add(self, features_bf: np.ndarray) -> None:
         """(B, F), floats of any width."""
-        rows = max(_LEAST_ROWS, features_bf.shape[1])
+        rows = max(_LEAST_ROWS, 2 * features_bf.shape[1])
         for begin in range(0, len(features_bf), rows):
             self._waiting.append(features_bf[begin : begin + rows])
             if sum(map(len, self._waiting)) >= rows:
@@ -95,16 +95,16 @@ class Moments:
         self._waiting = []
         mean_f = block_nf.mean(0)
         block_nf -= mean_f
-        self._join(len(block_nf), mean_f, np.asarray(np.linalg.qr(block_nf, mode="r")))
+        self._join(len(block_nf), mean_f, block_nf)
 
-    def _join(self, count: int, mean_f: np.ndarray, root_mf: np.ndarray) -> None:
+    def _join(self, count: int, mean_f: np.ndarray, rows_mf: np.ndarray) -> None:
+        """Adds ``count`` images. rows_mf: theirs around their mean, or the root of these."""
         if not self.count:
-            self.count, self._mean_f, self._root_mf = count, mean_f, root_mf
-            return
+            self._mean_f, self._root_mf = mean_f, np.zeros((0, len(mean_f)))
         total = self.count + count
         between_f = mean_f - self._mean_f
         weighted_f = between_f * math.sqrt(self.count * count / total)
-        stacked = np.concatenate([self._root_mf, root_mf, weighted_f[None]])
+        stacked = np.concatenate([self._root_mf, rows_mf, weighted_f[None]])
         self._root_mf = np.asarray(np.linalg.qr(stacked, mode="r"))
         self._mean_f = self._mean_f + between_f * (count / total)
         self.count = total
