@@ -19,7 +19,7 @@ class Counting:
     on_step, on_validation: called with the step; the latter may give the loss.
     """
 
-    name, batch, remedy = "tokenizer", 2, "a smaller --batch"
+    name, batch, remedy, checkpoint_bytes = "tokenizer", 2, "a smaller --batch", 8
 
     def __init__(
         self,
@@ -87,9 +87,9 @@ def test_an_interrupted_stage_is_saved_exits_with_130_and_goes_on(tmp_path, capl
 
 
 def test_an_interrupt_while_a_checkpoint_is_written_leaves_it_whole(tmp_path, monkeypatch):
-    def interrupted(path, arrays, metadata):
+    def interrupted(*arguments):
         signal.raise_signal(signal.SIGINT)
-        write_tensors(path, arrays, metadata)
+        write_tensors(*arguments)
 
     write_tensors = snapshots.write_tensors
     monkeypatch.setattr(snapshots, "write_tensors", interrupted)

@@ -39,6 +39,7 @@ from var_tokenizer.common.kernels import KernelLibrary as KernelLibrary
 from var_tokenizer.common.kernels import kernels_in_use as kernels_in_use
 from var_tokenizer.common.kernels import on_cpu as on_cpu
 from var_tokenizer.common.memory import fewer_images as fewer_images
+from var_tokenizer.common.memory import host_memory as host_memory
 from var_tokenizer.common.memory import images_that_fit as images_that_fit
 from var_tokenizer.common.memory import needing_memory as needing_memory
 from var_tokenizer.common.memory import warn_of_kills as warn_of_kills

@@ -29,12 +29,18 @@ _TOO_LITTLE = re.compile(
 def available_memory() -> int:
     """Bytes that this process may still take where its tensors are.
 
-    On an NPU that is the device's own memory. Elsewhere it is the least of the system's free memory
-    and of what the control groups leave; 4 GiB if neither is known.
+    On an NPU that is the device's own memory, elsewhere ``host_memory``.
     """
     on_device = None if on_cpu() else _device_memory()
-    if on_device is not None:
-        return on_device
+    return host_memory() if on_device is None else on_device
+
+
+def host_memory() -> int:
+    """Bytes that this process may still take for NumPy's arrays, wherever its tensors are.
+
+    The least of the system's free memory and of what the control groups leave; 4 GiB if neither is
+    known.
+    """
     known = [n for n in (system_memory(), memory_left()) if n is not None]
     return min(known, default=_UNKNOWN)
 

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -126,31 +126,45 @@ def _read_tensor(file: BinaryIO, tensor: TensorHeader) -> np.ndarray:
 
 
 def write_tensors(
-    path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+    path: Path,
+    arrays: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+    checksum: Future[str] | None = None,
 ) -> None:
     """Writes a .safetensors file; equal content gives equal bytes. Raises OSError if it cannot.
 
-    The library's own writer orders the metadata by chance, and puts a file of its own beside
-    ``path``, which stays if the process is killed.
+    checksum: 64 digits for the entry ``sha256`` of the metadata, computed while the tensors are
+    written. The library's own writer orders the metadata by chance, and puts a file of its own
+    beside ``path``, which stays if the process is killed.
     """
     kinds = {name: array.dtype.str[1:] for name, array in arrays.items()}
     ordered = sorted(arrays, key=lambda name: (list(_WRITTEN).index(kinds[name]), name))
-    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    tensors = {}
     end = 0
     for name in ordered:
         begin, end = end, end + arrays[name].nbytes
-        header[name] = {
+        tensors[name] = {
             "dtype": _WRITTEN[kinds[name]],
             "shape": arrays[name].shape or (1,),
             "data_offsets": (begin, end),
         }
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        known = metadata if checksum is None else {**metadata, "sha256": "0" * 64}
+        file.write(_header(known, tensors))
         for name in ordered:
             array = np.ascontiguousarray(arrays[name], arrays[name].dtype.newbyteorder("<"))
             file.write(array.reshape(-1).view(np.uint8).data)
+        if checksum is not None:
+            file.seek(0)
+            file.write(_header({**metadata, "sha256": checksum.result()}, tensors))
+
+
+def _header(metadata: Mapping[str, str], tensors: Mapping[str, object]) -> bytes:
+    """The beginning of a file, up to the first tensor."""
+    header = {"__metadata__": dict(sorted(metadata.items())), **tensors}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def arrays_checksum(arrays: Mapping[str, np.ndarray], head: str = "") -> str:

@@ -16,6 +16,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -136,10 +137,10 @@ def write_snapshot(path: Path, snapshot: Snapshot, best: bool = False) -> None:
         "step": str(snapshot.step),
         "state": state,
         "best": json.dumps(best),
-        "sha256": arrays_checksum(arrays, _head(snapshot.step, state, snapshot.model)),
     }
-    with replacing(path) as temporary:
-        write_tensors(temporary, arrays, metadata)
+    head = _head(snapshot.step, state, snapshot.model)
+    with replacing(path) as temporary, ThreadPoolExecutor(1) as beside:
+        write_tensors(temporary, arrays, metadata, beside.submit(arrays_checksum, arrays, head))
         _sync(temporary)
     _sync(path.parent)
 

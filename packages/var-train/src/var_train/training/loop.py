@@ -28,6 +28,7 @@ from var_train.reports.metrics_log import MetricsLog, Value
 from var_train.reports.progress_bars import step_bar
 from var_train.training.changes import check_settings
 from var_train.training.checkpoints import CheckpointFolder
+from var_train.training.saving import BackgroundSaver
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ class Stage(Protocol):
     """Images per step, of all workers together."""
     remedy: str
     """What to change if memory does not suffice."""
+    checkpoint_bytes: int
+    """About how large a checkpoint is."""
 
     def train_step(self, step: int) -> Mapping[str, Value]:
         """Step ``step`` (0-based); its metrics, "loss" among them, the same on every worker."""
@@ -130,6 +133,7 @@ def train_stage(
     checkpoint stays), and a disk that cannot be written.
     """
     checkpoints = CheckpointFolder(snapshot_folder(folder, stage.name), config.keep)
+    saver = BackgroundSaver(checkpoints, stage.checkpoint_bytes)
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in a checkpoint
     if workers.rank() == 0 and not resume:
         checkpoints.clear()
@@ -176,7 +180,7 @@ def train_stage(
                 "stage": state,
                 "best_loss": best if math.isfinite(best) else None,
             }
-            checkpoints.save(Snapshot(done, arrays, entries, stage.metadata()), is_best)
+            saver.save(Snapshot(done, arrays, entries, stage.metadata()), is_best)
 
     def save_model(is_best: bool) -> None:
         # before the checkpoint, which may say that the best model is this one
@@ -188,10 +192,13 @@ def train_stage(
         log.info("%s: all %d steps are done", stage.name, stage.steps)
         return validation
     validate_after = set(np.linspace(0, stage.steps, config.validations + 1).astype(int)[1:])
-    with interrupts() as interrupted, step_bar(stage.name.ljust(11), stage.steps, done) as bar:
+    title, first = stage.name.ljust(11), done
+    with interrupts() as interrupted, saver, step_bar(title, stage.steps, done) as bar:
 
         def validate() -> None:
             nonlocal validation, best, pending
+            with bar.doing("saving"):
+                saver.wait()
             with bar.doing("validating"):
                 found = stage.validate(done - 1)
             is_best = False
@@ -218,6 +225,9 @@ def train_stage(
             speed = {"images_per_second": stage.batch / seconds, "seconds_step": seconds}
             metrics.write(stage.name, done, **values, **speed)
             bar.advance(stage.batch, loss)
+            if done == first and workers.rank() == 0:
+                saver.reserve(stage.name)
+            saver.check()
             done += 1
             stop = workers.any_worker(interrupted())
             pending = done in validate_after
@@ -227,6 +237,8 @@ def train_stage(
             if pending and not stop:
                 validate()
                 stop = workers.any_worker(interrupted())
+        with bar.doing("saving"):
+            saver.wait()
     if stop:
         workers.wait_for_all()  # or msrun would kill worker 0, which saves, when another ends
         log.error(

@@ -42,6 +42,7 @@ from var_train.reports.tokenizer_quality import measure_tokenizer
 from var_train.training.checkpoints import parameter_arrays, restore_parameters
 from var_train.training.codebook import CodebookConfig, CodebookKeeper
 from var_train.training.loop import Stopwatch, check_finite
+from var_train.training.saving import training_bytes
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +128,9 @@ class TokenizerTraining:
         self._watch = Stopwatch()
         workers.synchronize(list(tokenizer.get_parameters()))
         self._compile()
+        self.checkpoint_bytes = training_bytes(
+            [*tokenizer.get_parameters(), *self._discriminator.get_parameters()], config.ema > 0
+        )
 
     # ------------------------------------------------------------ the step
     def train_step(self, step: int) -> dict[str, float | list[float]]:

@@ -32,6 +32,7 @@ from var_train.training.checkpoints import parameter_arrays, restore_parameters
 from var_train.training.device_limits import check_device
 from var_train.training.loop import Stopwatch
 from var_train.training.progressive import newest_weight, scales_in_training
+from var_train.training.saving import training_bytes
 from var_train.training.step_parts import Part, draw_parts
 from var_train.training.transformer_gradients import loss_and_gradients
 
@@ -195,6 +196,7 @@ class TransformerTraining:
         rows, columns = tokenizer.config.image_size
         parts, pixel = self.steps * config.accumulation, 3 + 3 * 4  # bytes: as read, and as floats
         self._loader = Loader(train, self._prepare, parts, self._share, pixel * rows * columns)
+        self.checkpoint_bytes = training_bytes(list(model.get_parameters()), config.ema > 0)
         workers.synchronize(list(model.get_parameters()))
         self._compile()
 
