@@ -3,6 +3,7 @@
 import logging
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import time
 import numpy as np
 import pytest
 from var_tokenizer.common import InputError, Snapshot
-from var_train.training.checkpoints import CheckpointFolder
+from var_train.run import main as run_command
+from var_train.training.checkpoints import CheckpointFolder, check_disk
+from var_train.training.loop import LoopConfig
 from var_train.training.saving import BackgroundSaver
 
 MODULE = "var_train.training.saving"
@@ -69,8 +72,8 @@ def test_without_memory_for_a_copy_a_save_waits_and_says_so_once(tmp_path, monke
             saver.save(training.at(step))
             assert whole(folder) == step
     assert caplog.messages == [
-        "transformer: checkpoints need 4.00 GB of memory beside the training, which has 7.00 GB "
-        "left: steps wait until they are written"
+        "transformer: checkpoints need 4.0 GB of memory beside the training, which leaves "
+        "7.0 GB: steps wait for them to be written"
     ]
 
 
@@ -150,3 +153,32 @@ def test_a_process_killed_beside_a_write_leaves_the_checkpoint_before(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert whole(CheckpointFolder(tmp_path)) >= 1
+
+
+def test_the_disk_must_hold_what_a_run_keeps_beside_what_is_there(tmp_path, monkeypatch):
+    folder = CheckpointFolder(tmp_path / "checkpoints" / "tokenizer")
+    there = folder.save(Training().at(1)).stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 9000))
+    needed = {"tokenizer": (4, 1000), "transformer": (5, 1000)}
+    check_disk(tmp_path, needed, 3)
+    needed["transformer"] = (5, 1000 + there)
+    with pytest.raises(InputError, match=r"^0\.000 GB are free in .*--loop\.keep takes a smaller"):
+        check_disk(tmp_path, needed, 3)
+
+
+def test_few_checkpoints_are_counted_where_a_run_is_short():
+    loop = LoopConfig(checkpoint_every=100, keep=3, validations=1)
+    # the newest three, the best, and one that is being written
+    assert [loop.most_checkpoints(steps) for steps in (99, 100, 300, 10**6)] == [2, 3, 5, 5]
+
+
+def test_a_disk_that_cannot_hold_the_checkpoints_is_refused_before_anything_is_written(
+    tmp_path, monkeypatch, caplog
+):
+    out = tmp_path / "runs" / "out"
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 2**20))
+    monkeypatch.setattr(sys, "argv", ["run", "--stage", "tokenizer", "--out", str(out)])
+    with pytest.raises(SystemExit) as end:
+        run_command()
+    assert end.value.code == 2 and not out.exists()
+    assert f"0.001 GB are free in {out}; expected " in caplog.text

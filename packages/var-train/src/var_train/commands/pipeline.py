@@ -30,6 +30,7 @@ from var_train.reports.json_files import write_report
 from var_train.reports.tokenizer_quality import measure_reconstructions
 from var_train.training.adapter_training import AdapterTraining
 from var_train.training.loop import train_stage
+from var_train.training.saving import training_bytes
 from var_train.training.tokenizer_stage import TokenizerTraining
 from var_train.training.transformer_stage import TransformerTraining
 
@@ -63,6 +64,7 @@ def run_training(config: RunConfig) -> dict[str, object]:
     train, val = load_data(config, tokenizer)
     given: dict[str, object] = {"init": None}
     first_stage, model = None, None
+    sizes: dict[str, int] = {}  # of a checkpoint of each stage
     if config.trains_tokenizer:
         images = cast(tuple[ImageSource, ImageSource], (train, val))  # as RunConfig makes sure
         config = replace(config, tokenizer=tokenizer.config)
@@ -72,16 +74,19 @@ def run_training(config: RunConfig) -> dict[str, object]:
         first_stage = TokenizerTraining(
             tokenizer, *images, config.train_tokenizer, config.seed, keeps_codebook=is_given
         )
+        sizes["tokenizer"] = first_stage.checkpoint_bytes
     else:
         given["tokenizer"] = fingerprint(tokenizer)
     if config.trains_transformer:
         model, checksum = build_transformer(config, tokenizer, train.classes)
         given["init"] = given["init"] or checksum
+        averages = config.train_transformer.ema > 0
+        sizes["transformer"] = training_bytes(list(model.get_parameters()), averages)
         config = replace(config, transformer=TransformerSizeConfig.of(model.config))
         config.train_transformer.check(model.config, len(train))
         config.sampling.sampler().check(len(tokenizer.schedule), tokenizer.vocab_size)
     log.info("%d training and %d validation images", len(train), len(val))
-    metrics, settings, record = begin_run(config, given, train, val)
+    metrics, settings, record = begin_run(config, given, train, val, sizes)
 
     figures: dict[str, object] = {}
     if first_stage is not None:

@@ -20,7 +20,7 @@ from var_train.data.token_cache import SPLITS, TokenCache
 from var_train.parallel import workers
 from var_train.reports.json_files import changed_settings, record_settings
 from var_train.reports.metrics_log import MetricsLog
-from var_train.training.checkpoints import CheckpointFolder
+from var_train.training.checkpoints import CheckpointFolder, check_disk
 from var_train.training.loop import check_resumable
 
 log = logging.getLogger(__name__)
@@ -63,13 +63,15 @@ def begin_run(
     given: Mapping[str, object],
     train: Source,
     val: Source,
+    sizes: Mapping[str, int],
 ) -> tuple[MetricsLog, dict[StageName, dict[str, object]], DataRecord | None]:
     """Checks that each stage can continue from its checkpoint in OUT; then writes the first files.
 
-    given: settings that come from files. Returns the metrics, the settings of each stage, and the
-    record of the images.
+    given: settings that come from files. sizes: of a checkpoint of each stage. Returns the metrics,
+    the settings of each stage, and the record of the images.
 
-    Raises InputError for checkpoints of other settings or data, before anything is written.
+    Raises InputError for checkpoints of other settings or data, and for a disk that cannot hold
+    those of this run, before anything is written.
     """
     record, data = _describe(train, val)
     names: tuple[StageName, ...] = (
@@ -91,6 +93,8 @@ def begin_run(
                 "expected all (--stage transformer goes on with OUT/tokenizer.safetensors, "
                 "--no-resume starts from the beginning)"
             )
+    kept = {n: config.loop.most_checkpoints(steps[n]) for n in names}
+    check_disk(config.out, {n: (kept[n], sizes[n]) for n in names}, config.loop.keep)
     folders = {name: snapshot_folder(config.out, name) for name in names}
     if record is not None:
         record.watch((train, val), [folders[n] for n in names if done.get(n) is not None])

@@ -1,6 +1,7 @@
 """Checkpoints of a run, each the file of a ``Snapshot``: the last few and the best stay."""
 
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from var_tokenizer.common import (
     read_snapshot,
     read_snapshot_header,
     remove_leftovers,
+    snapshot_folder,
     snapshot_name,
     snapshots_in,
     write_snapshot,
@@ -95,6 +97,26 @@ class CheckpointFolder:
             if path not in stay:
                 path.unlink(missing_ok=True)
         remove_leftovers(self.folder)
+
+
+def check_disk(run: Path, needed: Mapping[str, tuple[int, int]], keep: int) -> None:
+    """Raises InputError unless the disk has room for the checkpoints of a run.
+
+    run: its folder, which need not exist. needed: of each stage, how many it will have at once and
+    their size. keep: of these, the newest that stay. The ones that are there count as room.
+    """
+    missing = 0
+    for stage, (count, nbytes) in needed.items():
+        there = sum(path.stat().st_size for path in snapshots_in(snapshot_folder(run, stage)))
+        missing += max(count * nbytes - there, 0)
+    place = next(path for path in (run.absolute(), *run.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if missing > free:
+        raise InputError(
+            f"{free / 1e9:.3f} GB are free in {quoted(run)}; expected {missing / 1e9:.3f} for the "
+            f"checkpoints: the newest {keep}, the best, and one that is being written (--loop.keep "
+            "takes a smaller number)"
+        )
 
 
 def parameter_arrays(prefix: str, parameters: Sequence[Parameter]) -> dict[str, np.ndarray]:

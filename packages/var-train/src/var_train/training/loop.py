@@ -92,6 +92,10 @@ class LoopConfig:
         for name in ("checkpoint_every", "keep", "validations"):
             check_integer(name, getattr(self, name), 1)
 
+    def most_checkpoints(self, steps: int) -> int:
+        """How many checkpoints a stage of ``steps`` has on disk at once, with an unfinished one."""
+        return 1 + min(self.keep + 1, steps // self.checkpoint_every + self.validations)
+
 
 class Stopwatch:
     """Measures the parts of a step: ``with watch("data"): ...``."""

@@ -16,6 +16,7 @@ from var_train.training.checkpoints import CheckpointFolder
 log = logging.getLogger(__name__)
 
 _ALIGNED = 64  # bytes
+_NOTABLE = 10**8  # bytes that a user would like to know of
 
 
 def training_bytes(weights: Sequence[Parameter], averages: bool) -> int:
@@ -57,17 +58,16 @@ class BackgroundSaver:
 
         Without it, or if less than as much again stays free, saves are no copies, and wait.
         """
-        free = host_memory()
-        needed = (
-            f"{stage}: checkpoints need {self._nbytes / 1e9:.2f} GB of memory beside the training"
-        )
-        if 2 * self._nbytes > free:
+        free, needed = host_memory(), self._nbytes
+        fits = 2 * needed <= free
+        if needed >= _NOTABLE:
             log.info(
-                "%s, which has %.2f GB left: steps wait until they are written", needed, free / 1e9
+                "%s: checkpoints need %.1f GB of memory beside the training, which leaves %.1f GB: "
+                "steps %s for them to be written",
+                *(stage, needed / 1e9, free / 1e9, "do not wait" if fits else "wait"),
             )
-            return
-        log.info("%s, which does not wait until they are written", needed)
-        self._room = self._thread.submit(_touched, self._nbytes)
+        if fits:
+            self._room = self._thread.submit(_touched, needed)
 
     def save(self, snapshot: Snapshot, best: bool = False) -> None:
         """As ``CheckpointFolder.save``, but for when it is on disk; waits for the save before.
