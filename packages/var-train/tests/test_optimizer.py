@@ -43,6 +43,15 @@ def adamw_by_definition(parameters, gradients_of, config, steps, decayed):
     return parameters
 
 
+def test_an_optimizer_that_is_restored_is_saved_as_it_was():
+    parameters = Quadratic().trainable_params()
+    saved, restored = (AdamW(parameters, AdamWConfig(), lambda _: True) for _ in range(2))
+    saved.scalars(3, 10)
+    arrays, state = saved.snapshot("optimizer")
+    restored.restore("optimizer", arrays, state)
+    assert restored.snapshot("optimizer")[1] == state and state["learning_rate"] > 0
+
+
 @pytest.mark.parametrize("clip", [0.5, 100.0])
 def test_ten_updates_are_those_of_the_definition(clip):
     model = Quadratic()

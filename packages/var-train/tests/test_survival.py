@@ -316,8 +316,23 @@ def test_a_run_whose_worker_is_killed_ends_in_the_same_weights(work, tmp_path):
     ours, theirs = (load_file(out / "transformer.safetensors") for out in (killed, whole))
     assert all((ours[name] == array).all() for name, array in theirs.items())
     losses = [[line["loss"] for line in steps(out)] for out in (killed, whole)]
-    # on a busy machine the last bit of two of 200 losses differed; no gradient and no weight did
-    assert losses[0] == pytest.approx(losses[1], rel=1e-7) and len(losses[0]) == 200
+    assert losses[0] == losses[1] and len(losses[0]) == 200
+
+
+def test_a_worker_of_the_launcher_ends_without_what_may_crash_at_exit(tmp_path):
+    """MindSpore's threads for the network did, once in some 400 runs."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import atexit, sys\n"
+        "from var_train.parallel import workers\n"
+        "workers.start()\n"
+        "atexit.register(open, f'{sys.argv[1]}.{workers.rank()}', 'w')\n"
+        "workers.wait_for_all()\n"
+        "workers.leave()\n"
+    )
+    process = launched([str(script), str(tmp_path / "at-exit")], tmp_path / "out")
+    assert process.wait(600) == 0, (tmp_path / "out.txt").read_text()
+    assert not [*tmp_path.glob("at-exit.*")]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -19,6 +19,7 @@ def main() -> None:
         config = read_run_config()
         with alone_in(config.out), watched(config.out):
             run_training(config)
+        workers.leave()
 
 
 if __name__ == "__main__":

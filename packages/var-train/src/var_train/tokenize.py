@@ -93,6 +93,7 @@ def main() -> None:
         config = read_settings(TokenizeConfig, prog="python -m var_train.tokenize")
         with alone_in(config.out), watched(config.out):
             tokenize(config)
+        workers.leave()
 
 
 if __name__ == "__main__":

@@ -304,6 +304,7 @@ class AdamW(nn.Cell):
             arrays = {name: array for name, array in arrays.items() if name in own}
         restore_parameters(prefix, moments, arrays)
         self.skipped = int(state["skipped"])
+        self._last = {key: float(state.get(key, old)) for key, old in self._last.items()}
 
 
 def release_gradients(gradients: Sequence[Tensor]) -> None:
