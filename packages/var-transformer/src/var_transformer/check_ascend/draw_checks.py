@@ -72,7 +72,7 @@ def filters(
     top_p: float,
     ties: bool = True,
     reaches: bool = True,
-) -> tuple[Array, Array]:
+) -> tuple[Array, np.ndarray]:
     """Probabilities after both filters, ascending, and the token of each.
 
     ties: all values equal to the least that top-k keeps stay. reaches: so does the token by which
@@ -204,7 +204,7 @@ def draw_checks(images: int, tokens: int, vocab_size: int, compiled: bool = True
     def check(
         name: str,
         run: nn.Cell,
-        array: Array,
+        array: np.ndarray,
         definition: Any,  # noqa: ANN401
         mistakes: dict[str, dict[str, Any]],
         out: tuple[int, ...] = shape,
