@@ -73,14 +73,21 @@ class NameList(Sequence[str]):
 
     def take(self, indices: np.ndarray) -> "NameList":
         """The names at ``indices``, in their order."""
-        begins_n = np.concatenate([[0], self._ends_n[:-1] + 1])
-        parts = []
-        for first in range(0, len(indices), _CHUNK):
-            chosen = indices[first : first + _CHUNK]
-            lengths_n = self._ends_n[chosen] + 1 - begins_n[chosen]
-            shifts_n = begins_n[chosen] - np.cumsum(lengths_n) + lengths_n
-            parts.append(self._text[np.arange(lengths_n.sum()) + np.repeat(shifts_n, lengths_n)])
-        return NameList(np.concatenate(parts) if parts else b"")
+        chunks = [indices[i : i + _CHUNK] for i in range(0, len(indices), _CHUNK)]
+        sizes = [int(np.diff(self._bounds(chunk), axis=0).sum()) for chunk in chunks]
+        text, end = np.empty(sum(sizes), np.uint8), 0
+        for chunk, size in zip(chunks, sizes, strict=True):
+            begins_n, ends_n = self._bounds(chunk)
+            lengths_n = ends_n - begins_n
+            shifts_n = begins_n - np.cumsum(lengths_n) + lengths_n
+            text[end : end + size] = self._text[np.arange(size) + np.repeat(shifts_n, lengths_n)]
+            end += size
+        return NameList(text)
+
+    def _bounds(self, indices: np.ndarray) -> np.ndarray:
+        """(2, n): where the texts of names begin, and where they end behind their zeros."""
+        begins_n = np.where(indices > 0, self._ends_n[indices - 1] + 1, 0)
+        return np.stack([begins_n, self._ends_n[indices] + 1])
 
     def _chunk(self, first: int) -> bytes:
         begin = self._ends_n[first - 1] + 1 if first else 0

@@ -175,28 +175,32 @@ def _split_of(path: Path) -> str:
 def _scan(paths: list[Path]) -> ImageFiles:
     """All images of shards in their order, labelled as there, NO_LABEL included."""
     folder = Path(os.path.commonpath([path.parent for path in paths]))
-    kept, found, states = KeptLists(), [], []
+    kept, states, counts = KeptLists(), [], []
+    # grown in place: to hold the indices of all shards until they are joined takes twice the memory
+    text, offsets, sizes, labels = (bytearray() for _ in range(4))
     with (
         counted(len(paths), f"indexing {quoted(folder)}", "shards") as advance,
         ThreadPoolExecutor(_READERS) as pool,
     ):
-        for index, state in pool.map(partial(_index_of, kept), paths):
-            found.append(index)
+        indices = pool.map(partial(_index_of, kept), paths)
+        for path, (index, state) in zip(paths, indices, strict=True):
+            prefix = f"{path.relative_to(folder)}/"
+            text += NameList.joined([(prefix, index.names)]).terminated.data
+            offsets += index.offsets_n.data
+            sizes += index.sizes_n.data
+            labels += index.labels_n.data
             states.append(state)
+            counts.append(len(index))
             advance()
-    counts = [len(index) for index in found]
     shard_n = np.repeat(np.arange(len(paths), dtype=np.int32), counts)
     times_s = np.array([time for _, time, _ in states], np.int64)
-    offsets_n = np.concatenate([index.offsets_n for index in found])
+    offsets_n = np.frombuffer(offsets, np.int64)
     return ImageFiles(
         folder,
-        NameList.joined(
-            (f"{path.relative_to(folder)}/", index.names)
-            for path, index in zip(paths, found, strict=True)
-        ),
-        np.concatenate([index.labels_n for index in found]),
+        NameList(np.frombuffer(text, np.uint8)),
+        np.frombuffer(labels, np.int32),
         (),
-        np.concatenate([index.sizes_n for index in found]),
+        np.frombuffer(sizes, np.int64),
         times_s[shard_n],
         members=ShardMembers(ShardReader(paths, states), shard_n, offsets_n),
     )
@@ -259,8 +263,10 @@ def _by_class(splits: list[ImageFiles], data: Path) -> list[ImageFiles]:
                 f"{quoted(files.folder)}: no image of {len(empty)} class(es) in these "
                 f"shards: {first_of(empty)}; expected at least one of each"
             )
-        order_n = np.argsort(labels_n, kind="stable")
-        done.append(replace(files, labels_n=labels_n, classes=classes).take(order_n))
+        by_class = replace(files, labels_n=labels_n, classes=classes)
+        if (np.diff(labels_n) < 0).any():
+            by_class = by_class.take(np.argsort(labels_n, kind="stable"))
+        done.append(by_class)
     return done
 
 
