@@ -34,11 +34,12 @@ class Readable:
     """A source that a loader reads ahead of."""
 
     read = None
+    bytes_each = 100
     processor_seconds = 0.0
 
 
 def loader_of(prepare, steps: int = 100, source: object = Readable) -> Loader:
-    return Loader(source, prepare, steps, images=4, bytes_each=100)
+    return Loader(source, prepare, steps, images=4)
 
 
 @pytest.fixture
@@ -149,7 +150,7 @@ def ticking(monkeypatch, of_a_step: int, of_a_call: int):
     ("spent", "said"),
     [
         (240.0, "data: 50 % of the step; 2 more core(s) or tokens (python -m var_train.tokenize)"),
-        (40.0, "though decoding takes 0.2 of 2 core(s); a faster disk or tokens"),
+        (40.0, "50 % of the step, and decoding takes 0.2 of 2 core(s); a faster disk or tokens"),
     ],
 )
 def test_what_would_help_is_said_once_where_half_of_a_step_waits(
@@ -157,6 +158,7 @@ def test_what_would_help_is_said_once_where_half_of_a_step_waits(
 ):
     class Decoded:
         read = None
+        remedy = EncodedImages.remedy
         taken = -1.0
 
         @property
@@ -173,6 +175,15 @@ def test_what_would_help_is_said_once_where_half_of_a_step_waits(
     found.close()
     (record,) = caplog.records
     assert said in record.message
+
+
+def test_tokens_are_no_remedy_for_a_stage_that_trains_on_images(monkeypatch, caplog):
+    ticking(monkeypatch, of_a_step=0, of_a_call=4)
+    found = loader_of(lambda n: n)
+    for n in range(30):
+        found.take(n)
+    found.close()
+    assert "a faster disk would help" in caplog.text
 
 
 def test_nothing_is_said_of_a_step_that_hardly_waits(monkeypatch, caplog):

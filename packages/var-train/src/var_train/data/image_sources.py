@@ -4,6 +4,7 @@ Images are pixels here, uint8 (N, Y, X, 3). The caller converts them to the rang
 ``to_floats`` for passes that read channels last, ``to_model_range`` for ``Tokenizer.encode``.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -141,6 +142,8 @@ class ImageFolder:
         self.hashes_n: np.ndarray | None = None
         """If set, (N,) uint64: the contents that ``batch`` has read and expects again, or 0."""
         self._unreadable = UnreadableImages(files)
+        self.bytes_each = 23 * math.prod(image_size)
+        """Of an image that is ready for a step: as read, as floats, and draws of augmentation."""
         self.processor_seconds = 0.0
         """What all reading took so far, over all threads."""
         self._lock = Lock()

@@ -8,7 +8,7 @@ whether its batch was ready or not, and a batch that no step takes leaves no tra
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
@@ -35,13 +35,16 @@ class Loader(Generic[T]):
         prepare: Callable[[int], T],
         count: int,
         images: int,
-        bytes_each: int,
     ) -> None:
         """source: what is read; nothing is prepared ahead of one without a method ``read``.
         prepare: may be called in any thread, and for numbers that are never taken; its result
-        depends on its number alone. count: of numbers. images: in a batch. bytes_each: of an image.
+        depends on its number alone. count: of numbers. images: in a batch.
+
+        ``source.bytes_each`` is what an image takes that is prepared. Where reading takes too long,
+        ``source.processor_seconds`` and ``source.remedy``, if they are there, say what would help.
         """
-        self._source, self._prepare, self._count = source, prepare, count
+        self._prepare, self._count = prepare, count
+        bytes_each = getattr(source, "bytes_each", 1)
         self._ahead = _batches_ahead(images, bytes_each) if hasattr(source, "read") else 0
         self._pool: ThreadPoolExecutor | None = None
         self._pending: dict[int, Future[T]] = {}
@@ -65,6 +68,10 @@ class Loader(Generic[T]):
         found = self._pending.pop(n).result()
         self._speed.note(begin, time.perf_counter())
         return found
+
+    def __iter__(self) -> Iterator[T]:
+        """What ``take`` returns for each number, in order."""
+        return map(self.take, range(self._count))
 
     def close(self) -> None:
         """Leaves what was prepared, and waits for the threads to end; ``take`` starts them again.
@@ -120,15 +127,15 @@ class _Speed:
         self._said = True
         spent = self._processor_seconds() - self._spent
         busy, wanted = spent / seconds, spent / (seconds - self._waited)
-        tokens = "tokens (python -m var_train.tokenize)"
-        if busy < processor_count() / 2:  # decoding does not hold it up
+        remedy = getattr(self._source, "remedy", "")
+        if spent < self._waited * processor_count() / 2:  # decoding is not what it waited for
             log.warning(
-                "data: %.0f %% of the step, though decoding takes %.1f of %d core(s); a faster "
-                "disk or %s would help",
-                *(100 * share, busy, processor_count(), tokens),
+                "data: %.0f %% of the step, and decoding takes %.1f of %d core(s); a faster disk%s "
+                "would help",
+                *(100 * share, busy, processor_count(), remedy and f" or {remedy}"),
             )
         else:
             log.warning(
-                "data: %.0f %% of the step; %d more core(s) or %s would help",
-                *(100 * share, math.ceil(wanted - busy), tokens),
+                "data: %.0f %% of the step; %d more core(s)%s would help",
+                *(100 * share, math.ceil(wanted - busy), remedy and f" or {remedy}"),
             )

@@ -14,7 +14,8 @@ those. If a file's time changed but not its size, its content decides.
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,14 +31,16 @@ from var_tokenizer.common import (
     quoted,
     remove_leftovers,
     replacing,
+    to_model_range,
     write_tensors,
 )
 
 from var_train.data.batches import padded_batches
 from var_train.data.crops import PlaceOf, draw_place
-from var_train.data.image_sources import Batch, ImageFolder
+from var_train.data.image_sources import Batch, ImageFolder, ReadImages, read_images
+from var_train.data.loader import Loader
 from var_train.data.token_shards import DTYPES, Arrays, Shard, TokenShards
-from var_train.data.token_sources import EncodedImages, fingerprint
+from var_train.data.token_sources import fingerprint
 from var_train.listing.image_files import ImageFiles, content_hash, first_of, gone_and_new
 from var_train.listing.name_list import NameList
 from var_train.parallel import workers
@@ -188,6 +191,7 @@ class TokenCache:
         self.classes, self.mirrors, self.crops = index.classes, index.mirrored, index.crops
         self._rows = index.crops_of(split)
         self._size, self._length = index.images[split], tokenizer.schedule.length
+        self.bytes_each = 4 * self._length  # as ids
         self._shard = index.shard
         digest, shards, labels = hashlib.sha256(), [], []
         for path, images in index.shards(Path(folder), split):
@@ -225,6 +229,13 @@ class TokenCache:
         )
         names, labels_n = NameList.of(names_n.tolist()), self.labels_n[index_n]
         return ImageFiles(self._folder, names, labels_n, self.classes, sizes_n, times_n, hashes_n)
+
+    def read(
+        self, indices: np.ndarray, flip: np.ndarray | None = None, place_of: PlaceOf | None = None
+    ) -> Callable[[], Batch]:
+        """See ``read_tokens``."""
+        batch = self.batch(indices, flip, place_of)
+        return lambda: batch
 
     def batch(
         self, indices: np.ndarray, flip: np.ndarray | None = None, place_of: PlaceOf | None = None
@@ -410,23 +421,28 @@ def _write_shard(
     index: CacheIndex,
     split: str,
 ) -> None:
-    source = EncodedImages(tokenizer, images)
     dtype = np.dtype(np.uint16 if index.vocab_size <= 2**16 else np.int32)
-    labels_n = np.empty(len(rows), np.int32)
-    cropped = split == "train" and index.crops > 0
-    arrays = {}
-    for name in index.arrays[:-1]:
-        flip = np.full(batch, name == "flipped")
-        crops = []
-        for crop in range(index.crops_of(split)):
-            place_of = partial(draw_place, index.seed, crop) if cropped else None
-            parts = []
-            for places in padded_batches(len(rows), batch):
-                ids_bl, labels_n[places] = source.batch(rows[places], flip, place_of)
-                parts.append(ids_bl.astype(dtype))
-            crops.append(np.concatenate(parts)[: len(rows)])
-        arrays[name] = np.stack(crops, 1).reshape(-1, crops[0].shape[1])
-    arrays["labels"] = labels_n
+    crops, batches = index.crops_of(split), padded_batches(len(rows), batch)
+    shape = (len(rows) * crops, tokenizer.schedule.length)
+    arrays = {name: np.empty(shape, dtype) for name in index.arrays[:-1]}
+
+    def read(n: int) -> tuple[slice, ReadImages]:
+        crop, number = divmod(n, len(batches))
+        cropped = split == "train" and index.crops > 0
+        place_of = partial(draw_place, index.seed, crop) if cropped else None
+        own = slice(number * batch * crops + crop, (number + 1) * batch * crops, crops)
+        return own, read_images(images, rows[batches[number]], None, place_of)
+
+    with closing(Loader(images, read, crops * len(batches), batch)) as loader:
+        for own, found in loader:
+            found.take()
+            for name, array in arrays.items():
+                pixels_byxc = found.pixels_byxc[:, :, :: -1 if name == "flipped" else 1]
+                ids_bl = tokenizer.encode_sequence(
+                    to_model_range(np.ascontiguousarray(pixels_byxc))
+                )
+                array[own] = ids_bl[: len(array[own])]  # repeats fill up the last batch
+    arrays["labels"] = images.labels_n[rows]
     with replacing(path) as temporary:
         made_of = _made_of(images, rows)
         names = json.dumps([images.files.names[index] for index in made_of["index"]])

@@ -115,6 +115,8 @@ class EncodedImages:
     """Images that are encoded whenever a batch asks for them: a ``TokenSource``."""
 
     mirrors = True
+    remedy = "tokens (python -m var_train.tokenize)"
+    """What to train from instead where decoding takes too long."""
 
     def __init__(self, tokenizer: Tokenizer, images: ImageSource) -> None:
         self._tokenizer, self._images = tokenizer, images
@@ -150,6 +152,11 @@ class EncodedImages:
     def processor_seconds(self) -> float:
         """As that of ``ImageFolder``."""
         return getattr(self._images, "processor_seconds", 0.0)
+
+    @property
+    def bytes_each(self) -> int:
+        """As that of ``ImageFolder``."""
+        return getattr(self._images, "bytes_each", 1)
 
 
 def tokens_of(

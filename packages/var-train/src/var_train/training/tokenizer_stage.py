@@ -116,15 +116,8 @@ class TokenizerTraining:
         self._keeper = CodebookKeeper(tokenizer, config.codebook, config.batch)
         self._adversarial_from = round(config.adversary.start * self.steps)
         self._adaptive_weight = np.float32(0)  # none is known before the first adversarial step
-        rows, columns = tokenizer.config.image_size
-        pixel = 3 + 3 * 4 + 2 * 4  # bytes: as read, as floats, what moves and what is cut
-        self._loader = Loader(
-            train,
-            self._prepare,
-            self.steps,
-            self._own.stop - self._own.start,
-            pixel * rows * columns,
-        )
+        images = self._own.stop - self._own.start
+        self._loader = Loader(train, self._prepare, self.steps, images)
         self._watch = Stopwatch()
         workers.synchronize(list(tokenizer.get_parameters()))
         self._compile()

@@ -193,9 +193,8 @@ class TransformerTraining:
         self._drop_rates_d = np.linspace(0, rate, model.config.depth)
         self._loss_scale = LossScale(config.precision)
         self._watch, self._attention = Stopwatch(), AttentionChoice(model)
-        rows, columns = tokenizer.config.image_size
-        parts, pixel = self.steps * config.accumulation, 3 + 3 * 4  # bytes: as read, and as floats
-        self._loader = Loader(train, self._prepare, parts, self._share, pixel * rows * columns)
+        parts = self.steps * config.accumulation
+        self._loader = Loader(train, self._prepare, parts, self._share)
         self.checkpoint_bytes = training_bytes(list(model.get_parameters()), config.ema > 0)
         workers.synchronize(list(model.get_parameters()))
         self._compile()
