@@ -187,6 +187,18 @@ def test_statistics_of_another_number_of_features_are_refused(judge, tmp_path):
     narrow = replace(narrow, pooled_bf=narrow.pooled_bf[:, :5])
     code, said, _ = judge(samples, openai(tmp_path / "r.npz", narrow), network=Projections("FID"))
     assert code == 2 and "mu has 5 features; expected 12" in said
+    full = openai(tmp_path / "f.npz", Projections().features(smooth(1, 99)))
+    code, said, _ = judge(full, tmp_path / "r.npz", network=Projections("FID"))
+    assert code == 2 and "r.npz: mu has 5 features; expected 12" in said
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_before_the_network_looks(judge, tmp_path):
+    (tmp_path / "out").touch()
+    samples = npz(tmp_path / "s.npz", smooth(0, 30))
+    network = Projections()
+    object.__setattr__(network, "features", None)
+    code, said, _ = judge(samples, samples, network=network)
+    assert code == 2 and "cannot write here" in said
 
 
 @pytest.mark.parametrize(

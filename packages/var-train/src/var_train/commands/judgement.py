@@ -13,6 +13,7 @@ from var_tokenizer.common import (
     images_that_fit,
     needing_memory,
     quoted,
+    replacing,
 )
 from var_tokenizer.common.progress import working
 
@@ -153,6 +154,7 @@ def evaluate_samples(config: SampleEvaluationConfig) -> Judgement:
             *(*(sizes[0] or ()), *(sizes[1] or ())),
         )
     with holding(config.out):
+        _check_writable(config.out)
         return _judge(config, network, sets, max(y * x for y, x in filter(None, [*sizes, (1, 1)])))
 
 
@@ -232,6 +234,14 @@ def _check(one: _Set) -> tuple[int, int] | None:
         return one.images.check(lambda n: bar.advance(n, steps=n))
 
 
+def _check_writable(folder: Path) -> None:
+    """Raises InputError now if nothing could be written when hours are spent."""
+    probe = folder / ".writable"
+    with replacing(probe):
+        pass
+    probe.unlink()
+
+
 def _left_out(network: JudgeNetwork, sets: list[_Set], batch: int) -> dict[str, str]:
     """Field -> why it is left out, from one batch. Raises InputError for saved ones that differ."""
     samples = sets[0]
@@ -243,8 +253,7 @@ def _left_out(network: JudgeNetwork, sets: list[_Set], batch: int) -> dict[str, 
             left_out |= dict.fromkeys(_OF_FEATURES, why)
     looked_at = next((one.images for one in sets if one.images is not None), None)
     found = None if looked_at is None else _look_once(network, looked_at, batch)
-    if found is not None:
-        _check_saved(sets, found)
+    _check_saved(sets, found)
     for one in sets:
         saved_alone = one.saved is not None and one.saved.spatial is None
         if saved_alone or (one.saved is None and found is not None and found.spatial_bf is None):
@@ -268,22 +277,24 @@ def _look_once(network: JudgeNetwork, images: ImagesToJudge, batch: int) -> Feat
         return network.features(first_byxc[np.arange(batch) % len(first_byxc)])
 
 
-def _check_saved(sets: list[_Set], found: Features) -> None:
-    """Raises InputError if saved statistics have not as many features as the network gives."""
+def _check_saved(sets: list[_Set], found: Features | None) -> None:
+    """Raises InputError if saved statistics have not as many features as the others."""
+    known: dict[str, int] = {}
+    if found is not None:
+        known["mu"] = found.pooled_bf.shape[1]
+        if found.spatial_bf is not None:
+            known["mu_s"] = found.spatial_bf.shape[1]
     for one in sets:
         if one.saved is None:
             continue
-        pairs = (
-            (one.saved.pooled, found.pooled_bf, "mu"),
-            (one.saved.spatial, found.spatial_bf, "mu_s"),
-        )
-        for gaussian, features, name in pairs:
-            if gaussian is None or features is None:
+        for name, gaussian in (("mu", one.saved.pooled), ("mu_s", one.saved.spatial)):
+            if gaussian is None:
                 continue
-            if len(gaussian.mean_f) != features.shape[1]:
+            count = len(gaussian.mean_f)
+            if known.setdefault(name, count) != count:
                 raise InputError(
-                    f"{quoted(one.path)}: {name} has {len(gaussian.mean_f)} features; expected "
-                    f"{features.shape[1]}, as the judge gives"
+                    f"{quoted(one.path)}: {name} has {count} features; expected {known[name]}, as "
+                    "the images or the other statistics have"
                 )
 
 
