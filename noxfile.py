@@ -269,9 +269,17 @@ def operators(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def growth(session: nox.Session) -> None:
-    """How time grows with batch, depth and resolution; draws docs/pictures/speed.png."""
-    install(session, "var-tokenizer", "var-transformer", extras=("matplotlib",))
+    """How time grows with batch, depth and resolution, and a training with its images.
+
+    `-- --check` compares the costs of 100,000 images with those of 20,000 instead, and fails where
+    an image or a step costs more.
+    """
+    install(session, "var-tokenizer", "var-transformer", "var-train", extras=("matplotlib",))
+    if session.posargs == ["--check"]:
+        session.run("python", "benchmarks/data_growth.py", "--check")
+        return
     session.run("python", "benchmarks/speed/growth.py", *session.posargs)
+    session.run("python", "benchmarks/data_growth.py")
     session.run("python", "benchmarks/speed/chart.py")
     session.run("python", "benchmarks/speed/tables.py")
 

@@ -165,19 +165,49 @@ def operators(measured: Latest) -> str:
     return table(["kernel / composed", *heads], body)
 
 
+def data_growth(growing: Latest) -> str:
+    """What a training costs by the number of its images."""
+    rows: dict[str, tuple[str, float, int]] = {  # key, unit of a number, digits
+        "list the folder, s": ("scan", 1, 1),
+        "the same when no folder has changed, s": ("scan_again", 1, 1),
+        "note its files for a resumption, s": ("note", 1, 2),
+        "memory of its lists, MB": ("bytes", 1e6, 0),
+        "at its highest": ("peak_bytes", 1e6, 0),
+        "which images a step takes, us": ("step", 1e-6, 0),
+        "find the class of an image among its files, us": ("class", 1e-6, 1),
+        "read an image, us": ("image", 1e-6, 0),
+        "the same of one class (`evaluate`), us": ("image_one_class", 1e-6, 0),
+        "open the token cache, s": ("cache_open", 1, 2),
+        "check a shard at its first touch, ms": ("cache_check", 1e-3, 0),
+        "read an image's tokens, us": ("cache_image", 1e-6, 0),
+        "compare the images at a resumption, s": ("resume", 1, 2),
+        "go on with `metrics.jsonl`, s": ("metrics", 1, 2),
+        "first step from images, by the clock, s": ("first_step_pixels", 1, 1),
+        "first step from tokens, by the clock, s": ("first_step_tokens", 1, 1),
+    }
+    body = []
+    for row, (key, unit, digits) in rows.items():
+        values = (of[key] / unit for of in growing.values())
+        body.append([row, *(f"{value:.{digits}f}" for value in values)])
+    return table(["images", *(f"{int(count):,}" for count in growing)], body)
+
+
 TABLES: tuple[Callable[[Latest], str], ...] = (speed, ratios, parts, first, differences)
 
 
-def with_tables(text: str, latest: Latest, growing: Latest, measured: Latest) -> str:
+def with_tables(
+    text: str, latest: Latest, growing: Latest, measured: Latest, of_data: Latest
+) -> str:
     """A page with its tables as the records have them."""
     texts = {of.__name__: of(latest) for of in TABLES}
     texts |= {"growth": growth(growing), "operators": operators(measured)}
+    texts |= {"data_growth": data_growth(of_data)}
     pattern = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
     return pattern.sub(lambda m: f"{m[1]}\n{texts[m[2]]}\n\n{m[3]}", text)
 
 
 def records() -> tuple[Latest, ...]:
-    names = ("latest.json", "growth.json", "operators.json")
+    names = ("latest.json", "growth.json", "operators.json", "growth-data.json")
     return tuple(json.loads((ROOT / "benchmarks" / name).read_text()) for name in names)
 
 
