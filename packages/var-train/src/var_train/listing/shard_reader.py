@@ -39,7 +39,10 @@ class ShardReader:
 
         Raises SourceError if the shard is gone, or no longer as it was indexed.
         """
-        file = self._opened(shard)
+        try:
+            file = self._opened(shard)
+        except SourceError as error:
+            raise SourceError(f"{error} ({name} was to be read)") from error
         path = quoted(self._paths[shard])
         try:
             status = os.fstat(file.number)
