@@ -10,15 +10,18 @@ from var_train.commands.pipeline import run_training
 from var_train.commands.run_config import read_run_config
 from var_train.parallel import workers
 from var_train.parallel.watch import alone_in, watched
+from var_train.reports.startup import Startup, process_age
 
 
 def main() -> None:
     """The command; see ``exit_codes`` for how it ends."""
     with exit_codes("interrupted; the same command continues from the last checkpoint"):
+        startup = Startup(process_age())
         workers.start()
         config = read_run_config()
+        startup.end("command line")
         with alone_in(config.out), watched(config.out):
-            run_training(config)
+            run_training(config, startup)
         workers.leave()
 
 

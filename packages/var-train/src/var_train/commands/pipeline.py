@@ -27,6 +27,7 @@ from var_train.parallel import workers
 from var_train.reports.digit_metrics import DigitReport
 from var_train.reports.images import save_reconstructions, save_samples
 from var_train.reports.json_files import write_report
+from var_train.reports.startup import Startup
 from var_train.reports.tokenizer_quality import measure_reconstructions
 from var_train.training.adapter_training import AdapterTraining
 from var_train.training.loop import train_stage
@@ -54,14 +55,18 @@ class _Laps:
         return round(time.monotonic() - self._started, 1)
 
 
-def run_training(config: RunConfig) -> dict[str, object]:
+def run_training(config: RunConfig, startup: Startup | None = None) -> dict[str, object]:
     """Trains, samples and reports; returns the content of ``report.json``.
+
+    startup: of the command, where the process began for this run.
 
     Raises InputError for unusable data or settings, before any file is written.
     """
-    laps = _Laps()
+    laps, startup = _Laps(), startup or Startup()
     tokenizer = build_tokenizer(config)
+    startup.end("models")
     train, val = load_data(config, tokenizer)
+    startup.end("data")
     given: dict[str, object] = {"init": None}
     first_stage, model = None, None
     sizes: dict[str, int] = {}  # of a checkpoint of each stage
@@ -80,17 +85,20 @@ def run_training(config: RunConfig) -> dict[str, object]:
     if config.trains_transformer:
         model, checksum = build_transformer(config, tokenizer, train.classes)
         given["init"] = given["init"] or checksum
-        averages = config.train_transformer.ema > 0
-        sizes["transformer"] = training_bytes(list(model.get_parameters()), averages)
+        # an adapter's checkpoints are small
+        kept = [] if config.train_transformer.lora.rank else list(model.get_parameters())
+        sizes["transformer"] = training_bytes(kept, config.train_transformer.ema > 0)
         config = replace(config, transformer=TransformerSizeConfig.of(model.config))
         config.train_transformer.check(model.config, len(train))
         config.sampling.sampler().check(len(tokenizer.schedule), tokenizer.vocab_size)
     log.info("%d training and %d validation images", len(train), len(val))
+    startup.end("models")
     metrics, settings, record = begin_run(config, given, train, val, sizes)
+    startup.end("checks of what is there")
 
     figures: dict[str, object] = {}
     if first_stage is not None:
-        rest = config.loop, settings["tokenizer"], config.resume, record
+        rest = config.loop, settings["tokenizer"], config.resume, record, startup
         with closing(first_stage):
             train_stage(first_stage, config.out, metrics, *rest)
         first_stage.finish()
@@ -109,6 +117,7 @@ def run_training(config: RunConfig) -> dict[str, object]:
             train_tokens = tokens_of(tokenizer, train, batch, config.train_transformer.flip)
             val_tokens = tokens_of(tokenizer, val, batch)
         laps.end("tokens")
+        startup.end("tokens")
         trained = model, tokenizer, train_tokens, val_tokens, config.train_transformer, config.seed
         second_stage: TransformerTraining
         if config.train_transformer.lora.rank:
@@ -118,8 +127,9 @@ def run_training(config: RunConfig) -> dict[str, object]:
         else:
             model.class_names, model.tokenizer_checksum = train.classes, tokenizer.checksum()
             second_stage = TransformerTraining(*trained, config.sampling)
+        startup.end("models")
         depends_on = settings["transformer"] | {"tokenizer": fingerprint(tokenizer)}
-        rest = config.loop, depends_on, config.resume, record
+        rest = config.loop, depends_on, config.resume, record, startup
         with closing(second_stage):
             figures |= train_stage(second_stage, config.out, metrics, *rest)
         second_stage.finish()

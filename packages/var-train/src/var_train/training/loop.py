@@ -26,6 +26,7 @@ from var_train.data.resume_check import DataRecord, check_data
 from var_train.parallel import workers
 from var_train.reports.metrics_log import MetricsLog, Value
 from var_train.reports.progress_bars import step_bar
+from var_train.reports.startup import Startup
 from var_train.training.changes import check_settings
 from var_train.training.checkpoints import CheckpointFolder
 from var_train.training.saving import BackgroundSaver
@@ -123,6 +124,7 @@ def train_stage(
     settings: dict[str, object],
     resume: bool = True,
     data: DataRecord | None = None,
+    startup: Startup | None = None,
 ) -> dict[str, Value]:
     """Trains ``stage`` to its last step; returns the last validation's numbers.
 
@@ -130,7 +132,8 @@ def train_stage(
     model as ``FOLDER/STAGE.safetensors``, and the best one as ``STAGE-best.safetensors``.
     settings: what the training depends on, in JSON's types; ``changes`` says what of it may differ
     from the checkpoint's. resume: continue from the newest checkpoint, if there is one; otherwise
-    all checkpoints of the stage are removed. data: what each checkpoint brings up to date.
+    all checkpoints of the stage are removed. data: what each checkpoint brings up to date. startup:
+    what names the parts of the time to the first step.
 
     Ctrl-C and SIGTERM save after the current step and exit with 130: the training is not done.
     Raises InputError for a checkpoint of other settings, a loss that is not finite (the last good
@@ -171,6 +174,8 @@ def train_stage(
             warn_of_kills(stage.remedy)
         snapshot = None  # or its file would take room on the disk for as long as the training lasts
     metrics.rewind(stage.name, done, pending)
+    if startup is not None:
+        startup.end("checkpoint and metrics")
 
     def save(is_best: bool = False) -> None:
         if data is not None:
@@ -229,8 +234,11 @@ def train_stage(
             speed = {"images_per_second": stage.batch / seconds, "seconds_step": seconds}
             metrics.write(stage.name, done, **values, **speed)
             bar.advance(stage.batch, loss)
-            if done == first and workers.rank() == 0:
-                saver.reserve(stage.name)
+            if done == first:
+                if startup is not None:
+                    startup.end_first_step()
+                if workers.rank() == 0:
+                    saver.reserve(stage.name)
             saver.check()
             done += 1
             stop = workers.any_worker(interrupted())

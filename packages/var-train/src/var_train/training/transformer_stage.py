@@ -195,7 +195,7 @@ class TransformerTraining:
         self._watch, self._attention = Stopwatch(), AttentionChoice(model)
         parts = self.steps * config.accumulation
         self._loader = Loader(train, self._prepare, parts, self._share)
-        self.checkpoint_bytes = training_bytes(list(model.get_parameters()), config.ema > 0)
+        self.checkpoint_bytes = training_bytes(self._kept()[1], config.ema > 0)
         workers.synchronize(list(model.get_parameters()))
         self._compile()
 
