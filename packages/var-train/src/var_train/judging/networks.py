@@ -31,7 +31,7 @@ from var_tokenizer.common import (
 )
 
 from var_train.judging import efficientnet, inception
-from var_train.losses.perceptual_loss import FeatureNetwork
+from var_train.losses.perceptual_loss import FeatureNetwork, PerceptualNetwork
 
 DEFAULT_NETWORK = "EffLite0"
 _AT_ONCE = 10  # images: their maps nearly fit into the processor's cache
@@ -72,14 +72,18 @@ def load_network(name_or_path: str | Path | None) -> JudgeNetwork:
     Raises InputError if the package of the default is missing, and for a file that is missing,
     holds another network, or has tensors that are missing, of other shapes or not finite.
     """
-    if name_or_path is None or name_or_path == DEFAULT_NETWORK:
+    if name_or_path is None or str(name_or_path) == DEFAULT_NETWORK:
         return _EfficientNetLite()
     path = Path(name_or_path)
     if not path.is_file():
         raise InputError(
             f"{quoted(path)}: no such file; expected a network, .safetensors, or {DEFAULT_NETWORK}"
         )
-    if format_of(path) == "PyTorch":
+    try:
+        found = format_of(path)
+    except OSError as error:
+        raise InputError(f"{quoted(path)}: cannot read it: {error.strerror}") from error
+    if found == "PyTorch":
         raise InputError(
             f"{quoted(path)}: a PyTorch checkpoint; expected .safetensors, which var-convert makes "
             "of Inception v3: var-convert IT inception.safetensors"
@@ -94,6 +98,22 @@ def load_network(name_or_path: str | Path | None) -> JudgeNetwork:
             "(features.0.weight, ...)"
         )
     return _VggLike(path)
+
+
+def load_perceptual_network(name_or_path: Path) -> PerceptualNetwork:
+    """The network of a perceptual loss: DEFAULT_NETWORK, or a VGG-like file.
+
+    Raises InputError as ``load_network`` does.
+    """
+    if str(name_or_path) == DEFAULT_NETWORK:
+        return efficientnet.EfficientNetLevels()
+    return FeatureNetwork.load(name_or_path)
+
+
+def network_digest(name_or_path: Path) -> str:
+    """What tells the network of a perceptual loss from others: the SHA-256 of its file."""
+    is_default = str(name_or_path) == DEFAULT_NETWORK
+    return efficientnet.DIGEST if is_default else file_digest(name_or_path)
 
 
 class _EfficientNetLite:

@@ -14,7 +14,20 @@ _STD = np.array([0.229, 0.224, 0.225], np.float32)
 _LAYER = re.compile(r"(?:features\.)?([0-9]{1,4})\.(weight|bias)")
 
 
-class FeatureNetwork(nn.Cell):
+class PerceptualNetwork(nn.Cell):
+    """Images (B, Y, X, 3) in [-1, 1] to maps (B, y, x, C), fine to coarse, by frozen weights."""
+
+    def distance(self, output_byxc: Tensor, images_byxc: Tensor) -> Tensor:
+        """The perceptual loss: mean squared distance of unit features (LPIPS, arXiv:1801.03924)."""
+        total = 0.0
+        ours, theirs = self.construct(output_byxc), self.construct(images_byxc)
+        for i in range(len(ours)):
+            error = _unit(ours[i]) - _unit(theirs[i])
+            total = total + (error * error).sum(3).mean()
+        return total / len(ours)
+
+
+class FeatureNetwork(PerceptualNetwork):
     """A VGG-like stack of 3x3 convolutions, ReLU and 2x2 maximum pooling.
 
     Its file is .safetensors with torchvision's names, ``features.N.weight`` (O, I, 3, 3) and
@@ -97,15 +110,6 @@ class FeatureNetwork(nn.Cell):
                 x_byxc = self.pool(x_byxc.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
             x_byxc = ops.relu(self.pixels(self.convs[i](self.maps(x_byxc))))
         return (*maps, x_byxc)
-
-    def distance(self, output_byxc: Tensor, images_byxc: Tensor) -> Tensor:
-        """The perceptual loss: mean squared distance of unit features (LPIPS, arXiv:1801.03924)."""
-        total = 0.0
-        ours, theirs = self.construct(output_byxc), self.construct(images_byxc)
-        for i in range(len(ours)):
-            error = _unit(ours[i]) - _unit(theirs[i])
-            total = total + (error * error).sum(3).mean()
-        return total / len(ours)
 
 
 def _unit(x_byxc: Tensor) -> Tensor:

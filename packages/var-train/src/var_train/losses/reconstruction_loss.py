@@ -12,7 +12,7 @@ from mindspore import Tensor, nn, ops
 from var_tokenizer import layout
 from var_tokenizer.common import InputError, check_number
 
-from var_train.losses.perceptual_loss import FeatureNetwork
+from var_train.judging.networks import load_perceptual_network
 from var_train.operators import mean_magnitude
 
 
@@ -29,8 +29,8 @@ class ReconstructionLossConfig:
     perceptual: float = 1.0
     """Weight of the distance between features of ``feature_network``."""
     feature_network: Path | None = None
-    """A .safetensors file of a VGG-like network (``FeatureNetwork``). Without one there is no
-    perceptual loss."""
+    """EffLite0, EfficientNet-Lite0 from the extra [judge], or a .safetensors file of a VGG-like
+    network (``FeatureNetwork``). Without one there is no perceptual loss."""
 
     def __post_init__(self) -> None:
         """Raises InputError for a weight below 0."""
@@ -80,7 +80,7 @@ class ReconstructionLoss(nn.Cell):
         self.structure_weight, self.perceptual_weight = weights.structure, weights.perceptual
         self.structure = StructureLoss(image_size) if weights.structure else None
         file = weights.feature_network if weights.perceptual else None
-        self.network = None if file is None else FeatureNetwork.load(file)
+        self.network = None if file is None else load_perceptual_network(file)
         self.mean_square = layout.mean_square()
 
     def construct(self, output_byxc: Tensor, images_byxc: Tensor) -> Tensor:
