@@ -14,6 +14,7 @@ from var_train.data.image_sources import (
     load_folder,
     load_image_tree,
 )
+from var_train.data.loader import Loader
 from var_train.data.token_cache import TokenCache, write_cache
 from var_train.data.token_sources import TokenSet, TokenSource, tokens_of
 from var_train.losses.discriminator import AdversaryConfig
@@ -46,6 +47,7 @@ __all__ = [
     "ImageFolder",
     "ImageSet",
     "ImageSource",
+    "Loader",
     "LoopConfig",
     "MetricsLog",
     "PrecisionConfig",
