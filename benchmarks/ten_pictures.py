@@ -56,7 +56,7 @@ class Config:
     """The digits that the model does not see at first."""
     pictures: int = 10
     """Real pictures of each new digit."""
-    rehearsed: int = 20
+    rehearsed: int = 5
     """Pictures of each old digit that the model draws and is trained on, too."""
     draws: int = 3
     """Draws of the ten pictures: 0, 1, ..."""
@@ -64,9 +64,11 @@ class Config:
     """Images of each digit that are judged."""
     rank: int = 2
     """Rank of the adapter."""
-    epochs: int = 100
+    targets: tuple[str, ...] = ("mat_qkv", "proj", "fc1", "fc2", "ada_lin")
+    """What is adapted; the modulation, too, by which a class says what it is."""
+    epochs: int = 200
     """Passes of the adapter's training over all pictures."""
-    rate: float = 3e-3
+    rate: float = 1e-2
     """Its peak learning rate."""
     cfg: float = 1.5
     """Guidance of everything that is drawn."""
@@ -160,7 +162,7 @@ def adapt(
         epochs=config.epochs,
         batch=30,
         optimizer=AdamWConfig(learning_rate=config.rate),
-        lora=LoraConfig(rank=config.rank, alpha=2.0 * config.rank),
+        lora=LoraConfig(config.rank, 2.0 * config.rank, config.targets),
         samples_per_class=0,
     )
     report = run_training(

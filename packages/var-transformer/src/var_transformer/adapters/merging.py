@@ -1,7 +1,7 @@
 """Adapters added to the weights of a model, several at once: what a generation computes with."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import mindspore as ms
@@ -141,5 +141,11 @@ def names_of_classes(model: Transformer) -> tuple[str, ...]:
 
 def checksum_of(model: Transformer) -> str:
     """That of the weights, as ``var-convert inspect`` shows it."""
-    tensors = model.published_tensors()
-    return weights_checksum((name, a.shape, [a]) for name, a in tensors.items())
+    return weights_checksum(
+        (name, tuple(parameter.shape), _array(parameter))
+        for name, parameter in model.parameters_and_names()
+    )
+
+
+def _array(parameter: Parameter) -> Iterator[np.ndarray]:
+    yield parameter.asnumpy()  # when it is asked for: all copies at once would be a second model
