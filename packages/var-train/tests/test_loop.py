@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from var_tokenizer.common import InputError, snapshots
+from var_train.listing.source_errors import SourceError
 from var_train.reports.metrics_log import MetricsLog
 from var_train.training.checkpoints import CheckpointFolder
 from var_train.training.loop import LoopConfig, check_resumable, train_stage
@@ -100,6 +101,19 @@ def test_an_interrupt_while_a_checkpoint_is_written_leaves_it_whole(tmp_path, mo
     again = Counting()
     trained(tmp_path, again)
     assert again.done == 10
+
+
+def test_a_stage_whose_data_disappears_is_saved_and_goes_on(tmp_path, caplog):
+    def disappears(step: int) -> None:
+        if step == 7:
+            raise SourceError("a.tar: is gone")
+
+    caplog.set_level(logging.INFO)
+    with pytest.raises(SourceError):
+        trained(tmp_path, Counting(disappears), checkpoint_every=100)
+    again = Counting()
+    trained(tmp_path, again)
+    assert again.done == 10 and "resumed after step 7 of 10" in caplog.text
 
 
 def test_a_repeated_signal_counts_once_and_a_later_one_ends_at_once(tmp_path, monkeypatch):

@@ -14,7 +14,9 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-from var_tokenizer.common import InputError, TensorHeader, quoted, read_header
+from var_tokenizer.common import TensorHeader, quoted, read_header
+
+from var_train.listing.source_errors import SourceError
 
 DTYPES: dict[str, np.dtype[Any]] = {"U16": np.dtype(np.uint16), "I32": np.dtype(np.int32)}
 """Types of tokens and labels, by their names in a file."""
@@ -64,7 +66,7 @@ class TokenShards:
     def row(self, name: str, shard: int, row: int) -> np.ndarray:
         """A row of the array ``name`` of a shard.
 
-        Raises InputError, which names the file, for one that is damaged, gone, or another than it
+        Raises SourceError, which names the file, for one that is damaged, gone, or another than it
         was, and if the process may not open another file.
         """
         with self._lock:
@@ -90,7 +92,7 @@ class TokenShards:
                 file = _OpenFile(path)
         except OSError as error:
             more = "; expected more of them to be allowed (ulimit -n)"
-            raise InputError(
+            raise SourceError(
                 f"{quoted(path)}: cannot read this shard: {error.strerror}"
                 f"{more if error.errno in (errno.EMFILE, errno.ENFILE) else ''}"
             ) from error
@@ -104,7 +106,7 @@ class TokenShards:
         tensors = self._shards[shard].tensors
         arrays = {n: self._read(file, shard, tensors[n], tensors[n].shape) for n in self._names}
         if not self._is_whole(shard, arrays):
-            raise InputError(
+            raise SourceError(
                 f"{quoted(self._shards[shard].path)}: damaged, or another than when the command "
                 "began; expected a whole shard (the same var_train.tokenize command writes a "
                 "damaged one again)"
@@ -122,7 +124,7 @@ class TokenShards:
         size = int(np.prod(shape)) * dtype.itemsize
         data = file.read(size, about.begin + row * size)
         if len(data) < size:
-            raise InputError(
+            raise SourceError(
                 f"{quoted(self._shards[shard].path)}: became shorter; expected the shard that was "
                 "there when the command began"
             )

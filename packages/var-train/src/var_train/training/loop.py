@@ -23,6 +23,7 @@ from var_tokenizer.common import (
 from var_tokenizer.common.command import INTERRUPTED
 
 from var_train.data.resume_check import DataRecord, check_data
+from var_train.listing.source_errors import SourceError
 from var_train.parallel import workers
 from var_train.reports.metrics_log import MetricsLog, Value
 from var_train.reports.progress_bars import step_bar
@@ -228,7 +229,13 @@ def train_stage(
             stop = workers.any_worker(interrupted())
         while done < stage.steps and not stop:
             begin = time.perf_counter()
-            values = stage.train_step(done)
+            try:
+                values = stage.train_step(done)
+            except SourceError:  # from its data, before it has changed anything
+                if workers.size() == 1 and done > first:  # several would wait for one another
+                    save()
+                    log.error("%s: saved after step %d of %d", stage.name, done, stage.steps)
+                raise
             seconds = time.perf_counter() - begin
             loss = check_finite(_loss_of(values), stage.name, done)
             speed = {"images_per_second": stage.batch / seconds, "seconds_step": seconds}
