@@ -20,7 +20,8 @@ def commands() -> list[str]:
     for path in ROOT.glob("*/src/**/*.py"):
         if path.name == "__main__.py" or '__name__ == "__main__"' in path.read_text():
             parts = path.with_suffix("").relative_to(ROOT).parts[2:]  # after PACKAGE/src
-            found.append(".".join(part for part in parts if part != "__main__"))
+            if "cpp" not in parts:  # a script of the build, which is not installed
+                found.append(".".join(part for part in parts if part != "__main__"))
     return sorted(found)
 
 
