@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -83,6 +84,15 @@ def test_arrays_of_another_kind_are_refused_by_name(arrays, message, tmp_path):
     with pytest.raises(InputError, match=message) as error:
         read(npz(tmp_path / "a.npz", **arrays))
     assert "a.npz" in str(error.value)
+
+
+def test_the_range_of_large_images_is_that_of_their_first_values(tmp_path):
+    path = npz(tmp_path / "a.npz", arr_0=np.ones((2, 1600, 1600, 3)))  # 123 MB
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"float64 in \[1, 1\].*multiply by 255"):
+        read(path)
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
 
 
 class Trap:

@@ -19,6 +19,7 @@ from var_train.data.image_sources import ImageFolder, load_folder, load_image_tr
 from var_train.data.resume_check import DataRecord, check_data
 from var_train.listing import shard_scan
 from var_train.listing.find_images import find_images
+from var_train.listing.shard_index import ShardIndex
 from var_train.listing.shard_scan import expand
 
 SIZE = (8, 12)
@@ -271,6 +272,40 @@ def test_a_damaged_index_is_made_again(shards, indexed, tmp_path):
         content = bytearray(path.read_bytes())
         content[-3] ^= 1
         path.write_bytes(content)
+    indexed.clear()
+    find_images(shards)
+    assert len(indexed) == 8
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels_n": lambda n: n.astype(np.float32)},
+        {"sizes_n": lambda n: n[:-1]},
+        {"more": lambda _: np.zeros(1)},
+        {"names": lambda text: text[: text.size // 2]},
+    ],
+)
+def test_an_index_of_another_make_is_made_again(shards, indexed, monkeypatch, changes):
+    arrays_of = ShardIndex.arrays
+
+    def arrays(index: ShardIndex) -> dict[str, np.ndarray]:
+        found = arrays_of(index)
+        return found | {name: change(found.get(name)) for name, change in changes.items()}
+
+    monkeypatch.setattr(ShardIndex, "arrays", arrays)
+    first = find_images(shards)
+    indexed.clear()
+    again = find_images(shards)
+    assert len(indexed) == 8
+    assert [a.labels_n.tolist() for a in again] == [f.labels_n.tolist() for f in first]
+
+
+def test_a_pipe_in_the_place_of_an_index_is_no_index(shards, indexed, tmp_path):
+    find_images(shards)
+    for path in (tmp_path / "cache" / "var-train").iterdir():
+        path.unlink()
+        os.mkfifo(path)
     indexed.clear()
     find_images(shards)
     assert len(indexed) == 8

@@ -311,6 +311,7 @@ def changed(folder: Path, tmp_path: Path, arrays=None, **settings_) -> Path:
         ({"r": 0}, "r is 0; expected a whole number"),
         ({"r": 5}, r"lora_A \(4, 32\) and lora_B .* since r is 5"),
         ({"lora_alpha": "8"}, "lora_alpha is 8; expected a number"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 1000.*; expected a number, at most 1e"),
         ({"modules_to_save": ["head"]}, "modules_to_save is .*head.*; expected none, or class_emb"),
         ({"trainable_token_indices": None}, "trainable_token_indices is None; expected 1 num"),
         ({"arrays": {PAIR.format("B"): None}}, "has lora_A of blocks.0.attn.proj without lora_B"),
@@ -319,6 +320,10 @@ def changed(folder: Path, tmp_path: Path, arrays=None, **settings_) -> Path:
         ({"arrays": {PAIR.format("A"): np.ones((3, 32), np.float32)}}, r"lora_A \(3, 32\)"),
         ({"arrays": {PAIR.format("A"): np.ones((4, 32), np.int32)}}, "dtype I32"),
         ({"arrays": {ROWS: np.ones(32, np.float32)}}, "expected rows of numbers"),
+        (
+            {"arrays": {PAIR.format("A").removeprefix("base_model.model."): np.ones((4, 32))}},
+            "lora_A.weight with and without base_model.model.",
+        ),
     ],
 )
 def test_what_is_damaged_or_not_done_here_is_refused_by_name(folder, tmp_path, changes, said):

@@ -39,8 +39,13 @@ class Gaussian:
 
     @classmethod
     def of_covariance(cls, mean_f: np.ndarray, covariance_ff: np.ndarray) -> "Gaussian":
-        """From saved statistics; what rounding alone left in singular directions counts as 0."""
+        """From saved statistics; what rounding alone left in singular directions counts as 0.
+
+        Raises ValueError for negative variances beyond rounding, that of float32 sums included.
+        """
         variance_f, directions_ff = np.linalg.eigh(np.asarray(covariance_ff, np.float64))
+        if variance_f[0] < -1e-3 * max(variance_f[-1], 0.0):
+            raise ValueError(f"has a variance of {variance_f[0]:.3g}; expected none below 0")
         noise = len(variance_f) * np.finfo(np.float64).eps * max(variance_f[-1], 0.0)
         real_m = variance_f > noise
         root_mf = np.sqrt(variance_f[real_m])[:, None] * directions_ff.T[real_m]

@@ -58,10 +58,20 @@ class NpzFile:
             while part := file.read(_PART):
                 yield len(part)
 
+    def first(self, name: str) -> np.ndarray:
+        """Some of the first values, one at least if there are any."""
+        array = self.arrays[name]
+        count = min(math.prod(array.shape), _PART // array.dtype.itemsize)
+        with self._archive() as archive, archive.open(f"{name}.npy") as file:
+            file.read(array.begin)
+            data = file.read(count * array.dtype.itemsize)
+        return np.frombuffer(data, array.dtype, len(data) // array.dtype.itemsize)
+
     def rows(self, name: str, count: int) -> Iterator[np.ndarray]:
         """Yields ``count`` rows at a time, and at the end what is left."""
         array = self.arrays[name]
         row_bytes = math.prod(array.shape[1:]) * array.dtype.itemsize
+        self._check_memory(name, min(count, array.shape[0]) * row_bytes)
         with self._archive() as archive, archive.open(f"{name}.npy") as file:
             file.read(array.begin)
             for begin in range(0, array.shape[0], count):
@@ -75,14 +85,17 @@ class NpzFile:
         """A whole array. Check its shape first."""
         array = self.arrays[name]
         size = math.prod(array.shape) * array.dtype.itemsize
-        if (most := images_that_fit(1, size)) < size:
-            raise self._error(f"{quoted(name)} takes {size} bytes, and memory holds {most}")
+        self._check_memory(name, size)
         with self._archive() as archive, archive.open(f"{name}.npy") as file:
             file.read(array.begin)
             data = file.read(size)
             if len(data) != size or file.read(1):
                 raise self._error(f"{quoted(name)} ends early")
         return np.frombuffer(data, array.dtype).reshape(array.shape)
+
+    def _check_memory(self, name: str, size: int) -> None:
+        if (most := images_that_fit(1, size)) < size:
+            raise self._error(f"{quoted(name)} takes {size} bytes, and memory holds {most}")
 
     def _header(self, archive: zipfile.ZipFile, about: zipfile.ZipInfo, name: str) -> NpzArray:
         shown = quoted(name)
@@ -115,7 +128,7 @@ class NpzFile:
             raise self._error(f"{shown} is in Fortran's order; expected C's")
         there = about.file_size - 8 - width - length
         if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != there:
-            raise self._error(f"{shown} has shape {shape}, {dtype}, but {there} bytes")
+            raise self._error(f"{shown} has shape {str(shape)[:80]}, {dtype}, but {there} bytes")
         return NpzArray(name, dtype, shape, 8 + width + length)
 
     @contextmanager

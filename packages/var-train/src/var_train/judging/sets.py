@@ -59,7 +59,11 @@ class NpzImages:
         if len(shape) != 4 or shape[3] != 3 or min(shape) < 1 or shape[1] * shape[2] > MAX_PIXELS:
             raise InputError(f"{name} has shape {shape}; {expected}")
         if array.dtype != np.uint8:
-            raise InputError(f"{name} is {array.dtype} {self._range()}; {expected}{self._remedy()}")
+            low, high = self._range()
+            raise InputError(
+                f"{name} is {array.dtype} in [{low:.3g}, {high:.3g}]; {expected}"
+                f"{_remedy(low, high)}"
+            )
         self._size = shape[1], shape[2]
         self.labels_n = self._labels() if "arr_1" in file.arrays else None
 
@@ -89,21 +93,10 @@ class NpzImages:
                 break
         return [found[n] for n in indices.tolist()]
 
-    def _first_values(self) -> tuple[float, float]:
-        first = next(self._file.rows("arr_0", 16))
+    def _range(self) -> tuple[float, float]:
+        """That of the first values."""
+        first = self._file.first("arr_0")
         return float(first.min()), float(first.max())
-
-    def _range(self) -> str:
-        low, high = self._first_values()
-        return f"in [{low:.3g}, {high:.3g}]"
-
-    def _remedy(self) -> str:
-        low, high = self._first_values()
-        if low >= 0 and high <= 1:
-            return ": multiply by 255 and round to uint8"
-        if low >= -1 and high <= 1:
-            return ": add 1, multiply by 127.5 and round to uint8"
-        return ""
 
     def _labels(self) -> np.ndarray:
         array, count = self._file.arrays["arr_1"], len(self)
@@ -113,6 +106,15 @@ class NpzImages:
                 "integers, one label for each image, or no arr_1"
             )
         return self._file.read("arr_1").astype(np.int64)
+
+
+def _remedy(low: float, high: float) -> str:
+    """What makes uint8 of images in this range."""
+    if low >= 0 and high <= 1:
+        return ": multiply by 255 and round to uint8"
+    if low >= -1 and high <= 1:
+        return ": add 1, multiply by 127.5 and round to uint8"
+    return ""
 
 
 class FolderImages:

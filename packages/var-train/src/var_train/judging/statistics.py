@@ -21,6 +21,9 @@ MOST_KEPT = 50_000  # images whose features are kept: at 2,048 of them, 390 MiB
 INCEPTION = "FID"  # the name of the figure that belongs to the Inception of 2015 alone
 _MOST_FEATURES = 8192
 _LONGEST_ABOUT = 2**16
+_LARGEST = (
+    1e15  # a feature; those of networks are below 1e4, and float32 holds the squares of these
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,13 +144,16 @@ def _gaussian(file: NpzFile, mean: str, covariance: str) -> Gaussian:
             f"from 1 to {_MOST_FEATURES}"
         )
     mean_f = _finite(file, mean, (count,))
-    covariance_ff = _finite(file, covariance, (count, count))
+    covariance_ff = _finite(file, covariance, (count, count), _LARGEST**2)
     spread = float(np.abs(covariance_ff).max())
     if np.abs(covariance_ff - covariance_ff.T).max() > 1e-5 * spread:
         raise InputError(
             f"{quoted(file.path)}: {covariance} is not symmetric; expected covariances"
         )
-    return Gaussian.of_covariance(mean_f, covariance_ff)
+    try:
+        return Gaussian.of_covariance(mean_f, covariance_ff)
+    except ValueError as error:
+        raise InputError(f"{quoted(file.path)}: {covariance} {error}") from error
 
 
 def _features(file: NpzFile, about: dict[str, object] | None) -> np.ndarray:
@@ -161,15 +167,16 @@ def _features(file: NpzFile, about: dict[str, object] | None) -> np.ndarray:
     return _finite(file, "features", shape).astype(np.float32, copy=False)
 
 
-def _finite(file: NpzFile, name: str, shape: tuple[int, ...]) -> np.ndarray:
+def _finite(file: NpzFile, name: str, shape: tuple[int, ...], most: float = _LARGEST) -> np.ndarray:
     array = file.arrays[name]
     if array.dtype.kind != "f" or array.shape != shape:
         raise InputError(
             f"{quoted(file.path)}: {name} is {array.dtype} {array.shape}; expected floats {shape}"
         )
     values = file.read(name)
-    if not np.isfinite(values).all():
+    if not (np.abs(values) <= most).all():  # which NaN is not, either
         raise InputError(
-            f"{quoted(file.path)}: {name} holds NaN or infinity; expected finite floats"
+            f"{quoted(file.path)}: {name} holds NaN, infinity or numbers above {most:.0e}; "
+            "expected finite floats"
         )
     return values

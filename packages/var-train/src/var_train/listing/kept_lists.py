@@ -47,7 +47,7 @@ class KeptLists:
     def read(self, what: Path, state: str) -> dict[str, np.ndarray] | None:
         """The arrays that were kept of ``what`` in ``state``; None if there are none."""
         path = self._path(what)
-        if path is None:
+        if path is None or not path.is_file():
             return None
         try:
             with safe_open(path, framework="numpy") as file:

@@ -9,6 +9,7 @@ object whose "label" or "cls" is one. Other members and hidden ones are passed o
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from var_train.listing.name_list import NameList
 from var_train.listing.tar_walk import Member, OpenArchive
 
 NO_LABEL = -1
+_TYPES = {"offsets_n": "i8", "sizes_n": "i8", "labels_n": "i4"}  # of an index, beside the names
 _FIELDS = ("label", "cls")  # of .json
 _LONGEST_CLS, _LONGEST_JSON = 32, 2**20  # bytes
 _KEY = re.compile(rb"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
@@ -40,6 +42,20 @@ class ShardIndex:
 
     def __len__(self) -> int:
         return len(self.labels_n)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What ``of_arrays`` makes an index of."""
+        return {name: getattr(self, name) for name in _TYPES} | {"names": self.names.terminated}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "ShardIndex | None":
+        """The index that has these arrays; None if they are none's."""
+        types = {name: (array.dtype, array.ndim) for name, array in arrays.items()}
+        if types != {name: (np.dtype(t), 1) for name, t in (_TYPES | {"names": "u1"}).items()}:
+            return None
+        names = NameList(arrays["names"])
+        index = cls(names, *(arrays[name] for name in _TYPES))
+        return index if {len(arrays[name]) for name in _TYPES} == {len(names)} else None
 
 
 @dataclass

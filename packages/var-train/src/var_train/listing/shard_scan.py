@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -213,8 +213,8 @@ def _index_of(kept: KeptLists, path: Path) -> tuple[ShardIndex, State]:
         state = state_of(status)
         text = f"{state} {status.st_ctime_ns}"
         arrays = kept.read(path, text)
-        if arrays is not None:
-            return ShardIndex(NameList(arrays.pop("names")), **arrays), state
+        if arrays is not None and (known := ShardIndex.of_arrays(arrays)) is not None:
+            return known, state
         index = index_shard(path)
         if state_of(path.stat()) != state:
             raise InputError(
@@ -223,8 +223,7 @@ def _index_of(kept: KeptLists, path: Path) -> tuple[ShardIndex, State]:
     except OSError as error:
         raise InputError(f"{quoted(path)}: no such shard ({error.strerror})") from error
     if max(status.st_mtime_ns, status.st_ctime_ns) < began - FRESH:
-        arrays = {field.name: getattr(index, field.name) for field in fields(index)}
-        kept.keep(path, text, arrays | {"names": index.names.terminated})
+        kept.keep(path, text, index.arrays())
     return index, state
 
 

@@ -114,10 +114,11 @@ class OpenArchive:
     def _records(self, member: bytes, text: bytes) -> tuple[bytes | None, int | None]:
         """Name and size that the records of a pax header give."""
         name, size = None, None
-        while text.strip(b"\0"):
-            digits, _, _ = text[:20].partition(b" ")
+        text, begin = text.rstrip(b"\0"), 0
+        while begin < len(text):
+            digits, _, _ = text[begin : begin + 20].partition(b" ")
             length = int(digits) if digits.isdigit() else 0
-            record, text = text[:length], text[length:]
+            record, begin = text[begin : begin + length], begin + length
             key, equals, value = record[len(digits) + 1 : -1].partition(b"=")
             if not record.endswith(b"\n") or not equals or len(record) < length:
                 raise InputError(

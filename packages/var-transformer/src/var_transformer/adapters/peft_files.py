@@ -40,6 +40,7 @@ _TABLE = "class_emb"
 _ROWS = f"{_TABLE}.token_adapter.trainable_tokens_delta"
 _LARGEST_SETTINGS = 2**24  # bytes
 _LARGEST_RANK = 2**16
+_LARGEST_ALPHA = 1e9
 # settings of peft that say which maps are adapted, or nothing about what was trained
 _FREE = {
     *("peft_type", "task_type", "base_model_name_or_path", "revision", "auto_mapping"),
@@ -107,7 +108,10 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
     for name, array in read_tensors(file, headers).items():
         if not np.isfinite(array).all():
             raise InputError(f"{shown}: {quoted(name)} is not finite; expected numbers")
-        arrays[name.removeprefix(_PREFIX)] = array
+        short = name.removeprefix(_PREFIX)
+        if short in arrays:
+            raise InputError(f"{shown}: has {quoted(short)} with and without {_PREFIX}")
+        arrays[short] = array
     classes = _classes(shown, metadata, settings, arrays)
     pairs = _pairs(shown, settings, arrays)
     if not pairs and not classes:
@@ -182,8 +186,12 @@ def _check_settings(shown: str, settings: Mapping[str, Any]) -> None:
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
     if not isinstance(rank, int) or isinstance(rank, bool) or not 0 < rank <= _LARGEST_RANK:
         refuse("r", f"a whole number from 1 to {_LARGEST_RANK}")
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
-        refuse("lora_alpha", "a number")
+    if (
+        not isinstance(alpha, int | float)
+        or isinstance(alpha, bool)
+        or not -_LARGEST_ALPHA <= alpha <= _LARGEST_ALPHA  # which NaN is not, either
+    ):
+        refuse("lora_alpha", f"a number, at most {_LARGEST_ALPHA:.0e}")
     if not isinstance(settings.get("use_rslora", False), bool):
         refuse("use_rslora", "true or false")
     start = settings.get("init_lora_weights", True)
