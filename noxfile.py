@@ -12,6 +12,7 @@ nox.options.reuse_existing_virtualenvs = True
 nox.needs_version = ">=2024.10"
 
 ROOT = Path(__file__).parent
+HOSTS = ROOT / "packages" / "var-train" / "tests" / "test_hosts.py"
 PACKAGES = ("var-tokenizer", "var-transformer", "var-train", "var-convert")
 MINDSPORE = ("2.7.0", "2.7.1", "2.7.1.post1", "2.7.2", "2.8.0", "2.9.0", "2.10.0")
 TORCH = "torch==2.13.0"  # a range would take a CUDA build of several GB
@@ -116,14 +117,14 @@ def versions(session: nox.Session, mindspore: str) -> None:
 def slow(session: nox.Session) -> None:
     """Full published sizes, long runs, the web page and the notebooks, in `test`'s environment.
 
-    The web page's tests need Chromium. Without it they are skipped, or fail if REQUIRE_CHROMIUM is
-    set.
+    All slow tests but those of `hosts`. The web page's tests need Chromium. Without it they are
+    skipped, or fail if REQUIRE_CHROMIUM is set.
     """
     python = str(ROOT / ".nox" / "test" / "bin" / "python")
     # a process for each file: MindSpore keeps the gigabytes that it once took
     tests = [*ROOT.glob("packages/*/tests/**/test_*.py"), *ROOT.glob("tests/test_*.py")]
     for path in sorted(tests):
-        if "mark.slow" in path.read_text():
+        if "mark.slow" in path.read_text() and path != HOSTS:
             pytest(session, python, str(path), "-m", "slow")
 
 
@@ -137,18 +138,29 @@ def sanitizers(session: nox.Session) -> None:
     session.run(python, "tests/native/programs/sanitizers.py", *session.posargs, external=True)
 
 
+def environment_of_test(session: nox.Session) -> str:
+    """The Python of `test`; a session that is required would get this one's options."""
+    python = ROOT / ".nox" / "test" / "bin" / "python"
+    if not python.exists():
+        session.error("needs the environment of nox -s test; run that first")
+    return str(python)
+
+
+@nox.session(venv_backend="none")
+def hosts(session: nox.Session) -> None:
+    """Trainings on several hosts, which are network namespaces; they mostly wait."""
+    pytest(session, environment_of_test(session), str(HOSTS), "-m", "slow")
+
+
 @nox.session(venv_backend="none")
 def torture(session: nox.Session) -> None:
     """Kills every kind of work at random, 500 times in a night; writes benchmarks/torture.json.
 
-    It runs in `test`'s environment, which must be there: `test` would give pytest its options.
     `-- --seconds 300` stops earlier, and records nothing.
     """
-    python = ROOT / ".nox" / "test" / "bin" / "python"
-    if not python.exists():
-        session.error("needs the environment of nox -s test; run that first")
-    session.run(str(python), "tests/torture/night.py", *session.posargs, external=True)
-    session.run(str(python), "tests/torture/survival_page.py", external=True)
+    python = environment_of_test(session)
+    session.run(python, "tests/torture/night.py", *session.posargs, external=True)
+    session.run(python, "tests/torture/survival_page.py", external=True)
 
 
 @nox.session(python=PYTHON)
