@@ -9,6 +9,8 @@ from mindspore import Parameter, Tensor, nn, ops
 from var_tokenizer import Conv2d, layout
 from var_tokenizer.common import InputError, format_of, quoted, read_header, read_tensors
 
+from var_train.operators import mean
+
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, as torchvision's networks expect
 _STD = np.array([0.229, 0.224, 0.225], np.float32)
 _LAYER = re.compile(r"(?:features\.)?([0-9]{1,4})\.(weight|bias)")
@@ -23,7 +25,7 @@ class PerceptualNetwork(nn.Cell):
         ours, theirs = self.construct(output_byxc), self.construct(images_byxc)
         for i in range(len(ours)):
             error = _unit(ours[i]) - _unit(theirs[i])
-            total = total + (error * error).sum(3).mean()
+            total = total + mean((error * error).sum(3))
         return total / len(ours)
 
 
