@@ -6,6 +6,8 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -353,6 +355,16 @@ def test_a_shard_that_is_written_to_is_named_with_the_image(shards, opened):
         train.batch([12])
 
 
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_at_most_64_shards_are_open(tmp_path):
     image = write_image_tree(tmp_path / "tree", SIZE, train=1, val=1) / "train" / "cat" / "0.png"
     for i in range(100):
@@ -364,24 +376,20 @@ def test_at_most_64_shards_are_open(tmp_path):
     before = len(list(open_files.iterdir()))
     train.batch(range(100))
     assert 10 < len(list(open_files.iterdir())) - before <= 64
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-    try:
-        with pytest.raises(InputError, match=r"train-\d+\.tar: .*Too many open files"):
-            train.batch(range(100))
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with (
+        no_more_files(),
+        pytest.raises(InputError, match=r"train-\d+\.tar: .*Too many open files"),
+    ):
+        train.batch(range(100))
 
 
 def test_too_few_file_descriptors_are_no_unreadable_image(tree, caplog):
     train, _ = lazy(tree)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-    try:
-        with pytest.raises(InputError, match=r"train/.*png: .*Too many open files; .*ulimit -n"):
-            train.batch(range(9))
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with (
+        no_more_files(),
+        pytest.raises(InputError, match=r"train/.*png: .*Too many open files; .*ulimit -n"),
+    ):
+        train.batch(range(9))
     assert "stands in" not in caplog.text
 
 

@@ -4,7 +4,6 @@ A shard is checked when the first of its rows is read, so that opening a cache t
 reading its headers, and no step sees a damaged token.
 """
 
-import errno
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,8 @@ from typing import Any
 import numpy as np
 from var_tokenizer.common import TensorHeader, quoted, read_header
 
-from var_train.listing.source_errors import SourceError
+from var_train.listing.open_files import OpenFile
+from var_train.listing.source_errors import TOO_MANY_FILES, SourceError
 
 DTYPES: dict[str, np.dtype[Any]] = {"U16": np.dtype(np.uint16), "I32": np.dtype(np.int32)}
 """Types of tokens and labels, by their names in a file."""
@@ -59,7 +59,7 @@ class TokenShards:
         A shard is a number, its place in ``shards``.
         """
         self._shards, self._names, self._is_whole = shards, names, is_whole
-        self._open: OrderedDict[int, _OpenFile] = OrderedDict()  # the last one used at the end
+        self._open: OrderedDict[int, OpenFile] = OrderedDict()  # the last one used at the end
         self._checked: dict[int, tuple[int, ...]] = {}
         self._lock = Lock()
 
@@ -78,31 +78,33 @@ class TokenShards:
         about = self._shards[shard].tensors[name]
         return self._read(file, shard, about, about.shape[1:], row)
 
-    def _opened(self, shard: int) -> "_OpenFile":
+    def _opened(self, shard: int) -> OpenFile:
         path = self._shards[shard].path
         while len(self._open) >= MOST_OPEN:
             self._open.popitem(last=False)
         try:
             try:
-                file = _OpenFile(path)
+                file = OpenFile(os.open(path, os.O_RDONLY))
             except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                if error.errno not in TOO_MANY_FILES:
                     raise
                 self._open.clear()
-                file = _OpenFile(path)
+                file = OpenFile(os.open(path, os.O_RDONLY))
         except OSError as error:
             more = "; expected more of them to be allowed (ulimit -n)"
             raise SourceError(
                 f"{quoted(path)}: cannot read this shard: {error.strerror}"
-                f"{more if error.errno in (errno.EMFILE, errno.ENFILE) else ''}"
+                f"{more if error.errno in TOO_MANY_FILES else ''}"
             ) from error
-        if self._checked.get(shard) != file.version:
+        about = os.fstat(file.number)
+        version = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
+        if self._checked.get(shard) != version:
             self._check(file, shard)
-            self._checked[shard] = file.version
+            self._checked[shard] = version
         self._open[shard] = file
         return file
 
-    def _check(self, file: "_OpenFile", shard: int) -> None:
+    def _check(self, file: OpenFile, shard: int) -> None:
         tensors = self._shards[shard].tensors
         arrays = {n: self._read(file, shard, tensors[n], tensors[n].shape) for n in self._names}
         if not self._is_whole(shard, arrays):
@@ -114,7 +116,7 @@ class TokenShards:
 
     def _read(
         self,
-        file: "_OpenFile",
+        file: OpenFile,
         shard: int,
         about: TensorHeader,
         shape: tuple[int, ...],
@@ -129,25 +131,3 @@ class TokenShards:
                 "there when the command began"
             )
         return np.frombuffer(data, dtype).reshape(shape)
-
-
-class _OpenFile:
-    """A file that is closed when nobody uses it any more, in whatever thread."""
-
-    def __init__(self, path: Path) -> None:
-        self._handle = os.open(path, os.O_RDONLY)
-        about = os.fstat(self._handle)
-        self.version = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
-
-    def read(self, size: int, begin: int) -> bytes:
-        parts = []
-        while size:
-            parts.append(os.pread(self._handle, size, begin))
-            if not parts[-1]:
-                break
-            begin, size = begin + len(parts[-1]), size - len(parts[-1])
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_handle"):
-            os.close(self._handle)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from var_tokenizer.common import MAX_PIXELS, InputError, open_regular, quoted
 
+from var_train.listing.open_files import OpenFile
 from var_train.listing.source_errors import SourceError, refuse_lost
 
 # a thread may read from one more that has just been closed to others: 64 with 32 threads
@@ -53,7 +54,7 @@ class ShardReader:
                 )
             if not status.st_nlink:
                 raise SourceError(f"{path}: is gone; expected it, for {name}")
-            content = os.pread(file.number, size, offset)
+            content = file.read(size, offset)
         except OSError as error:
             raise SourceError(f"{path}: cannot read {name}: {error.strerror}") from error
         if len(content) < size:
@@ -67,11 +68,11 @@ class ShardReader:
         except OSError:
             return False
 
-    def _open(self, shard: int) -> "_Descriptor":
+    def _open(self, shard: int) -> OpenFile:
         path = self._paths[shard]
         try:
             with open_regular(path) as file:
-                return _Descriptor(os.dup(file.fileno()))
+                return OpenFile(os.dup(file.fileno()))
         except InputError as error:
             refuse_lost(error)
             raise SourceError(f"{error}; expected the shard that was indexed") from error
@@ -104,16 +105,6 @@ class ShardMembers:
 
     def take(self, indices: np.ndarray) -> "ShardMembers":
         return replace(self, shard_n=self.shard_n[indices], offsets_n=self.offsets_n[indices])
-
-
-class _Descriptor:
-    """A file that is closed when nobody reads from it any more."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __del__(self) -> None:
-        os.close(self.number)
 
 
 def state_of(status: os.stat_result) -> State:
