@@ -319,19 +319,23 @@ def test_a_run_whose_worker_is_killed_ends_in_the_same_weights(work, tmp_path):
     assert losses[0] == losses[1] and len(losses[0]) == 200
 
 
-def test_a_worker_of_the_launcher_ends_without_what_may_crash_at_exit(tmp_path):
+@pytest.mark.parametrize("code", [0, 2, 130])
+def test_a_worker_of_the_launcher_ends_without_what_may_crash_at_exit(tmp_path, code):
     """MindSpore's threads for the network did, once in some 400 runs."""
     script = tmp_path / "script.py"
     script.write_text(
         "import atexit, sys\n"
         "from var_train.parallel import workers\n"
-        "workers.start()\n"
-        "atexit.register(open, f'{sys.argv[1]}.{workers.rank()}', 'w')\n"
-        "workers.wait_for_all()\n"
-        "workers.leave()\n"
+        "with workers.leaving():\n"
+        "    workers.start()\n"
+        "    atexit.register(open, f'{sys.argv[1]}.{workers.rank()}', 'w')\n"
+        "    workers.wait_for_all()\n"
+        "    if code := int(sys.argv[2]):\n"
+        "        sys.exit(code)\n"
     )
-    process = launched([str(script), str(tmp_path / "at-exit")], tmp_path / "out")
-    assert process.wait(600) == 0, (tmp_path / "out.txt").read_text()
+    words = [str(script), str(tmp_path / "at-exit"), str(code)]
+    process = launched(words, tmp_path / "out")
+    assert process.wait(600) == code, (tmp_path / "out.txt").read_text()
     assert not [*tmp_path.glob("at-exit.*")]
 
 

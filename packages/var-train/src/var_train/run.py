@@ -15,14 +15,14 @@ from var_train.reports.startup import Startup, process_age
 
 def main() -> None:
     """The command; see ``exit_codes`` for how it ends."""
-    with exit_codes("interrupted; the same command continues from the last checkpoint"):
+    interrupted = "interrupted; the same command continues from the last checkpoint"
+    with workers.leaving(), exit_codes(interrupted):
         startup = Startup(process_age())
         workers.start()
         config = read_run_config()
         startup.end("command line")
         with alone_in(config.out), watched(config.out):
             run_training(config, startup)
-        workers.leave()
 
 
 if __name__ == "__main__":

@@ -88,12 +88,12 @@ def tokenize(config: TokenizeConfig) -> None:
 
 def main() -> None:
     """The command; see ``exit_codes`` for how it ends."""
-    with exit_codes("interrupted; the same command goes on with the next shard"):
+    interrupted = "interrupted; the same command goes on with the next shard"
+    with workers.leaving(), exit_codes(interrupted):
         workers.start()
         config = read_settings(TokenizeConfig, prog="python -m var_train.tokenize")
         with alone_in(config.out), watched(config.out):
             tokenize(config)
-        workers.leave()
 
 
 if __name__ == "__main__":

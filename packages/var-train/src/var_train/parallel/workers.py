@@ -9,7 +9,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,17 +58,29 @@ def _end_with_launcher() -> None:
             sys.exit(1)
 
 
-def leave() -> None:
-    """Ends a worker of ``var_train.launch`` here, with exit code 0; returns in any other process.
+@contextmanager
+def leaving() -> Iterator[None]:
+    """Ends a worker of ``var_train.launch`` where the block ends, with the block's exit code.
 
-    All workers call it when none needs another any more. MindSpore's threads for the network may
-    crash as a process ends in the usual way (once in 400 times), which would look like a death.
+    Any other process goes on. MindSpore's threads for the network may crash as a process ends in
+    the usual way (once in 400 times), which would look like a death, and hide why it ended.
     ``msrun``'s scheduler waits for that end; that of ``launch`` does not.
     """
+    try:
+        yield
+    except SystemExit as end:
+        if isinstance(end.code, int):
+            _end_here(end.code)
+        raise
+    _end_here(0)
+
+
+def _end_here(code: int) -> None:
     if size() > 1 and LAUNCHER in os.environ:
         logging.shutdown()
-        sys.stdout.flush()
-        os._exit(0)
+        with suppress(OSError):  # nobody reads it any more
+            sys.stdout.flush()
+        os._exit(code)
 
 
 def size() -> int:
