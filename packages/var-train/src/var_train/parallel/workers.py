@@ -76,7 +76,7 @@ def leaving() -> Iterator[None]:
 
 
 def _end_here(code: int) -> None:
-    if size() > 1 and LAUNCHER in os.environ:
+    if LAUNCHER in os.environ and size() > 1:  # in this order: --help has a stand-in of MindSpore
         logging.shutdown()
         with suppress(OSError):  # nobody reads it any more
             sys.stdout.flush()
