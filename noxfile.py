@@ -255,6 +255,17 @@ def digits(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON)
+def pretrained(session: nox.Session) -> None:
+    """Trains the models in the box again; writes them into var-transformer, in float16."""
+    install(session, *PACKAGES)
+    run, box = session.create_tmp(), "packages/var-transformer/src/var_transformer/pretrained"
+    session.run("python", "-m", "var_train.run", "--out", run, interrupt_timeout=None)
+    for model in ("tokenizer", "transformer"):
+        files = (f"{run}/{model}.safetensors", f"{box}/digits-{model}.safetensors")
+        session.run("var-convert", *files, "--dtype", "float16", "--force")
+
+
+@nox.session(python=PYTHON)
 def bench(session: nox.Session) -> None:
     """This project against PyTorch, torch.compile and OpenVINO; writes benchmarks/latest.json."""
     install(session, *PACKAGES)

@@ -14,6 +14,7 @@ from var_train.reports.digit_metrics import (
     distinct,
     nearest_train_distance,
 )
+from var_transformer import generate, load_pretrained
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +178,12 @@ def test_a_report_of_batches_and_classes_is_that_of_all_images(split):
     assert figures["distinct"] == pytest.approx(distinct(made, labels, train))
     nearest = nearest_train_distance(made, train, test)
     assert figures["nearest_train_distance"] == pytest.approx(nearest)
+
+
+def test_the_models_in_the_box_draw_digits_that_are_recognized_and_varied(split):
+    train, val = split
+    model, tokenizer = load_pretrained()
+    labels_n = np.repeat(np.arange(10, dtype=np.int32), 20)
+    images = generate(model, tokenizer, labels_n, seed=1).images
+    assert DigitJudge(train).accuracy(images, labels_n) >= 0.95
+    assert distinct(images, labels_n, val) >= 0.5

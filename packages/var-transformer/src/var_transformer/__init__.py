@@ -19,6 +19,7 @@ from var_transformer.model.config import TransformerConfig
 from var_transformer.model.recomputed import RecomputedGradients
 from var_transformer.model.shapes import transformer_shapes
 from var_transformer.model.transformer import Transformer
+from var_transformer.pretrained import load_pretrained
 
 __all__ = [
     "Adapter",
@@ -41,6 +42,7 @@ __all__ = [
     "generate",
     "least_memory",
     "load_adapter",
+    "load_pretrained",
     "merge_adapters",
     "parse_class_names",
     "read_adapters",

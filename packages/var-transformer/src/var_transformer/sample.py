@@ -51,7 +51,7 @@ class SampleConfig(DrawConfig):
     size changes only its rounding.
     """
 
-    classes: str
+    classes: str = "all"
     """Classes by name or number: cat,7,980. Also ranges (0-999), all, and none (no class)."""
     per_class: int = 1
     """Images of each class."""
@@ -105,7 +105,8 @@ def run(config: SampleConfig) -> None:
     Raises InputError for unusable files or settings, and for an ``out`` begun by a run with
     other settings, before any model runs or any file is written.
     """
-    files = {"tokenizer": config.tokenizer, "model": config.model, "refiner": config.refiner}
+    tokenizer_file, model_file = config.files()
+    files = {"tokenizer": tokenizer_file, "model": model_file, "refiner": config.refiner}
     read = [*files.values(), *map(adapter_file, config.adapter)]
     versions = [file_version(path) for path in read]
     with ThreadPoolExecutor() as pool:  # beside the loading, which takes as long

@@ -46,6 +46,7 @@ class ServeConfig(PairConfig):
 
     def __post_init__(self) -> None:
         """Raises InputError for a field out of range."""
+        super().__post_init__()
         check_integer("port", self.port, 1, 65535)
         check_integer("max_images", self.max_images, 1, limits.MAX_IMAGES)
         check_number("max_seconds", self.max_seconds, above=0, finite=False)

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import check_integer, save_png
+from var_tokenizer.common import InputError, check_integer, save_png
 from var_tokenizer.common.progress import working
 
 from var_transformer.adapters.merging import merge_adapters
@@ -23,6 +23,7 @@ from var_transformer.commands.image_files import (
 from var_transformer.generation.sampler import Sampler
 from var_transformer.model.checks import check_pair
 from var_transformer.model.transformer import Transformer
+from var_transformer.pretrained import TOKENIZER_FILE, TRANSFORMER_FILE
 
 log = logging.getLogger("var_transformer")
 
@@ -34,9 +35,9 @@ Names = tuple[str, ...] | None
 class PairConfig:
     """A transformer and the tokenizer that it was trained with."""
 
-    tokenizer: Path
-    """The tokenizer, a .safetensors file."""
-    model: Path
+    tokenizer: Path | None = None
+    """The tokenizer, a .safetensors file. Without it and --model: the digits in the box."""
+    model: Path | None = None
     """The transformer, a .safetensors file."""
     class_names: Path | None = None
     """A text file whose n-th line, from 0, names class n; commas separate synonyms. By default
@@ -47,14 +48,25 @@ class PairConfig:
     """A LoRA adapter, .safetensors or peft's folder, that is added to the transformer WEIGHT times
     (1 by default), with its new classes. May be given several times."""
 
+    def __post_init__(self) -> None:
+        """Raises InputError for a transformer without its tokenizer, and the reverse."""
+        if (self.tokenizer is None) != (self.model is None):
+            given, missing = ("model", "tokenizer") if self.model else ("tokenizer", "model")
+            raise InputError(f"{given} is given and {missing} is not; expected both or none")
+
+    def files(self) -> tuple[Path, Path]:
+        """The tokenizer's file and the transformer's."""
+        return self.tokenizer or TOKENIZER_FILE, self.model or TRANSFORMER_FILE
+
     def load(self) -> tuple[Transformer, Tokenizer, Names]:
         """Both models and the names of the classes.
 
         Raises InputError unless the files are whole and belong together.
         """
         adapters = read_adapters(self.adapter)
+        tokenizer_file, model_file = self.files()
         with working("loading the models"):
-            model, tokenizer = Transformer.load(self.model), Tokenizer.load(self.tokenizer)
+            model, tokenizer = Transformer.load(model_file), Tokenizer.load(tokenizer_file)
         check_pair(model, tokenizer)
         names = names_of(model, self.class_names)
         if adapters:
@@ -69,7 +81,7 @@ class PairConfig:
 class DrawConfig(PairConfig):
     """How images are drawn, and which files are written."""
 
-    out: Path
+    out: Path = Path("samples")
     """The folder for everything that the command writes."""
     sampler: Annotated[Sampler, tyro.conf.arg(name="")] = field(default_factory=Sampler)
     seed: int = 0
@@ -78,7 +90,8 @@ class DrawConfig(PairConfig):
     """Also write each image growing scale by scale: NUMBER_CLASS.gif or NUMBER_CLASS.anim.png."""
 
     def __post_init__(self) -> None:
-        """Raises InputError for a negative seed."""
+        """Raises InputError for a negative seed, and as ``PairConfig`` does."""
+        super().__post_init__()
         check_integer("seed", self.seed, 0)
 
     def path(self, number: int, label: int) -> Path:

@@ -26,10 +26,13 @@ from var_transformer.commands.class_names import class_number
 from var_transformer.commands.graph_cache import graph_cache
 from var_transformer.commands.options import DrawConfig, log_other_numbers
 from var_transformer.generation.editing import box_mask, edit
+from var_transformer.pretrained import PICTURE_FILE
 
 log = logging.getLogger("var_transformer")
 
 Box = tuple[int, int, int, int]
+_EXAMPLE: dict[str, object] = {"image": PICTURE_FILE, "label": "8", "box": (0, 0, 32, 16)}
+_ABOUT_THE_IMAGE = ("image", "label", "mask", "box", "keep_box")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +44,12 @@ class EditConfig(DrawConfig):
     cover that size, and cropped to its centre; boxes are in pixels of the result.
     """
 
-    image: Path
-    """The image to edit."""
-    label: Annotated[str, tyro.conf.arg(name="class")]
+    out: Path = Path("edited")
+    """The folder for everything that the command writes."""
+    image: Path | None = None
+    """The image to edit. Without it and the models: a three in the box, whose left half becomes an
+    eight's."""
+    label: Annotated[str | None, tyro.conf.arg(name="class")] = None
     """The class of the new part, by name or number; none for no class."""
     mask: Path | None = None
     """An image of the image's size or the tokenizer's, of any kind (1, L, I;16, RGB, P, with or
@@ -61,6 +67,12 @@ class EditConfig(DrawConfig):
         """Raises InputError for a field out of range."""
         super().__post_init__()
         check_integer("count", self.count, 1)
+        if self.model is None and all(getattr(self, field) is None for field in _ABOUT_THE_IMAGE):
+            for field, value in _EXAMPLE.items():
+                object.__setattr__(self, field, value)
+        for option, value in (("image", self.image), ("class", self.label)):
+            if value is None:
+                raise InputError(f"{option} is not given; expected --image and --class")
         given = [f for f in ("mask", "box", "keep_box") if getattr(self, f) is not None]
         if len(given) != 1:
             raise InputError(
@@ -71,6 +83,7 @@ class EditConfig(DrawConfig):
 
 def run(config: EditConfig) -> None:
     """Runs the command; raises InputError for unusable files or settings."""
+    assert config.image is not None and config.label is not None
     image = read_picture(config.image)
     mask = None if config.mask is None else _read_mask(config.mask)
     model, tokenizer, names = config.load()
