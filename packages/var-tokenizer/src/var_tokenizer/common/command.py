@@ -25,6 +25,7 @@ from var_tokenizer.common.cann import warn_of_cann
 from var_tokenizer.common.errors import InputError, quoted
 from var_tokenizer.common.memory import is_out_of_memory
 from var_tokenizer.common.versions import check_mindspore
+from var_tokenizer.help_only import asks_for_help
 
 Config = TypeVar("Config")
 
@@ -75,6 +76,8 @@ def start_log() -> None:
 def exit_codes(interrupted: str = "interrupted") -> Iterator[None]:
     """Runs the block as a command: starts the log, and turns errors into exit codes.
 
+    It begins with a warning where this machine's NPU cannot be used.
+
     2 and one line for unusable input (InputError), a full disk and too little memory. 130 and the
     line ``interrupted`` for Ctrl-C or SIGTERM, which cannot be told apart: MindSpore turns Ctrl-C
     into SIGTERM once it has run a graph. A compilation in progress finishes first. 141, as in
@@ -97,6 +100,8 @@ def exit_codes(interrupted: str = "interrupted") -> Iterator[None]:
     before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         check_mindspore()
+        if not asks_for_help(sys.argv[1:]):  # a stand-in of MindSpore knows no CANN
+            warn_of_cann()
         try:
             yield
         finally:
@@ -178,7 +183,6 @@ def run_command(
     """
     with exit_codes(interrupted):
         settings = read_settings(kind, prog=prog, **options)
-        warn_of_cann()
         if code := action(settings):
             sys.exit(code)
 
