@@ -18,10 +18,9 @@ WITH_MINDSPORE = "import runpy, sys; runpy.run_module({0!r}, None, '__main__', T
 # as -m would run it on a machine that has an NPU's driver, but no CANN
 BESIDE_AN_NPU = """
 import runpy, sys
-from pathlib import Path
 sys.argv[0] = "-m"
 from var_tokenizer.common import cann
-cann._DRIVER = Path("/")
+cann.find_npu = lambda: "/dev/davinci0"
 runpy.run_module({0!r}, None, "__main__", True)
 """
 
@@ -71,7 +70,7 @@ def test_help_does_not_look_for_cann():
 @pytest.mark.filterwarnings("ignore:.* found in sys.modules")  # a test before imported it
 @pytest.mark.parametrize("command", sorted(set(commands()) - {"var_tokenizer.about"}))
 def test_a_command_warns_once_of_a_cann_that_is_missing(monkeypatch, caplog, command):
-    monkeypatch.setattr(cann, "_DRIVER", Path("/"))
+    monkeypatch.setattr(cann, "find_npu", lambda: "/dev/davinci0")
     monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
     monkeypatch.setattr(sys, "argv", [command, "--no-such-option"])
     with suppress(SystemExit):

@@ -2,9 +2,9 @@
 
 import mindspore as ms
 import pytest
-from var_tokenizer.common import InputError
+from var_tokenizer.common import InputError, check_cann, find_npu
 from var_tokenizer.common import cann as cann_module
-from var_tokenizer.common.cann import check_cann, wanted_versions
+from var_tokenizer.common.cann import wanted_versions, warn_of_cann
 
 
 @pytest.fixture
@@ -43,9 +43,48 @@ def test_a_missing_cann_is_an_error_that_names_what_mindspore_wants(monkeypatch,
         check_cann()
 
 
-@pytest.mark.parametrize("driver", [True, False])
-def test_a_command_warns_of_it_where_there_is_an_npu(monkeypatch, tmp_path, caplog, driver):
-    monkeypatch.setattr(cann_module, "_DRIVER", tmp_path if driver else tmp_path / "absent")
-    monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
-    cann_module.warn_of_cann()
-    assert ["CANN is missing" in record.message for record in caplog.records] == [True] * driver
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Puts so many files of a driver, and perhaps ``npu-smi``, in the place of this machine's."""
+
+    def place(*files: str, tool: bool = False) -> None:
+        for name in files:
+            (tmp_path / name).touch()
+        if tool:
+            (tmp_path / "npu-smi").touch(0o755)
+        monkeypatch.setattr(cann_module, "_DEVICES", tmp_path)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
+
+    return place
+
+
+@pytest.mark.parametrize(
+    ("files", "tool", "sign"),
+    [
+        (("davinci0", "davinci_manager"), False, "davinci0"),
+        (("davinci_manager",), True, "davinci_manager"),
+        ((), True, "npu-smi"),
+    ],
+)
+def test_a_command_warns_of_it_where_there_is_an_npu(machine, tmp_path, caplog, files, tool, sign):
+    machine(*files, tool=tool)
+    assert find_npu() == str(tmp_path / sign)
+    warn_of_cann()
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "CANN is missing" in record.message
+
+
+def test_a_machine_without_an_npu_is_not_warned(machine, caplog):
+    machine("null")
+    warn_of_cann()
+    assert find_npu() is None and not caplog.records
+
+
+def test_an_npu_that_mindspore_does_not_use_is_named_beside_the_cpu(cann, machine, caplog):
+    machine("davinci0")
+    cann(f"Version={wanted_versions()[-1]}.RC1")
+    warn_of_cann()
+    (record,) = caplog.records
+    assert "davinci0" in record.message and "the device is the CPU" in record.message
+    assert f"MindSpore {ms.__version__} did not load its plug-in" in record.message

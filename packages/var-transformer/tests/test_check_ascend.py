@@ -15,7 +15,7 @@ from ascend_models import (
 )
 from mindspore import Tensor, nn, ops
 from var_tokenizer import ScaleSchedule
-from var_tokenizer.common import InputError
+from var_tokenizer.common import InputError, cann
 from var_transformer import BackendConfig, ascend_c
 from var_transformer.attention import ascend
 from var_transformer.check_ascend import __main__ as command
@@ -409,10 +409,18 @@ def test_a_report_has_every_check_and_time_as_json_and_as_tables(monkeypatch, tm
 
 
 def test_an_npu_without_cann_is_not_checked_as_a_cpu(monkeypatch, tmp_path):
-    monkeypatch.setattr(command, "has_npu", lambda: True)
+    monkeypatch.setattr(command, "find_npu", lambda: "/dev/davinci0")
     monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
     with pytest.raises(InputError, match="CANN is missing"):
         command.run(command.CheckConfig(tmp_path))
+
+
+def test_an_npu_that_mindspore_does_not_use_is_not_checked_as_a_cpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "find_npu", lambda: "/dev/davinci0")
+    monkeypatch.setattr(cann, "check_cann", lambda: "8.5")
+    with pytest.raises(InputError, match=r"/dev/davinci0 says .* the device is the CPU: .* CANN 8"):
+        command.run(command.CheckConfig(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_failed_check_is_exit_code_1(monkeypatch, tmp_path):

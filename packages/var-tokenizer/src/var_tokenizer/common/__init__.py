@@ -1,7 +1,8 @@
 """The small interface that the four packages share; its map is README.md, next to this file."""
 
 from var_tokenizer.common.cann import check_cann as check_cann
-from var_tokenizer.common.cann import has_npu as has_npu
+from var_tokenizer.common.cann import check_npu as check_npu
+from var_tokenizer.common.cann import find_npu as find_npu
 from var_tokenizer.common.checkpoint import check_tensors as check_tensors
 from var_tokenizer.common.checkpoint import native_metadata as native_metadata
 from var_tokenizer.common.checkpoint import noted_checksum as noted_checksum

@@ -2,30 +2,49 @@
 
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import mindspore as ms
 from mindspore.run_check import _check_version
 
 from var_tokenizer.common.errors import InputError, quoted
+from var_tokenizer.common.kernels import on_cpu
 
 log = logging.getLogger(__name__)
 
-_DRIVER = Path("/dev/davinci_manager")  # there where an NPU's driver is
+_DEVICES = Path("/dev")
 
 
-def has_npu() -> bool:
-    """Whether this machine has an NPU, usable or not."""
-    return _DRIVER.exists()
+def find_npu() -> str | None:
+    """What shows that this machine has an NPU, usable or not: a file of its driver, or its tool."""
+    files = sorted(map(str, _DEVICES.glob("davinci*")))
+    return files[0] if files else shutil.which("npu-smi")
 
 
 def warn_of_cann() -> None:
-    """Logs what ``check_cann`` says, if there is an NPU: MindSpore would use the CPU, or fail."""
-    if has_npu():
+    """Logs what ``check_npu`` says, if there is an NPU: MindSpore would use the CPU, or fail."""
+    npu = find_npu()
+    if npu is not None:
         try:
-            check_cann()
+            check_npu(npu)
         except InputError as error:
             log.warning("%s", error)
+
+
+def check_npu(npu: str) -> str:
+    """The version of CANN, if MindSpore computes on the NPU that ``find_npu`` found.
+
+    Raises the InputError of ``check_cann``; and one that names NPU and device if it does not.
+    """
+    version = check_cann()
+    if on_cpu():
+        raise InputError(
+            f"{quoted(npu)} says that there is an NPU, but the device is the CPU: MindSpore "
+            f"{ms.__version__} did not load its plug-in for CANN {version}; expected an Ascend "
+            "(with GLOG_v=2 in the environment, MindSpore says why)"
+        )
+    return version
 
 
 def wanted_versions() -> list[str]:

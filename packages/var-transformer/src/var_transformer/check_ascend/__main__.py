@@ -9,7 +9,7 @@ from pathlib import Path
 
 import mindspore as ms
 from var_tokenizer import TokenizerConfig
-from var_tokenizer.common import check_cann, check_integer, has_npu, on_cpu
+from var_tokenizer.common import check_cann, check_integer, check_npu, find_npu, on_cpu
 from var_tokenizer.common.command import run_command
 
 from var_transformer.attention import AttentionCalls, BackendConfig
@@ -98,11 +98,12 @@ def run(options: CheckConfig) -> int:
 
 
 def _cann() -> str:
-    """CANN's version; "none" where there is no NPU."""
-    if on_cpu() and not has_npu():
+    """CANN's version; "none" where there is no NPU. Raises InputError for one that is not used."""
+    npu = find_npu()
+    if npu is None and on_cpu():
         log.warning("no Ascend here: checking what the CPU runs")
         return "none"
-    return check_cann()
+    return check_cann() if npu is None else check_npu(npu)
 
 
 def examine(
