@@ -10,16 +10,19 @@ import sys
 import time
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 import pytest
 import tyro
 from command_line import call, start, words
 from PIL import Image
+from var_transformer import BackendConfig, Transformer
 from var_transformer.ascend_c.__main__ import BuildConfig
+from var_transformer.attention import AscendAttention
 from var_transformer.cost.__main__ import CostConfig
 from var_transformer.edit import __main__ as edit_command
 from var_transformer.generation.generate import Generation
-from var_transformer.sample import SampleConfig
+from var_transformer.sample import SampleConfig, make_plan
 from var_transformer.serve import ServeConfig
 
 
@@ -59,6 +62,64 @@ def test_a_package_lists_its_commands(capsys):
     shown = capsys.readouterr().out
     listed = {line.split(".")[1] for line in shown.splitlines() if line.startswith("python -m")}
     assert listed == {"sample", "edit", "serve", "cost", "ascend_c", "check_ascend"}
+
+
+@pytest.fixture
+def drawing(pair, monkeypatch):
+    """Loads the models that ``sample`` (with a refiner), ``edit`` and ``serve`` draw with."""
+    files = {"tokenizer": pair / "t.safetensors", "model": pair / "m.safetensors"}
+    edited = {"image": pair / "image.png", "label": "1", "box": (0, 0, 3, 6)}
+
+    def load(target: str, dtype: str | None) -> list[Transformer]:
+        monkeypatch.setattr(ms, "get_context", lambda _: target)
+        options = files | {"out": pair / "out", "dtype": dtype}
+        small = {"refiner": files["model"], "refined_scales": 1}
+        plan = make_plan(SampleConfig(**options, **small, classes="1"))
+        editing = edit_command.EditConfig(**options, **edited).load()[0]
+        serving = ServeConfig(**files, dtype=dtype).load()[0]
+        return [plan.model, plan.refiner.model, editing, serving]
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype", "products", "fused"),
+    [
+        ("Ascend", None, ms.float16, True),
+        ("Ascend", "bfloat16", ms.bfloat16, True),
+        ("Ascend", "float32", ms.float32, False),
+        ("CPU", "float16", ms.float16, False),
+    ],
+)
+def test_commands_draw_in_half_with_fused_attention_on_an_ascend_unless_dtype_says_otherwise(
+    drawing, target, dtype, products, fused
+):
+    for model in drawing(target, dtype):
+        assert (model.backend.dtype, model.backend.fused) == (products, fused)
+        assert isinstance(model.blocks[0].attn.attend, AscendAttention) is fused
+        assert model.head.linear.dtype == products
+
+
+def test_commands_draw_in_float32_on_a_cpu(drawing):
+    assert {model.backend for model in drawing("CPU", None)} == {BackendConfig()}
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "message"),
+    [
+        ("CPU", ("--dtype", "bfloat16"), "dtype is bfloat16; expected float32 or float16 on a CPU"),
+        ("Ascend", (), r"head width is 8; .* take multiples of 16 .*\(products of dtype float32"),
+    ],
+)
+def test_a_type_or_a_head_width_that_the_device_lacks_ends_a_command_with_2(
+    pair, tmp_path, monkeypatch, caplog, target, options, message
+):
+    monkeypatch.setattr(ms, "get_context", lambda _: target)
+    out = tmp_path / "out"
+    same = words(pair, out, model=pair / "small.safetensors", classes=1)  # heads of 8 channels
+    assert call("sample", *same, *options) == 2 and not out.exists()
+    (record,) = caplog.records
+    assert re.search(message, record.getMessage())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`python -m var_transformer.sample` as a user meets it."""
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -306,6 +307,20 @@ def test_sample_chooses_the_batch_that_fits_into_memory(
     free = gibibytes * 2**30
     monkeypatch.setattr("var_tokenizer.common.memory.available_memory", lambda: free)
     assert call("sample", *words(pair, tmp_path / "out", classes="1,2,3,4")) == 0
+
+
+def test_a_run_from_before_dtype_goes_on_in_float32(pair, tmp_path, no_model_runs):
+    same = config_of(pair, tmp_path, "1")
+    with pytest.raises(AssertionError, match="a model ran"):
+        run(same)
+    path = tmp_path / "settings.json"
+    settings = json.loads(path.read_text())
+    assert settings.pop("dtype") == "float32"
+    path.write_text(json.dumps(settings))
+    with pytest.raises(AssertionError, match="a model ran"):
+        run(same)
+    with pytest.raises(InputError, match="dtype is float16 and was float32"):
+        run(dataclasses.replace(same, dtype="float16"))
 
 
 def test_a_recorded_batch_of_0_is_refused(pair, tmp_path, caplog, no_model_runs):

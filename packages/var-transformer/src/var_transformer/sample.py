@@ -135,6 +135,7 @@ def _write(config: SampleConfig, plan: Plan, batch: int) -> None:
     refiner = plan.refiner
     graphs = {
         "models": [plan.model.config, plan.tokenizer.config, refiner and refiner.model.config],
+        "backend": plan.model.backend,
         "batch": batch,
         "sampler": config.sampler,
         "refined_scales": config.refined_scales,
@@ -153,7 +154,8 @@ def make_plan(config: SampleConfig) -> Plan:
     config.sampler.check(len(tokenizer.schedule), tokenizer.vocab_size)
     refiner = None
     if config.refiner is not None:
-        refiner = Refiner(Transformer.load(config.refiner), config.refined_scales)
+        small = Transformer.load(config.refiner, config.backend)
+        refiner = Refiner(small, config.refined_scales)
         refiner.check(model, tokenizer)
     classes = class_numbers(config.classes, model.config.num_classes, names)
     log_other_numbers(classes, names)
@@ -182,6 +184,7 @@ def _numbers(config: SampleConfig, count: int) -> np.ndarray:
 def _settings(config: SampleConfig, plan: Plan, batch: int) -> dict[str, object]:
     """Everything that the images depend on, besides the models."""
     return {
+        "dtype": str(plan.model.backend.dtype).lower(),
         "refined_scales": config.refined_scales,
         "classes": [int(label) for label in plan.labels_n[:: config.per_class]],
         "per_class": config.per_class,

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias, get_args
 
 import mindspore as ms
 from var_tokenizer import ScaleSchedule
-from var_tokenizer.common import check_choice
+from var_tokenizer.common import InputError, check_choice, on_cpu
 
 from var_transformer.attention.ascend import AscendAttention
 from var_transformer.attention.base import NextScaleAttention
@@ -23,6 +23,9 @@ from var_transformer.attention.portable import PortableAttention
 from var_transformer.model.operators import kernels
 
 __all__ = ["AttentionCalls", "BackendConfig", "Cache", "KeysValues", "NextScaleAttention", "build"]
+
+ProductType: TypeAlias = Literal["float32", "float16", "bfloat16"]
+"""The types that a model's matrix products may have."""
 
 AttentionCalls: TypeAlias = Literal["cheapest", "auto", "segments", "banded", "masked"]
 """See ``BackendConfig.calls``."""
@@ -53,6 +56,23 @@ class BackendConfig:
     def __post_init__(self) -> None:
         check_choice("attention backend", self.name, ("auto", "ascend", "portable"))
         check_choice("attention", self.calls, get_args(AttentionCalls))
+
+    @classmethod
+    def for_drawing(cls, dtype: str | None = None) -> "BackendConfig":
+        """What images are drawn with here, in products of "float32", "float16" or "bfloat16".
+
+        By default in float16 on an Ascend, which has its fused attention for that, and in float32
+        elsewhere. Raises InputError for another type, and for bfloat16 on a CPU.
+        """
+        if dtype is None:
+            dtype = "float16" if ms.get_context("device_target") == "Ascend" else "float32"
+        check_choice("dtype", dtype, get_args(ProductType))
+        if dtype == "bfloat16" and on_cpu():
+            raise InputError(
+                "dtype is bfloat16; expected float32 or float16 on a CPU, where MindSpore has no "
+                "product of bfloat16 matrices"
+            )
+        return cls(dtype=getattr(ms, dtype))
 
     @property
     def fused(self) -> bool:

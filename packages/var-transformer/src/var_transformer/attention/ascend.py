@@ -68,7 +68,7 @@ class AscendAttention(NextScaleAttention):
         if head_width % 16 or not 16 <= head_width <= 512:
             raise InputError(
                 f"head width is {head_width}; Ascend's fused operators take multiples of 16 "
-                "up to 512"
+                "up to 512 (products of dtype float32 do without them)"
             )
         device, every = DEVICES["ascend-910b"], _BATCH * heads
         seconds = training_seconds(device, every, head_width)

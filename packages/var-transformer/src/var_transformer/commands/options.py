@@ -13,6 +13,7 @@ from var_tokenizer.common.progress import working
 
 from var_transformer.adapters.merging import merge_adapters
 from var_transformer.adapters.peft_files import read_adapters
+from var_transformer.attention import BackendConfig, ProductType
 from var_transformer.commands.class_names import names_of, other_numbers
 from var_transformer.commands.image_files import (
     AnimationFormat,
@@ -47,6 +48,9 @@ class PairConfig:
     ] = ()
     """A LoRA adapter, .safetensors or peft's folder, that is added to the transformer WEIGHT times
     (1 by default), with its new classes. May be given several times."""
+    dtype: ProductType | None = None
+    """Type of the transformer's matrix products. By default float16 on an Ascend, with its fused
+    attention, and float32 elsewhere. A CPU has no bfloat16."""
 
     def __post_init__(self) -> None:
         """Raises InputError for a transformer without its tokenizer, and the reverse."""
@@ -58,15 +62,22 @@ class PairConfig:
         """The tokenizer's file and the transformer's."""
         return self.tokenizer or TOKENIZER_FILE, self.model or TRANSFORMER_FILE
 
+    @property
+    def backend(self) -> BackendConfig:
+        """How the transformer computes; raises InputError for a type that the device lacks."""
+        return BackendConfig.for_drawing(self.dtype)
+
     def load(self) -> tuple[Transformer, Tokenizer, Names]:
         """Both models and the names of the classes.
 
-        Raises InputError unless the files are whole and belong together.
+        Raises InputError unless the files are whole and belong together, and for a type or a head
+        width that the device lacks.
         """
         adapters = read_adapters(self.adapter)
         tokenizer_file, model_file = self.files()
         with working("loading the models"):
-            model, tokenizer = Transformer.load(model_file), Tokenizer.load(tokenizer_file)
+            model = Transformer.load(model_file, self.backend)
+            tokenizer = Tokenizer.load(tokenizer_file)
         check_pair(model, tokenizer)
         names = names_of(model, self.class_names)
         if adapters:

@@ -25,8 +25,9 @@ def begin_or_resume(out: Path, settings: dict[str, Any], *, keep_batch: bool, is
     if path.exists():
         try:
             with open_regular(path) as file:
-                # runs from before --numbers and --adapter have none
-                before = {"numbers": None, "adapters": []} | json.load(file)
+                # runs from before --numbers, --adapter and --dtype have none
+                older: dict[str, Any] = {"numbers": None, "adapters": [], "dtype": "float32"}
+                before = older | json.load(file)
             found = {name: before[name] for name in settings}
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(f"{quoted(path)}: not the settings of a run: {error!r}") from error

@@ -109,6 +109,7 @@ def run(config: EditConfig) -> None:
 
     graphs = {
         "models": [model.config, tokenizer.config],
+        "backend": model.backend,
         "count": config.count,
         "sampler": config.sampler,
         "animated": config.animate is not None,
