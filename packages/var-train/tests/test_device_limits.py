@@ -4,12 +4,13 @@ import re
 from dataclasses import replace
 
 import pytest
+import tiny
 from var_tokenizer.common import InputError
 from var_train import RunConfig, run_training
 from var_train.commands.presets import published_stage
 from var_train.training import device_limits
 from var_train.training.device_limits import check_device
-from var_transformer import TransformerConfig
+from var_transformer import Transformer, TransformerConfig
 
 ASCEND_910B = 62432 * 2**20  # as MindSpore's documentation shows it
 D16 = TransformerConfig.preset("d16")
@@ -97,8 +98,20 @@ def test_this_machine_says_how_much_memory_it_has():
     assert 2**29 < device_limits.device_memory() < 2**50
 
 
-def test_a_run_that_does_not_fit_ends_before_it_writes_anything(on, tmp_path):
-    on(2**20, cpu=True)
+@pytest.mark.parametrize("starts", ["new", "from a transformer"])
+def test_a_run_that_does_not_fit_ends_before_it_builds_a_model_or_writes_anything(
+    on, tmp_path, monkeypatch, starts
+):
+    init = None
+    if starts == "from a transformer":
+        init = tmp_path / "init.safetensors"
+        Transformer(tiny.transformer(vocab_size=128)).save(init)
+
+    def unexpected(*_arguments, **_options):
+        raise AssertionError("a model was built")
+
+    monkeypatch.setattr(Transformer, "__init__", unexpected)
+    on(2**16, cpu=True)
     with pytest.raises(InputError, match=r"batch is 64 in 1 part\(s\), each of which needs"):
-        run_training(RunConfig(out=tmp_path / "out"))
+        run_training(RunConfig(out=tmp_path / "out", init=init))
     assert not (tmp_path / "out").exists()

@@ -4,8 +4,8 @@ import logging
 from dataclasses import asdict, replace
 
 from var_tokenizer import Scale, Tokenizer, TokenizerConfig
-from var_tokenizer.common import InputError, quoted, weights_checksum
-from var_transformer import BackendConfig, Transformer, TransformerConfig
+from var_tokenizer.common import InputError, open_checkpoint, quoted, weights_checksum
+from var_transformer import BackendConfig, Transformer, TransformerConfig, transformer_shapes
 
 from var_train.commands.arguments import format_size
 from var_train.commands.run_config import (
@@ -64,6 +64,28 @@ def _check_image_size(size: Scale | None, tokenizer: TokenizerConfig) -> None:
         )
 
 
+def transformer_config(
+    config: RunConfig, tokenizer: Tokenizer, classes: tuple[str, ...]
+) -> TransformerConfig:
+    """That of what ``build_transformer`` gives, known before weights are drawn or read.
+
+    Raises InputError if ``init`` is unusable.
+    """
+    if config.init is None or starts_from_tokenizer(config):
+        return TransformerConfig(
+            num_classes=len(classes),
+            vocab_size=tokenizer.config.vocab_size,
+            latent_channels=tokenizer.config.latent_channels,
+            scales=tokenizer.config.scales,
+            **asdict(config.transformer),
+        )
+    init = open_checkpoint(config.init, "transformer", TransformerConfig)
+    init.check(transformer_shapes(init.config))  # a file may claim any size
+    if config.train_transformer.lora.rank:
+        return init.config
+    return replace(init.config, num_classes=len(classes), scales=tokenizer.config.scales)
+
+
 def build_transformer(
     config: RunConfig, tokenizer: Tokenizer, classes: tuple[str, ...]
 ) -> tuple[Transformer, str | None]:
@@ -77,15 +99,9 @@ def build_transformer(
     dtype = DTYPES[config.train_transformer.precision.dtype]
     backend = BackendConfig(dtype=dtype, calls=config.attention)
     if config.init is None or starts_from_tokenizer(config):
-        model_config = TransformerConfig(
-            num_classes=len(classes),
-            vocab_size=tokenizer.config.vocab_size,
-            latent_channels=tokenizer.config.latent_channels,
-            scales=tokenizer.config.scales,
-            **asdict(config.transformer),
-        )
+        new = transformer_config(config, tokenizer, classes)
         gate_gain = config.train_transformer.gate_gain
-        return Transformer(model_config, config.seed, backend, gate_gain), None
+        return Transformer(new, config.seed, backend, gate_gain), None
     init = Transformer.load(config.init, backend)
     if config.transformer != TransformerSizeConfig():
         check_given(
@@ -119,7 +135,7 @@ def build_transformer(
         say_new_classes(name, init, new_classes(init, classes))
         return init, checksum
     say_classes(name, init, classes)
-    fitting = replace(init.config, num_classes=len(classes), scales=tokenizer.config.scales)
+    fitting = transformer_config(config, tokenizer, classes)
     if fitting == init.config:
         return init, checksum
     if fitting.scales != init.config.scales:

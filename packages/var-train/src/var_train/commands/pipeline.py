@@ -13,7 +13,11 @@ from var_tokenizer.common import fewer_images, images_that_fit, needing_memory
 from var_tokenizer.common.progress import working
 from var_transformer import Transformer
 
-from var_train.commands.models import build_tokenizer, build_transformer
+from var_train.commands.models import (
+    build_tokenizer,
+    build_transformer,
+    transformer_config,
+)
 from var_train.commands.preparation import Source, begin_run, load_data
 from var_train.commands.run_config import (
     TOKENIZER_FILE,
@@ -83,14 +87,15 @@ def run_training(config: RunConfig, startup: Startup | None = None) -> dict[str,
     else:
         given["tokenizer"] = fingerprint(tokenizer)
     if config.trains_transformer:
+        size = transformer_config(config, tokenizer, train.classes)
+        config.train_transformer.check(size, len(train))
+        config.sampling.sampler().check(len(tokenizer.schedule), tokenizer.vocab_size)
         model, checksum = build_transformer(config, tokenizer, train.classes)
         given["init"] = given["init"] or checksum
         # an adapter's checkpoints are small
         kept = [] if config.train_transformer.lora.rank else list(model.get_parameters())
         sizes["transformer"] = training_bytes(kept, config.train_transformer.ema > 0)
         config = replace(config, transformer=TransformerSizeConfig.of(model.config))
-        config.train_transformer.check(model.config, len(train))
-        config.sampling.sampler().check(len(tokenizer.schedule), tokenizer.vocab_size)
     log.info("%d training and %d validation images", len(train), len(val))
     startup.end("models")
     metrics, settings, record = begin_run(config, given, train, val, sizes)
