@@ -35,13 +35,25 @@ def test_a_preset_beyond_the_memory_is_refused_with_both_values_and_the_batch_th
         check_device(PUBLISHED, D16)
     said = str(refused.value)
     assert "\n" not in said
-    found = re.search(r"batch is 768 .* needs ([\d.]+) GiB .* there are 61\.0; .* most (\d+)", said)
-    assert 350 < float(found[1]) < 400
-    most = int(found[2])
-    assert 90 < most < 120
-    check_device(replace(PUBLISHED, batch=most), D16)
-    with pytest.raises(InputError, match=f"at most {most} "):
-        check_device(replace(PUBLISHED, batch=most + most // 8), D16)
+    assert "batch is 768 in 1 part(s)" in said and "57.2 of 61.0 can be used" in said
+    found = re.search(r"needs ([\d.]+) GiB .* most (\d+), or recompute, with which (\d+) ", said)
+    needed, most, recomputed = map(float, found.groups())
+    assert 350 < needed < 400 and 90 < most < 120 and 500 < recomputed < 600
+    for images, recompute in ((int(most), False), (int(recomputed), True)):
+        check_device(replace(PUBLISHED, batch=images, recompute=recompute), D16)
+        with pytest.raises(InputError, match=f"at most {images}[ ,]"):
+            check_device(replace(PUBLISHED, batch=images + 1, recompute=recompute), D16)
+
+
+def test_recompute_is_named_where_it_helps_alone(on):
+    on(ASCEND_910B)
+    helped = "at most 104, or recompute, with which 112 images fit"
+    for changes, expected in (({}, helped), ({"recompute": True, "batch": 768}, r"at most \d+ \(")):
+        with pytest.raises(InputError, match=expected):
+            check_device(replace(PUBLISHED, **({"batch": 112} | changes)), D16)
+    on(24 * 2**30, cpu=True)
+    with pytest.raises(InputError, match=r"at most \d+ \("):
+        check_device(PUBLISHED, D16)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +75,7 @@ def test_a_batch_in_parts_that_fit_is_not_refused(on, changes, workers):
 def test_recompute_and_half_precision_fit_more(on, worse, better):
     on(ASCEND_910B)
     check_device(replace(PUBLISHED, **better), D16)
-    with pytest.raises(InputError, match=r"expected a batch of at most \d+ \("):
+    with pytest.raises(InputError, match=r"expected a batch of at most \d+, or recompute"):
         check_device(replace(PUBLISHED, **worse), D16)
 
 

@@ -1,5 +1,8 @@
 """What a step and a generation cost, on paper: against the model itself and a count by hand."""
 
+import re
+from functools import partial
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from var_transformer.attention import PortableAttention
 from var_transformer.attention.devices import device
 from var_transformer.attention.segments import Plan, Segment, cut_at, forward_work
 from var_transformer.cost import parts as cost
-from var_transformer.cost.memory import least_memory, step_memory
+from var_transformer.cost.memory import least_memory, most_images, step_memory
 from var_transformer.model import operators as fast
 
 PRESETS = ("d16", "d20", "d24", "d30", "d36-s")
@@ -178,8 +181,25 @@ def test_the_memory_of_a_step_is_said_with_recompute_and_without(capsys):
     out = run(capsys, "--preset", "d16", "--batch", "96")
     kept, again = map(float, cells(out, "kept by the blocks")[:2])
     assert 40 < kept < 45 and 3 < again < 5
-    assert "fits into 59.6 GiB" in out
-    assert "does not fit -> fits into 59.6 GiB" in run(capsys, "--batch", "128")
+    assert "fits into 55.9 of 59.6 GiB" in out
+    assert "does not fit -> fits into 55.9 of 59.6 GiB" in run(capsys, "--batch", "128")
+
+
+def test_the_batch_that_fits_is_named_with_recompute_and_without(capsys):
+    words = " ".join(run(capsys, "--preset", "d16").split())
+    found = re.search(r"at most a batch of (\d+) -> (\d+)", words)
+    for most, recompute in zip(map(int, found.groups()), (False, True), strict=True):
+        usable = ASCEND.memory * 15 / 16
+        assert step_memory(D16, most, recompute=recompute).total <= usable
+        assert step_memory(D16, most + 1, recompute=recompute).total > usable
+    for batch, expected in ((found[1], "fits into"), (found[2], "does not fit -> fits into")):
+        assert expected in " ".join(run(capsys, "--batch", batch).split())
+
+
+def test_no_image_at_once_fits_where_the_weights_do_not(capsys):
+    assert most_images(partial(least_memory, D16), 2**30) == 0
+    assert most_images(partial(least_memory, D16), 2**40, most=7) == 7
+    assert "at most a batch of 0" in run(capsys, "--preset", "d30", "--device", "ascend-910a")
 
 
 def test_the_portable_device_is_priced_too(capsys):

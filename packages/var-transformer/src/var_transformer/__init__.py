@@ -9,7 +9,7 @@ from var_transformer.adapters.peft_files import load_adapter, read_adapters, sav
 from var_transformer.adapters.targets import LoraConfig
 from var_transformer.attention import AttentionCalls, BackendConfig
 from var_transformer.commands.batch_size import fitting_batch
-from var_transformer.cost.memory import least_memory, step_memory
+from var_transformer.cost.memory import USABLE, least_memory, most_images, step_memory
 from var_transformer.edit import box_mask, edit, tokens_to_redraw
 from var_transformer.generation.generate import Generation, generate
 from var_transformer.generation.refiner import Refiner
@@ -22,6 +22,7 @@ from var_transformer.model.transformer import Transformer
 from var_transformer.pretrained import load_pretrained
 
 __all__ = [
+    "USABLE",
     "Adapter",
     "AttentionCalls",
     "BackendConfig",
@@ -44,6 +45,7 @@ __all__ = [
     "load_adapter",
     "load_pretrained",
     "merge_adapters",
+    "most_images",
     "parse_class_names",
     "read_adapters",
     "save_adapter",

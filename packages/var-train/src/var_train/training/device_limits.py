@@ -1,20 +1,18 @@
 """What this device cannot do, said before the first step: a type, a batch beyond its memory."""
 
-import bisect
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mindspore as ms
 from mindspore import ops
 from var_tokenizer.common import InputError, on_cpu
-from var_transformer import TransformerConfig, least_memory, step_memory
+from var_transformer import USABLE, TransformerConfig, least_memory, most_images, step_memory
 
 from var_train.parallel import workers
 
 if TYPE_CHECKING:
     from var_train.training.transformer_stage import TransformerStageConfig
 
-_USABLE = 15 / 16  # of a device's memory; MindSpore leaves the rest to the driver and to exchanges
 _GIB = 2**30
 
 
@@ -50,25 +48,32 @@ def check_device(stage: "TransformerStageConfig", model: TransformerConfig) -> N
         )
     if stage.lora.rank:  # how much less an adapter needs is measured, not counted
         return
-    memory, parts = device_memory(), workers.size() * stage.accumulation
+    memory = device_memory()
+    if memory is None:
+        return
+    parts = workers.size() * stage.accumulation
     images = -(-stage.batch // parts)
     shards = workers.size() if stage.shard_optimizer else 1
     itemsize = 4 if stage.precision.dtype == "float32" else 2
 
-    def needed(images: int) -> float:
+    def needed(images: int, recompute: bool = stage.recompute) -> float:
         """Bytes, by images at once."""
         if on_cpu():
             return least_memory(model, images, shards)
-        options = (stage.recompute, stage.accumulation > 1, stage.ema > 0, shards)
+        options = (recompute, stage.accumulation > 1, stage.ema > 0, shards)
         return step_memory(model, images, itemsize, *options).total
 
-    if memory is None or needed(images) <= memory:
+    fitting = most_images(needed, memory, images)
+    if fitting == images:
         return
-    fitting = bisect.bisect_right(range(1, images), _USABLE * memory, key=needed)
+    recomputed = most_images(lambda n: needed(n, recompute=True), memory, images)
     expected = f"a batch of at most {fitting * parts}" if fitting else "a smaller model"
+    if recomputed > fitting:
+        fit = min(recomputed * parts, stage.batch)
+        expected += f", or recompute, with which {fit} images fit"
     raise InputError(
         f"batch is {stage.batch} in {parts} part(s), each of which needs "
-        f"{needed(images) / _GIB:,.1f} GiB of a device's memory, and there are "
-        f"{memory / _GIB:,.1f}; expected {expected} (accumulation, recompute and shard_optimizer "
-        "save memory, too)"
+        f"{needed(images) / _GIB:,.1f} GiB of a device's memory, and {USABLE * memory / _GIB:,.1f} "
+        f"of {memory / _GIB:,.1f} can be used; expected {expected} (accumulation and "
+        "shard_optimizer save memory, too)"
     )

@@ -3,7 +3,9 @@
 python -m var_transformer.cost --preset d16 --batch 96 --device ascend-910b
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import mindspore as ms
 from rich.console import Console
@@ -16,7 +18,7 @@ from var_transformer.attention import BackendConfig, build
 from var_transformer.attention.devices import Device, device
 from var_transformer.attention.segments import Plan, Segment, cut_at, scores
 from var_transformer.cost import parts as priced
-from var_transformer.cost.memory import least_memory, step_memory
+from var_transformer.cost.memory import USABLE, StepMemory, least_memory, most_images, step_memory
 from var_transformer.cost.parts import Part, total
 from var_transformer.model.config import TransformerConfig
 
@@ -175,8 +177,14 @@ def _memory(config: TransformerConfig, options: CostConfig, on: Device) -> Table
         table.add_column(column, justify="right" if column else "left")
     if options.device == "cpu":
         rows = {"at least": 2 * [least_memory(config, options.batch)]}
+        most = 2 * [most_images(partial(least_memory, config), on.memory)]
     else:
-        kinds = [step_memory(config, options.batch, on.itemsize, again) for again in (False, True)]
+        forms = [
+            partial(step_memory, config, itemsize=on.itemsize, recompute=again)
+            for again in (False, True)
+        ]
+        kinds = [form(images=options.batch) for form in forms]
+        most = [most_images(_totals(form), on.memory) for form in forms]
         rows = {
             "weights, gradients, moments": [kind.weights for kind in kinds],
             "the model's weights, from the first checkpoint on": [kind.model for kind in kinds],
@@ -186,9 +194,17 @@ def _memory(config: TransformerConfig, options: CostConfig, on: Device) -> Table
         }
     for name, sizes in rows.items():
         table.add_row(name, *(f"{size / 2**30:,.1f}" for size in sizes))
-    fit = _both(*("fits" if size <= on.memory else "does not fit" for size in sizes))
-    table.caption = f"{fit} into {on.memory / 2**30:.1f} GiB"
+    fit = _both(*("fits" if options.batch <= images else "does not fit" for images in most))
+    table.caption = (
+        f"{fit} into {USABLE * on.memory / 2**30:.1f} of {on.memory / 2**30:.1f} GiB; "
+        f"at most a batch of {_both(*map(str, most))}"
+    )
     return table
+
+
+def _totals(form: Callable[..., StepMemory]) -> Callable[[int], float]:
+    """Bytes, by images at once."""
+    return lambda images: form(images=images).total
 
 
 def _cells(one: Part, other: Part, on: Device) -> list[str]:

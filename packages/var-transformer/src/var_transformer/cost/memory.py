@@ -5,12 +5,17 @@ var-train keeps them. It is within 2 % of what MindSpore plans, where a dry run 
 (``benchmarks/ascend.json``); neither knows the workspace that operators ask for while they run.
 """
 
+import bisect
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from var_transformer.attention import BackendConfig, build
 from var_transformer.attention.segments import Segment, scores
 from var_transformer.cost.parts import parameter_count
 from var_transformer.model.config import TransformerConfig
+
+USABLE = 15 / 16
+"""Share of a device's memory; MindSpore leaves the rest to the driver and to exchanges."""
 
 _WIDE = 4  # bytes of a float32
 # arrays (B, L, C), by what follows from them: the input and the middle of a block, in float32 ...
@@ -94,3 +99,11 @@ def least_memory(config: TransformerConfig, images: int, shards: int = 1) -> flo
     rows = images * config.schedule.length
     count = parameter_count(config)
     return _WIDE * (count * (2 + 2 / shards) + config.depth * rows * config.width)
+
+
+def most_images(needed: Callable[[int], float], memory: float, most: int = 2**16) -> int:
+    """How many images at once fit into a device with so many bytes: 0 to ``most``.
+
+    needed: bytes, by images; it grows with them.
+    """
+    return bisect.bisect_right(range(1, most + 1), USABLE * memory, key=needed)
