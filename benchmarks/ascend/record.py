@@ -136,15 +136,28 @@ def _sorted(counts: dict[str, int]) -> dict[str, int]:
 
 
 def worse(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The figures of a case that grew, each in words."""
+    """The figures of a case that grew, and the kernels that are new or more, each in words."""
     found = []
     for name, value in now.items():
         if isinstance(value, dict):
+            found += _more_kernels(name, before[name], value)
             continue
         most = before[name] * (1 + SLACK) if isinstance(value, float) else before[name]
         if value > most:
             found.append(f"{name} is {value}; expected at most {before[name]}, as recorded")
     return found
+
+
+def _more_kernels(name: str, before: ByKind, now: ByKind) -> list[str]:
+    """A total may hide that one operator became two, or an old kind took the place of a new."""
+    known = {kind: before.get(kind, {}) for kind in now}
+    return [
+        f"{name} has {count} {kind} kernels {operator}; expected at most "
+        f"{known[kind].get(operator, 0)}, as recorded"
+        for kind, of_kind in now.items()
+        for operator, count in of_kind.items()
+        if count > known[kind].get(operator, 0)
+    ]
 
 
 def _save(record: dict[str, Any]) -> None:
