@@ -1,6 +1,7 @@
 """The order of images in training: of an epoch, and of both stages."""
 
 import numpy as np
+import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,6 +9,8 @@ from var_tokenizer import Tokenizer
 from var_train.data.batches import epoch_order, step_indices
 from var_train.data.image_sources import ImageSet
 from var_train.data.token_sources import EncodedImages
+from var_train.parallel import workers
+from var_train.training.step_parts import draw_part
 from var_train.training.tokenizer_stage import TokenizerStageConfig, TokenizerTraining
 from var_train.training.transformer_stage import TransformerStageConfig, TransformerTraining
 from var_transformer import Transformer
@@ -59,3 +62,26 @@ def test_both_stages_take_the_images_of_an_epoch_alike():
     assert sorted(taken[:10]) == sorted(taken[10:]) == list(range(10))
     drawn = [i for step in range(5) for i in second._prepare(step)[0].indices_b]
     assert drawn == taken
+
+
+@pytest.mark.parametrize(("count", "parts"), [(1, 1), (1, 4), (3, 2)])
+def test_an_image_has_the_draws_of_earlier_versions_in_whatever_part_it_is(
+    monkeypatch, count, parts
+):
+    batch, rates_d = 13, np.array([0.0, 0.2, 0.5])
+    rng = np.random.default_rng((7, 4, 3))  # as versions drew that drew for the whole batch at once
+    unlabelled_b = rng.random(batch) < 0.1
+    stays_d2b = rng.random((3, 2, batch)) >= rates_d[:, None, None]
+    keep_d2b11 = (stays_d2b / (1 - rates_d[:, None, None]))[..., None, None].astype(np.float32)
+    flip_b = rng.random(batch) < 0.5
+    config = TransformerStageConfig(batch=batch, accumulation=parts, flip=True)
+    monkeypatch.setattr(workers, "size", lambda: count)
+    for rank in range(count):
+        monkeypatch.setattr(workers, "rank", lambda rank=rank: rank)
+        for number, (own, weight) in enumerate(workers.shares(batch, parts)):
+            part = draw_part(config, 50, rates_d, 7, 3, number)
+            assert part.weight == weight
+            np.testing.assert_array_equal(part.indices_b, step_indices(50, batch, 7, 3)[own])
+            np.testing.assert_array_equal(part.unlabelled_b, unlabelled_b[own])
+            np.testing.assert_array_equal(part.keep_d2b11, keep_d2b11[:, :, own])
+            np.testing.assert_array_equal(part.flip_b, flip_b[own])

@@ -9,7 +9,7 @@ import numpy as np
 from var_train.data.batches import step_indices
 from var_train.data.crops import PlaceOf, draw_place
 from var_train.parallel import workers
-from var_train.training.transformer_gradients import draw_drop_path
+from var_train.training.transformer_gradients import draw_drop_path, draw_for
 
 if TYPE_CHECKING:
     from var_train.training.transformer_stage import TransformerStageConfig
@@ -31,23 +31,25 @@ class Part:
     """As in ``workers.Share``."""
 
 
-def draw_parts(
-    config: "TransformerStageConfig", images: int, drop_rates_d: np.ndarray, seed: int, step: int
-) -> list[Part]:
-    """This worker's share of the step's batch, in as many parts as are accumulated.
+def draw_part(
+    config: "TransformerStageConfig",
+    images: int,
+    drop_rates_d: np.ndarray,
+    seed: int,
+    step: int,
+    number: int,
+) -> Part:
+    """A part of this worker's share of the step's batch, which has as many as are accumulated.
 
-    images: in the training data. Random numbers are drawn for the whole batch.
+    images: in the training data. An image's random numbers do not depend on the part that it is in.
     """
     batch = config.batch
+    own, weight = workers.shares(batch, config.accumulation)[number]
     rng = np.random.default_rng((seed, _STEPS, step))
-    indices_b = step_indices(images, batch, seed, step)
-    unlabelled_b = rng.random(batch) < config.condition_drop
-    keep_d2b11 = draw_drop_path(rng, drop_rates_d, batch)
-    flip_b = rng.random(batch) < 0.5 if config.flip else None
-    place_of = partial(draw_place, seed, step)
-    parts = []
-    for own, weight in workers.shares(batch, config.accumulation):
-        flip = None if flip_b is None else flip_b[own]
-        drawn = indices_b[own], flip, place_of, unlabelled_b[own], keep_d2b11[:, :, own]
-        parts.append(Part(*drawn, weight))
-    return parts
+    unlabelled_b = draw_for(rng, batch, own) < config.condition_drop
+    keep_d2b11 = draw_drop_path(rng, drop_rates_d, batch, own)
+    flip_b = draw_for(rng, batch, own) < 0.5 if config.flip else None
+    indices_b = step_indices(images, batch, seed, step)[own]
+    return Part(
+        indices_b, flip_b, partial(draw_place, seed, step), unlabelled_b, keep_d2b11, weight
+    )

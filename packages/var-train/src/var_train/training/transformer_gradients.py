@@ -80,12 +80,25 @@ def loss_and_gradients(
     return at_once
 
 
-def draw_drop_path(rng: np.random.Generator, rates_d: np.ndarray, batch: int) -> np.ndarray:
+def draw_drop_path(
+    rng: np.random.Generator, rates_d: np.ndarray, batch: int, own: slice
+) -> np.ndarray:
     """Drop path, or stochastic depth (arXiv:1603.09382): images skip branches of blocks at random.
 
-    (depth, 2, batch, 1, 1) float32, by which the branches of the blocks are multiplied. It is 0 for
-    a branch that an image skips, else 1 / (1 - rate).
+    (depth, 2, b, 1, 1) float32 for the images ``own`` of a batch, by which the branches of the
+    blocks are multiplied. It is 0 for a branch that an image skips, else 1 / (1 - rate).
     """
     rates_d1111 = rates_d.reshape(-1, 1, 1, 1, 1)
-    stays_d2b11 = rng.random((len(rates_d), 2, batch, 1, 1)) >= rates_d1111
+    drawn_db = np.stack([draw_for(rng, batch, own) for _ in range(2 * len(rates_d))])
+    stays_d2b11 = drawn_db.reshape(len(rates_d), 2, -1, 1, 1) >= rates_d1111
     return (stays_d2b11 / (1 - rates_d1111)).astype(np.float32)
+
+
+def draw_for(rng: np.random.Generator, batch: int, own: slice) -> np.ndarray:
+    """What ``rng.random(batch)`` gives the images ``own``; passes over the others' numbers."""
+    state = rng.bit_generator
+    assert isinstance(state, np.random.PCG64)  # which takes one step a number
+    state.advance(own.start)
+    drawn_b = rng.random(own.stop - own.start)
+    state.advance(batch - own.stop)
+    return drawn_b

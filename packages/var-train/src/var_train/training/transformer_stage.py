@@ -33,7 +33,7 @@ from var_train.training.device_limits import check_device
 from var_train.training.loop import Stopwatch
 from var_train.training.progressive import newest_weight, scales_in_training
 from var_train.training.saving import training_bytes
-from var_train.training.step_parts import Part, draw_parts
+from var_train.training.step_parts import Part, draw_part
 from var_train.training.transformer_gradients import loss_and_gradients
 
 
@@ -264,7 +264,7 @@ class TransformerTraining:
         """A part, counted from the first of step 0, and its data, read; in any thread."""
         step, which = divmod(number, self._config.accumulation)
         drawing = self._config, len(self._train), self._drop_rates_d, self._seed
-        part = draw_parts(*drawing, step)[which]
+        part = draw_part(*drawing, step, which)
         return part, read_tokens(self._train, part.indices_b, part.flip_b, part.place_of)
 
     def close(self) -> None:
