@@ -31,8 +31,8 @@ from var_tokenizer import Tokenizer, TokenizerConfig
 from var_tokenizer.common import arrays_checksum, write_tensors
 from var_train import ImageFolder, MetricsLog, TokenCache, load_image_tree
 from var_train.data.batches import step_indices
+from var_train.data.cache_index import CacheIndex
 from var_train.data.resume_check import DataRecord, check_data
-from var_train.data.token_cache import CacheIndex
 from var_train.data.token_sources import fingerprint
 from var_train.data.unreadable_images import UnreadableImages
 

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError, Snapshot, arrays_checksum
-from var_train.data.token_cache import CacheIndex
+from var_train.data.cache_index import CacheIndex
 from var_train.reports.json_files import changed_settings, record_settings
 from var_train.reports.metrics_log import MetricsLog
 from var_train.training.checkpoints import CheckpointFolder

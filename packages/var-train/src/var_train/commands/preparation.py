@@ -13,10 +13,11 @@ from var_tokenizer.common.progress import working
 
 from var_train.commands.run_config import RunConfig
 from var_train.data.batches import steps_of
+from var_train.data.cache_index import SPLITS
 from var_train.data.digits import load_digits_split
 from var_train.data.image_sources import ImageFolder, ImageSet, load_image_tree
 from var_train.data.resume_check import DataRecord
-from var_train.data.token_cache import SPLITS, TokenCache
+from var_train.data.token_cache import TokenCache
 from var_train.judging.networks import network_digest
 from var_train.parallel import workers
 from var_train.reports.json_files import changed_settings, record_settings
