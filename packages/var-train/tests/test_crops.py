@@ -9,7 +9,7 @@ import tiny
 from image_tree import random_image
 from PIL import Image
 from var_tokenizer import Tokenizer
-from var_train.data.crops import crop_picture, draw_place
+from var_train.data.crops import crops_of, draw_place
 from var_train.data.image_sources import ImageFolder, ImageSet, load_image_tree
 from var_train.reports.metrics_log import MetricsLog
 from var_train.training.loop import LoopConfig, train_stage
@@ -28,7 +28,7 @@ def picture(rows: int, columns: int) -> Image.Image:
 @BOTH_WAYS
 @pytest.mark.parametrize("place", [(0.0, 0.0), (0.999, 0.999), (0.25, 0.75)])
 def test_a_crop_is_pillows_own_of_the_shorter_side_at_288(rows, columns, resized, place):
-    found = np.asarray(crop_picture(picture(rows, columns), (256, 256), place))
+    [found] = map(np.asarray, crops_of(picture(rows, columns), (256, 256), [place]))
     whole = np.asarray(picture(rows, columns).resize(resized, LANCZOS))
     top, left = (int(p * (n - 256 + 1)) for p, n in zip(place, whole.shape[:2], strict=True))
     np.testing.assert_array_equal(found, whole[top : top + 256, left : left + 256])
@@ -39,7 +39,7 @@ def test_without_a_place_the_crop_is_in_the_centre(rows, columns, resized):
     left, top = (side // 2 - 128 for side in resized)
     expected = picture(rows, columns).resize(resized, LANCZOS)
     expected = expected.crop((left, top, left + 256, top + 256))
-    assert crop_picture(picture(rows, columns), (256, 256)) == expected
+    assert crops_of(picture(rows, columns), (256, 256), [None]) == [expected]
 
 
 def test_places_reach_every_row_and_column_alike():
@@ -67,7 +67,7 @@ def test_a_thin_or_tiny_picture_is_cropped_without_growing_large(size, image_siz
         return resize(self, size, *arguments)
 
     monkeypatch.setattr(Image.Image, "resize", noting)
-    found = crop_picture(picture(*size), image_size, (0.9, 0.9))
+    [found] = crops_of(picture(*size), image_size, [(0.9, 0.9)])
     assert found.size == image_size[::-1]
     assert max(max(sides) for sides in seen) <= 16 * 54
 
@@ -94,11 +94,12 @@ def test_training_images_are_cropped_where_asked_and_validation_images_at_the_ce
     place_of = partial(draw_place, 0, 3)
     pixels_byxc, _ = train.batch([4, 1], np.array([True, False]), place_of)
     first, second = (Image.open(tree / "train" / "cat" / f"{n}.png") for n in (4, 1))
-    expected = crop_picture(first, size, draw_place(0, 3, 4))
+    [expected] = crops_of(first, size, [draw_place(0, 3, 4)])
     np.testing.assert_array_equal(pixels_byxc[0], np.asarray(expected)[:, ::-1])
-    np.testing.assert_array_equal(pixels_byxc[1], crop_picture(second, size, draw_place(0, 3, 1)))
+    [expected] = crops_of(second, size, [draw_place(0, 3, 1)])
+    np.testing.assert_array_equal(pixels_byxc[1], expected)
     third = Image.open(tree / "val" / "cat" / "2.png")
-    np.testing.assert_array_equal(val.batch([2])[0][0], crop_picture(third, size))
+    np.testing.assert_array_equal(val.batch([2])[0], crops_of(third, size, [None]))
     assert isinstance(train, ImageFolder)
     assert isinstance(val, ImageSet if memory_limit else ImageFolder)
 

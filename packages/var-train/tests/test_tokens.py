@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError, arrays_checksum, to_model_range
-from var_train.data import image_sources
+from var_train.data import image_sources, token_cache
 from var_train.data.crops import draw_place
 from var_train.data.image_sources import load_image_tree
 from var_train.data.resume_check import DataRecord, check_data
@@ -96,15 +96,25 @@ def test_the_cache_holds_tokens_of_every_image_as_it_is_and_mirrored(work):
     np.testing.assert_array_equal(ids_bl, encoded(tokenizer, pixels_byxc))
 
 
-@pytest.mark.parametrize("crops", [0, 2])
-def test_a_mirrored_image_takes_no_second_decoding(work, tmp_path, monkeypatch, crops):
+@pytest.mark.parametrize("crops", [0, 3])
+def test_an_image_is_decoded_once_for_all_its_crops_mirrored_too(
+    work, tmp_path, monkeypatch, crops
+):
     decoded = []
     read = image_sources.read_picture
     monkeypatch.setattr(image_sources, "read_picture", lambda p: decoded.append(p) or read(p))
     tokenize(command(work, out=tmp_path, batch=5, shard=10, crops=crops))
     training = [path for path in decoded if "train" in path.parts]
     classes = 2  # one image of each is tried at the start
-    assert len(training) == 10 * max(1, crops) + classes
+    assert len(training) == 10 + classes
+
+
+def test_an_image_of_more_crops_than_fit_at_once_has_the_same(work, tmp_path, monkeypatch):
+    tokenize(command(work, out=tmp_path / "whole", crops=5))
+    monkeypatch.setattr(token_cache, "_MOST_CROPS", 2)
+    tokenize(command(work, out=tmp_path / "parts", crops=5))
+    for path in (tmp_path / "whole" / "train").iterdir():
+        assert path.read_bytes() == (tmp_path / "parts" / "train" / path.name).read_bytes()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ Training takes a random crop, drawn from seed, step and image alone, so that a r
 crops that an uninterrupted one would have seen. Validation takes the one in the centre.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -25,10 +25,10 @@ def draw_place(seed: int, step: int, index: int) -> Place:
     return rng.random(), rng.random()
 
 
-def crop_picture(
-    picture: Image.Image, image_size: tuple[int, int], place: Place | None = None
-) -> Image.Image:
-    """A crop of ``image_size`` (rows, columns) at ``place``; None for the centre.
+def crops_of(
+    picture: Image.Image, image_size: tuple[int, int], places: Sequence[Place | None]
+) -> list[Image.Image]:
+    """The crops of ``image_size`` (rows, columns) at ``places``; None for the one in the centre.
 
     The picture is resized by Lanczos, so that it just covers 1.125 times ``image_size``, rounded.
     A picture longer than 16 times its shorter side is cut to that first.
@@ -42,10 +42,13 @@ def crop_picture(
         size = (width * rows // height, rows)
     else:
         size = (columns, height * columns // width)
+    picture = picture.resize(size, Image.Resampling.LANCZOS)
     spare_yx = (size[1] - image_size[0], size[0] - image_size[1])
-    if place is None:
-        top, left = (round(spare / 2) for spare in spare_yx)
-    else:
-        top, left = (int(p * (spare + 1)) for p, spare in zip(place, spare_yx, strict=True))
-    box = (left, top, left + image_size[1], top + image_size[0])
-    return picture.resize(size, Image.Resampling.LANCZOS).crop(box)
+    crops = []
+    for place in places:
+        if place is None:
+            top, left = (round(spare / 2) for spare in spare_yx)
+        else:
+            top, left = (int(p * (spare + 1)) for p, spare in zip(place, spare_yx, strict=True))
+        crops.append(picture.crop((left, top, left + image_size[1], top + image_size[0])))
+    return crops

@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 from var_tokenizer.common import InputError, fit_picture, processor_count, quoted, read_picture
 
-from var_train.data.crops import Place, PlaceOf, crop_picture
+from var_train.data.crops import Place, PlaceOf, crops_of
 from var_train.data.unreadable_images import UnreadableImages
 from var_train.listing.find_images import find_all, find_images
 from var_train.listing.image_files import ImageFiles, content_hash
@@ -57,7 +57,7 @@ class ReadImages:
     """A batch that was read ahead of the step that takes it; see ``ImageFolder.read``."""
 
     pixels_byxc: np.ndarray
-    """(B, Y, X, 3) uint8."""
+    """(B, Y, X, 3) uint8; of several crops, those at the first place, at the second, and so on."""
     labels_b: np.ndarray
     """(B,) int32."""
     take: Callable[[], None] = lambda: None
@@ -178,17 +178,27 @@ class ImageFolder:
         notes contents, and raises what ``batch`` would have. So a batch that no step took leaves no
         trace, and the order in which batches are read does not matter.
         """
+        return self.read_crops(indices, [place_of], flip)
+
+    def read_crops(
+        self,
+        indices: Indices,
+        places_of: Sequence[PlaceOf | None],
+        flip: np.ndarray | None = None,
+    ) -> ReadImages:
+        """As ``read``, but each image at several places, for which it is decoded once."""
         indices = np.asarray(indices, np.int64)
-        pixels_byxc = np.empty((len(indices), *self.image_size, 3), np.uint8)
+        size = (len(places_of), len(indices), *self.image_size, 3)
+        pixels_cbyxc = np.empty(size, np.uint8)
 
         def read(row: int) -> _Found:
             index = int(indices[row])
             begin = time.thread_time()
-            found = self._find(index, None if place_of is None else place_of(index))
-            if found.pixels_yxc is not None:
-                mirrored = flip is not None and flip[row]
-                pixels_byxc[row] = found.pixels_yxc[:, ::-1] if mirrored else found.pixels_yxc
-            return replace(found, pixels_yxc=None, seconds=time.thread_time() - begin)
+            found = self._find(index, [of and of(index) for of in places_of])
+            mirrored = flip is not None and flip[row]
+            for n, pixels_yxc in enumerate(found.crops):
+                pixels_cbyxc[n, row] = pixels_yxc[:, ::-1] if mirrored else pixels_yxc
+            return replace(found, crops=[], seconds=time.thread_time() - begin)
 
         rows = list(self._pool.map(read, range(len(indices))))
         with self._lock:
@@ -198,7 +208,8 @@ class ImageFolder:
             for index, found in zip(indices.tolist(), rows, strict=True):
                 self._note(index, found)
 
-        return ReadImages(pixels_byxc, self.labels_n[indices], take)
+        labels_b = np.tile(self.labels_n[indices], len(places_of))
+        return ReadImages(pixels_cbyxc.reshape(-1, *size[2:]), labels_b, take)
 
     def sources(self, index: int) -> list[int]:
         """The files that the image at ``index``, which was read before, depends on.
@@ -212,7 +223,7 @@ class ImageFolder:
                 break
         return sources
 
-    def _find(self, index: int, place: Place | None = None) -> "_Found":
+    def _find(self, index: int, places: Sequence[Place | None] = (None,)) -> "_Found":
         """The image at ``index``, or its substitute."""
         errors = []
         for candidate in self._unreadable.candidates(index):
@@ -220,14 +231,14 @@ class ImageFolder:
                 continue
             try:
                 source = self.files.source(candidate)
-                pixels_yxc = read_image(source, self.image_size, self._crops, place)
+                crops = read_image(source, self.image_size, self._crops, places)
                 content = 0 if self.hashes_n is None else content_hash(source)
             except InputError as error:
                 refuse_lost(error)
                 errors.append((candidate, error))
                 continue
-            return _Found(candidate, pixels_yxc, content, errors)
-        return _Found(None, None, 0, errors)
+            return _Found(candidate, crops, content, errors)
+        return _Found(None, [], 0, errors)
 
     def _note(self, index: int, found: "_Found") -> None:
         """Takes over what reading the image at ``index`` has found; raises as ``batch`` does."""
@@ -251,7 +262,8 @@ class _Found:
 
     source: int | None
     """The file that it comes from, its own or its substitute's; None if there is neither."""
-    pixels_yxc: np.ndarray | None
+    crops: list[np.ndarray]
+    """(Y, X, 3) uint8 each."""
     content: int
     """The hash of the file; 0 if it was not asked for."""
     errors: list[tuple[int, InputError]]
@@ -304,17 +316,17 @@ def read_image(
     source: Path | BytesIO,
     image_size: tuple[int, int],
     crops: bool = False,
-    place: Place | None = None,
-) -> np.ndarray:
-    """An image file as uint8 (rows, columns, 3) of ``image_size`` (rows, columns).
+    places: Sequence[Place | None] = (None,),
+) -> list[np.ndarray]:
+    """An image file as uint8 (rows, columns, 3) of ``image_size`` (rows, columns), at each place.
 
-    ``read_picture`` reads it; ``fit_picture`` fits it or, if ``crops``, ``crop_picture`` crops it
-    at ``place``. Raises InputError as these do.
+    ``read_picture`` reads it; ``fit_picture`` fits it or, if ``crops``, ``crops_of`` crops it.
+    Raises InputError as these do.
     """
     picture = read_picture(source)
     if crops:
-        return np.asarray(crop_picture(picture, image_size, place))
-    return np.asarray(fit_picture(picture, image_size))
+        return [np.asarray(crop) for crop in crops_of(picture, image_size, places)]
+    return [np.asarray(fit_picture(picture, image_size))] * len(places)
 
 
 def _decode_all(files: ImageFiles, image_size: tuple[int, int], crops: bool) -> ImageSet:
@@ -326,7 +338,7 @@ def _decode_all(files: ImageFiles, image_size: tuple[int, int], crops: bool) -> 
         try:
             source = files.source(index)
             hashes_n[index] = content_hash(source)
-            images_nyxc[index] = read_image(source, image_size, crops)
+            [images_nyxc[index]] = read_image(source, image_size, crops)
         except InputError as error:
             unreadable.add(index, error)
 

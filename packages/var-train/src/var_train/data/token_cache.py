@@ -36,7 +36,7 @@ from var_tokenizer.common import (
 from var_train.data.batches import padded_batches
 from var_train.data.cache_index import SPLITS, CacheIndex
 from var_train.data.crops import PlaceOf, draw_place
-from var_train.data.image_sources import Batch, ImageFolder, ReadImages, read_images
+from var_train.data.image_sources import Batch, ImageFolder, ReadImages
 from var_train.data.loader import Loader
 from var_train.data.token_shards import Arrays, Shard, TokenShards
 from var_train.data.token_sources import fingerprint
@@ -47,6 +47,7 @@ from var_train.reports.progress_bars import step_bar
 
 log = logging.getLogger(__name__)
 
+_MOST_CROPS = 16  # of an image at once, so that memory does not grow with their number
 _FIELDS = {
     "classes": "list of classes",
     "images": "number of images",
@@ -309,23 +310,26 @@ def _write_shard(
     crops, batches = index.crops_of(split), padded_batches(len(rows), batch)
     shape = (len(rows) * crops, tokenizer.schedule.length)
     arrays = {name: np.empty(shape, dtype) for name in index.arrays[:-1]}
+    cropped = split == "train" and index.crops > 0
+    parts = [range(crops)[first:][:_MOST_CROPS] for first in range(0, crops, _MOST_CROPS)]
+    jobs = [(number, part) for number in range(len(batches)) for part in parts]
 
-    def read(n: int) -> tuple[slice, ReadImages]:
-        crop, number = divmod(n, len(batches))
-        cropped = split == "train" and index.crops > 0
-        place_of = partial(draw_place, index.seed, crop) if cropped else None
-        own = slice(number * batch * crops + crop, (number + 1) * batch * crops, crops)
-        return own, read_images(images, rows[batches[number]], None, place_of)
+    def read(n: int) -> ReadImages:
+        number, part = jobs[n]
+        places_of = [partial(draw_place, index.seed, c) if cropped else None for c in part]
+        return images.read_crops(rows[batches[number]], places_of)
 
-    with closing(Loader(images, read, crops * len(batches), batch)) as loader:
-        for own, found in loader:
+    with closing(Loader(images, read, len(jobs), batch * len(parts[0]))) as loader:
+        for (number, part), found in zip(jobs, loader, strict=True):
             found.take()
-            for name, array in arrays.items():
-                pixels_byxc = found.pixels_byxc[:, :, :: -1 if name == "flipped" else 1]
-                ids_bl = tokenizer.encode_sequence(
-                    to_model_range(np.ascontiguousarray(pixels_byxc))
-                )
-                array[own] = ids_bl[: len(array[own])]  # repeats fill up the last batch
+            for c, pixels_byxc in zip(part, np.split(found.pixels_byxc, len(part)), strict=True):
+                own = slice(number * batch * crops + c, (number + 1) * batch * crops, crops)
+                for name, array in arrays.items():
+                    turned_byxc = pixels_byxc[:, :, :: -1 if name == "flipped" else 1]
+                    ids_bl = tokenizer.encode_sequence(
+                        to_model_range(np.ascontiguousarray(turned_byxc))
+                    )
+                    array[own] = ids_bl[: len(array[own])]  # repeats fill up the last batch
     arrays["labels"] = images.labels_n[rows]
     with replacing(path) as temporary:
         made_of = _made_of(images, rows)
