@@ -15,11 +15,18 @@ from var_tokenizer.common import InputError
 from var_train.data import image_sources, loader
 from var_train.data.batches import step_indices
 from var_train.data.crops import draw_place
-from var_train.data.image_sources import ImageFolder, load_image_tree, read_images
+from var_train.data.image_sources import (
+    ImageFolder,
+    ImageSet,
+    ReadImages,
+    load_image_tree,
+    read_images,
+)
 from var_train.data.loader import Loader
 from var_train.data.token_sources import EncodedImages
 from var_train.losses.discriminator import AdversaryConfig
 from var_train.reports.metrics_log import MetricsLog
+from var_train.reports.tokenizer_quality import measure_reconstructions, measure_tokenizer
 from var_train.training.loop import LoopConfig, train_stage
 from var_train.training.tokenizer_stage import TokenizerStageConfig, TokenizerTraining
 from var_train.training.transformer_stage import TransformerStageConfig, TransformerTraining
@@ -273,6 +280,60 @@ def test_a_class_that_lost_all_its_images_is_named_by_the_step_that_takes_one(tr
     read = images.read(np.array([7, 1]))
     with pytest.raises(InputError, match=r"cat: no readable image; expected at least one"):
         read.take()
+
+
+# Held-out images
+
+
+class Noting:
+    """Images that are read, and whether those from the third on were."""
+
+    bytes_each = 1
+
+    def __init__(self) -> None:
+        pixels = np.random.default_rng(0).integers(0, 256, (5, *SIZE, 3), dtype=np.uint8)
+        self.memory = ImageSet(pixels, np.zeros(5, np.int32), ("a",))
+        self.third = threading.Event()
+
+    def __len__(self) -> int:
+        return 5
+
+    def read(self, indices, flip=None, place_of=None) -> ReadImages:
+        if 2 in indices:
+            self.third.set()
+        return ReadImages(*self.memory.batch(indices))
+
+
+def validated(tokenizer: Tokenizer, images: object) -> dict:
+    model = Transformer(tiny.transformer(depth=1, num_classes=1), 0)
+    source = EncodedImages(tokenizer, images)
+    config = TransformerStageConfig(batch=2, samples_per_class=0)
+    return TransformerTraining(model, tokenizer, source, source, config, 0).validate(0)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda tokenizer, images: measure_tokenizer(tokenizer, images, 2),
+        pytest.param(
+            lambda tokenizer, images: measure_reconstructions(tokenizer, images, 2),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(validated, marks=pytest.mark.slow),
+    ],
+    ids=["evaluation", "reconstructions", "validation"],
+)
+def test_the_next_images_are_read_while_some_are_measured(monkeypatch, measure):
+    tokenizer, images = Tokenizer(tiny.tokenizer(), 0), Noting()
+    expected = measure(tokenizer, images.memory)
+    encode = tokenizer.encode_sequence
+
+    def encoded(images_bcyx: np.ndarray) -> np.ndarray:
+        assert images.third.wait(60)
+        return encode(images_bcyx)
+
+    monkeypatch.setattr(tokenizer, "encode_sequence", encoded)
+    assert measure(tokenizer, images) == expected
 
 
 # Both stages

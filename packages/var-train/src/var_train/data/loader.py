@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Generic, TypeVar
 
 from var_tokenizer.common import processor_count
@@ -69,10 +70,6 @@ class Loader(Generic[T]):
         self._speed.note(begin, time.perf_counter())
         return found
 
-    def __iter__(self) -> Iterator[T]:
-        """What ``take`` returns for each number, in order."""
-        return map(self.take, range(self._count))
-
     def close(self) -> None:
         """Leaves what was prepared, and waits for the threads to end; ``take`` starts them again.
 
@@ -86,6 +83,12 @@ class Loader(Generic[T]):
     def _leave(self) -> None:
         while self._pending:
             self._pending.popitem()[1].cancel()
+
+
+def read_ahead(source: object, prepare: Callable[[int], T], count: int, images: int) -> Iterator[T]:
+    """Yields ``prepare(n)`` for n = 0 to ``count`` - 1; takes what ``Loader`` takes."""
+    with closing(Loader(source, prepare, count, images)) as loader:
+        yield from map(loader.take, range(count))
 
 
 def _batches_ahead(images: int, bytes_each: int) -> int:

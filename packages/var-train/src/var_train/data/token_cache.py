@@ -15,7 +15,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -37,7 +36,7 @@ from var_train.data.batches import padded_batches
 from var_train.data.cache_index import SPLITS, CacheIndex
 from var_train.data.crops import PlaceOf, draw_place
 from var_train.data.image_sources import Batch, ImageFolder, ReadImages
-from var_train.data.loader import Loader
+from var_train.data.loader import read_ahead
 from var_train.data.token_shards import Arrays, Shard, TokenShards
 from var_train.data.token_sources import fingerprint
 from var_train.listing.image_files import ImageFiles, content_hash, first_of, gone_and_new
@@ -319,17 +318,17 @@ def _write_shard(
         places_of = [partial(draw_place, index.seed, c) if cropped else None for c in part]
         return images.read_crops(rows[batches[number]], places_of)
 
-    with closing(Loader(images, read, len(jobs), batch * len(parts[0]))) as loader:
-        for (number, part), found in zip(jobs, loader, strict=True):
-            found.take()
-            for c, pixels_byxc in zip(part, np.split(found.pixels_byxc, len(part)), strict=True):
-                own = slice(number * batch * crops + c, (number + 1) * batch * crops, crops)
-                for name, array in arrays.items():
-                    turned_byxc = pixels_byxc[:, :, :: -1 if name == "flipped" else 1]
-                    ids_bl = tokenizer.encode_sequence(
-                        to_model_range(np.ascontiguousarray(turned_byxc))
-                    )
-                    array[own] = ids_bl[: len(array[own])]  # repeats fill up the last batch
+    found_ahead = read_ahead(images, read, len(jobs), batch * len(parts[0]))
+    for (number, part), found in zip(jobs, found_ahead, strict=True):
+        found.take()
+        for c, pixels_byxc in zip(part, np.split(found.pixels_byxc, len(part)), strict=True):
+            own = slice(number * batch * crops + c, (number + 1) * batch * crops, crops)
+            for name, array in arrays.items():
+                turned_byxc = pixels_byxc[:, :, :: -1 if name == "flipped" else 1]
+                ids_bl = tokenizer.encode_sequence(
+                    to_model_range(np.ascontiguousarray(turned_byxc))
+                )
+                array[own] = ids_bl[: len(array[own])]  # repeats fill up the last batch
     arrays["labels"] = images.labels_n[rows]
     with replacing(path) as temporary:
         made_of = _made_of(images, rows)

@@ -1,7 +1,7 @@
 """How good a tokenizer is on images that it was not trained on: PSNR, SSIM, FID, codes, bits."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,8 @@ from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError, to_floats, to_model_range
 
 from var_train.data.batches import padded_batches
-from var_train.data.image_sources import ImageSource
+from var_train.data.image_sources import ImageSource, ReadImages, read_images
+from var_train.data.loader import read_ahead
 from var_train.judging.figures import Gaussian, frechet_distance
 from var_train.losses.perceptual_loss import FeatureNetwork
 from var_train.reports.progress_bars import step_bar
@@ -70,10 +71,7 @@ def measure_tokenizer(
     side = min(tokenizer.config.image_size)
     window = min(7, side - 1 + side % 2)
     hits_sv = np.zeros((len(tokenizer.schedule), tokenizer.vocab_size), np.float32)
-    for begin in range(0, count, batch):
-        wanted = len(chosen[begin : begin + batch])
-        # MindSpore compiles once for batches of one size: repeats fill up the last, and are cut off
-        pixels_byxc, _ = images.batch(np.resize(chosen[begin : begin + batch], batch))
+    for wanted, pixels_byxc, _ in _batches(images, chosen, batch):
         originals = np.ascontiguousarray(to_model_range(pixels_byxc))
         ids_bl = tokenizer.encode_sequence(originals)
         decoded = [np.asarray(d)[:wanted] for d in tokenizer.decode_progressive(ids_bl)]
@@ -124,9 +122,7 @@ def measure_reconstructions(
     n, errors = len(images), []
     used_sv = np.zeros((len(tokenizer.schedule), tokenizer.vocab_size), bool)
     with step_bar("decoding   ", n, unit="images") as bar:
-        for number, indices in enumerate(padded_batches(n, batch)):
-            wanted = min(batch, n - number * batch)
-            pixels_byxc, labels_b = images.batch(indices)
+        for wanted, pixels_byxc, labels_b in _batches(images, np.arange(n), batch):
             originals = to_model_range(pixels_byxc)
             ids_bl = tokenizer.encode_sequence(originals)
             output = np.asarray(tokenizer.decode(ids_bl))[:wanted]
@@ -140,6 +136,23 @@ def measure_reconstructions(
         "scale_codes_used": used_sv.sum(1).tolist(),
         "reconstruction_psnr": float(psnr(np.concatenate(errors)).mean()),
     }
+
+
+def _batches(
+    images: ImageSource, chosen: np.ndarray, batch: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yields pixels and labels of ``chosen`` images, a batch at a time, after how many to measure.
+
+    MindSpore compiles once for batches of one size: repeats fill up the last, to be cut off.
+    """
+    batches = chosen[padded_batches(len(chosen), batch)]
+
+    def read(number: int) -> ReadImages:
+        return read_images(images, batches[number])
+
+    for number, found in enumerate(read_ahead(images, read, len(batches), batch)):
+        found.take()
+        yield min(batch, len(chosen) - number * batch), found.pixels_byxc, found.labels_b
 
 
 def squared_errors(output_ncyx: np.ndarray, images_ncyx: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from var_transformer import LoraConfig, Transformer, TransformerConfig, check_pa
 
 from var_train.data.batches import padded_batches, steps_of
 from var_train.data.image_sources import Batch
-from var_train.data.loader import Loader
+from var_train.data.loader import Loader, read_ahead
 from var_train.data.token_sources import TokenSet, TokenSource, read_tokens
 from var_train.losses.token_loss import token_losses
 from var_train.optimization.adamw import AdamW, AdamWConfig, is_decayed, release_gradients
@@ -375,8 +375,13 @@ class TransformerTraining:
         chosen = np.linspace(0, len(self._val) - 1, count).round().astype(int)
         sums_2l = np.zeros((2, schedule.length))
         batches = padded_batches(count, share)
-        for number in range(workers.rank(), len(batches), workers.size()):
-            ids_bl, labels_b = self._val.batch(chosen[batches[number]])
+        own = range(workers.rank(), len(batches), workers.size())
+
+        def read(n: int) -> Callable[[], Batch]:
+            return read_tokens(self._val, chosen[batches[own[n]]])
+
+        for number, take in zip(own, read_ahead(self._val, read, len(own), share), strict=True):
+            ids_bl, labels_b = take()
             wanted = min(share, count - number * share)  # cut off what fills the last batch up
             ids_bl = Tensor(ids_bl)
             with needing_memory("validating", self.remedy):
