@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +71,33 @@ def test_an_unchanged_folder_is_listed_once_and_the_list_is_the_same(tree, walke
         for name in ("labels_n", "sizes_n", "times_n"):
             np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
             assert getattr(ours, name).dtype == getattr(theirs, name).dtype
+
+
+def test_of_two_that_start_together_one_lists_and_the_other_reads_its_list(
+    tree, walked, monkeypatch, caplog
+):
+    caplog.set_level("INFO")
+    walk = folder_scan._walk
+
+    def slow(*arguments):
+        deadline = time.monotonic() + 60
+        while "waiting for another process" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return walk(*arguments)
+
+    monkeypatch.setattr(folder_scan, "_walk", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: find_images(tree, kept=True), range(2))
+    assert len(walked) == 4 and f"{tree / 'train'}: waiting for another process" in caplog.text
+    for ours, theirs in zip(first, second, strict=True):
+        assert ours.names == theirs.names
+
+
+def test_each_lists_a_folder_whose_list_cannot_be_kept(tree, walked, monkeypatch):
+    monkeypatch.setattr(kept_folders, "LEAST", 100)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: find_images(tree, kept=True), range(3)))
+    assert len(walked) == 12 and len({len(train) for train, _ in found}) == 1
 
 
 def test_what_was_left_out_is_said_again(tree, walked, caplog):

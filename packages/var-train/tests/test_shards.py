@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -266,6 +267,13 @@ def test_a_shard_is_indexed_once_and_again_after_it_was_written_to(shards, tree,
     indexed.clear()
     find_images(shards)
     assert indexed == ["train-0001.tar"]
+
+
+def test_workers_that_start_together_index_a_shard_once(shards, indexed):
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: find_images(shards), range(3)))
+    assert len(indexed) == 8
+    assert all(files.names == found[0][i].names for both in found for i, files in enumerate(both))
 
 
 def test_a_damaged_index_is_made_again(shards, indexed, tmp_path):

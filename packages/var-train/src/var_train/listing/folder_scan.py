@@ -110,11 +110,18 @@ def scan_classes(folder: Path, classes: tuple[str, ...], kept: bool = False) -> 
     kinds it left out. Raises InputError for a class without an image and for a folder that cannot
     be listed.
     """
+    if not kept:
+        return _scan(folder, classes)
     listed = FolderList(folder, classes, frozenset(IGNORED))
-    recalled = listed.recall() if kept else None
-    if recalled is not None:
-        _say_left_out(folder, recalled[1])
-        return recalled[0]
+    with listed.lists.one_first(folder):
+        recalled = listed.recall()
+        if recalled is None:
+            return _scan(folder, classes, listed)
+    _say_left_out(folder, recalled[1])
+    return recalled[0]
+
+
+def _scan(folder: Path, classes: tuple[str, ...], listed: FolderList | None = None) -> ImageFiles:
     left_out: Counter[str] = Counter()
     visited: Visited = []
     began = time.time_ns()
@@ -128,7 +135,7 @@ def scan_classes(folder: Path, classes: tuple[str, ...], kept: bool = False) -> 
             advance()
     _say_left_out(folder, left_out)
     files = _image_files(folder, found, classes)
-    if kept:
+    if listed is not None:
         listed.keep(files, visited, began, left_out)
     return files
 

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
@@ -35,11 +35,11 @@ class FolderList:
     folder: Path
     classes: tuple[str, ...]
     ignored: frozenset[str]
+    lists: KeptLists = field(default_factory=KeptLists)
 
     def recall(self) -> tuple[ImageFiles, Counter[str]] | None:
         """The images, and what was left out; None if that is unknown or no longer so."""
-        lists = KeptLists()
-        arrays = lists.read(self.folder, self._state())
+        arrays = self.lists.read(self.folder, self._state())
         if arrays is None:
             return None
         folders = NameList(arrays["folders"])
@@ -52,7 +52,7 @@ class FolderList:
         names = NameList(arrays["names"])
         log.info("%s: %d images, as listed before", quoted(self.folder), len(names))
         numbers = (arrays["labels"], self.classes, arrays["sizes"], arrays["times"])
-        forget = lists.forget
+        forget = self.lists.forget
         files = ImageFiles(self.folder, names, *numbers, stale=lambda: forget(self.folder))
         return files, Counter(json.loads(arrays["left_out"].tobytes()))
 
@@ -74,7 +74,7 @@ class FolderList:
             "states": _states([status for _, status in visited]),
             "left_out": np.frombuffer(json.dumps(left_out).encode(), np.uint8),
         }
-        KeptLists().keep(self.folder, self._state(), arrays)
+        self.lists.keep(self.folder, self._state(), arrays)
 
     def _state(self) -> str:
         rules = (self.classes, sorted(PICTURE_SUFFIXES), sorted(self.ignored))

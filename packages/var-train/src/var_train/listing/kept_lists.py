@@ -2,14 +2,16 @@
 
 Each is a file of arrays with a checksum, under a name that follows from what it lists. It notes
 the state that it was true of: a list of another state, or a damaged one, counts as missing. Lists
-that nobody used for 90 days are removed.
+that nobody used for 90 days are removed. Of the workers of a run, one makes a list and the others
+read it, wherever they share the cache folder.
 """
 
+import fcntl
 import logging
 import os
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from var_tokenizer.common import (
     InputError,
     arrays_checksum,
+    quoted,
     replacing,
     user_cache,
     write_tensors,
@@ -43,6 +46,24 @@ class KeptLists:
             self._root = None
         if self._root is not None:
             _remove_unused(self._root)
+
+    @contextmanager
+    def one_first(self, what: Path) -> Iterator[None]:
+        """Lets one process into the block; others that come meanwhile wait, and then go together.
+
+        The first one makes a list of ``what``, which they find. If it could not keep the list, or
+        died, each makes its own. So does each where files cannot be locked.
+        """
+        path, handle = self._path(what, ".lock"), None
+        if path is not None:
+            with suppress(OSError):
+                handle = _lock(path, what)
+        try:
+            yield
+        finally:
+            if path is not None and handle is not None:
+                path.unlink(missing_ok=True)
+                os.close(handle)
 
     def read(self, what: Path, state: str) -> dict[str, np.ndarray] | None:
         """The arrays that were kept of ``what`` in ``state``; None if there are none."""
@@ -81,11 +102,29 @@ class KeptLists:
             with suppress(OSError):
                 path.unlink()
 
-    def _path(self, what: Path) -> Path | None:
+    def _path(self, what: Path, suffix: str = ".safetensors") -> Path | None:
         if self._root is None:
             return None
         digest = blake2b(os.fsencode(what.absolute()), digest_size=16)
-        return self._root / f"{digest.hexdigest()}.safetensors"
+        return self._root / f"{digest.hexdigest()}{suffix}"
+
+
+def _lock(path: Path, what: Path) -> int | None:
+    """A descriptor that holds the lock; None after another process has held it.
+
+    Raises OSError where files cannot be locked.
+    """
+    with ExitStack() as stack:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        stack.callback(os.close, handle)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("%s: waiting for another process, which lists it", quoted(what))
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            return None
+        stack.pop_all()
+        return handle
 
 
 def _remove_unused(root: Path) -> None:

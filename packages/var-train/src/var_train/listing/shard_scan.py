@@ -179,6 +179,7 @@ def _scan(paths: list[Path]) -> ImageFiles:
     # grown in place: to hold the indices of all shards until they are joined takes twice the memory
     text, offsets, sizes, labels = (bytearray() for _ in range(4))
     with (
+        kept.one_first(folder),
         counted(len(paths), f"indexing {quoted(folder)}", "shards") as advance,
         ThreadPoolExecutor(_READERS) as pool,
     ):
