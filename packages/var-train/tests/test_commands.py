@@ -165,7 +165,7 @@ def test_a_command_that_is_interrupted_exits_with_130_and_leaves_no_half_file(
     ("main", "words", "message"),
     [
         (run_command, ["--val-fraction", "0.1"], "val_fraction is 0.1 without data; "),
-        (run_command, ["--loop.keep", "0"], "keep is 0; expected an integer of at least 1"),
+        (run_command, ["--loop.keep", "0"], "keep is 0; expected an integer from 1 to 10000"),
         (run_command, ["--tokenizer.vocab-size", "0"], "vocab_size is 0; "),
         (tokenize_command, [*EVALUATION[1:], "--batch", "-1"], "batch is -1; "),
         (

@@ -340,12 +340,23 @@ def test_files_that_are_no_adapter_are_refused(folder, tmp_path):
     (tmp_path / SETTINGS).write_text("[" * 9999)
     with pytest.raises(InputError, match="not the settings of an adapter"):
         load_adapter(tmp_path)
-    with pytest.raises(InputError, match="the weight is nan; expected a finite number"):
-        read_adapters((f"{folder}:nan",))
+    for weight in ("nan", "1_0", "-inf", "1e999", "\u0661"):  # Python's float takes all of them
+        with pytest.raises(InputError, match=f"the weight is {weight}; expected a finite number"):
+            read_adapters((f"{folder}:{weight}",))
+    with pytest.raises(InputError) as raised:
+        read_adapters(("a" * 5000,))
+    assert "File name too long; expected an adapter" in str(raised.value)
+    assert len(str(raised.value)) < 1100
     model = Transformer(CONFIG, 0)
     model.save(tmp_path / "model.safetensors")
     with pytest.raises(InputError, match="not the settings of an adapter"):
         read_adapters((str(tmp_path / "model.safetensors"),))
+
+
+@pytest.mark.parametrize("weight", ["0.5", "-1", "+2.", ".25", "1E-3"])
+def test_a_weight_is_any_decimal_number(folder, weight):
+    (found,) = read_adapters((f"{folder}:{weight}",))
+    assert found.weight == float(weight)
 
 
 def test_rslora_divides_by_the_root_of_the_rank(folder, tmp_path):

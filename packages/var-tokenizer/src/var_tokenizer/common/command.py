@@ -124,7 +124,8 @@ def exit_codes(interrupted: str = "interrupted") -> Iterator[None]:
                 log.error("out of memory (%s); expected more of it, or smaller batches", said)
                 sys.exit(UNUSABLE)
             if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-                log.error("%s; expected a shorter name", error)
+                name = quoted(error.filename or "")
+                log.error("%s: %s; expected a shorter name", name, error.strerror)
                 sys.exit(UNUSABLE)
             if not isinstance(error, OSError) or error.errno not in _FULL:
                 raise

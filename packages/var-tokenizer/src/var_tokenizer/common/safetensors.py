@@ -121,7 +121,8 @@ def _read_tensor(file: BinaryIO, tensor: TensorHeader) -> np.ndarray:
     if tensor.dtype == "BF16":
         array = (array.astype(np.uint32) << 16).view(np.float32)
     elif array.dtype.kind == "f":
-        array = array.astype(np.float32, copy=False)
+        with np.errstate(over="ignore", invalid="ignore"):  # who cannot use infinities refuses them
+            array = array.astype(np.float32, copy=False)
     return tensor.arranged(array)
 
 

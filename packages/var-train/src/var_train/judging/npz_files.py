@@ -5,6 +5,7 @@ anything is allocated, and large arrays are read some rows at a time.
 """
 
 import math
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -119,7 +120,9 @@ class NpzFile:
             text = file.read(length)
         read = np.lib.format.read_array_header_1_0 if width == 2 else _read_header_2
         try:
-            shape, is_fortran, dtype = read(BytesIO(size + text))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a header that is refused, or read all the same
+                shape, is_fortran, dtype = read(BytesIO(size + text))
         except Exception as error:  # Python's parser reads it, which can raise anything
             raise self._error(f"{shown} has a damaged header") from error
         if dtype.hasobject or dtype.kind not in "biuf":

@@ -21,6 +21,7 @@ MOST_KEPT = 50_000  # images whose features are kept: at 2,048 of them, 390 MiB
 INCEPTION = "FID"  # the name of the figure that belongs to the Inception of 2015 alone
 _MOST_FEATURES = 8192
 _LONGEST_ABOUT = 2**16
+_PART = 2**20  # numbers that are checked at once
 _LARGEST = (
     1e15  # a feature; those of networks are below 1e4, and float32 holds the squares of these
 )
@@ -144,7 +145,7 @@ def _gaussian(file: NpzFile, mean: str, covariance: str) -> Gaussian:
             f"from 1 to {_MOST_FEATURES}"
         )
     mean_f = _finite(file, mean, (count,))
-    covariance_ff = _finite(file, covariance, (count, count), _LARGEST**2)
+    covariance_ff = _finite(file, covariance, (count, count), _LARGEST**2).astype(np.float64)
     spread = float(np.abs(covariance_ff).max())
     if np.abs(covariance_ff - covariance_ff.T).max() > 1e-5 * spread:
         raise InputError(
@@ -174,7 +175,9 @@ def _finite(file: NpzFile, name: str, shape: tuple[int, ...], most: float = _LAR
             f"{quoted(file.path)}: {name} is {array.dtype} {array.shape}; expected floats {shape}"
         )
     values = file.read(name)
-    if not (np.abs(values) <= most).all():  # which NaN is not, either
+    # in float64: float16 has no such limit, and rounds it to infinity
+    parts = np.array_split(values, -(-values.size // _PART))
+    if not all((np.abs(p.astype(np.float64)) <= most).all() for p in parts):  # NaN is not, either
         raise InputError(
             f"{quoted(file.path)}: {name} holds NaN, infinity or numbers above {most:.0e}; "
             "expected finite floats"

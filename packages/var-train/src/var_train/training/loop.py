@@ -35,6 +35,7 @@ from var_train.training.saving import BackgroundSaver
 log = logging.getLogger(__name__)
 
 _PATIENCE = 2.0  # seconds; some launchers send a signal twice
+_MOST_KEPT = 10_000  # checkpoints; their folder is listed at each save
 
 
 class Stage(Protocol):
@@ -91,12 +92,14 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         """Raises InputError for a value out of range."""
-        for name in ("checkpoint_every", "keep", "validations"):
+        for name in ("checkpoint_every", "validations"):
             check_integer(name, getattr(self, name), 1)
+        check_integer("keep", self.keep, 1, _MOST_KEPT)
 
     def most_checkpoints(self, steps: int) -> int:
         """How many checkpoints a stage of ``steps`` has on disk at once, with an unfinished one."""
-        return 1 + min(self.keep + 1, steps // self.checkpoint_every + self.validations)
+        written = steps // self.checkpoint_every + self.validations
+        return 1 + min(self.keep + 1, written, steps)
 
 
 class Stopwatch:
@@ -201,7 +204,8 @@ def train_stage(
     if done >= stage.steps and not pending:
         log.info("%s: all %d steps are done", stage.name, stage.steps)
         return validation
-    validate_after = set(np.linspace(0, stage.steps, config.validations + 1).astype(int)[1:])
+    validations = min(config.validations, stage.steps)
+    validate_after = set(np.linspace(0, stage.steps, validations + 1).astype(int)[1:])
     title, first = stage.name.ljust(11), done
     with interrupts() as interrupted, saver, step_bar(title, stage.steps, done) as bar:
 

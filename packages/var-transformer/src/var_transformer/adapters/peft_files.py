@@ -12,6 +12,7 @@ refused by the name of its setting.
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ _ROWS = f"{_TABLE}.token_adapter.trainable_tokens_delta"
 _LARGEST_SETTINGS = 2**24  # bytes
 _LARGEST_RANK = 2**16
 _LARGEST_ALPHA = 1e9
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
 # settings of peft that say which maps are adapted, or nothing about what was trained
 _FREE = {
     *("peft_type", "task_type", "base_model_name_or_path", "revision", "auto_mapping"),
@@ -56,12 +58,17 @@ _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 def read_adapters(texts: tuple[str, ...]) -> list[WeightedAdapter]:
     """Adapters as users name them, FILE[:WEIGHT] each; a file may be its folder, too.
 
-    Raises InputError as ``load_adapter`` does, and for a weight that is not finite.
+    Raises InputError as ``load_adapter`` does, and for a weight that is no finite decimal number.
     """
     found = []
     for text in texts:
-        path, weight = _split(text)
-        found.append(WeightedAdapter(load_adapter(path), weight))
+        try:
+            path, weight = _split(text)
+            found.append(WeightedAdapter(load_adapter(path), weight))
+        except OSError as error:  # a name that is too long, say
+            raise InputError(
+                f"{quoted(text)}: {error.strerror}; expected an adapter (.safetensors)"
+            ) from error
     return found
 
 
@@ -79,8 +86,10 @@ def _split(text: str) -> tuple[Path, float]:
         weight = float(number)
     except ValueError:
         return Path(text), 1.0
-    if not math.isfinite(weight):
-        raise InputError(f"{quoted(text)}: the weight is {number}; expected a finite number")
+    if not _NUMBER.fullmatch(number) or not math.isfinite(weight):  # Python takes 1_0 for 10
+        raise InputError(
+            f"{quoted(text)}: the weight is {quoted(number)}; expected a finite number, such as 0.5"
+        )
     return Path(path), weight
 
 
