@@ -1,5 +1,7 @@
 """Training with the weights in a few flat arrays, as on an Ascend, is the same training."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import tiny
@@ -8,6 +10,7 @@ from var_tokenizer.common import InputError
 from var_train.data.token_sources import TokenSet
 from var_train.optimization.flat_weights import FlatWeights
 from var_train.training import transformer_stage
+from var_train.training.checkpoints import ArraysOnDemand
 from var_train.training.transformer_stage import TransformerStageConfig, TransformerTraining
 from var_transformer import Transformer, TransformerConfig
 
@@ -83,6 +86,24 @@ def test_a_run_resumes_on_either_kind_of_device():
     assert one == pytest.approx(other, rel=1e-6)
 
 
+def test_moments_of_flat_weights_are_gathered_once_each_and_in_order():
+    flat = flat_training(CONFIG, pieces=3)._weights
+    asked: list[str] = []
+
+    def moment(name: str, size: int) -> np.ndarray:
+        asked.append(name)
+        return np.zeros(size, np.float32)
+
+    masters = [f"optimizer/first_moment.{p.name}" for p in flat.flat]
+    makers = {
+        name: partial(moment, name, int(p.size)) for name, p in zip(masters, flat.flat, strict=True)
+    }
+    found = {n: a.shape for n, a in flat.named(ArraysOnDemand(makers)).items()}
+    shapes = {p.name: tuple(p.shape) for p in (*flat.decayed, *flat.others)}
+    assert found == {f"optimizer/first_moment.{name}": shape for name, shape in shapes.items()}
+    assert asked == masters
+
+
 def test_a_checkpoint_says_by_name_which_weights_have_no_decay():
     stages = (training(CONFIG), flat_training(CONFIG))
     separate, flat = (stage.state()[1]["optimizer"]["undecayed"] for stage in stages)
@@ -94,6 +115,7 @@ def test_a_checkpoint_says_by_name_which_weights_have_no_decay():
 def test_a_checkpoint_without_a_moment_is_refused_by_its_name():
     flat = flat_training(CONFIG)
     arrays, state = flat.state()
+    arrays = dict(arrays)
     del arrays["optimizer/first_moment.head.bias"]
     with pytest.raises(InputError, match="first_moment"):
         flat.restore(arrays, state)

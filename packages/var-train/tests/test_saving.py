@@ -9,12 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
+from functools import partial
 
 import numpy as np
 import pytest
 from var_tokenizer.common import InputError, Snapshot
 from var_train.run import main as run_command
-from var_train.training.checkpoints import CheckpointFolder, check_disk
+from var_train.training.checkpoints import ArraysOnDemand, CheckpointFolder, check_disk
 from var_train.training.loop import LoopConfig
 from var_train.training.saving import BackgroundSaver
 
@@ -60,6 +62,26 @@ def test_steps_go_on_while_what_they_left_is_written(tmp_path, monkeypatch, nbyt
     assert whole(folder) == 4
     (tmp_path / "step-000000004.safetensors").unlink()
     assert whole(folder) == 3
+
+
+def test_of_arrays_that_are_made_on_demand_a_copy_needs_one_at_a_time(tmp_path):
+    made: list[weakref.ref] = []
+    alive: list[int] = []
+
+    def array(n: int) -> np.ndarray:
+        found = np.full(1000, n, np.float32)
+        made.append(weakref.ref(found))
+        alive.append(sum(one() is not None for one in made))
+        return found
+
+    folder = CheckpointFolder(tmp_path)
+    arrays = ArraysOnDemand({str(n): partial(array, n) for n in range(9)})
+    with BackgroundSaver(folder, 50_000) as saver:
+        saver.reserve("tokenizer")
+        saver.save(Snapshot(1, arrays, {}))
+    assert alive == [1] * 9
+    found = folder.newest().arrays
+    assert all((found[str(n)] == n).all() for n in range(9))
 
 
 def test_without_memory_for_a_copy_a_save_waits_and_says_so_once(tmp_path, monkeypatch, caplog):

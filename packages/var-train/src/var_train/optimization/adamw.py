@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mindspore as ms
@@ -11,9 +12,8 @@ from var_tokenizer.common import InputError, KernelLibrary, check_number, free_m
 
 from var_train.operators import sum_of_scalars, three_parts, total
 from var_train.optimization.learning_rate import RATE_SCHEDULES, is_rate_schedule, learning_rate
-from var_train.parallel import workers
 from var_train.parallel.sharding import Sharding
-from var_train.training.checkpoints import parameter_arrays, restore_parameters
+from var_train.training.checkpoints import ArraysOnDemand, parameter_arrays, restore_parameters
 
 _kernels = KernelLibrary("var_train._kernels")
 
@@ -272,11 +272,10 @@ class AdamW(nn.Cell):
             )
         return finite
 
-    def snapshot(self, prefix: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def snapshot(self, prefix: str) -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
         """Arrays, under ``prefix``, and JSON state of a ``Snapshot``.
 
-        Worker 0 gets all moments, sharded or not; with sharding the others get no arrays, but must
-        call it, too.
+        All moments, sharded or not: sharded ones are on demand.
         """
         state = {
             "skipped": self.skipped,
@@ -286,13 +285,12 @@ class AdamW(nn.Cell):
         }
         if self.sharding is None:
             return parameter_arrays(prefix, (*self.first, *self.second)), state
-        arrays = {}
+        makers = {}
         for kind, moments in (("first_moment", self.first), ("second_moment", self.second)):
-            every = self.sharding.all_of(moments)
-            for parameter, array in zip(self.sharding.parameters, every, strict=True):
-                if workers.rank() == 0:
-                    arrays[f"{prefix}/{kind}.{parameter.name}"] = array
-        return arrays, state
+            for i, parameter in enumerate(self.sharding.parameters):
+                name = f"{prefix}/{kind}.{parameter.name}"
+                makers[name] = partial(self.sharding.array, i, moments)
+        return ArraysOnDemand(makers), state
 
     def restore(
         self, prefix: str, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]

@@ -4,7 +4,9 @@ The optimizer then updates two arrays instead of hundreds. A transformer's produ
 the matrices in their own type (mixed precision, arXiv:1710.03740), so that no product casts.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TypeAlias
 
 import mindspore as ms
@@ -15,6 +17,7 @@ from var_transformer import Transformer
 
 from var_train.operators import store
 from var_train.parallel.gradients import AveragedGradient
+from var_train.training.checkpoints import ArraysOnDemand
 
 Given: TypeAlias = tuple[Tensor, ...]
 # of the gradients of matrices, so that all but the last overlap with the backward pass
@@ -88,15 +91,23 @@ class _FlatMasters(nn.Cell):
         """Whether weight decay applies to a master."""
         return master.name.startswith("decayed")
 
-    def named(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """``STEM.NAME`` for each weight, from the ``STEM.NAME`` of each master; the rest stays."""
-        found = dict(arrays)
+    def named(self, arrays: Mapping[str, np.ndarray]) -> ArraysOnDemand:
+        """``STEM.NAME`` for each weight, from the ``STEM.NAME`` of each master; the rest stays.
+
+        Asked for in order, they ask for one master after another, and keep the last.
+        """
+        makers: dict[str, Callable[[], np.ndarray]] = {}
+        masters: set[str] = set()
         for stem in _stems(arrays, "undecayed"):
-            flat = np.concatenate([found.pop(f"{stem}{p.name}") for p in self.flat])
+            names = [f"{stem}{p.name}" for p in self.flat]
+            masters |= set(names)
+            pieces, end = _Pieces(arrays, names, _sizes(self.flat)), 0
             for parameter in (*self.decayed, *self.others):
-                found[f"{stem}{parameter.name}"] = flat[: parameter.size].reshape(parameter.shape)
-                flat = flat[parameter.size :]
-        return found
+                shape = tuple(parameter.shape)
+                makers[f"{stem}{parameter.name}"] = partial(pieces.part, end, shape)
+                end += int(parameter.size)
+        others = {name: partial(arrays.__getitem__, name) for name in arrays if name not in masters}
+        return ArraysOnDemand(others | makers)
 
     def flattened(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The inverse of ``named``; all that has no ``STEM.NAME`` for each weight stays."""
@@ -252,6 +263,30 @@ class FlatWeights(_FlatMasters):
         super().collect()
         decayed = np.concatenate([p.asnumpy() for p in self.flat[:-1]])
         ops.assign(self.products, Tensor(decayed).astype(self.dtype))
+
+
+class _Pieces:
+    """A flat array that lies in several, the last of which to be asked for is kept."""
+
+    def __init__(
+        self, arrays: Mapping[str, np.ndarray], names: Sequence[str], sizes: Sequence[int]
+    ) -> None:
+        self._arrays, self._names = arrays, names
+        self._begins = np.cumsum((0, *sizes))
+        self._number, self._piece = -1, np.zeros(0, np.float32)
+
+    def part(self, begin: int, shape: tuple[int, ...]) -> np.ndarray:
+        """What begins at ``begin``, in this shape."""
+        end = begin + math.prod(shape)
+        parts = []
+        while begin < end:
+            number = int(np.searchsorted(self._begins, begin, side="right")) - 1
+            if number != self._number:
+                self._number, self._piece = number, self._arrays[self._names[number]]
+            first = int(self._begins[number])
+            parts.append(self._piece[begin - first : end - first])
+            begin += len(parts[-1])
+        return (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(shape)
 
 
 def _stems(arrays: Mapping[str, np.ndarray], name: str) -> list[str]:

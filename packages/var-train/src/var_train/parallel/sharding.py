@@ -5,7 +5,7 @@ this needs AllGather alone. Each worker owns some whole parameters, keeps their 
 updates them; then every worker receives what the others updated.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
@@ -75,13 +75,10 @@ class Sharding(nn.Cell):
         done = self.map(ops.partial(_receive, collected), self.others, self.offsets)
         return ops.depend(updated, done)
 
-    def all_of(self, own: Sequence[Parameter]) -> Iterator[np.ndarray]:
-        """Yields an array for each parameter in order, taken from its owner's ``own``.
-
-        Every worker must iterate to the end.
-        """
-        mine = dict(enumerate(own, self.begin))
-        for i, owner in enumerate(self.owners):
-            shape = self.parameters[i].shape
-            array = mine[i].asnumpy() if i in mine else np.zeros(shape, np.float32)
-            yield workers.broadcast(array, owner)
+    def array(self, i: int, own: Sequence[Parameter]) -> np.ndarray:
+        """The array of parameter ``i``, taken from its owner's ``own``; every worker must ask."""
+        if self.begin <= i < self.end:
+            array = own[i - self.begin].asnumpy()
+        else:
+            array = np.zeros(self.parameters[i].shape, np.float32)
+        return workers.broadcast(array, self.owners[i])

@@ -2,7 +2,8 @@
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,30 @@ def check_disk(run: Path, needed: Mapping[str, tuple[int, int]], keep: int) -> N
             f"checkpoints: the newest {keep}, the best, and one that is being written (--loop.keep "
             "takes a smaller number)"
         )
+
+
+class ArraysOnDemand(Mapping[str, np.ndarray]):
+    """Arrays by name, each made whenever it is asked for: not all of them are in memory at once.
+
+    Where it takes all workers to make one, all ask for the same ones in the same order.
+    """
+
+    def __init__(self, makers: Mapping[str, Callable[[], np.ndarray]]) -> None:
+        self._makers = makers
+
+    @classmethod
+    def joined(cls, *parts: Mapping[str, np.ndarray]) -> "ArraysOnDemand":
+        """The arrays of all ``parts``."""
+        return cls({name: partial(part.__getitem__, name) for part in parts for name in part})
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
 
 
 def parameter_arrays(prefix: str, parameters: Sequence[Parameter]) -> dict[str, np.ndarray]:

@@ -72,8 +72,11 @@ class Stage(Protocol):
     def metadata(self) -> dict[str, str]:
         """What a native file of the model says besides its weights."""
 
-    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Everything that training changes: arrays by name, the rest in JSON's types."""
+    def state(self) -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
+        """Everything that training changes: arrays by name, the rest in JSON's types.
+
+        Every worker asks for all arrays, in their order.
+        """
 
     def restore(self, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
         """Restores what ``state`` returned."""
@@ -194,6 +197,9 @@ def train_stage(
                 "best_loss": best if math.isfinite(best) else None,
             }
             saver.save(Snapshot(done, arrays, entries, stage.metadata()), is_best)
+        else:
+            for _ in arrays.values():  # worker 0 may need a part of each
+                pass
 
     def save_model(is_best: bool) -> None:
         # before the checkpoint, which may say that the best model is this one

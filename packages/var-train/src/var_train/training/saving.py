@@ -112,4 +112,5 @@ def _copied(arrays: Mapping[str, np.ndarray], room: np.ndarray) -> dict[str, np.
             copy = np.empty_like(array)
         np.copyto(copy, array)
         copies[name] = copy
+        del array  # before the next one is made
     return copies

@@ -28,7 +28,7 @@ from var_train.parallel.sharding import Sharding
 from var_train.reports.images import SamplingConfig, draw_grid
 from var_train.reports.metrics_log import Value
 from var_train.training.attention_choice import AttentionChoice
-from var_train.training.checkpoints import parameter_arrays, restore_parameters
+from var_train.training.checkpoints import ArraysOnDemand, parameter_arrays, restore_parameters
 from var_train.training.device_limits import check_device
 from var_train.training.loop import Stopwatch
 from var_train.training.progressive import newest_weight, scales_in_training
@@ -419,16 +419,15 @@ class TransformerTraining:
         """The parameters that a checkpoint holds, and their group in it."""
         return "transformer", list(self._model.get_parameters())
 
-    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def state(self) -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
         """Everything that later steps depend on."""
         self._weights.publish()
-        arrays = parameter_arrays(*self._kept())
-        others, optimizer = self._optimizer.snapshot("optimizer")
+        moments, optimizer = self._optimizer.snapshot("optimizer")
         weights = self._model.trainable_params()
         optimizer["undecayed"] = [p.name for p in weights if not is_decayed(p)]
-        if self._ema is not None:
-            others |= self._ema.snapshot("ema")
-        arrays |= self._weights.named(others)
+        averages = {} if self._ema is None else self._ema.snapshot("ema")
+        others = self._weights.named(ArraysOnDemand.joined(moments, averages))
+        arrays = ArraysOnDemand.joined(parameter_arrays(*self._kept()), others)
         state = {"optimizer": optimizer, "loss_scale": self._loss_scale.state()}
         return arrays, state | {"attention": self._attention.name}
 
