@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from image_tree import write_image_tree
+from image_tree import pack_shards, write_image_tree
 from safetensors.numpy import load_file
 from var_tokenizer import Tokenizer
 from var_train.data.resume_check import DataRecord
@@ -269,6 +269,25 @@ def test_one_interrupted_worker_stops_all_and_their_work_is_saved(work, tmp_path
     logs = [(Path(f"{out}.logs") / f"worker_{n}.log").read_text() for n in (0, 1)]
     assert all("the same command continues there" in text for text in logs)
     assert "died" not in "".join(logs)
+
+
+@pytest.mark.parametrize("accumulation", ["1", "2"])
+def test_a_shard_that_disappears_is_named_by_all_workers_after_they_have_saved(
+    work, tmp_path, accumulation
+):
+    shards, out = pack_shards(work / "images", tmp_path / "shards", 4), tmp_path / "out"
+    words = ["--data", str(shards), "--random-crops", "--loop.checkpoint-every", "100000"]
+    words += ["--train-transformer.accumulation", accumulation]
+    process = msrun(command(work, out, 4000, *words), out)
+    while not (out / "metrics.jsonl").exists() or len(steps(out)) < 3:
+        assert process.poll() is None, Path(f"{out}.txt").read_text()
+        time.sleep(0.1)
+    (shards / "train-0004.tar").unlink()
+    assert process.wait(300) != 0
+    assert newest(out / "checkpoints" / "transformer") == len(steps(out)) >= 3
+    for n in (0, 1):
+        said = (Path(f"{out}.logs") / f"worker_{n}.log").read_text()
+        assert "train-0004.tar: " in said and f"saved after step {len(steps(out))} of 20000" in said
 
 
 def test_a_dead_worker_stops_the_others_within_a_minute(work, tmp_path):

@@ -1,10 +1,14 @@
 """Shares of a batch: each image belongs to one worker, and means are those of the whole batch."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, local
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from var_tokenizer.common import InputError
+from var_train.listing.source_errors import SourceError
 from var_train.parallel import workers
 
 
@@ -42,3 +46,33 @@ def test_weighted_means_of_the_shares_have_the_mean_of_the_batch(batch, count, p
     assert mean == pytest.approx(values_b.mean(), rel=1e-12)
     if batch % (count * parts) == 0:
         assert {share.weight for share in found} == {1.0}  # changes no bit
+
+
+def test_what_one_worker_raises_all_raise_with_its_words(monkeypatch):
+    count, barrier, own = 3, Barrier(3), local()
+    given: list[np.ndarray] = [np.zeros(0)] * count
+
+    def gather(array: np.ndarray) -> np.ndarray:
+        given[own.rank] = array
+        barrier.wait(60)
+        rows = np.stack(given)
+        barrier.wait(60)
+        return rows
+
+    def worker(rank: int) -> str:
+        own.rank = rank
+        with workers.raised_by_all(SourceError):
+            pass
+        with pytest.raises(SourceError) as raised, workers.raised_by_all(SourceError):
+            if rank == 1:
+                raise SourceError("a.tar: is gone; expected ü")
+        return str(raised.value)
+
+    monkeypatch.setattr(workers, "gather", gather)
+    with ThreadPoolExecutor(count) as pool:
+        assert set(pool.map(worker, range(count))) == {"a.tar: is gone; expected ü"}
+
+
+def test_an_error_of_another_kind_is_raised_by_the_worker_that_has_it_alone():
+    with pytest.raises(ValueError, match="mine"), workers.raised_by_all(SourceError):
+        raise ValueError("mine")

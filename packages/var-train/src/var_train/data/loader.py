@@ -15,6 +15,9 @@ from typing import Generic, TypeVar
 
 from var_tokenizer.common import processor_count
 
+from var_train.listing.source_errors import SourceError
+from var_train.parallel import workers
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -68,6 +71,12 @@ class Loader(Generic[T]):
         begin = time.perf_counter()
         found = self._pending.pop(n).result()
         self._speed.note(begin, time.perf_counter())
+        return found
+
+    def take_with_all(self, n: int) -> T:
+        """As ``take``, on every worker; where one cannot read its images, all raise its error."""
+        with workers.raised_by_all(SourceError):
+            found = self.take(n)
         return found
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ LAUNCHER = "VAR_LAUNCHER"
 """The environment variable that holds the process of ``var_train.launch``, if it started this."""
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
+_LONGEST_TEXT = 4096  # bytes of a message
 
 
 def start() -> None:
@@ -150,6 +151,25 @@ def broadcast(array: np.ndarray, root: int) -> np.ndarray:
 def any_worker(flag: bool) -> bool:
     """Whether ``flag`` is true on any worker."""
     return bool(gather(np.array(flag)).any())
+
+
+@contextmanager
+def raised_by_all(kind: type[Exception]) -> Iterator[None]:
+    """Lets every worker raise, at the end of the block, what one has raised in it of this kind.
+
+    For what may happen to one alone, before the others wait for it in a collective. Every worker
+    must come here.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except kind as raised:
+        error = raised
+    if any_worker(error is not None):
+        text = ("" if error is None else str(error)).encode()[:_LONGEST_TEXT]
+        texts_wn = gather(np.frombuffer(text.ljust(_LONGEST_TEXT), np.uint8))
+        said = (row.tobytes().decode(errors="replace").strip() for row in texts_wn)
+        raise error or kind(next(filter(None, said)))
 
 
 def wait_for_all() -> None:

@@ -219,6 +219,7 @@ def train_stage(
             nonlocal validation, best, pending
             with bar.doing("saving"):
                 saver.wait()
+                workers.wait_for_all()  # one that ends in the validation takes worker 0 with it
             with bar.doing("validating"):
                 found = stage.validate(done - 1)
             is_best = False
@@ -241,9 +242,11 @@ def train_stage(
             begin = time.perf_counter()
             try:
                 values = stage.train_step(done)
-            except SourceError:  # from its data, before it has changed anything
-                if workers.size() == 1 and done > first:  # several would wait for one another
+            except SourceError:  # of all workers, from the data of one, before anything has changed
+                if done > first:
                     save()
+                    saver.wait()
+                    workers.wait_for_all()  # or msrun would kill worker 0, which saves
                     log.error("%s: saved after step %d of %d", stage.name, done, stage.steps)
                 raise
             seconds = time.perf_counter() - begin

@@ -138,7 +138,7 @@ class TokenizerTraining:
     def _train_step(self, step: int) -> dict[str, float | list[float]]:
         config = self._config
         with self._watch("data"):
-            drawn = self._loader.take(step)
+            drawn = self._loader.take_with_all(step)
             drawn.take()
         if step == 0:
             images_bcyx = drawn.images_byxc.transpose(0, 3, 1, 2)

@@ -216,7 +216,7 @@ class TransformerTraining:
         chosen: dict[str, Value] = {}
         for number in range(config.accumulation):
             with self._watch("data"):
-                part, take = self._loader.take(step * config.accumulation + number)
+                part, take = self._loader.take_with_all(step * config.accumulation + number)
             with self._watch("tokens"):
                 tokens = take()
             if self._attention.is_open:
