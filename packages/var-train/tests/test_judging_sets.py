@@ -5,15 +5,18 @@ import json
 import pickle
 import struct
 import tracemalloc
+import warnings
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from var_tokenizer.common import InputError
+from var_tokenizer.common import InputError, write_tensors
+from var_train.judging.networks import load_network
 from var_train.judging.npz_files import NpzFile
 from var_train.judging.sets import FolderImages, NpzImages
+from var_train.judging.statistics import load_statistics
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (7, 5, 6, 3), dtype=np.uint8)
 
@@ -197,3 +200,32 @@ def test_headers_of_both_versions_are_read(tmp_path):
         archive.writestr("notes.txt", json.dumps({}))  # which is no array
     images, _ = read(tmp_path / "a.npz")
     assert (next(images.batches(9)) == PIXELS).all()
+
+
+class Inception:
+    name, identity = "FID", "unknown"
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
+@pytest.mark.parametrize("value", ["nan", "inf", "1e300", "1e4000"])
+@pytest.mark.parametrize("name", ["mu", "sigma"])
+def test_numbers_out_of_range_are_refused_and_numpy_does_not_warn_of_them(
+    tmp_path, dtype, value, name
+):
+    arrays = {"mu": np.zeros(3, dtype), "sigma": np.eye(3, dtype=dtype)}
+    with np.errstate(all="ignore"):
+        arrays[name][:] = np.longdouble(value)
+    path = npz(tmp_path / "a.npz", **arrays)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(InputError, match=f"{name} holds NaN, infinity or numbers above"):
+            load_statistics(NpzFile(path), Inception)
+
+
+def test_a_network_of_weights_beyond_float32_is_refused_without_a_warning(tmp_path):
+    arrays = {"features.0.weight": np.full((4, 3, 3, 3), 1e300), "features.0.bias": np.zeros(4)}
+    write_tensors(tmp_path / "network.safetensors", arrays, {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(InputError, match="NaN or infinit"):
+            load_network(tmp_path / "network.safetensors")

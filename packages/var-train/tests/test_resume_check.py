@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from var_tokenizer.common import InputError
 from var_train.data.image_sources import ImageFolder, load_image_tree
 from var_train.data.resume_check import DataRecord, check_data
+from var_train.listing.name_list import NameList
 
 NO_TOKENS = {"tokens": None}
 
@@ -235,3 +237,21 @@ def test_a_record_takes_at_most_100_bytes_an_image(tmp_path):
     lazy(tree, tmp_path, resumed=False)
     path = tmp_path / "data.safetensors"
     assert path.stat().st_size < 24 * 100
+
+
+def test_what_is_still_so_is_compared_without_a_second_copy(tmp_path):
+    count = 200_000
+    names = NameList.of(f"train/n01440764/n01440764_{n}.JPEG" for n in range(count))
+    numbers_n = np.arange(count)
+    now = DataRecord(
+        ("n01440764",), (count, 0), names, numbers_n, numbers_n, numbers_n.astype(np.uint64), False
+    )
+    now.save(tmp_path)
+    tracemalloc.start()
+    before = DataRecord.read_file(tmp_path, now)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert before.names == names and (before.sizes_n == numbers_n).all()
+    assert peak < 8e6  # they take 13 MB
+    other = replace(now, hashes_n=now.hashes_n + 1)
+    assert (DataRecord.read_file(tmp_path, other).hashes_n == now.hashes_n).all()

@@ -1,5 +1,6 @@
 """Tokens in memory, and the token cache: whole, resumable, and what the tokenizer gives."""
 
+import hashlib
 import json
 import logging
 import os
@@ -94,6 +95,13 @@ def test_the_cache_holds_tokens_of_every_image_as_it_is_and_mirrored(work):
     assert ids_bl.dtype == np.int32
     np.testing.assert_array_equal(found_b, labels_b)
     np.testing.assert_array_equal(ids_bl, encoded(tokenizer, pixels_byxc))
+
+
+def test_the_index_names_the_images_by_a_hash_of_their_list(work):
+    index = json.loads((work / "cache" / "index.json").read_text())
+    paths = (work / "images").rglob("*.png")
+    names = sorted(str(path.relative_to(work / "images")) for path in paths)
+    assert index["files"] == hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 @pytest.mark.parametrize("crops", [0, 3])

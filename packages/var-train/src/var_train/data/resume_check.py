@@ -16,14 +16,21 @@ as a copy.
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from var_tokenizer.common import InputError, quoted, replacing, write_tensors
+from var_tokenizer.common import (
+    InputError,
+    TensorHeader,
+    quoted,
+    read_header,
+    replacing,
+    write_tensors,
+)
 
 from var_train.data.image_sources import ImageFolder
 from var_train.listing.image_files import ImageFiles, first_of, gone_and_new
@@ -33,6 +40,8 @@ from var_train.parallel import workers
 log = logging.getLogger(__name__)
 
 FILE = "data.safetensors"
+_TYPES = {"I64": np.int64, "U64": np.uint64}
+_PART = 2**20  # bytes or images at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +99,7 @@ class DataRecord:
         """
         if self.read:
             return
-        for before in map(DataRecord.read_file, folders):
+        for before in (DataRecord.read_file(folder, self) for folder in folders):
             if before is not None and before.names == self.names:
                 unknown_n = self.hashes_n == 0
                 self.hashes_n[unknown_n] = before.hashes_n[unknown_n]
@@ -106,11 +115,14 @@ class DataRecord:
         """
         if self.read:
             return
-        of_workers_wn = workers.gather(self.hashes_n)
-        self.hashes_n[:] = of_workers_wn.max(0)
-        other_n = ((of_workers_wn != 0) & (of_workers_wn != self.hashes_n)).any(0)
-        if other_n.any():
-            names = [self.names[i] for i in np.flatnonzero(other_n)]
+        others = []
+        for begin in range(0, len(self.names), _PART):
+            of_workers_wn = workers.gather(self.hashes_n[begin : begin + _PART])
+            own_n = self.hashes_n[begin : begin + _PART] = of_workers_wn.max(0)
+            other_n = ((of_workers_wn != 0) & (of_workers_wn != own_n)).any(0)
+            others += (begin + np.flatnonzero(other_n)).tolist()
+        if others:
+            names = [self.names[i] for i in others]
             raise InputError(
                 f"{len(names)} image(s) were replaced during the training: {first_of(names)}; "
                 "expected the same in all steps (put them back: the same command goes on after the "
@@ -132,14 +144,21 @@ class DataRecord:
             write_tensors(temporary, arrays, texts)
 
     @classmethod
-    def read_file(cls, folder: Path) -> "DataRecord | None":
-        """What ``save`` wrote; None if it is missing or damaged."""
+    def read_file(cls, folder: Path, now: "DataRecord | None" = None) -> "DataRecord | None":
+        """What ``save`` wrote; None if it is missing or damaged.
+
+        now: whose names, sizes and times it shares where they are the same.
+        """
+        path = folder / FILE
         try:
-            with safe_open(folder / FILE, framework="numpy") as file:
-                texts, keys = file.metadata(), set(file.keys())
-                arrays = {key: file.get_tensor(key) for key in keys}
-            names = NameList(arrays["names"].tobytes() + b"\0")
-            known = "hashes" in keys  # up to version 0.1.0 there are all or none
+            texts, tensors = read_header(path)
+            names = _read_names(path, tensors["names"], None if now is None else now.names)
+            arrays = {
+                name: _read_array(path, about, getattr(now, f"{name}_n", None))
+                for name, about in tensors.items()
+                if name != "names"
+            }
+            known = "hashes" in arrays  # up to version 0.1.0 there are all or none
             hashes_n = arrays["hashes"] if known else np.zeros(len(names), np.uint64)
             numbers = (arrays["sizes"], arrays["times"], hashes_n)
             if any(array_n.shape != (len(names),) for array_n in numbers):
@@ -151,8 +170,35 @@ class DataRecord:
                 *numbers,
                 read=json.loads(texts.get("read", json.dumps(known))) is True,
             )
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError):
+        except (OSError, KeyError, TypeError, ValueError, RecursionError):
             return None
+
+
+def _read_array(path: Path, about: TensorHeader, known_n: np.ndarray | None) -> np.ndarray:
+    """An array of a file, or ``known_n`` if it is the same."""
+    dtype, count = np.dtype(_TYPES[about.dtype]), math.prod(about.shape)
+    alike = known_n is not None and (known_n.dtype, known_n.shape) == (dtype, about.shape)
+    if known_n is not None and alike and _holds(path, about.begin, known_n):
+        return known_n
+    return np.fromfile(path, dtype, count, offset=about.begin).reshape(about.shape)
+
+
+def _read_names(path: Path, about: TensorHeader, known: NameList | None) -> NameList:
+    """The names in a file, or ``known`` if they are these."""
+    (size,) = about.shape
+    if known is not None and known.text.size == size and _holds(path, about.begin, known.text):
+        return known
+    text = np.zeros(size + 1, np.uint8)
+    text[:-1] = np.fromfile(path, np.uint8, size, offset=about.begin)
+    return NameList(text)
+
+
+def _holds(path: Path, begin: int, array: np.ndarray) -> bool:
+    """Whether a file has the content of an array there; memory holds a part of it at a time."""
+    with path.open("rb") as file:
+        file.seek(begin)
+        parts = (array[i : i + _PART].tobytes() for i in range(0, len(array), _PART))
+        return all(file.read(len(part)) == part for part in parts)
 
 
 def check_data(
@@ -168,7 +214,7 @@ def check_data(
     tokens were made from; None for the digits.
     """
     problem = _other_data(saved, settings)
-    before = DataRecord.read_file(folder)
+    before = DataRecord.read_file(folder, now)
     if before is not None and now is not None and not problem:
         if before.settings == saved.get("data"):
             problem = _other_files(before, now) or _rewritten(before, now)
@@ -212,9 +258,13 @@ def _kind(settings: Mapping[str, object]) -> str:
 def _other_files(before: DataRecord, now: DataRecord) -> str | None:
     """Which files were added, removed or changed; None if none were."""
     if before.names != now.names:
-        gone, new = gone_and_new(sorted(before.names), sorted(now.names))
-        differ = ((new, "new"), (gone, "missing"))
-        parts = [f"{len(n)} {what} image(s): {first_of(n)}" for n, what in differ if n]
+        lists = ((now.names, before.names, "new"), (before.names, now.names, "missing"))
+        parts = []
+        for names, others, what in lists:
+            places_n = names.missing_in(others)
+            if places_n.size:
+                first = first_of([names[i] for i in places_n[:4]])
+                parts.append(f"{places_n.size} {what} image(s): {first}")
         return " and ".join(parts) or "they are in another order"
     changed_n = before.hashes_n != now.hashes_n
     if not (before.read and now.read):

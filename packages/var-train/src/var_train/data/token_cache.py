@@ -102,16 +102,18 @@ class TokenCache:
     @property
     def files(self) -> ImageFiles | None:
         """The image files that the tokens were made from; None if a shard does not name them."""
-        notes = [_notes(path, len(self)) for path in self._paths]
-        named = [n for n in notes if n is not None and "name" in n]
-        if len(named) < len(notes):
-            return None
-        index_n, first_n = np.unique(np.concatenate([n["index"] for n in named]), return_index=True)
-        names_n, sizes_n, times_n, hashes_n = (
-            np.concatenate([n[key] for n in named])[first_n]
-            for key in ("name", "size", "time", "hash")
+        lists, notes = [], []
+        for path in self._paths:
+            found = _notes(path, len(self))
+            if found is None or found[0] is None:
+                return None
+            lists.append(("", found[0]))
+            notes.append(found[1])
+        index_n, first_n = np.unique(np.concatenate([n["index"] for n in notes]), return_index=True)
+        sizes_n, times_n, hashes_n = (
+            np.concatenate([n[key] for n in notes])[first_n] for key in ("size", "time", "hash")
         )
-        names, labels_n = NameList.of(names_n.tolist()), self.labels_n[index_n]
+        names, labels_n = NameList.joined(lists).take(first_n), self.labels_n[index_n]
         return ImageFiles(self._folder, names, labels_n, self.classes, sizes_n, times_n, hashes_n)
 
     def read(
@@ -166,7 +168,6 @@ def write_cache(
     at random, by ``seed``; 0 for the image as ``splits`` gives it. mirror: encode them mirrored,
     too. Raises InputError if the folder holds other tokens.
     """
-    names = [f"{name}/{file}" for name in SPLITS for file in splits[name].files.names]
     index = CacheIndex(
         tokenizer=fingerprint(tokenizer),
         vocab_size=tokenizer.vocab_size,
@@ -174,7 +175,7 @@ def write_cache(
         classes=splits["train"].classes,
         shard=shard,
         images={name: len(splits[name]) for name in SPLITS},
-        files=hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest(),
+        files=_names_digest(splits),
         crops=crops,
         mirrored=mirror,
         seed=seed,
@@ -206,10 +207,20 @@ def write_cache(
     workers.wait_for_all()
 
 
-def _notes(path: Path, images: int) -> dict[str, np.ndarray] | None:
-    """What a shard of a split of ``images`` notes about its image files; None if it is damaged.
+def _names_digest(splits: dict[str, ImageFolder]) -> str:
+    """SHA-256 of SPLIT/NAME of all image files, a newline between each two."""
+    digest, between = hashlib.sha256(), b""
+    for split in SPLITS:
+        for text in splits[split].files.names.texts(f"{split}/".encode()):
+            digest.update(between + text[:-1].replace(b"\0", b"\n"))
+            between = b"\n"
+    return digest.hexdigest()
 
-    Up to version 0.1.0 that is all but their names.
+
+def _notes(path: Path, images: int) -> tuple[NameList | None, dict[str, np.ndarray]] | None:
+    """What a shard of a split of ``images`` notes of its image files, their names first.
+
+    None if it is damaged; up to version 0.1.0 shards do not note names.
     """
     try:
         with safe_open(path, framework="numpy") as file:
@@ -224,17 +235,18 @@ def _notes(path: Path, images: int) -> dict[str, np.ndarray] | None:
         return None
     if index_n.size and not 0 <= index_n.min() <= index_n.max() < images:
         return None
-    if isinstance(names, list) and len(names) == index_n.size:
-        texts = [str(name).encode("utf-8", "backslashreplace").decode() for name in names]
-        notes["name"] = np.array([text.replace("\0", " ") for text in texts], object)
-    return notes
+    if not isinstance(names, list) or len(names) != index_n.size:
+        return None, notes
+    texts = (str(name).encode("utf-8", "backslashreplace").decode() for name in names)
+    return NameList.of(text.replace("\0", " ") for text in texts), notes
 
 
 def _replaced(path: Path, files: ImageFiles) -> list[str] | None:
     """The images of a whole shard that have been replaced; None if its notes are damaged."""
-    made_of = _notes(path, len(files))
-    if made_of is None:
+    found = _notes(path, len(files))
+    if found is None:
         return None
+    made_of = found[1]
     index_n = made_of["index"]
     other_n = files.sizes_n[index_n] != made_of["size"]
     for i in np.flatnonzero(~other_n & (files.times_n[index_n] != made_of["time"])):

@@ -177,7 +177,9 @@ def _finite(file: NpzFile, name: str, shape: tuple[int, ...], most: float = _LAR
     values = file.read(name)
     # in float64: float16 has no such limit, and rounds it to infinity
     parts = np.array_split(values, -(-values.size // _PART))
-    if not all((np.abs(p.astype(np.float64)) <= most).all() for p in parts):  # NaN is not, either
+    with np.errstate(over="ignore", invalid="ignore"):
+        fits = all((np.abs(p.astype(np.float64)) <= most).all() for p in parts)  # NaN does not
+    if not fits:
         raise InputError(
             f"{quoted(file.path)}: {name} holds NaN, infinity or numbers above {most:.0e}; "
             "expected finite floats"

@@ -27,6 +27,7 @@ from var_train.reports.progress_bars import counted
 
 CLASSES_FILE = "classes.txt"  # beside the shards
 _READERS = 8  # threads: on a network disk most of the time goes by waiting
+_AT_ONCE = 4 * _READERS  # shards
 _MOST_SHARDS = 10**6
 _LONGEST_NAMES = 2**24  # bytes of classes.txt
 _SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("val", "valid", "validation"), "val")
@@ -183,8 +184,7 @@ def _scan(paths: list[Path]) -> ImageFiles:
         counted(len(paths), f"indexing {quoted(folder)}", "shards") as advance,
         ThreadPoolExecutor(_READERS) as pool,
     ):
-        indices = pool.map(partial(_index_of, kept), paths)
-        for path, (index, state) in zip(paths, indices, strict=True):
+        for path, (index, state) in zip(paths, _indices_of(pool, kept, paths), strict=True):
             prefix = f"{path.relative_to(folder)}/"
             text += NameList.joined([(prefix, index.names)]).terminated.data
             offsets += index.offsets_n.data
@@ -205,6 +205,14 @@ def _scan(paths: list[Path]) -> ImageFiles:
         times_s[shard_n],
         members=ShardMembers(ShardReader(paths, states), shard_n, offsets_n),
     )
+
+
+def _indices_of(
+    pool: ThreadPoolExecutor, kept: KeptLists, paths: list[Path]
+) -> Iterator[tuple[ShardIndex, State]]:
+    """Yields ``_index_of`` each; few wait in memory to be taken."""
+    for begin in range(0, len(paths), _AT_ONCE):
+        yield from pool.map(partial(_index_of, kept), paths[begin : begin + _AT_ONCE])
 
 
 def _index_of(kept: KeptLists, path: Path) -> tuple[ShardIndex, State]:
