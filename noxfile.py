@@ -292,7 +292,7 @@ def operators(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def growth(session: nox.Session) -> None:
-    """How time grows with batch, depth and resolution, and a training with its images.
+    """How time grows with batch, depth, resolution and a training's images; how these are read.
 
     `-- --check` compares the costs of 100,000 images with those of 20,000 instead, and fails where
     an image or a step costs more.
@@ -303,6 +303,7 @@ def growth(session: nox.Session) -> None:
         return
     session.run("python", "benchmarks/speed/growth.py", *session.posargs)
     session.run("python", "benchmarks/data_growth.py")
+    session.run("python", "benchmarks/loading.py")
     session.run("python", "benchmarks/speed/chart.py")
     session.run("python", "benchmarks/speed/tables.py")
 

@@ -1,12 +1,12 @@
 """How fast photographs are read: by this project, plain Pillow and MindSpore's own pipeline.
 
-    python benchmarks/loading.py --data DIR
+    python benchmarks/loading.py       # a part of ``nox -s growth``
 
-``DIR/CLASS/*`` holds small images, of which photographs of 500x375 pixels are made: one of them
-enlarged, under mosaics of others. Each reader fits them to 256x256 (the shorter side to 288,
-resized by Lanczos, a random crop) in a process of its own, at 1, 2 and all cores; "processes" are
-as many of Pillow as there are cores. Then a stand-in for a device sleeps as long as a step takes
-that uses 80 % of what the loader reads, and the share of a step that it waits is measured.
+The photographs, JPEGs of 500x375 pixels, are cut from those that scikit-image and scikit-learn
+bring. Each reader fits them to 256x256 (the shorter side to 288, resized by Lanczos, a random crop)
+in a process of its own, at 1, 2 and all cores; "processes" are as many of Pillow as there are
+cores. Then a stand-in for a device sleeps as long as a step takes that uses 80 % of what the loader
+reads, and the share of a step that it waits is measured. Writes ``benchmarks/loading.json``.
 """
 
 import argparse
@@ -25,41 +25,42 @@ from typing import Any
 os.environ.setdefault("GLOG_v", "3")  # MindSpore's warnings are not ours
 
 import numpy as np
+import skimage.data
+import sklearn.datasets
 from PIL import Image
 
 log = logging.getLogger("benchmark")
 PHOTOGRAPHS, BATCH, SIZE, ROUNDS = 192, 32, (256, 256), 3
 READERS = ("Pillow", "processes", "loader", "MindSpore")
+OF_SKIMAGE = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
+TARGET = Path(__file__).resolve().parent / "loading.json"
+LANCZOS = Image.Resampling.LANCZOS
 
 
-def make_photographs(source: Path, target: Path) -> None:
+def make_photographs(target: Path) -> None:
     """Writes TARGET/train/{a,b}/*.jpg and two images to validate on."""
     rng = np.random.default_rng(0)
-    paths = sorted(path for path in source.rglob("*") if path.suffix in (".png", ".jpg"))
-    small = [Image.open(paths[i]).convert("RGB") for i in rng.integers(len(paths), size=400)]
-
-    def mosaic(side: int) -> np.ndarray:
-        def tile() -> np.ndarray:
-            picture = small[rng.integers(len(small))]
-            enlarged = picture.resize((side, side), Image.Resampling.BICUBIC)
-            return np.asarray(enlarged, np.float32) - 128
-
-        rows = [np.hstack([tile() for _ in range(-(-500 // side))]) for _ in range(-(-375 // side))]
-        return np.vstack(rows)[:375, :500]
-
+    known = [Path(skimage.data.__file__).parent / name for name in OF_SKIMAGE]
+    known += sorted((Path(sklearn.datasets.__file__).parent / "images").glob("*.jpg"))
+    pictures = [Image.open(path).convert("RGB") for path in known]
     for n in range(PHOTOGRAPHS + 2):
         split = "train" if n < PHOTOGRAPHS else "val"
         folder = target / split / "ab"[n % 2]
         folder.mkdir(parents=True, exist_ok=True)
-        pixels = np.clip(128 + mosaic(500) + 0.5 * mosaic(125) + 0.4 * mosaic(32), 0, 255)
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{n:04d}.jpg", quality=95)
+        picture = pictures[n % len(pictures)]
+        width = int(min(picture.width, picture.height * 4 / 3) * rng.uniform(0.6, 1))
+        height = width * 3 // 4
+        left = int(rng.integers(picture.width - width + 1))
+        top = int(rng.integers(picture.height - height + 1))
+        cut = picture.resize((500, 375), LANCZOS, (left, top, left + width, top + height))
+        cut.save(folder / f"{n:04d}.jpg", quality=95)
 
 
 def crop(path: Path, place: tuple[float, float]) -> np.ndarray:
-    """What ``crop_picture`` does, in plain Pillow."""
+    """What ``crops_of`` does, in plain Pillow."""
     picture = Image.open(path).convert("RGB")
     scale = 288 / min(picture.size)
-    picture = picture.resize([int(side * scale) for side in picture.size], Image.Resampling.LANCZOS)
+    picture = picture.resize([int(side * scale) for side in picture.size], LANCZOS)
     left = int(place[1] * (picture.width - 255))
     top = int(place[0] * (picture.height - 255))
     return np.asarray(picture.crop((left, top, left + 256, top + 256)))
@@ -130,7 +131,7 @@ def pixel_difference(folder: Path) -> float:
     resized = vision.Resize((288, 384), vision.Inter.BICUBIC)(
         vision.Decode()(np.fromfile(path, np.uint8))
     )
-    ours = Image.open(path).convert("RGB").resize((384, 288), Image.Resampling.LANCZOS)
+    ours = Image.open(path).convert("RGB").resize((384, 288), LANCZOS)
     return float(np.abs(np.asarray(resized, np.float32) - np.asarray(ours, np.float32)).mean())
 
 
@@ -156,29 +157,27 @@ def one(reader: str, folder: Path, cores: int) -> dict[str, float]:
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="small images, by class")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         reader, folder, cores = arguments.one
         sys.stdout.write(json.dumps(one(reader, Path(folder), int(cores))))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        make_photographs(arguments.data, Path(folder))
-        log.info("%-10s cores  images/s  processor ms each", "")
-        for cores in sorted(
-            {1, min(2, len(os.sched_getaffinity(0))), len(os.sched_getaffinity(0))}
-        ):
-            for reader in READERS if cores > 1 else [r for r in READERS if r != "processes"]:
-                if reader == "Pillow" and cores > 1:
-                    continue  # it is one thread
-                command = [sys.executable, __file__, f"--data={arguments.data}"]
-                command += ["--one", reader, folder, str(cores)]
-                found = json.loads(
-                    subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
-                )
-                rates = found.pop("images_per_second"), found.pop("processor_ms")
-                log.info("%-10s %5d  %8.0f  %17.1f  %s", reader, cores, *rates, found or "")
+    found = []
+    every = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory(prefix="loading-") as folder:
+        make_photographs(Path(folder))
+        for cores in sorted({1, min(2, every), every}):
+            for reader in READERS:
+                if reader == ("Pillow" if cores > 1 else "processes"):
+                    continue  # Pillow is one thread
+                command = [sys.executable, __file__, "--one", reader, folder, str(cores)]
+                output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+                found.append({"reader": reader, "cores": cores} | json.loads(output))
+                log.info("%s", found[-1])
+    written = TARGET.with_suffix(".tmp")
+    written.write_text(json.dumps(found, indent=1) + "\n")
+    written.replace(TARGET)
 
 
 if __name__ == "__main__":

@@ -192,23 +192,44 @@ def data_growth(growing: Latest) -> str:
     return table(["images", *(f"{int(count):,}" for count in growing)], body)
 
 
+def loading(read: list[Latest]) -> str:
+    """Photographs a second of each reader, by cores."""
+    words = {
+        "Pillow": "plain Pillow, one thread",
+        "processes": "plain Pillow, a process for each core",
+        "loader": "this project's loader",
+        "MindSpore": "MindSpore's pipeline, bicubic",
+    }
+    body = []
+    for of in sorted(read, key=lambda of: (of["cores"], list(words).index(of["reader"]))):
+        waits = f"{100 * of['waiting']:.1f} %" if "waiting" in of else "-"
+        rates = f"{of['images_per_second']:.0f}", f"{of['processor_ms']:.1f}"
+        body.append([str(of["cores"]), words[of["reader"]], *rates, waits])
+    return table(["cores", "reader", "photographs/s", "processor ms each", "a step waits"], body)
+
+
 TABLES: tuple[Callable[[Latest], str], ...] = (speed, ratios, parts, first, differences)
 
 
 def with_tables(
-    text: str, latest: Latest, growing: Latest, measured: Latest, of_data: Latest
+    text: str,
+    latest: Latest,
+    growing: Latest,
+    measured: Latest,
+    of_data: Latest,
+    read: list[Latest],
 ) -> str:
     """A page with its tables as the records have them."""
     texts = {of.__name__: of(latest) for of in TABLES}
     texts |= {"growth": growth(growing), "operators": operators(measured)}
-    texts |= {"data_growth": data_growth(of_data)}
+    texts |= {"data_growth": data_growth(of_data), "loading": loading(read)}
     pattern = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
     return pattern.sub(lambda m: f"{m[1]}\n{texts[m[2]]}\n\n{m[3]}", text)
 
 
-def records() -> tuple[Latest, ...]:
-    names = ("latest.json", "growth.json", "operators.json", "growth-data.json")
-    return tuple(json.loads((ROOT / "benchmarks" / name).read_text()) for name in names)
+def records() -> tuple[Any, ...]:
+    names = ("latest", "growth", "operators", "growth-data", "loading")
+    return tuple(json.loads((ROOT / "benchmarks" / f"{name}.json").read_text()) for name in names)
 
 
 def main() -> None:
