@@ -102,14 +102,15 @@ def run(config: Config) -> list[tuple[str, float, float]]:
     return results
 
 
-def peak_of(words: list[str], group: Path) -> int:
-    """The most memory, in bytes, that a command of a control group held at a time.
+def peak_of(words: list[str], group: Path | None) -> int:
+    """The most memory, in bytes, that a command of a control group, if any, held at a time.
 
     Without the pages of files that it maps, which the system takes back. Raises SystemExit if it
     fails.
     """
-    joined = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group / "cgroup.procs"), *words]
-    process, peak = subprocess.Popen(joined, env=os.environ | {"GLOG_v": "3"}), 0
+    if group is not None:
+        words = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group / "cgroup.procs"), *words]
+    process, peak = subprocess.Popen(words, env=os.environ | {"GLOG_v": "3"}), 0
     while process.poll() is None:
         peak = max(peak, _own_memory(process.pid))
         time.sleep(_LOOK)

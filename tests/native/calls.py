@@ -161,6 +161,33 @@ class CallMaker:
         inputs = x, modulation, *qkv, *rest, *settings, *cache
         self.add("transformer", "cached_block", *inputs, unwritten(*x.shape))
 
+    def stored_weight(self, kind: int, outputs: int, depth: int) -> Arrays:
+        """Elements in [-1, 1] of a kind as of cpp/layers.h, and the scales of int8."""
+        elements, scales = self.floats(outputs, depth), numbers()
+        if kind == 1:
+            elements = elements.astype(np.float16)
+        elif kind == 2:
+            elements = (elements.view(np.uint32) >> 16).astype(np.uint16)
+        elif kind == 3:
+            elements = np.rint(127 * elements).astype(np.int8)
+            scales = np.abs(self.floats(outputs)) / 127
+        return [elements, scales]
+
+    def stored_linear(self, rows: Shape, depth: int, outputs: int, kind: int) -> None:
+        f, (weight, scales) = self.floats, self.stored_weight(kind, outputs, depth)
+        arrays = f(*rows, depth), weight, integers(kind), scales, f(outputs)
+        self.add("transformer", "stored_linear", *arrays, unwritten(*rows, outputs))
+
+    def stored_block(self, kinds: Sequence[int], *sizes: int, unit: bool) -> None:
+        """As ``cached_block``, with weights of these kinds."""
+        self.cached_block(*sizes, unit=unit)
+        *arrays, result = self.calls.pop().arrays
+        scales = []
+        for at, kind in zip((2, 6, 8, 10), kinds, strict=True):
+            arrays[at], of_kind = self.stored_weight(kind, *arrays[at].shape)
+            scales.append(of_kind)
+        self.add("transformer", "stored_block", *arrays, integers(*kinds), *scales, result)
+
     def depthwise(
         self, x: Shape, kernel: int, stride: int = 1, pads: tuple[int, int] = (1, 1)
     ) -> None:
@@ -203,6 +230,8 @@ def every_call() -> list[Call]:
         make.attention(2, 2, 16, (0, 1, 5, 14, 30), tokens, unit)
     make.cached_attention(2, 2, 16, 5, 9, 30, unit=True)
     make.cached_block(2, 2, 16, 5, 9, 30, unit=True)
+    make.stored_linear((2, 60), 70, 90, 3)
+    make.stored_block((0, 1, 2, 3), 2, 2, 16, 5, 9, 30, unit=True)
     make.depthwise((2, 9, 8, 40), 5, 2, (1, 2))
     make.optimizer(3, 20000)
     return make.calls

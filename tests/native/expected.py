@@ -77,6 +77,26 @@ def _cached_block(x, modulation, qkv_weight, q_bias, v_bias, scale, *rest):
     return [*cache, definitions.gated_sum(x, branch, m[1])]
 
 
+def _widened(elements, kind, scales):
+    """A weight as it is stored, in float64."""
+    if kind == 2:
+        elements = (elements.astype(np.uint32) << 16).view(np.float32)
+    wide = elements.astype(np.float64)
+    return wide * scales[:, None] if kind == 3 else wide
+
+
+def _stored_linear(x, weight, kind, scales, bias, _):
+    return [definitions.linear(x, _widened(weight, kind[0], scales), bias)]
+
+
+def _stored_block(*arrays):
+    inputs, kinds, scales, result = list(arrays[:16]), arrays[16], arrays[17:21], arrays[21]
+    for i, at in enumerate((2, 6, 8, 10)):
+        inputs[at] = _widened(inputs[at], kinds[i], scales[i])
+    keys, values, y = _cached_block(*inputs, result)
+    return [keys, values, kinds, *scales, y]
+
+
 def _depthwise(x, weight, bias, geometry, out):
     args = (x, weight, bias, *map(int, geometry), out.shape[1:3])
     return [definitions.depthwise(*args)]
@@ -116,6 +136,8 @@ EXPECTED: dict[str, Callable[..., Arrays]] = {
     "next_scale_attention_grad": _attention_grad,
     "cached_attention": _cached_attention,
     "cached_block": _cached_block,
+    "stored_linear": _stored_linear,
+    "stored_block": _stored_block,
     "depthwise": _depthwise,
     "depthwise_grad": _depthwise_grad,
     "sum_of_squares": lambda x, _: [np.array([(x**2).sum()])],

@@ -59,6 +59,12 @@ def _transformer(make: CallMaker) -> None:
     for rows in (39, 40, 41, 65):
         for depth, outputs in ((1, 1), (5, 70), (16, 64), (33, 31), (70, 1), (128, 96)):
             make.linear((rows,), depth, outputs)
+    for i, width in enumerate(WIDTHS):
+        make.stored_linear((i % 5 + 1,), width, WIDTHS[-i], i % 4)
+    for outputs in (95, 96, 97, 193):  # parts of 96 outputs, if so many numbers go in
+        make.stored_linear((3, 17), 5500, outputs, outputs % 4)
+    for kind in range(4):
+        make.stored_block([kind] * 4, 1, 2, 16, 0, 1, 30, unit=kind % 2 == 0)
     # scales of 1, 2, 3 ... tokens: every number of queries, and of keys many
     offsets = [n * (n + 1) // 2 for n in range(28)]
     for unit, width in ((True, 16), (False, 32), (True, 48), (False, 64), (True, 80), (True, 128)):

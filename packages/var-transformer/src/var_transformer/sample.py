@@ -34,6 +34,7 @@ from var_transformer.commands.resume import begin_or_resume, file_version
 from var_transformer.generation.generate import generate
 from var_transformer.generation.refiner import Refiner
 from var_transformer.model.transformer import Transformer
+from var_transformer.stored.stored_transformer import AnyTransformer
 
 log = logging.getLogger("var_transformer")
 
@@ -91,7 +92,7 @@ class Plan:
     file paths[n].
     """
 
-    model: Transformer
+    model: AnyTransformer
     tokenizer: Tokenizer
     refiner: Refiner | None
     labels_n: np.ndarray
@@ -150,7 +151,7 @@ def _write(config: SampleConfig, plan: Plan, batch: int) -> None:
 
 def make_plan(config: SampleConfig) -> Plan:
     """Loads the models and lists the images; raises InputError if they cannot be drawn."""
-    model, tokenizer, names = config.load()
+    model, tokenizer, names = config.load(encodes=False)
     config.sampler.check(len(tokenizer.schedule), tokenizer.vocab_size)
     refiner = None
     if config.refiner is not None:

@@ -3,6 +3,7 @@
 from var_tokenizer.common.cann import check_cann as check_cann
 from var_tokenizer.common.cann import check_npu as check_npu
 from var_tokenizer.common.cann import find_npu as find_npu
+from var_tokenizer.common.checkpoint import Checkpoint as Checkpoint
 from var_tokenizer.common.checkpoint import check_tensors as check_tensors
 from var_tokenizer.common.checkpoint import native_metadata as native_metadata
 from var_tokenizer.common.checkpoint import noted_checksum as noted_checksum
@@ -57,6 +58,7 @@ from var_tokenizer.common.pictures import to_pixels as to_pixels
 from var_tokenizer.common.pictures import to_unit_range as to_unit_range
 from var_tokenizer.common.safetensors import TensorHeader as TensorHeader
 from var_tokenizer.common.safetensors import arrays_checksum as arrays_checksum
+from var_tokenizer.common.safetensors import read_bytes as read_bytes
 from var_tokenizer.common.safetensors import read_header as read_header
 from var_tokenizer.common.safetensors import read_tensors as read_tensors
 from var_tokenizer.common.safetensors import unique_fields as unique_fields

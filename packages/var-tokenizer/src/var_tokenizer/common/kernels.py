@@ -16,11 +16,12 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 import mindspore as ms
-from mindspore import ops
+import numpy as np
+from mindspore import Tensor, ops
 from mindspore.ops import CustomRegOp, DataType
 
 from var_tokenizer.common.threads import settle_mindspore, thread_count
-from var_tokenizer.common.versions import onednn_path
+from var_tokenizer.common.versions import memory_address, onednn_path
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ Shape = tuple[int, ...]
 _POOL = "var_tokenizer._kernels"  # owns the threads that all libraries share
 _VARIABLE = "VAR_CPU"
 _ONEDNN_SETS = {"baseline": "SSE41", "v3": "AVX2"}  # as ONEDNN_MAX_CPU_ISA calls them
+_OUT_OF_MEMORY = 2  # of the statuses in cpp/common/kernel.h
 _MACHINES = {62: "x86_64", 183: "aarch64"}  # by e_machine, of the header of an ELF file
 
 _wanted = os.environ.get(_VARIABLE, "")  # read once: all libraries of a process agree
@@ -189,6 +191,33 @@ class KernelLibrary:
         settle_mindspore(1 if usable else thread_count())
         return self if usable else None
 
+    def function(self, name: str) -> Callable[..., None]:
+        """Kernel ``name`` on arrays in memory, outside of graphs: inputs, then outputs.
+
+        It writes to the outputs. Arrays are NumPy's, or tensors of the CPU; dense, and of the types
+        that the kernel takes. Raises MemoryError, or RuntimeError for arrays that do not fit.
+        """
+        kernel = ctypes.CDLL(str(self.path))[name]
+
+        def call(*arrays: np.ndarray | Tensor) -> None:
+            count = len(arrays)
+            shapes = [(ctypes.c_int64 * max(len(a.shape), 1))(*a.shape) for a in arrays]
+            status = kernel(
+                count,
+                (ctypes.c_void_p * count)(*map(_address, arrays)),
+                (ctypes.c_int * count)(*(len(a.shape) for a in arrays)),
+                (ctypes.c_void_p * count)(*map(ctypes.addressof, shapes)),
+                (ctypes.c_char_p * count)(*(str(a.dtype).lower().encode() for a in arrays)),
+                None,
+                None,
+            )
+            if status == _OUT_OF_MEMORY:
+                raise MemoryError(f"kernel {name} got no memory")
+            if status:
+                raise RuntimeError(f"kernel {name} ended with status {status}")
+
+        return call
+
     def operator(
         self,
         name: str,
@@ -218,3 +247,10 @@ class KernelLibrary:
         operator = ops.Custom(path, infer, lambda *_: dtypes, func_type="aot", reg_info=registered)
         operator.add_prim_attr("setting", str(setting))
         return operator
+
+
+def _address(array: np.ndarray | Tensor) -> int:
+    if isinstance(array, Tensor):
+        return memory_address(array)
+    assert array.flags["C_CONTIGUOUS"]
+    return array.ctypes.data

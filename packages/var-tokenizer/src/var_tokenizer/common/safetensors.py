@@ -112,18 +112,22 @@ def read_tensors(path: Path, tensors: Mapping[str, TensorHeader]) -> dict[str, n
 def _read_tensor(file: BinaryIO, tensor: TensorHeader) -> np.ndarray:
     # read, not mapped: who writes to a mapped file changes the weights of a running model
     array = np.empty(math.prod(tensor.shape), _NUMPY_DTYPES[tensor.dtype])
-    buffer, begin = array.view(np.uint8).data, tensor.begin
-    while len(buffer):  # the system reads at most 2 GiB at once
-        count = os.preadv(file.fileno(), [buffer], begin)
-        if not count:
-            raise InputError(f"{quoted(file.name)}: became shorter while it was read")
-        buffer, begin = buffer[count:], begin + count
+    read_bytes(file, tensor.begin, array.view(np.uint8).data)
     if tensor.dtype == "BF16":
         array = (array.astype(np.uint32) << 16).view(np.float32)
     elif array.dtype.kind == "f":
         with np.errstate(over="ignore", invalid="ignore"):  # who cannot use infinities refuses them
             array = array.astype(np.float32, copy=False)
     return tensor.arranged(array)
+
+
+def read_bytes(file: BinaryIO, begin: int, buffer: memoryview) -> None:
+    """Fills ``buffer`` from position ``begin`` on; raises InputError if the file ends before."""
+    while len(buffer):  # the system reads at most 2 GiB at once
+        count = os.preadv(file.fileno(), [buffer], begin)
+        if not count:
+            raise InputError(f"{quoted(file.name)}: became shorter while it was read")
+        buffer, begin = buffer[count:], begin + count
 
 
 def write_tensors(

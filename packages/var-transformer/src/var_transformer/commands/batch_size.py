@@ -4,19 +4,19 @@ from var_tokenizer import Tokenizer
 from var_tokenizer.common import images_that_fit
 
 from var_transformer.generation.sampler import Sampler
-from var_transformer.model.transformer import Transformer
+from var_transformer.stored.stored_transformer import AnyTransformer
 
 LARGEST_BATCH = 64
 
 
 def fitting_batch(
-    model: Transformer, tokenizer: Tokenizer, sampler: Sampler, most: int = LARGEST_BATCH
+    model: AnyTransformer, tokenizer: Tokenizer, sampler: Sampler, most: int = LARGEST_BATCH
 ) -> int:
     """How many images to draw at once: what half of the free memory holds, 1 to ``most``."""
     return images_that_fit(bytes_per_image(model, tokenizer, sampler), most)
 
 
-def bytes_per_image(model: Transformer, tokenizer: Tokenizer, sampler: Sampler) -> int:
+def bytes_per_image(model: AnyTransformer, tokenizer: Tokenizer, sampler: Sampler) -> int:
     """An upper estimate of the memory that one more image in a batch takes.
 
     Keys and values, twice while they grow; the last scale's logits, and the copies that filters

@@ -9,7 +9,7 @@ from pathlib import Path
 from var_tokenizer.common import InputError, quoted
 
 from var_transformer.model.checks import check_class_names
-from var_transformer.model.transformer import Transformer
+from var_transformer.stored.stored_transformer import AnyTransformer
 
 ALL, NONE = "all", "none"
 
@@ -49,7 +49,7 @@ def read_class_names(path: str | os.PathLike[str], num_classes: int) -> tuple[st
         raise InputError(f"{quoted(path)}: {error}") from error
 
 
-def names_of(model: Transformer, path: str | os.PathLike[str] | None) -> tuple[str, ...] | None:
+def names_of(model: AnyTransformer, path: str | os.PathLike[str] | None) -> tuple[str, ...] | None:
     """The names of the model's classes: those in the file, or else the model's own.
 
     Raises InputError like ``read_class_names``, and if the file has the WordNet ids of the

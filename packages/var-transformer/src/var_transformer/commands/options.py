@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import InputError, check_integer, save_png
+from var_tokenizer.common import InputError, check_integer, quoted, save_png
 from var_tokenizer.common.progress import working
 
 from var_transformer.adapters.merging import merge_adapters
@@ -25,6 +25,7 @@ from var_transformer.generation.sampler import Sampler
 from var_transformer.model.checks import check_pair
 from var_transformer.model.transformer import Transformer
 from var_transformer.pretrained import TOKENIZER_FILE, TRANSFORMER_FILE
+from var_transformer.stored.stored_transformer import AnyTransformer, StoredTransformer
 
 log = logging.getLogger("var_transformer")
 
@@ -51,12 +52,25 @@ class PairConfig:
     dtype: ProductType | None = None
     """Type of the transformer's matrix products. By default float16 on an Ascend, with its fused
     attention, and float32 elsewhere. A CPU has no bfloat16."""
+    low_memory: bool = False
+    """Leave the transformer in its file and read each block whenever it is needed: slower, and in
+    a fraction of the memory. Needs the C++ kernels, on a CPU."""
 
     def __post_init__(self) -> None:
-        """Raises InputError for a transformer without its tokenizer, and the reverse."""
+        """Raises InputError for one model without the other and what contradicts low_memory."""
         if (self.tokenizer is None) != (self.model is None):
             given, missing = ("model", "tokenizer") if self.model else ("tokenizer", "model")
             raise InputError(f"{given} is given and {missing} is not; expected both or none")
+        if self.low_memory and self.adapter:
+            raise InputError(
+                f"low_memory is True and adapter is {quoted(self.adapter[0])}; expected one of "
+                "them, or the file with the adapter in it that var-convert merge writes"
+            )
+        if self.low_memory and self.dtype not in (None, "float32"):
+            raise InputError(
+                f"low_memory is True and dtype is {self.dtype}; expected float32, in which it "
+                "computes whatever the file's type"
+            )
 
     def files(self) -> tuple[Path, Path]:
         """The tokenizer's file and the transformer's."""
@@ -67,20 +81,26 @@ class PairConfig:
         """How the transformer computes; raises InputError for a type that the device lacks."""
         return BackendConfig.for_drawing(self.dtype)
 
-    def load(self) -> tuple[Transformer, Tokenizer, Names]:
+    def load(self, encodes: bool = True) -> tuple[AnyTransformer, Tokenizer, Names]:
         """Both models and the names of the classes.
 
+        encodes: whether the tokenizer will; else ``low_memory`` leaves out its encoder.
         Raises InputError unless the files are whole and belong together, and for a type or a head
         width that the device lacks.
         """
         adapters = read_adapters(self.adapter)
         tokenizer_file, model_file = self.files()
         with working("loading the models"):
-            model = Transformer.load(model_file, self.backend)
-            tokenizer = Tokenizer.load(tokenizer_file)
+            model: AnyTransformer
+            if self.low_memory:
+                model = StoredTransformer.load(model_file)
+            else:
+                model = Transformer.load(model_file, self.backend)
+            whole = encodes or not self.low_memory
+            tokenizer = Tokenizer.load(tokenizer_file, encoder=whole)
         check_pair(model, tokenizer)
         names = names_of(model, self.class_names)
-        if adapters:
+        if isinstance(model, Transformer) and adapters:
             model.class_names = names
             with working("adding the adapters"):
                 merge_adapters(model, adapters)

@@ -14,33 +14,22 @@ namespace {
 constexpr int64_t most_rows = 1024;         // at once, or the tokens of an image: bounds the memory
 constexpr float most_scale = 4.605170186f;  // log 100
 
-}  // namespace
-
-RESULT_SHAPE(cached_block) { return arrays.shape(0); }
-
-// x (B, l, C) of one scale; modulation (B, 6, C): gates, scales, shifts, each of attention and of
-// the feed-forward network; weight of q, k and v (3 C, C), biases of q and of v (C); scale of the
-// scores, of H numbers, its logarithm if vectors have unit length; weights and biases of the
-// projection and of both maps of the network; begin (1) int32, unit length (1) int32, and the
-// cache as of `cached_attention` -> (B, l, C)
-KERNEL(cached_block) {
+// Arrays 0 to 15 of `cached_block`, with these weights -> y (B, l, C)
+void block_of(const Arrays& arrays, const Weight (&weights)[4], float* y) {
     const auto x_blc = arrays.sizes<3>(0);
     const int64_t images = x_blc[0], tokens = x_blc[1], c = x_blc[2];
     const int64_t heads = arrays.size(5), inner = arrays.sizes<2>(8)[0];
     const int64_t keys_row = arrays.sizes<4>(14)[3], length = arrays.sizes<4>(15)[2];
     const float *x = arrays.get(0, {images, tokens, c}),
                 *modulation = arrays.get(1, {images, 6, c});
-    const float *qkv_weight = arrays.get(2, {3 * c, c}), *q_bias = arrays.get(3, {c});
-    const float *v_bias = arrays.get(4, {c}), *scale = arrays.get(5, arrays.shape(5));
-    const float *proj_weight = arrays.get(6, {c, c}), *proj_bias = arrays.get(7, {c});
-    const float *weight_1 = arrays.get(8, {inner, c}), *bias_1 = arrays.get(9, {inner});
-    const float *weight_2 = arrays.get(10, {c, inner}), *bias_2 = arrays.get(11, {c});
+    const float *q_bias = arrays.get(3, {c}), *v_bias = arrays.get(4, {c});
+    const float *scale = arrays.get(5, arrays.shape(5)), *proj_bias = arrays.get(7, {c});
+    const float *bias_1 = arrays.get(9, {inner}), *bias_2 = arrays.get(11, {c});
     const int64_t begin = arrays.element<int32_t>(12);
     const bool unit_length = arrays.element<int32_t>(13);
     expect(heads > 0 && c % heads == 0);
     float* keys = arrays.get(14, {images, heads, c / heads, keys_row});
     float* values = arrays.get(15, {images, heads, length, c / heads});
-    float* y = arrays.get(16, {images, tokens, c});
 
     std::vector<float> qkv_bias(3 * c), scales(scale, scale + heads);
     std::copy_n(q_bias, c, qkv_bias.data());
@@ -63,14 +52,49 @@ KERNEL(cached_block) {
                           length};
 
         norm_modulated(group, in, scale_attn, shift_attn, 6 * c, narrow);
-        affine(rows, 3 * c, c, narrow, qkv_weight, qkv_bias.data(), wide);
+        affine_of(rows, 3 * c, c, narrow, weights[0], qkv_bias.data(), wide);
         attend_cached(group, heads, unit_length, wide, scales.data(), begin, cache, narrow);
-        affine(rows, c, c, narrow, proj_weight, proj_bias, wide);
+        affine_of(rows, c, c, narrow, weights[1], proj_bias, wide);
         sum_gated(group, in, wide, gate_attn, 6 * c, out);
         norm_modulated(group, out, scale_ffn, shift_ffn, 6 * c, narrow);
-        affine(rows, inner, c, narrow, weight_1, bias_1, wide);
+        affine_of(rows, inner, c, narrow, weights[2], bias_1, wide);
         gelu_of(rows * inner, wide, wide);
-        affine(rows, c, inner, wide, weight_2, bias_2, narrow);
+        affine_of(rows, c, inner, wide, weights[3], bias_2, narrow);
         sum_gated(group, out, narrow, gate_ffn, 6 * c, out);
     }
+}
+
+// Of queries, keys and values, of the projection, and of both maps of the network
+constexpr int at_weight[4] = {2, 6, 8, 10};
+
+Arrays::Shape weight_shape(const Arrays& arrays, int i) {
+    const int64_t c = arrays.sizes<3>(0)[2], inner = arrays.sizes<2>(8)[0];
+    const Arrays::Shape shapes[] = {{3 * c, c}, {c, c}, {inner, c}, {c, inner}};
+    return shapes[i];
+}
+
+}  // namespace
+
+RESULT_SHAPE(cached_block) { return arrays.shape(0); }
+
+// x (B, l, C) of one scale; modulation (B, 6, C): gates, scales, shifts, each of attention and of
+// the feed-forward network; weight of q, k and v (3 C, C), biases of q and of v (C); scale of the
+// scores, of H numbers, its logarithm if vectors have unit length; weights and biases of the
+// projection and of both maps of the network; begin (1) int32, unit length (1) int32, and the
+// cache as of `cached_attention` -> (B, l, C)
+KERNEL(cached_block) {
+    Weight weights[4];
+    for (int i = 0; i < 4; ++i)
+        weights[i] = {arrays.get(at_weight[i], weight_shape(arrays, i)), Kind::float32, nullptr};
+    block_of(arrays, weights, arrays.get(16, arrays.shape(0)));
+}
+
+// As `cached_block`, where the four weights are of any kind: after the cache their kinds (4) int32,
+// and the scales of each, (0) unless it is int8
+KERNEL(stored_block) {
+    const int32_t* kinds = arrays.get<int32_t>(16, {4});
+    Weight weights[4];
+    for (int i = 0; i < 4; ++i)
+        weights[i] = stored_weight(arrays, at_weight[i], weight_shape(arrays, i), kinds[i], 17 + i);
+    block_of(arrays, weights, arrays.get(21, arrays.shape(0)));
 }

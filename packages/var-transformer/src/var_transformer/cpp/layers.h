@@ -4,9 +4,26 @@
 
 #include <cstdint>
 
+#include "common/kernel.h"
+
 // y (rows x outputs) = x (rows x depth) weight^T (outputs x depth) + bias
 void affine(int64_t rows, int64_t outputs, int64_t depth, const float* x, const float* weight,
             const float* bias, float* y);
+
+// A weight as a file holds it, and for int8 the scale of each of its outputs.
+enum class Kind : int32_t { float32, float16, bfloat16, int8 };
+struct Weight {
+    const void* data;
+    Kind kind;
+    const float* scales;
+};
+
+// Array `at` of this shape as a weight, whose scales, none unless it is int8, are another array.
+Weight stored_weight(const Arrays&, int at, const Arrays::Shape&, int32_t kind, int at_scales);
+
+// The same by a weight of any kind, which is widened to float32 a part at a time
+void affine_of(int64_t rows, int64_t outputs, int64_t depth, const float* x, Weight weight,
+               const float* bias, float* y);
 
 void gelu_of(int64_t size, const float* x, float* y);
 

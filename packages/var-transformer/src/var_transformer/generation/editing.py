@@ -16,7 +16,7 @@ from var_transformer.generation.generate import Generation, KeptTokens, OnScale,
 from var_transformer.generation.random_streams import random_streams
 from var_transformer.generation.sampler import Sampler
 from var_transformer.model.checks import check_pair
-from var_transformer.model.transformer import Transformer
+from var_transformer.stored.stored_transformer import AnyTransformer
 
 
 class ImageCodec(LatentCodec, Protocol):
@@ -33,7 +33,7 @@ class ImageCodec(LatentCodec, Protocol):
 
 
 def edit(
-    model: Transformer,
+    model: AnyTransformer,
     tokenizer: ImageCodec,
     image: Array,
     mask: np.ndarray,

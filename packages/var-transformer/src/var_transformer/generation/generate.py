@@ -17,6 +17,7 @@ from var_transformer.generation.refiner import Refiner
 from var_transformer.generation.sampler import Sampler
 from var_transformer.model.checks import check_pair
 from var_transformer.model.transformer import Transformer
+from var_transformer.stored.stored_transformer import AnyTransformer
 
 OnScale = Callable[[int, np.ndarray], None]  # k, images (B, 3, H, W) in [0, 1]
 
@@ -38,7 +39,7 @@ class KeptTokens:
 
 
 def generate(
-    model: Transformer,
+    model: AnyTransformer,
     tokenizer: LatentCodec,
     labels: Array,
     *positional: Any,  # noqa: ANN401 (Sampler checks them)
@@ -91,7 +92,7 @@ def generate(
 
 
 def draw_scales(
-    model: Transformer,
+    model: AnyTransformer,
     tokenizer: LatentCodec,
     labels_b: Tensor,
     sampler: Sampler,
@@ -101,7 +102,7 @@ def draw_scales(
     refiner: Refiner | None = None,
 ) -> Generation:
     """The loop over the scales; its arguments are already checked."""
-    if stays_on_device(sampler):
+    if isinstance(model, Transformer) and stays_on_device(sampler):
         images, ids = draw_scales_on_device(
             model, tokenizer, labels_b, sampler, streams, kept, on_scale, refiner
         )

@@ -7,7 +7,7 @@ from mindspore import Tensor
 from var_tokenizer.common import one_at_a_time
 
 from var_transformer.attention import Cache
-from var_transformer.model.transformer import Transformer
+from var_transformer.stored.stored_transformer import AnyTransformer
 
 Guidance = Literal["linear", "constant", "none"]
 
@@ -29,7 +29,7 @@ class GuidedPasses:
     no later scale is guided.
     """
 
-    def __init__(self, model: Transformer, labels_b: Tensor, unconditional: bool) -> None:
+    def __init__(self, model: AnyTransformer, labels_b: Tensor, unconditional: bool) -> None:
         """unconditional: whether any scale is guided."""
         self._model = model
         self._count = labels_b.shape[0]

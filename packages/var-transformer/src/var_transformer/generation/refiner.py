@@ -7,6 +7,7 @@ from var_tokenizer.common import InputError, check_integer, quoted
 
 from var_transformer.model.checks import check_pair
 from var_transformer.model.transformer import Transformer
+from var_transformer.stored.stored_transformer import AnyTransformer
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Refiner:
     model: Transformer
     scales: int
 
-    def check(self, model: Transformer, tokenizer: LatentCodec) -> None:
+    def check(self, model: AnyTransformer, tokenizer: LatentCodec) -> None:
         """Raises InputError unless it can take over from ``model``."""
         check_pair(self.model, tokenizer)
         ours, theirs = self.model.config.num_classes, model.config.num_classes

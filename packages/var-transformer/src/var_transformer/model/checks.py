@@ -4,16 +4,21 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+from mindspore import Tensor
 from var_tokenizer import LatentCodec
-from var_tokenizer.common import InputError, quoted
+from var_tokenizer.common import Array, InputError, check_shape, quoted
+
+from var_transformer.attention import Cache
+from var_transformer.model.config import TransformerConfig
 
 if TYPE_CHECKING:
-    from var_transformer.model.transformer import Transformer
+    from var_transformer.stored.stored_transformer import AnyTransformer
 
 _LONGEST_NAME = 1000  # characters of a class name
 
 
-def check_pair(model: "Transformer", tokenizer: LatentCodec) -> None:
+def check_pair(model: "AnyTransformer", tokenizer: LatentCodec) -> None:
     """Raises InputError unless the transformer predicts the tokens of this tokenizer.
 
     If the transformer knows the checksum of the tokenizer that it was trained with, the
@@ -36,6 +41,39 @@ def check_pair(model: "Transformer", tokenizer: LatentCodec) -> None:
             f"the tokenizer's weights are not those of {known}, which the transformer was trained "
             "with; expected the tokenizer that it was trained with"
         )
+
+
+def check_labels(labels: Array, num_classes: int) -> Tensor:
+    """Labels as an int32 tensor (B,); raises InputError for one out of range."""
+    labels_b = np.asarray(labels)
+    if labels_b.ndim != 1 or labels_b.dtype.kind not in "iu":
+        raise InputError(
+            f"labels have shape {labels_b.shape} and dtype {labels_b.dtype}; expected (B,) ints"
+        )
+    if not len(labels_b):
+        raise InputError("labels are empty; expected at least one")
+    for label in labels_b:
+        if not 0 <= label <= num_classes:
+            raise InputError(
+                f"labels hold {label}; expected 0 to {num_classes - 1} "
+                f"(or {num_classes} for no class)"
+            )
+    return Tensor(labels_b.astype(np.int32))
+
+
+def check_pass(
+    config: TransformerConfig, k: int, inputs_blz: Tensor | None, batch: int, cache: Cache
+) -> None:
+    """Raises InputError unless ``batch`` images can be extended by scale k from these inputs."""
+    cache.check(config.schedule, k, batch)
+    if (inputs_blz is None) != (k == 0):
+        raise InputError(
+            f"inputs of scale {k} are {'None' if k else 'given'}; expected them at "
+            "every scale but 0"
+        )
+    if inputs_blz is not None:
+        expected = (batch, config.schedule.tokens[k], config.latent_channels)
+        check_shape(f"inputs of scale {k}", np.shape(inputs_blz), expected)
 
 
 def check_class_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:

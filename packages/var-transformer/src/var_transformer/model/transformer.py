@@ -18,7 +18,6 @@ from mindspore import Parameter, Tensor, nn, ops
 from var_tokenizer import layout
 from var_tokenizer.common import (
     Array,
-    InputError,
     check_shape,
     checked_floats,
     native_metadata,
@@ -42,7 +41,12 @@ from var_transformer.model.block import (
     with_scale,
     zeros,
 )
-from var_transformer.model.checks import check_class_names, parse_class_names
+from var_transformer.model.checks import (
+    check_class_names,
+    check_labels,
+    check_pass,
+    parse_class_names,
+)
 from var_transformer.model.compiled_passes import TransformerPasses
 from var_transformer.model.config import TransformerConfig
 from var_transformer.model.initialization import initialize
@@ -209,20 +213,7 @@ class Transformer(nn.Cell):
 
     def check_labels(self, labels: Array) -> Tensor:
         """Labels as an int32 tensor (B,); raises InputError for one out of range."""
-        labels_b = np.asarray(labels)
-        if labels_b.ndim != 1 or labels_b.dtype.kind not in "iu":
-            raise InputError(
-                f"labels have shape {labels_b.shape} and dtype {labels_b.dtype}; expected (B,) ints"
-            )
-        if not len(labels_b):
-            raise InputError("labels are empty; expected at least one")
-        for label in labels_b:
-            if not 0 <= label <= self.config.num_classes:
-                raise InputError(
-                    f"labels hold {label}; expected 0 to {self.config.num_classes - 1} "
-                    f"(or {self.config.num_classes} for no class)"
-                )
-        return Tensor(labels_b.astype(np.int32))
+        return check_labels(labels, self.config.num_classes)
 
     def construct(
         self,
@@ -347,19 +338,12 @@ class Transformer(nn.Cell):
         for inputs of another shape.
         """
         with self._compiled.turn():
-            batch, schedule = class_bc.shape[0], self.config.schedule
+            batch = class_bc.shape[0]
             cache = cache or self.new_cache(batch)
-            cache.check(schedule, k, batch)
-            if (inputs_blz is None) != (k == 0):
-                raise InputError(
-                    f"inputs of scale {k} are {'None' if k else 'given'}; expected them at "
-                    "every scale but 0"
-                )
+            check_pass(self.config, k, inputs_blz, batch, cache)
             if inputs_blz is None:
                 x_blc = class_bc.expand_dims(1) + self.pos_start
             else:
-                expected = (batch, schedule.tokens[k], self.config.latent_channels)
-                check_shape(f"inputs of scale {k}", np.shape(inputs_blz), expected)
                 x_blc = self.word_embed(inputs_blz)
             begin, end = self.offsets[k], self.offsets[k + 1]
             x_blc = x_blc + self.lvl_embed.weight[k] + self.pos_1LC[:, begin:end]

@@ -22,7 +22,7 @@ from var_transformer.commands.image_files import image_name
 from var_transformer.edit import edit
 from var_transformer.generation.generate import Generation, OnScale, generate
 from var_transformer.generation.sampler import Sampler
-from var_transformer.model.transformer import Transformer
+from var_transformer.stored.stored_transformer import AnyTransformer
 from var_transformer.web.canvas import canvas_size, read_canvas
 from var_transformer.web.sessions import Sessions
 from var_transformer.web.streaming import Streamer, TimeOverError
@@ -44,7 +44,7 @@ class Handlers:
 
     def __init__(
         self,
-        model: Transformer,
+        model: AnyTransformer,
         tokenizer: Tokenizer,
         names: Sequence[str] | None,
         max_images: int,

@@ -68,6 +68,12 @@ class Arrays {
         return typed<T>(i);
     }
 
+    // Array i, which has this shape and elements of a type that the caller knows.
+    const void* untyped(int i, const Shape& expected) const {
+        expect(shape(i) == expected);
+        return data_[i];
+    }
+
     // The only element of array i.
     template <typename T = float>
     T element(int i) const {

@@ -1,0 +1,1 @@
+"""A transformer that stays in its file: weights are read when they are needed."""
