@@ -21,7 +21,7 @@ from var_tokenizer.common.progress import working
 from var_train.commands.judgement import Judgement, SampleEvaluationConfig, evaluate_samples
 from var_train.data.image_sources import load_folder
 from var_train.judging.measuring import figure_names
-from var_train.losses.perceptual_loss import FeatureNetwork
+from var_train.judging.networks import load_network
 from var_train.reports.images import save_reconstructions
 from var_train.reports.json_files import write_report
 from var_train.reports.progress_bars import step_bar
@@ -46,7 +46,8 @@ class TokenizerEvaluationConfig:
     batch: int = 0
     """Images at once; 0 chooses what fits into free memory, at most 50."""
     feature_network: Path | None = None
-    """A VGG-like network, .safetensors, whose features give the FID."""
+    """EffLite0 (the extra [judge]) or a network, .safetensors, whose features give a Frechet
+    distance of its name: FD-EffLite0; FID is that of the Inception of the papers alone."""
 
     def __post_init__(self) -> None:
         """Raises InputError for a batch below 0."""
@@ -56,9 +57,7 @@ class TokenizerEvaluationConfig:
 def evaluate_tokenizer(config: TokenizerEvaluationConfig) -> TokenizerFigures:
     """Runs the command; raises InputError for unusable files before it measures."""
     tokenizer = Tokenizer.load(config.tokenizer)
-    network = (
-        None if config.feature_network is None else FeatureNetwork.load(config.feature_network)
-    )
+    network = None if config.feature_network is None else load_network(config.feature_network)
     images = load_folder(config.data, tokenizer.config.image_size)
     batch = config.batch or images_that_fit(tokenizer.config.bytes_per_image, _LARGEST_BATCH)
     batch = min(batch, len(images))
@@ -74,7 +73,7 @@ def evaluate_tokenizer(config: TokenizerEvaluationConfig) -> TokenizerFigures:
             )
         with working("drawing the sheet"):
             save_reconstructions(tokenizer, images, config.out / "reconstructions.png", batch)
-    write_report(config.out / "tokenizer.json", dataclasses.asdict(figures))
+    write_report(config.out / "tokenizer.json", figures.report())
     return figures
 
 
@@ -89,11 +88,11 @@ def _show(figures: TokenizerFigures) -> None:
         )
     console = Console()
     console.print(table)
-    fid = "" if figures.fid is None else f"  FID {figures.fid:.3f}"
+    frechet = "" if figures.frechet is None else f"  {figures.network} {figures.frechet:.3f}"
     console.print(
         f"{figures.images} images: PSNR {figures.psnr:.2f} dB  SSIM {figures.ssim:.3f}  "
         f"codebook usage {figures.codebook_usage:.3f}  {figures.bits:.0f} bits an image "
-        f"({figures.entropy_bits:.0f} by entropy){fid}"
+        f"({figures.entropy_bits:.0f} by entropy){frechet}"
     )
 
 

@@ -31,9 +31,14 @@ from var_tokenizer.common import (
 )
 
 from var_train.judging import efficientnet, inception
-from var_train.losses.perceptual_loss import FeatureNetwork, PerceptualNetwork
+from var_train.losses.perceptual_loss import (
+    FeatureNetwork,
+    PerceptualNetwork,
+    safetensors_command,
+)
 
 DEFAULT_NETWORK = "EffLite0"
+NETWORK_BYTES = 2**26  # an image in a network at 299 px, at most
 _AT_ONCE = 10  # images: their maps nearly fit into the processor's cache
 
 
@@ -86,7 +91,8 @@ def load_network(name_or_path: str | Path | None) -> JudgeNetwork:
     if found == "PyTorch":
         raise InputError(
             f"{quoted(path)}: a PyTorch checkpoint; expected .safetensors, which var-convert makes "
-            "of Inception v3: var-convert IT inception.safetensors"
+            "of Inception v3 (var-convert IT inception.safetensors), and this of a VGG-like one: "
+            f"{safetensors_command(path)}"
         )
     _, header = read_header(path)
     if is_inception(header):

@@ -1,4 +1,4 @@
-"""The perceptual loss, from features of a network that the user supplies; FID uses them, too."""
+"""The perceptual loss, from features of a network that the user supplies."""
 
 import re
 import shlex
@@ -58,15 +58,10 @@ class FeatureNetwork(PerceptualNetwork):
         """Raises InputError if the file is missing or holds no such network."""
         path, shown = Path(path), quoted(path)
         if path.is_file() and format_of(path) == "PyTorch":
-            script = (
-                "import torch, safetensors.torch as s; s.save_file("
-                f"torch.load({quoted(path)!r}, weights_only=True), "
-                f"{quoted(path.with_suffix('.safetensors'))!r})"
-            )
             raise InputError(
                 f"{shown}: a PyTorch checkpoint; expected .safetensors, which this makes of a "
                 "plain state dict (var-convert is for the models of VAR): "
-                f"python -c {shlex.quote(script)}"
+                f"{safetensors_command(path)}"
             )
         _, header = read_header(path)
         matches = {name: match for name in header if (match := _LAYER.fullmatch(name))}
@@ -112,6 +107,16 @@ class FeatureNetwork(PerceptualNetwork):
                 x_byxc = self.pool(x_byxc.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
             x_byxc = ops.relu(self.pixels(self.convs[i](self.maps(x_byxc))))
         return (*maps, x_byxc)
+
+
+def safetensors_command(path: Path) -> str:
+    """What makes .safetensors of a plain state dict in PyTorch's file."""
+    script = (
+        "import torch, safetensors.torch as s; s.save_file("
+        f"torch.load({quoted(path)!r}, weights_only=True), "
+        f"{quoted(path.with_suffix('.safetensors'))!r})"
+    )
+    return f"python -c {shlex.quote(script)}"
 
 
 def _unit(x_byxc: Tensor) -> Tensor:

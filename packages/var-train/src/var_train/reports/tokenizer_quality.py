@@ -1,20 +1,20 @@
-"""How good a tokenizer is on images that it was not trained on: PSNR, SSIM, FID, codes, bits."""
+"""How good a tokenizer is on images that it was not trained on: PSNR, SSIM, codes, bits, and the
+Frechet distance of a network's features."""
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
-from mindspore import Tensor
 from skimage.metrics import structural_similarity
 from var_tokenizer import Tokenizer
-from var_tokenizer.common import InputError, to_floats, to_model_range
+from var_tokenizer.common import InputError, to_model_range, to_pixels, to_unit_range
 
 from var_train.data.batches import padded_batches
 from var_train.data.image_sources import ImageSource, ReadImages, read_images
 from var_train.data.loader import read_ahead
-from var_train.judging.figures import Gaussian, frechet_distance
-from var_train.losses.perceptual_loss import FeatureNetwork
+from var_train.judging.figures import Moments, frechet_distance
+from var_train.judging.networks import JudgeNetwork
 from var_train.reports.progress_bars import step_bar
 from var_train.training.codebook import count_hits, perplexities
 
@@ -43,9 +43,17 @@ class TokenizerFigures:
     """Bits of an image: log2(vocabulary) for each token."""
     entropy_bits: float
     """Bits of an ideally coded image: for each token, the entropy of its scale."""
-    fid: float | None
+    frechet: float | None
     """Frechet distance between features of the images and of their reconstructions
     (arXiv:1706.08500); None without a feature network."""
+    network: str | None
+    """What that distance is called by its network: "FD-EffLite0", or "FID"."""
+
+    def report(self) -> dict[str, object]:
+        """As it is written: the distance by its name."""
+        figures = asdict(self)
+        frechet, network = figures.pop("frechet"), figures.pop("network")
+        return figures if network is None else figures | {network: frechet}
 
 
 def measure_tokenizer(
@@ -53,28 +61,34 @@ def measure_tokenizer(
     images: ImageSource,
     batch: int,
     limit: int | None = None,
-    network: FeatureNetwork | None = None,
+    network: JudgeNetwork | None = None,
     measured: Callable[[int], None] = lambda images: None,
 ) -> TokenizerFigures:
     """Encodes and decodes ``images``; of more than ``limit`` it takes evenly spaced ones.
 
-    batch: images at once. network: whose features give the FID. measured: called after each batch
-    with its number of images.
+    batch: images at once. network: whose features give the Frechet distance. measured: called
+    after each batch with its number of images.
 
-    Raises InputError for a single image with a ``network``.
+    Raises InputError for a single image with a ``network``, and for features that are not finite.
     """
     count = len(images) if limit is None else min(limit, len(images))
-    if network is not None:
-        check_fid_count(count, "real")
+    if network is not None and count < 2:
+        raise InputError(f"{count} image(s); expected at least 2 for {network.name}")
     chosen = np.linspace(0, len(images) - 1, count).round().astype(int)
-    errors, similarities, features = [], [], []
+    errors, similarities = [], []
+    real, reconstructed = Moments(), Moments()
     side = min(tokenizer.config.image_size)
     window = min(7, side - 1 + side % 2)
     hits_sv = np.zeros((len(tokenizer.schedule), tokenizer.vocab_size), np.float32)
     for wanted, pixels_byxc, _ in _batches(images, chosen, batch):
         originals = np.ascontiguousarray(to_model_range(pixels_byxc))
         ids_bl = tokenizer.encode_sequence(originals)
-        decoded = [np.asarray(d)[:wanted] for d in tokenizer.decode_progressive(ids_bl)]
+        decoded = [np.asarray(d) for d in tokenizer.decode_progressive(ids_bl)]
+        if network is not None:
+            outputs_byxc = to_pixels(to_unit_range(decoded[-1]))
+            for pixels, moments in ((pixels_byxc, real), (outputs_byxc, reconstructed)):
+                moments.add(_pooled(network, pixels)[:wanted])
+        decoded = [d[:wanted] for d in decoded]
         originals = originals[:wanted]
         hits_sv += count_hits(tokenizer.schedule.split(ids_bl[:wanted]), tokenizer.vocab_size)
         errors.append([squared_errors(d, originals) for d in decoded])
@@ -84,9 +98,6 @@ def measure_tokenizer(
                     original, output, win_size=window, channel_axis=0, data_range=2
                 )
             )
-        if network is not None:
-            both = to_floats(pixels_byxc[:wanted]), decoded[-1].transpose(0, 2, 3, 1)
-            features.append([_pooled(network, images_byxc) for images_byxc in both])
         measured(wanted)
     scale_psnr = [
         float(psnr(np.concatenate(of_scale)).mean()) for of_scale in zip(*errors, strict=True)
@@ -104,7 +115,10 @@ def measure_tokenizer(
         scale_perplexity=perplexity,
         bits=tokenizer.schedule.length * math.log2(tokenizer.vocab_size),
         entropy_bits=sum(n * math.log2(p) for n, p in zip(tokens, perplexity, strict=True)),
-        fid=fid(*(np.concatenate(f) for f in zip(*features, strict=True))) if features else None,
+        frechet=(
+            None if network is None else frechet_distance(real.gaussian(), reconstructed.gaussian())
+        ),
+        network=None if network is None else network.name,
     )
 
 
@@ -167,34 +181,9 @@ def psnr(squared_error_n: np.ndarray) -> np.ndarray:
     return 10 * np.log10(4 / np.maximum(squared_error_n, 1e-12))
 
 
-def fid(real_nf: np.ndarray, other_nf: np.ndarray) -> float:
-    """The Frechet distance of two sets of features (N, F), as normal distributions.
-
-    Source: arXiv:1706.08500. The sets may differ in N. It is computed exactly for any N, but
-    few images overestimate it: published figures are of 10,000 images and more.
-
-    Raises InputError for a set of fewer than two images, which has no covariance, and for features
-    that differ in number or are not finite.
-    """
-    for name, features_nf in (("real", real_nf), ("other", other_nf)):
-        check_fid_count(len(features_nf), name)
-        if not np.isfinite(features_nf).all():
-            raise InputError(f"the {name} features hold NaN or infinity; expected finite numbers")
-    if real_nf.shape[1] != other_nf.shape[1]:
-        raise InputError(
-            f"the real images have {real_nf.shape[1]} features and the other {other_nf.shape[1]}; "
-            "expected as many"
-        )
-    return frechet_distance(Gaussian.of(real_nf), Gaussian.of(other_nf))
-
-
-def check_fid_count(count: int, name: str) -> None:
-    """Raises InputError if ``count`` images are too few for an FID; ``name`` says which set."""
-    if count < 2:
-        raise InputError(f"{count} {name} image(s); expected at least 2 for the FID")
-
-
-def _pooled(network: FeatureNetwork, images_byxc: np.ndarray) -> np.ndarray:
-    """(B, F) float64: means over the pixels of the network's last map."""
-    maps = network(Tensor(np.ascontiguousarray(images_byxc)))
-    return maps[-1].asnumpy().mean((1, 2), dtype=np.float64)
+def _pooled(network: JudgeNetwork, pixels_byxc: np.ndarray) -> np.ndarray:
+    """(B, F) float32."""
+    pooled_bf = network.features(pixels_byxc).pooled_bf
+    if not np.isfinite(pooled_bf).all():
+        raise InputError(f"{network.name}: features are NaN or infinite; expected finite ones")
+    return pooled_bf
