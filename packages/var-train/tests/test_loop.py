@@ -3,7 +3,8 @@
 import json
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from var_tokenizer.common import InputError, snapshots
 from var_train.listing.source_errors import SourceError
 from var_train.reports.metrics_log import MetricsLog
 from var_train.training.checkpoints import CheckpointFolder
-from var_train.training.loop import LoopConfig, check_resumable, train_stage
+from var_train.training.loop import BY_LOSS, LoopConfig, check_resumable, train_stage
 
 
 class Counting:
@@ -27,8 +28,10 @@ class Counting:
         on_step: Callable[[int], object] = int,
         on_validation: Callable[[int], float | None] = lambda step: None,
         steps: int = 10,
+        best_by: Mapping[str, object] = BY_LOSS,
     ) -> None:
         self.on_step, self.on_validation, self.steps, self.done = on_step, on_validation, steps, 0
+        self.best_by = best_by
 
     def train_step(self, step):
         assert step == self.done
@@ -38,7 +41,7 @@ class Counting:
 
     def validate(self, step):
         loss = self.on_validation(step)
-        return {"loss": 1.0 if loss is None else loss}
+        return {"loss": 1.0 if loss is None else loss, "FD": abs(step - 5.4)}
 
     def save(self, path):
         path.write_text(str(self.done))
@@ -61,9 +64,12 @@ def trained(folder, stage, settings=None, **config):
         metrics.close()
 
 
-def fails_at_1(step: int) -> None:
-    if step == 1:
-        raise InterruptedError
+def fails_at(wanted: int) -> Callable[[int], None]:
+    def fail(step: int) -> None:
+        if step == wanted:
+            raise InterruptedError
+
+    return fail
 
 
 def at(wanted: int, number: int) -> Callable[[int], None]:
@@ -136,10 +142,36 @@ def test_a_stage_that_is_done_says_so_and_compiles_nothing(tmp_path, caplog, mon
 @pytest.mark.parametrize(("losses", "best"), [((0.0, 1.0), 1), ((0.0, -1.0), 2), ((-2.0, 0.0), 1)])
 def test_a_best_loss_of_zero_is_still_the_best_after_a_resumption(tmp_path, losses, best):
     with pytest.raises(InterruptedError):
-        trained(tmp_path, Counting(fails_at_1, losses.__getitem__, steps=2), validations=2)
+        trained(tmp_path, Counting(fails_at(1), losses.__getitem__, steps=2), validations=2)
     trained(tmp_path, Counting(on_validation=losses.__getitem__, steps=2), validations=2)
     found = CheckpointFolder(tmp_path / "checkpoints" / "tokenizer").best()
     assert found.stem == f"step-{best:09d}"
+
+
+JUDGED = {"figure": "FD", "samples": 100}
+
+
+def best_of(folder: Path, stage: Counting) -> tuple[str, str]:
+    """The best checkpoint of 5 validations and the best model, by the number of their steps."""
+    trained(folder, stage, validations=5)
+    found = CheckpointFolder(folder / "checkpoints" / "tokenizer").best()
+    return found.stem, (folder / "tokenizer-best.safetensors").read_text()
+
+
+def test_the_best_model_is_that_of_the_lowest_figure_which_the_stage_names(tmp_path):
+    losses = best_of(tmp_path / "loss", Counting(on_validation=lambda step: -float(step)))
+    assert losses == ("step-000000010", "10")
+    stage = Counting(on_validation=lambda step: -float(step), best_by=JUDGED)
+    assert best_of(tmp_path / "figure", stage) == ("step-000000006", "6")
+
+
+@pytest.mark.parametrize(
+    ("now", "best"), [(JUDGED, "6"), (JUDGED | {"samples": 200}, "8"), (BY_LOSS, "8")]
+)
+def test_a_figure_by_other_means_does_not_compare_with_that_of_the_best_model(tmp_path, now, best):
+    with pytest.raises(InterruptedError):
+        trained(tmp_path, Counting(fails_at(7), best_by=JUDGED), validations=5)
+    assert best_of(tmp_path, Counting(best_by=now))[1] == best
 
 
 def test_a_run_of_version_0_1_0_resumes_under_the_new_name_of_a_setting(tmp_path):
@@ -149,7 +181,7 @@ def test_a_run_of_version_0_1_0_resumes_under_the_new_name_of_a_setting(tmp_path
         return {"data": None, "tokens": None, "train_tokenizer": stage}
 
     with pytest.raises(InterruptedError):
-        trained(tmp_path, Counting(fails_at_1), settings("schedule"), checkpoint_every=1)
+        trained(tmp_path, Counting(fails_at(1)), settings("schedule"), checkpoint_every=1)
     now = settings("rate_schedule")
     assert check_resumable(tmp_path, "tokenizer", now, None, 10) == 1
     again = Counting()
@@ -210,7 +242,7 @@ def test_a_run_that_goes_on_where_processes_were_killed_for_memory_names_the_opt
 ):
     monkeypatch.setattr("var_tokenizer.common.memory.memory_kills", lambda: 1)
     with pytest.raises(InterruptedError):
-        trained(tmp_path, Counting(fails_at_1), checkpoint_every=1)
+        trained(tmp_path, Counting(fails_at(1)), checkpoint_every=1)
     assert not caplog.messages
     trained(tmp_path, Counting())
     assert "1 process(es) of this control group were killed because memory was short" in caplog.text
@@ -239,7 +271,7 @@ def test_a_run_from_before_a_setting_existed_is_refused_by_its_name(tmp_path):
     new = {**old, "train_tokenizer": {"optimizer": {"warmup": 0.05, "warmup_start": 0.005}}}
     switched_off = {**old, "random_crops": False}
     with pytest.raises(InterruptedError):
-        trained(tmp_path, Counting(fails_at_1), old, checkpoint_every=1)
+        trained(tmp_path, Counting(fails_at(1)), old, checkpoint_every=1)
     said = r"by a version without the setting train_tokenizer\.optimizer\.warmup_start = 0.005"
     with pytest.raises(InputError, match=said):
         check_resumable(tmp_path, "tokenizer", new, None, 10)
@@ -291,7 +323,7 @@ def settings_with(name: str = "seed", value: object = 0) -> dict:
 )
 def test_a_setting_that_leaves_the_result_as_it_is_may_change(tmp_path, name, value):
     with pytest.raises(InterruptedError):
-        trained(tmp_path, Counting(fails_at_1), settings_with(), checkpoint_every=1)
+        trained(tmp_path, Counting(fails_at(1)), settings_with(), checkpoint_every=1)
     again, now = Counting(), settings_with(name, value)
     assert check_resumable(tmp_path, "tokenizer", now, None, 10) == 1
     trained(tmp_path, again, now)
@@ -314,7 +346,7 @@ def test_a_setting_that_leaves_the_result_as_it_is_may_change(tmp_path, name, va
 )
 def test_a_setting_that_is_held_fixed_says_why(tmp_path, name, value, why):
     with pytest.raises(InterruptedError):
-        trained(tmp_path, Counting(fails_at_1), settings_with(), checkpoint_every=1)
+        trained(tmp_path, Counting(fails_at(1)), settings_with(), checkpoint_every=1)
     now = settings_with(name, value)
     with pytest.raises(InputError, match=f"was trained with {name} = .*, since .*{why}"):
         check_resumable(tmp_path, "tokenizer", now, None, 10)

@@ -1,7 +1,7 @@
 """The command ``evaluate samples``: two sets, a network, and what the command writes of them."""
 
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,23 +22,18 @@ from var_train.judging.measuring import (
     are_classes_of,
     compare,
     figure_names,
-    measure_set,
+    look,
     split_halves,
     steps_of,
     too_few,
 )
-from var_train.judging.networks import Features, JudgeNetwork, load_network
-from var_train.judging.npz_files import NpzFile
-from var_train.judging.sets import FolderImages, ImagesToJudge, NpzImages
-from var_train.judging.statistics import (
-    INCEPTION,
-    SetStatistics,
-    load_statistics,
-    save_statistics,
-)
+from var_train.judging.networks import NETWORK_BYTES, Features, JudgeNetwork, load_network
+from var_train.judging.opened_sets import JudgedSet, open_set
+from var_train.judging.sets import ImagesToJudge
+from var_train.judging.statistics import SetStatistics, save_statistics
 from var_train.reports.json_files import write_report
 from var_train.reports.judgement_sheet import save_sheet
-from var_train.reports.progress_bars import counted, step_bar
+from var_train.reports.progress_bars import counted
 
 _LARGEST_BATCH = 50
 _ENOUGH = 2**31  # images for any figure
@@ -52,7 +47,6 @@ _OF_FEATURES = (
     "coverage",
     *_NEAREST,
 )
-_NETWORK_BYTES = 2**26  # an image in a network at 299 px, at most
 
 log = logging.getLogger(__name__)
 
@@ -122,31 +116,14 @@ def _named(figures: Figures, names: dict[str, str]) -> dict[str, float]:
     return {names[f]: value for f, value in asdict(figures).items() if value is not None}
 
 
-@dataclass(frozen=True, eq=False)
-class _Set:
-    """What a path holds: images, statistics, or both."""
-
-    path: Path
-    images: ImagesToJudge | None = None
-    saved: SetStatistics | None = None
-
-    def count(self) -> int | None:
-        """Images that features can be had of."""
-        if self.images is not None:
-            return len(self.images)
-        if self.saved is None or self.saved.features_nf is None:
-            return None
-        return len(self.saved.features_nf)
-
-
 def evaluate_samples(config: SampleEvaluationConfig) -> Judgement:
     """Runs the command.
 
     Raises InputError for unusable files before the network looks at an image.
     """
     network = load_network(config.judge)
-    sets = [_open(path, network) for path in (config.samples, config.reference)]
-    sizes = [_check(one) for one in sets]
+    sets = [open_set(path, network) for path in (config.samples, config.reference)]
+    sizes = [one.check() for one in sets]
     if None not in sizes and sizes[0] != sizes[1]:
         log.warning(
             "samples have %d x %d pixels, the reference %d x %d: the network resizes both, but "
@@ -159,10 +136,10 @@ def evaluate_samples(config: SampleEvaluationConfig) -> Judgement:
 
 
 def _judge(
-    config: SampleEvaluationConfig, network: JudgeNetwork, sets: list[_Set], pixels: int
+    config: SampleEvaluationConfig, network: JudgeNetwork, sets: list[JudgedSet], pixels: int
 ) -> Judgement:
     most = max((one.count() or 1) for one in sets)
-    batch = config.batch or images_that_fit(_NETWORK_BYTES + 24 * pixels, _LARGEST_BATCH)
+    batch = config.batch or images_that_fit(NETWORK_BYTES + 24 * pixels, _LARGEST_BATCH)
     batch = min(batch, most)
     doing, remedy = f"judging {batch} images at once", fewer_images("--batch", batch)
     with needing_memory(doing, remedy):
@@ -172,7 +149,7 @@ def _judge(
             if not field.endswith("_deviation"):
                 log.info("%s is left out: %s", names[field], why)
         samples, reference = (
-            _statistics(network, one, batch, title)
+            one.statistics(network, batch, title)
             for one, title in zip(sets, ("samples   ", "reference "), strict=True)
         )
         _warn_of_few(network.name, samples, reference)
@@ -204,36 +181,6 @@ def _judge(
     return judgement
 
 
-def _open(path: Path, network: JudgeNetwork) -> _Set:
-    if path.is_dir():
-        return _Set(path, FolderImages(path))
-    file = NpzFile(path)
-    has_statistics = "mu" in file.arrays
-    # of OpenAI's reference batches, images serve any network, statistics one alone
-    is_of_another = has_statistics and "about" not in file.arrays and network.name != INCEPTION
-    images = NpzImages(file) if "arr_0" in file.arrays else None
-    if images is not None and is_of_another:
-        log.info("%s: mu and sigma are the Inception's: not read", quoted(path))
-    saved = None
-    if has_statistics and (images is None or not is_of_another):
-        saved = load_statistics(file, network)
-    if images is None and saved is None:
-        held = ", ".join(quoted(name) for name in sorted(file.arrays)[:8]) or "no array"
-        raise InputError(
-            f"{quoted(path)}: has {held}; expected arr_0, images uint8 (N, Y, X, 3), or mu and "
-            "sigma, statistics"
-        )
-    return _Set(path, images, saved)
-
-
-def _check(one: _Set) -> tuple[int, int] | None:
-    """Reads all images once: (rows, columns), or None if there are no images."""
-    if one.images is None:
-        return None
-    with step_bar(f"checking {quoted(one.path.name)}", len(one.images), unit="images") as bar:
-        return one.images.check(lambda n: bar.advance(n, steps=n))
-
-
 def _check_writable(folder: Path) -> None:
     """Raises InputError now if nothing could be written when hours are spent."""
     probe = folder / ".writable"
@@ -242,7 +189,7 @@ def _check_writable(folder: Path) -> None:
     probe.unlink()
 
 
-def _left_out(network: JudgeNetwork, sets: list[_Set], batch: int) -> dict[str, str]:
+def _left_out(network: JudgeNetwork, sets: list[JudgedSet], batch: int) -> dict[str, str]:
     """Field -> why it is left out, from one batch. Raises InputError for saved ones that differ."""
     samples = sets[0]
     counts = [one.count() for one in sets]
@@ -273,11 +220,10 @@ def _left_out(network: JudgeNetwork, sets: list[_Set], batch: int) -> dict[str, 
 
 def _look_once(network: JudgeNetwork, images: ImagesToJudge, batch: int) -> Features:
     with working("compiling the network"):
-        first_byxc = next(images.batches(batch))
-        return network.features(first_byxc[np.arange(batch) % len(first_byxc)])
+        return look(network, next(images.batches(batch)), batch)
 
 
-def _check_saved(sets: list[_Set], found: Features | None) -> None:
+def _check_saved(sets: list[JudgedSet], found: Features | None) -> None:
     """Raises InputError if saved statistics have not as many features as the others."""
     known: dict[str, int] = {}
     if found is not None:
@@ -298,7 +244,7 @@ def _check_saved(sets: list[_Set], found: Features | None) -> None:
                 )
 
 
-def _no_accuracy(samples: _Set, classes: int) -> str | None:
+def _no_accuracy(samples: JudgedSet, classes: int) -> str | None:
     """Why the samples' classes cannot be judged; None if they can."""
     labels_n = None if samples.images is None else samples.images.labels_n
     if labels_n is None:
@@ -310,18 +256,6 @@ def _no_accuracy(samples: _Set, classes: int) -> str | None:
         f"{quoted(samples.path)}: labels of {len(found)} class(es), {found[0]} to {found[-1]}; "
         f"the network knows {classes}: expected each of them"
     )
-
-
-def _statistics(network: JudgeNetwork, one: _Set, batch: int, title: str) -> SetStatistics:
-    if one.images is None:
-        assert one.saved is not None
-        return one.saved
-    images = one.images
-    with step_bar(title, len(images), unit="images") as bar:
-        found = measure_set(network, images, batch, lambda n: bar.advance(n, steps=n))
-    if one.saved is not None:  # as OpenAI's evaluator does: they are of more images than there are
-        return replace(found, pooled=one.saved.pooled, spatial=one.saved.spatial)
-    return found
 
 
 def _warn_of_few(network: str, *sets: SetStatistics) -> None:

@@ -26,7 +26,9 @@ from var_train.commands.run_config import (
     starts_from_tokenizer,
 )
 from var_train.data.image_sources import ImageSet, ImageSource
+from var_train.data.token_cache import TokenCache
 from var_train.data.token_sources import fingerprint, tokens_of
+from var_train.judging.validations import ValidationJudge
 from var_train.parallel import workers
 from var_train.reports.digit_metrics import DigitReport
 from var_train.reports.images import save_reconstructions, save_samples
@@ -97,6 +99,10 @@ def run_training(config: RunConfig, startup: Startup | None = None) -> dict[str,
         sizes["transformer"] = training_bytes(kept, config.train_transformer.ema > 0)
         config = replace(config, transformer=TransformerSizeConfig.of(model.config))
     log.info("%d training and %d validation images", len(train), len(val))
+    judge = None
+    if config.loop.judge.samples:
+        held_out = None if isinstance(val, TokenCache) else val
+        judge = ValidationJudge(config.loop.judge, held_out)
     startup.end("models")
     metrics, settings, record = begin_run(config, given, train, val, sizes)
     startup.end("checks of what is there")
@@ -127,11 +133,13 @@ def run_training(config: RunConfig, startup: Startup | None = None) -> dict[str,
         second_stage: TransformerTraining
         if config.train_transformer.lora.rank:
             model.tokenizer_checksum = model.tokenizer_checksum or tokenizer.checksum()
-            adapting = second_stage = AdapterTraining(*trained, train.classes, config.sampling)
+            adapting = second_stage = AdapterTraining(
+                *trained, train.classes, config.sampling, judge
+            )
             figures["trained_share"] = round(adapting.share, 6)
         else:
             model.class_names, model.tokenizer_checksum = train.classes, tokenizer.checksum()
-            second_stage = TransformerTraining(*trained, config.sampling)
+            second_stage = TransformerTraining(*trained, config.sampling, judge)
         startup.end("models")
         depends_on = settings["transformer"] | {"tokenizer": fingerprint(tokenizer)}
         rest = config.loop, depends_on, config.resume, record, startup

@@ -71,8 +71,9 @@ class RunConfig:
     """The tokenizer for the stage transformer, with its configuration; by default
     OUT/tokenizer.safetensors."""
     data: Path | None = None
-    """An image tree, DATA/train/CLASS/* and DATA/val/CLASS/*, or shards,
-    'train-{000..146}.tar'; by default the digits."""
+    """An image tree, DATA/train/CLASS/* and
+    DATA/val/CLASS/*, or shards, 'train-{000..146}.tar';
+    by default the digits."""
     val_fraction: float | None = None
     """Share of each class to hold out if there is no val: of DATA/train/CLASS/*, or of
     DATA/CLASS/*."""
@@ -126,6 +127,17 @@ class RunConfig:
             raise InputError(
                 f"train_transformer.lora.rank is {rank}, init {self.init} and stage {self.stage}; "
                 "expected the stage transformer and an init, whose weights an adapter is for"
+            )
+        judge = self.loop.judge
+        if judge.samples and not self.trains_transformer:
+            raise InputError(
+                f"loop.judge.samples is {judge.samples} and stage {self.stage}; expected the stage "
+                "all or transformer, whose images are judged"
+            )
+        if judge.samples and self.tokens is not None and judge.reference is None:
+            raise InputError(
+                f"loop.judge.samples is {judge.samples} and tokens {self.tokens}; expected a "
+                "loop.judge.reference, images or their statistics, since tokens are no images"
             )
         if self.val_fraction is not None and self.data is None:
             raise InputError(

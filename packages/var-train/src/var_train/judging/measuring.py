@@ -25,7 +25,7 @@ from var_train.judging.neighbours import (
     blocks_of,
     find_neighbours,
 )
-from var_train.judging.networks import JudgeNetwork
+from var_train.judging.networks import Features, JudgeNetwork
 from var_train.judging.sets import ImagesToJudge
 from var_train.judging.statistics import INCEPTION, MOST_KEPT, SetStatistics
 
@@ -116,22 +116,38 @@ def measure_set(
 
     Raises InputError if the features do not fit into memory or are not finite.
     """
-    gathered, done = _Gathered(images), 0
+    name = quoted(images.path)
+    gathered, done = _Gathered(name, len(images), images.labels_n), 0
     for pixels_byxc in images.batches(batch):
-        wanted = len(pixels_byxc)
-        # MindSpore compiles once for batches of one size: repeats fill up the last
-        padded = np.arange(batch) % wanted
-        found = network.features(pixels_byxc if wanted == batch else pixels_byxc[padded])
-        gathered.add(
-            found.pooled_bf[:wanted],
-            _first(found.logits_bk, wanted),
-            _first(found.spatial_bf, wanted),
-        )
-        done += wanted
-        measured(wanted)
+        gathered.add(look(network, pixels_byxc, batch))
+        done += len(pixels_byxc)
+        measured(len(pixels_byxc))
     if done != len(images):
-        raise InputError(f"{quoted(images.path)}: {done} images; expected {len(images)}")
+        raise InputError(f"{name}: {done} images; expected {len(images)}")
     return gathered.statistics()
+
+
+def statistics_of(features: Features, name: str, labels_n: np.ndarray) -> SetStatistics:
+    """Of a whole set of N images, which errors call ``name``. labels_n: (N,) ints.
+
+    Raises InputError if the features are not finite.
+    """
+    gathered = _Gathered(name, len(features.pooled_bf), labels_n)
+    gathered.add(features)
+    return gathered.statistics()
+
+
+def look(network: JudgeNetwork, pixels_byxc: np.ndarray, batch: int) -> Features:
+    """The features of up to ``batch`` images.
+
+    MindSpore compiles once for batches of one size: repeats fill up a smaller one.
+    """
+    wanted = len(pixels_byxc)
+    padded = np.arange(batch) % wanted
+    found = network.features(pixels_byxc if wanted == batch else pixels_byxc[padded])
+    return Features(
+        found.pooled_bf[:wanted], _first(found.logits_bk, wanted), _first(found.spatial_bf, wanted)
+    )
 
 
 def _first(features: np.ndarray | None, count: int) -> np.ndarray | None:
@@ -141,9 +157,9 @@ def _first(features: np.ndarray | None, count: int) -> np.ndarray | None:
 class _Gathered:
     """The sums of a set's features so far."""
 
-    def __init__(self, images: ImagesToJudge) -> None:
-        count = len(images)
-        self._images, self._count, self._done = images, count, 0
+    def __init__(self, name: str, count: int, labels_n: np.ndarray | None) -> None:
+        """name: of the set, in errors. labels_n: (``count``,) ints."""
+        self._name, self._count, self._labels_n, self._done = name, count, labels_n, 0
         self._kept_n = kept_images(count)
         self._features_nf: np.ndarray | None = None
         self._half_n = halves(count)
@@ -153,15 +169,14 @@ class _Gathered:
         self._probability_n: list[np.ndarray] = []
         self._correct = 0
 
-    def add(
-        self, pooled_bf: np.ndarray, logits_bk: np.ndarray | None, spatial_bf: np.ndarray | None
-    ) -> None:
+    def add(self, found: Features) -> None:
+        pooled_bf, logits_bk, spatial_bf = found.pooled_bf, found.logits_bk, found.spatial_bf
         places_b = np.arange(self._done, self._done + len(pooled_bf))
         self._done += len(pooled_bf)
         for features in (pooled_bf, logits_bk, spatial_bf):
             if features is not None and not np.isfinite(features).all():
                 raise InputError(
-                    f"{quoted(self._images.path)}: the network gives NaN or infinity for images "
+                    f"{self._name}: the network gives NaN or infinity for images "
                     f"{places_b[0]} to {places_b[-1]}; expected finite features"
                 )
         self._keep(places_b, pooled_bf)
@@ -198,7 +213,7 @@ class _Gathered:
             kept, features = len(self._kept_n), pooled_bf.shape[1]
             if images_that_fit(4 * features, kept) < kept:
                 raise InputError(
-                    f"{quoted(self._images.path)}: {features} features of {kept} images take "
+                    f"{self._name}: {features} features of {kept} images take "
                     f"{4 * features * kept >> 20} MiB; expected twice that of free memory"
                 )
             self._features_nf = np.empty((kept, features), np.float32)
@@ -206,7 +221,7 @@ class _Gathered:
         self._features_nf[first:end] = pooled_bf[self._kept_n[first:end] - places_b[0]]
 
     def _judge_classes(self, places_b: np.ndarray, logits_bk: np.ndarray) -> None:
-        labels_n = self._images.labels_n
+        labels_n = self._labels_n
         if labels_n is None or not are_classes_of(labels_n, logits_bk.shape[1]):
             return
         labels_b = labels_n[places_b]

@@ -16,10 +16,12 @@ from var_tokenizer import Tokenizer
 from var_transformer import LowRankWeights, Transformer, save_adapter
 
 from var_train.data.token_sources import TokenSource
+from var_train.judging.validations import ValidationJudge
 from var_train.optimization.adamw import is_decayed
 from var_train.optimization.averages import averaged
 from var_train.optimization.flat_weights import OwnWeights
 from var_train.reports.images import SamplingConfig
+from var_train.reports.metrics_log import Value
 from var_train.training.transformer_stage import TransformerStageConfig, TransformerTraining
 
 
@@ -41,6 +43,7 @@ class AdapterTraining(TransformerTraining):
         seed: int,
         classes: Sequence[str],
         sampling: SamplingConfig | None = None,
+        judge: ValidationJudge | None = None,
     ) -> None:
         """model: as loaded. classes: of the data, in the order of their labels."""
         new = new_classes(model, classes)
@@ -48,7 +51,7 @@ class AdapterTraining(TransformerTraining):
         names = known_names(model, classes)
         self._numbers_n = np.array([names.index(name) for name in classes], np.int32)
         model.class_names = names
-        super().__init__(model, tokenizer, train, val, config, seed, sampling)
+        super().__init__(model, tokenizer, train, val, config, seed, sampling, judge)
 
     @property
     def share(self) -> float:
@@ -61,9 +64,9 @@ class AdapterTraining(TransformerTraining):
     def _labels(self, labels_b: np.ndarray) -> np.ndarray:
         return self._numbers_n[labels_b]
 
-    def _draw_grid(self) -> np.ndarray:
+    def _drawn(self) -> dict[str, Value]:
         with self._low_rank.merged():
-            return super()._draw_grid()
+            return super()._drawn()
 
     def _kept(self) -> tuple[str, list[Parameter]]:
         return "adapter", self._low_rank.parameters

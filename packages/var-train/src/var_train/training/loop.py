@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, cast
@@ -23,6 +23,7 @@ from var_tokenizer.common import (
 from var_tokenizer.common.command import INTERRUPTED
 
 from var_train.data.resume_check import DataRecord, check_data
+from var_train.judging.validations import JudgeConfig
 from var_train.listing.source_errors import SourceError
 from var_train.parallel import workers
 from var_train.reports.metrics_log import MetricsLog, Value
@@ -33,6 +34,9 @@ from var_train.training.checkpoints import CheckpointFolder
 from var_train.training.saving import BackgroundSaver
 
 log = logging.getLogger(__name__)
+
+BY_LOSS: Mapping[str, object] = {"figure": "loss"}
+"""``Stage.best_by`` where the lowest loss is the best model."""
 
 _PATIENCE = 2.0  # seconds; some launchers send a signal twice
 _MOST_KEPT = 10_000  # checkpoints; their folder is listed at each save
@@ -56,12 +60,15 @@ class Stage(Protocol):
     """What to change if memory does not suffice."""
     checkpoint_bytes: int
     """About how large a checkpoint is."""
+    best_by: Mapping[str, object]
+    """"figure": the number of a validation that is lowest for the best model. Whatever else is
+    there says what it was measured with; figures of other means do not compare."""
 
     def train_step(self, step: int) -> Mapping[str, Value]:
         """Step ``step`` (0-based); its metrics, "loss" among them, the same on every worker."""
 
     def validate(self, step: int) -> Mapping[str, Value] | None:
-        """Measures the model that step ``step`` left; the lowest "loss" is the best model.
+        """Measures the model that step ``step`` left.
 
         Pictures, uint8 (Y, X, 3), are allowed among the values.
         """
@@ -92,6 +99,7 @@ class LoopConfig:
     """How many of the newest checkpoints stay, besides the best."""
     validations: int = 5
     """How many times the held-out images are measured, evenly over the run."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     def __post_init__(self) -> None:
         """Raises InputError for a value out of range."""
@@ -175,6 +183,8 @@ def train_stage(
         done, validation = snapshot.step, snapshot.state["validation"]
         pending = snapshot.state.get("pending", False)
         lowest = snapshot.state["best_loss"]
+        if snapshot.state.get("best_by", BY_LOSS) != stage.best_by:
+            lowest = None  # it was another figure, or measured by other means
         best = math.inf if lowest is None else lowest
         if done < stage.steps:
             log.info("%s: resumed after step %d of %d", stage.name, done, stage.steps)
@@ -195,6 +205,7 @@ def train_stage(
                 "pending": pending,
                 "stage": state,
                 "best_loss": best if math.isfinite(best) else None,
+                "best_by": stage.best_by,
             }
             saver.save(Snapshot(done, arrays, entries, stage.metadata()), is_best)
         else:
@@ -226,8 +237,9 @@ def train_stage(
             if found is not None:
                 metrics.write_validation(stage.name, done - 1, **found)
                 validation = {k: v for k, v in found.items() if not isinstance(v, np.ndarray)}
-                is_best = _loss_of(validation) < best
-                best = min(best, _loss_of(validation))
+                measured = cast(float, validation.get(str(stage.best_by["figure"]), math.inf))
+                is_best = measured < best
+                best = min(best, measured)
             pending = False
             with bar.doing("saving"):
                 if workers.rank() == 0:

@@ -41,7 +41,7 @@ from var_train.reports.metrics_log import Value
 from var_train.reports.tokenizer_quality import measure_tokenizer
 from var_train.training.checkpoints import parameter_arrays, restore_parameters
 from var_train.training.codebook import CodebookConfig, CodebookKeeper
-from var_train.training.loop import Stopwatch, check_finite
+from var_train.training.loop import BY_LOSS, Stopwatch, check_finite
 from var_train.training.saving import training_bytes
 
 log = logging.getLogger(__name__)
@@ -87,6 +87,7 @@ class TokenizerTraining:
     """
 
     name = "tokenizer"
+    best_by = BY_LOSS
 
     def __init__(
         self,

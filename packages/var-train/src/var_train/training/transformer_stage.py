@@ -17,6 +17,7 @@ from var_train.data.batches import padded_batches, steps_of
 from var_train.data.image_sources import Batch
 from var_train.data.loader import Loader, read_ahead
 from var_train.data.token_sources import TokenSet, TokenSource, read_tokens
+from var_train.judging.validations import ValidationJudge
 from var_train.losses.token_loss import token_losses
 from var_train.optimization.adamw import AdamW, AdamWConfig, is_decayed, release_gradients
 from var_train.optimization.averages import Ema, averaged, check_averages
@@ -30,7 +31,7 @@ from var_train.reports.metrics_log import Value
 from var_train.training.attention_choice import AttentionChoice
 from var_train.training.checkpoints import ArraysOnDemand, parameter_arrays, restore_parameters
 from var_train.training.device_limits import check_device
-from var_train.training.loop import Stopwatch
+from var_train.training.loop import BY_LOSS, Stopwatch
 from var_train.training.progressive import newest_weight, scales_in_training
 from var_train.training.saving import training_bytes
 from var_train.training.step_parts import Part, draw_part
@@ -173,8 +174,9 @@ class TransformerTraining:
         config: TransformerStageConfig,
         seed: int,
         sampling: SamplingConfig | None = None,
+        judge: ValidationJudge | None = None,
     ) -> None:
-        """sampling: how grids of samples are drawn; its ``per_class`` is not read."""
+        """sampling: how validations draw, for a grid and a judge; ``per_class`` is not read."""
         check_pair(model, tokenizer)
         for source in (train, val):
             if isinstance(source, TokenSet):
@@ -184,7 +186,8 @@ class TransformerTraining:
             raise InputError("flip is True; expected tokens of mirrored images, too")
         self._model, self._tokenizer, self._config, self._seed = model, tokenizer, config, seed
         self._train, self._val = train, val
-        self._sampling = SamplingConfig() if sampling is None else sampling
+        self._sampling, self._judge = sampling or SamplingConfig(), judge
+        self.best_by = (judge and judge.best_by) or BY_LOSS
         self.batch = config.batch
         self.steps = steps_of(config.epochs, len(train), config.batch)
         self._share = -(-config.batch // (workers.size() * config.accumulation))  # the largest
@@ -351,19 +354,21 @@ class TransformerTraining:
 
         ``loss`` is the mean cross entropy of a token in nats, ``accuracy`` the share of tokens
         whose likeliest prediction is right; ``scale_loss`` and ``scale_accuracy`` are K numbers
-        each, coarse to fine. ``samples`` is a grid of generated images.
+        each, coarse to fine. ``samples`` is a grid of generated images. A judge adds its figures.
         """
         with averaged(self._ema):
             self._weights.publish()
-            found: dict[str, Value] = dict(self._measured())
-            if workers.rank() == 0 and self._config.samples_per_class:
-                found["samples"] = self._draw_grid()
+            found: dict[str, Value] = {**self._measured(), **self._drawn()}
         workers.wait_for_all()
         return found
 
-    def _draw_grid(self) -> np.ndarray:
-        columns = self._config.samples_per_class
-        return draw_grid(self._model, self._tokenizer, columns, self._sampling, self._seed)
+    def _drawn(self) -> dict[str, Value]:
+        """A grid on worker 0, and what the judge says."""
+        found: dict[str, Value] = {}
+        pair, rest = (self._model, self._tokenizer), (self._sampling, self._seed)
+        if workers.rank() == 0 and self._config.samples_per_class:
+            found["samples"] = draw_grid(*pair, self._config.samples_per_class, *rest)
+        return found if self._judge is None else found | self._judge.judge(*pair, *rest)
 
     def _labels(self, labels_b: np.ndarray) -> np.ndarray:
         """The model's numbers of classes that have these numbers in the data."""
