@@ -82,8 +82,9 @@ class RunConfig:
     out: Path = Path("runs/digits")
     """The folder for everything that the run writes."""
     image_size: Scale | None = None
-    """The images' side, or ROWSxCOLUMNS. It follows from the tokenizer: its last scale *
-    2 ** (channel multipliers - 1). If given, the tokenizer must fit it."""
+    """The images' side, or ROWSxCOLUMNS, which follows from
+    the tokenizer: its last scale times its downsampling.
+    If given, the tokenizer must fit it."""
     random_crops: bool = False
     """Train on random crops of DATA's images, resized to 1.125 times the size, as published, and
     validate on the centre. With TOKENS, var_train.tokenize --crops decides."""
