@@ -62,7 +62,7 @@ def no_model_runs(monkeypatch):
     def unexpected(*_args):
         raise AssertionError("a model ran")
 
-    for name in ("condition", "extend", "logits"):
+    for name in ("condition", "extend", "extend_some", "logits"):
         monkeypatch.setattr(Transformer, name, unexpected)
     for name in ("add_scale", "decode", "decode_latent"):
         monkeypatch.setattr(Tokenizer, name, unexpected)

@@ -155,6 +155,26 @@ def test_each_scale_of_a_generation_passes_inference(monkeypatch, preset, batch,
         assert "[ReshapeAndCache]" in stopped or "[FusedInferAttentionScore]" in stopped
 
 
+class PrunedScale(nn.Cell):
+    def __init__(self, attend: nn.Cell, span: tuple[int, int]) -> None:
+        super().__init__()
+        self.attend, self.span = attend, span
+
+    def construct(self, q, scale, keys, values):
+        return self.attend(q, q, q, scale, self.span, (keys, values))[0]
+
+
+def test_a_scale_with_fewer_tokens_passes_inference(monkeypatch):
+    monkeypatch.setattr(ops, "fused_infer_attention_score", checked_infer)
+    config, attend = attention_of("d16", ms.float16)
+    cache = unfilled(2, 680, config.heads, 64)
+    scale, q = Tensor(np.ones((1, config.heads, 1, 1), np.float32)), unfilled(2, 85, config.width)
+    stopped = infer(PrunedScale(attend, (255, 340)), q, scale, cache, cache)
+    assert "[ReshapeAndCache]" in stopped or "[FusedInferAttentionScore]" in stopped
+    with pytest.raises(InputError, match=r"85 tokens; expected 80, those of scale \(255, 335\)"):
+        infer(PrunedScale(attend, (255, 335)), q, scale, cache, cache)
+
+
 correct = ops.flash_attention_score
 
 

@@ -354,3 +354,14 @@ def test_a_run_killed_three_times_and_continued_gives_the_same_bytes(pair, tmp_p
     assert len(names) == 1003 and names == {path.name for path in killed.iterdir()}
     for name in names:
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
+
+
+def test_a_run_from_before_a_setting_of_the_sampler_goes_on(pair, tmp_path, caplog):
+    out = tmp_path / "out"
+    assert call("sample", *words(pair, out, classes=1)) == 0
+    settings = json.loads((out / "settings.json").read_text())
+    del settings["sampler"]["pruned"]
+    (out / "settings.json").write_text(json.dumps(settings))
+    assert call("sample", *words(pair, out, classes=1)) == 0
+    assert call("sample", *words(pair, out, classes=1, pruned=0.5)) == 2
+    assert "in the run that" in caplog.text

@@ -16,13 +16,21 @@ from var_tokenizer import ScaleSchedule
 from var_tokenizer.common import InputError, check_choice, on_cpu
 
 from var_transformer.attention.ascend import AscendAttention
-from var_transformer.attention.base import NextScaleAttention
+from var_transformer.attention.base import NextScaleAttention, Place
 from var_transformer.attention.cache import Cache, KeysValues
 from var_transformer.attention.cpu import CpuAttention
 from var_transformer.attention.portable import PortableAttention
 from var_transformer.model.operators import kernels
 
-__all__ = ["AttentionCalls", "BackendConfig", "Cache", "KeysValues", "NextScaleAttention", "build"]
+__all__ = [
+    "AttentionCalls",
+    "BackendConfig",
+    "Cache",
+    "KeysValues",
+    "NextScaleAttention",
+    "Place",
+    "build",
+]
 
 ProductType: TypeAlias = Literal["float32", "float16", "bfloat16"]
 """The types that a model's matrix products may have."""

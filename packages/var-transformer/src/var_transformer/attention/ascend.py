@@ -25,8 +25,10 @@ from var_tokenizer.common import InputError
 from var_transformer import ascend_c
 from var_transformer.attention.base import (
     NextScaleAttention,
+    Place,
     PlainSegment,
     check_tokens,
+    span_of,
 )
 from var_transformer.attention.block_causal_mask import block_causal_mask
 from var_transformer.attention.cache import KeysValues
@@ -133,7 +135,7 @@ class AscendAttention(NextScaleAttention):
         )
 
     def projected(
-        self, qkv_bl3c: Tensor, score_scale: Tensor | float, k: int | None, past: KeysValues
+        self, qkv_bl3c: Tensor, score_scale: Tensor | float, k: Place | None, past: KeysValues
     ) -> tuple[Tensor, KeysValues]:
         if self.fused_write is None or k is None:
             # views on an Ascend: the projection's result is not copied
@@ -142,34 +144,37 @@ class AscendAttention(NextScaleAttention):
             mixed_blc, grown = self.of_heads(*heads, qkv_bl3c.shape[1], k, past)
             return mixed_blc.astype(qkv_bl3c.dtype), grown
         b, length, _ = qkv_bl3c.shape
-        check_tokens(length, k, self.tokens)
+        check_tokens(length, k, self.offsets)
         check_cache(past[0].shape, (b, self.offsets[-1], self.heads, self.head_width))
+        begin, _ = span_of(k, self.offsets)
         taken_bl3c, scale_h = qkv_bl3c, ops.reshape(score_scale, (-1,)).astype(ms.float32)
         if qkv_bl3c.dtype != self.dtype:  # the operator takes float32 or its own half type
             taken_bl3c = qkv_bl3c.astype(ms.float32)
-        q_blhd = self.fused_write(taken_bl3c, scale_h, past[0], past[1], self.offsets[k])
+        q_blhd = self.fused_write(taken_bl3c, scale_h, past[0], past[1], begin)
         mixed_blhd = self._over_cache(q_blhd, k, past)
         return self.merged(mixed_blhd).astype(qkv_bl3c.dtype), ()
 
     def extend(
-        self, queries: Tensor, keys: Tensor, values: Tensor, k: int, past: KeysValues
+        self, queries: Tensor, keys: Tensor, values: Tensor, k: Place, past: KeysValues
     ) -> tuple[Tensor, KeysValues]:
         b, length, heads, d = keys.shape
         check_cache(past[0].shape, (b, self.offsets[-1], heads, d))
         # the operator takes images for the blocks of a paged cache
-        slots = _slots(b, self.offsets[-1], self.offsets[k], self.offsets[k + 1])
+        begin, end = span_of(k, self.offsets)
+        slots = _slots(b, self.offsets[-1], begin, end)
         flat = (b, length, heads * d)
         written = self.write(keys.reshape(flat), values.reshape(flat), past[0], past[1], slots)
         # a graph orders operators only by their data: depend puts the write first
         return self._over_cache(ops.depend(queries, written), k, past), ()
 
-    def _over_cache(self, queries: Tensor, k: int, past: KeysValues) -> Tensor:
+    def _over_cache(self, queries: Tensor, k: Place, past: KeysValues) -> Tensor:
         """The queries of scale k over the cache, filled up to that scale."""
+        _, end = span_of(k, self.offsets)
         return ops.fused_infer_attention_score(
             queries,
             past[0],
             past[1],
-            actual_seq_lengths_kv=_lengths(queries.shape[0], self.offsets[k + 1]),
+            actual_seq_lengths_kv=_lengths(queries.shape[0], end),
             num_heads=self.heads,
             scale=1.0,
             input_layout="BSND",

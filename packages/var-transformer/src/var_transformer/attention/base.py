@@ -14,6 +14,8 @@ from var_transformer.attention.segments import Plan
 from var_transformer.model.operators import UnitLength
 
 PlainSegment: TypeAlias = tuple[int, int, bool, int]  # a Segment as graphs read it
+Place: TypeAlias = int | tuple[int, int] | Tensor
+"""Where tokens lie in the cache, as ``graph_input`` gives it."""
 
 
 class NextScaleAttention(nn.Cell):
@@ -43,7 +45,6 @@ class NextScaleAttention(nn.Cell):
         self.heads = heads
         self.scales = schedule.scales
         self.offsets = schedule.offsets
-        self.tokens = schedule.tokens
         prefixes = [ScaleSchedule(schedule.scales[: k + 1]) for k in range(len(schedule))]
         # progressive training may stop at any scale: a plan for each; graphs read plain tuples
         self._cuts = {
@@ -72,7 +73,7 @@ class NextScaleAttention(nn.Cell):
         k_blc: Tensor,
         v_blc: Tensor,
         score_scale: Tensor | float,
-        k: int | Tensor | None,
+        k: Place | None,
         past: KeysValues,
     ) -> tuple[Tensor, KeysValues]:
         """Mixed values (B, L, C), and the cache of this block, () if it is written in place.
@@ -92,7 +93,7 @@ class NextScaleAttention(nn.Cell):
         keys: Tensor,
         values: Tensor,
         length: int,
-        k: int | Tensor | None,
+        k: Place | None,
         past: KeysValues,
     ) -> tuple[Tensor, KeysValues]:
         """As ``construct``, for ``length`` tokens in the backend's layout, queries scaled."""
@@ -100,7 +101,7 @@ class NextScaleAttention(nn.Cell):
             last = last_scale(length, self.offsets)
             mixed, grown = self._all_scales(queries, keys, values, self.plans[last]), ()
         else:
-            check_tokens(length, k, self.tokens)
+            check_tokens(length, k, self.offsets)
             mixed, grown = self.extend(queries, keys, values, k, past)
         return self.merged(mixed), grown
 
@@ -108,7 +109,7 @@ class NextScaleAttention(nn.Cell):
         self,
         qkv_bl3c: Tensor,
         score_scale: Tensor | float,
-        k: int | Tensor | None,
+        k: Place | None,
         past: KeysValues,
     ) -> tuple[Tensor, KeysValues]:
         """As ``construct``, for queries, keys and values side by side, (B, L, 3 * C)."""
@@ -132,13 +133,14 @@ class NextScaleAttention(nn.Cell):
             mixed = (*mixed, one)  # type: ignore[assignment]  # graphs take no annotation
         return ops.concat((*mixed, self.attend(qs[-1], keys, values, plan[-1])), self.axis)
 
-    def graph_input(self, k: int) -> int | Tensor:
+    def graph_input(self, k: int, span: tuple[int, int] | None = None) -> Place:
         """Scale k as an input of a compiled graph.
 
-        A backend that gives an int has one graph for each scale; one that gives a tensor has one
-        graph for all scales.
+        span: the first position of its tokens in the cache, and the one after the last, where
+        tokens are left out, of this scale or of those before. A backend that gives a tensor has one
+        graph for all scales, others have one for each.
         """
-        return k
+        return k if span is None else span
 
     def empty_cache(self, batch: int) -> KeysValues:
         """The cache of one block before the first scale."""
@@ -157,7 +159,7 @@ class NextScaleAttention(nn.Cell):
         raise NotImplementedError
 
     def extend(
-        self, queries: Tensor, keys: Tensor, values: Tensor, k: int, past: KeysValues
+        self, queries: Tensor, keys: Tensor, values: Tensor, k: Place, past: KeysValues
     ) -> tuple[Tensor, KeysValues]:
         """Scale k over its own keys and those of ``past``, and the cache with its own."""
         raise NotImplementedError
@@ -184,7 +186,13 @@ def last_scale(count: int, offsets: tuple[int, ...]) -> int:
 
 
 @constexpr
-def check_tokens(count: int, k: int, tokens: tuple[int, ...]) -> None:
-    """Raises InputError unless scale k has ``count`` tokens."""
-    if count != tokens[k]:
-        raise InputError(f"sequence has {count} tokens; expected {tokens[k]}, those of scale {k}")
+def check_tokens(count: int, k: int | tuple[int, int], offsets: tuple[int, ...]) -> None:
+    """Raises InputError unless scale k, or a span, has ``count`` tokens."""
+    begin, end = span_of(k, offsets)
+    if count != end - begin:
+        raise InputError(f"sequence has {count} tokens; expected {end - begin}, those of scale {k}")
+
+
+def span_of(k: int | tuple[int, int], offsets: tuple[int, ...]) -> tuple[int, int]:
+    """The first position of scale k in the cache, and the one after the last."""
+    return k if isinstance(k, tuple) else (offsets[k], offsets[k + 1])

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+import numpy as np
 from mindspore import Tensor
 from var_tokenizer import ScaleSchedule
 from var_tokenizer.common import InputError, check_integer, free_memory, one_at_a_time
@@ -17,12 +18,17 @@ class Cache:
 
     tensors: keys and values of block 0, of block 1, ...; the first axis is the images, the rest
     is up to the backend. If the backend writes in place, caches of later scales share the
-    tensors of earlier ones.
+    tensors of earlier ones. pruned: how many tokens of each image have no keys and values, because
+    the blocks left them out. added_blc: what the blocks added to each token of scale ``whole``, the
+    last that was passed whole, (B, s_y * s_x, C); None unless ``extend_some`` passed it.
     """
 
     batch: int
     tensors: KeysValues = ()
     scales: int = 0
+    pruned: int = 0
+    added_blc: np.ndarray | None = None
+    whole: int = 0
 
     def check(self, schedule: ScaleSchedule, k: int, batch: int) -> None:
         """Raises InputError unless ``batch`` images can be extended by scale k."""
@@ -36,9 +42,13 @@ class Cache:
         if self.scales != k:
             raise InputError(f"cache holds {self.scales} scales; scale {k} expects {k}")
 
-    def after(self, tensors: KeysValues) -> "Cache":
-        """The cache one scale later. tensors: () if they were written in place."""
-        return replace(self, tensors=tensors or self.tensors, scales=self.scales + 1)
+    def after(self, tensors: KeysValues, left_out: int = 0) -> "Cache":
+        """The cache one scale later, of which ``left_out`` tokens are missing.
+
+        tensors: () if they were written in place.
+        """
+        pruned = self.pruned + left_out
+        return replace(self, tensors=tensors or self.tensors, scales=self.scales + 1, pruned=pruned)
 
     def first(self, count: int) -> "Cache":
         """The cache of only the first ``count`` images; the memory of this one is freed.
@@ -46,12 +56,13 @@ class Cache:
         The tensors are copied, because a graph copies a slice, a view of a larger tensor, at
         every call: what it writes in place would be lost.
         """
-        first = []
+        first: list[Tensor] = []
+        added_blc = None if self.added_blc is None else self.added_blc[:count]
         with one_at_a_time:
             for tensor in self.tensors:  # one by one: the two caches are never both in memory
                 first.append(tensor[:count].copy())
                 free_memory(tensor)
-        return replace(self, batch=count, tensors=tuple(first))
+        return replace(self, batch=count, tensors=tuple(first), added_blc=added_blc)
 
     def release(self) -> None:
         """Frees the memory of all caches of this batch; none of them can be used any more.

@@ -7,7 +7,7 @@ from mindspore.ops import constexpr
 from var_tokenizer import ScaleSchedule
 from var_tokenizer.common import KernelLibrary, unfilled
 
-from var_transformer.attention.base import NextScaleAttention, check_tokens, last_scale
+from var_transformer.attention.base import NextScaleAttention, Place, check_tokens, last_scale
 from var_transformer.attention.cache import KeysValues
 from var_transformer.attention.segments import Plan, cut_at
 from var_transformer.model.operators import filled
@@ -45,7 +45,7 @@ class CpuAttention(NextScaleAttention):
         k_blc: Tensor,
         v_blc: Tensor,
         score_scale: Tensor | float,
-        k: int | Tensor | None,
+        k: Place | None,
         past: KeysValues,
     ) -> tuple[Tensor, KeysValues]:
         return self.projected(ops.concat((q_blc, k_blc, v_blc), 2), score_scale, k, past)
@@ -54,7 +54,7 @@ class CpuAttention(NextScaleAttention):
         self,
         qkv_bl3c: Tensor,
         score_scale: Tensor | float,
-        k: int | Tensor | None,
+        k: Place | None,
         past: KeysValues,
     ) -> tuple[Tensor, KeysValues]:
         dtype = qkv_bl3c.dtype
@@ -67,15 +67,15 @@ class CpuAttention(NextScaleAttention):
             last_scale(qkv_bl3c.shape[1], self.offsets)
             return self.all_scales(qkv_bl3c, scale_h)[0].astype(dtype), ()
         if isinstance(k, int):
-            check_tokens(qkv_bl3c.shape[1], k, self.tokens)
+            check_tokens(qkv_bl3c.shape[1], k, self.offsets)
             begin = _position(self.offsets[k])
         else:
             begin = k
         return self.cached(qkv_bl3c, scale_h, begin, self.unit, *past).astype(dtype), ()
 
-    def graph_input(self, k: int) -> Tensor:
+    def graph_input(self, k: int, span: tuple[int, int] | None = None) -> Tensor:
         """The position of the first token: one operator takes any number of tokens."""
-        return Tensor(np.array([self.offsets[k]], np.int32))
+        return Tensor(np.array([self.offsets[k] if span is None else span[0]], np.int32))
 
     def empty_cache(self, batch: int) -> KeysValues:
         length, d = self.offsets[-1], self.head_width

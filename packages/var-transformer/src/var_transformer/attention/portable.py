@@ -3,7 +3,7 @@
 from mindspore import Tensor, ops
 from var_tokenizer import ScaleSchedule
 
-from var_transformer.attention.base import NextScaleAttention, PlainSegment
+from var_transformer.attention.base import NextScaleAttention, Place, PlainSegment
 from var_transformer.attention.block_causal_mask import block_causal_mask
 from var_transformer.attention.cache import KeysValues
 from var_transformer.attention.segments import Plan, cut, cut_at, scores_and
@@ -60,7 +60,7 @@ class PortableAttention(NextScaleAttention):
         return self.mix(self.softmax(scores_bhll), values)
 
     def extend(
-        self, queries: Tensor, keys: Tensor, values: Tensor, k: int, past: KeysValues
+        self, queries: Tensor, keys: Tensor, values: Tensor, k: Place, past: KeysValues
     ) -> tuple[Tensor, KeysValues]:
         if len(past) > 0:
             keys, values = ops.concat((past[0], keys), 2), ops.concat((past[1], values), 2)

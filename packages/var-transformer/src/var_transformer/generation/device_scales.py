@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 def stays_on_device(sampler: Sampler) -> bool:
     """Whether a generation draws its tokens on the device.
 
-    On a CPU NumPy is faster. To mix codes takes as many random numbers as there are logits.
+    On a CPU NumPy is faster. To mix codes takes as many random numbers as there are logits, and the
+    host chooses the tokens that are not pruned.
     """
-    return not on_cpu() and not sampler.more_smooth
+    return not on_cpu() and not sampler.more_smooth and not sampler.pruned
 
 
 class _Scale(nn.Cell):

@@ -119,8 +119,8 @@ def draw_scales(
             passes.release()
             passes = GuidedPasses(refiner.model, labels_b, settings.unconditional)
             for drafted in range(k):  # to have the keys and values of the draft
-                passes.logits(drafted, inputs[drafted], *guided)
-        logits_blv = passes.logits(k, inputs[k], *guided)
+                passes.logits(drafted, inputs[drafted], *guided, plan[drafted].pruned)
+        logits_blv = passes.logits(k, inputs[k], *guided, settings.pruned)
         if settings.temperature != 1:
             logits_blv = logits_blv / np.float32(settings.temperature)
         logits_blv = filter_logits(logits_blv, settings.top_k, settings.top_p)

@@ -7,6 +7,7 @@ from mindspore import Tensor
 from var_tokenizer.common import one_at_a_time
 
 from var_transformer.attention import Cache
+from var_transformer.generation.pruning import pivotal_tokens
 from var_transformer.stored.stored_transformer import AnyTransformer
 
 Guidance = Literal["linear", "constant", "none"]
@@ -41,20 +42,31 @@ class GuidedPasses:
         self._class_bc, self._modulations = model.condition(labels_b)
 
     def logits(
-        self, k: int, inputs_blz: np.ndarray | None, strength: float, unconditional: bool
+        self,
+        k: int,
+        inputs_blz: np.ndarray | None,
+        strength: float,
+        unconditional: bool,
+        pruned: float | None,
     ) -> np.ndarray:
         """(1 + strength) conditional - strength unconditional, (B, s_y * s_x, V), of scale k.
 
-        unconditional: whether this scale or a later one is guided.
+        unconditional: whether this scale or a later one is guided. pruned: the share of tokens to
+        leave out; None if no scale of this batch leaves out any.
         """
         if self._unconditional and not unconditional:
             self._drop_unconditional()
         if inputs_blz is not None and self._unconditional:
             inputs_blz = np.concatenate((inputs_blz, inputs_blz))
         inputs = None if inputs_blz is None else Tensor(inputs_blz)
-        logits, self._cache = self._model.extend(
-            k, inputs, self._class_bc, self._modulations, self._cache
-        )
+        given = k, inputs, self._class_bc, self._modulations, self._cache
+        if pruned is None:
+            logits, self._cache = self._model.extend(*given)
+        else:
+            some_bn = None
+            if pruned and inputs_blz is not None:  # the first scale is always whole
+                some_bn = pivotal_tokens(inputs_blz, pruned)
+            logits, self._cache = self._model.extend_some(*given, some_bn)
         # an Ascend gives them in the type of its products; all that follows is float32
         logits_blv = logits.asnumpy().astype(np.float32, copy=False)
         if not strength:

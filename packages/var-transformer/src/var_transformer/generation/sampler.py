@@ -18,7 +18,8 @@ class ScaleSettings:
 
     strength: of guidance, at least 0. unconditional: whether the unconditional half must run,
     because this scale or a later one of the same model is guided and needs its cache. ratio: the
-    position of the scale in [0, 1].
+    position of the scale in [0, 1]. pruned: the share of its tokens that is left out, below 1; None
+    if no scale leaves out any.
     """
 
     strength: float
@@ -27,6 +28,7 @@ class ScaleSettings:
     top_p: float
     temperature: float
     ratio: float
+    pruned: float | None
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,10 @@ class Sampler:
     """Divides the guided logits, before the filters. One value, or one for each scale."""
     more_smooth: bool = False
     """Mix codes by a Gumbel softmax instead of drawing one."""
+    pruned: tuple[float, ...] = ()
+    """The share of tokens, below 1, that each of the last scales leaves out of the blocks: 0.5 0.75
+    for half of the last but one and three quarters of the last. They are those nearest to the mean
+    of their map, and are drawn from what the last whole scale gives (arXiv:2503.23367)."""
 
     def __post_init__(self) -> None:
         """Raises an InputError that names the field and its value."""
@@ -56,12 +62,17 @@ class Sampler:
             value = getattr(self, field)
             if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
                 object.__setattr__(self, field, tuple(value))
-        if self.guided_scales is not None:
-            if not isinstance(self.guided_scales, Sequence | np.ndarray | range):
-                raise InputError(f"guided_scales is {self.guided_scales!r}; expected a tuple")
-            object.__setattr__(self, "guided_scales", tuple(self.guided_scales))
-            for k in self.guided_scales:
-                check_integer("a scale of guided_scales", k, 0)
+        for field in ("guided_scales", "pruned"):
+            value = getattr(self, field)
+            if value is None and field == "guided_scales":
+                continue
+            if not isinstance(value, Sequence | np.ndarray | range) or isinstance(value, str):
+                raise InputError(f"{field} is {value!r}; expected a tuple")
+            object.__setattr__(self, field, tuple(value))
+        for k in self.guided_scales or ():
+            check_integer("a scale of guided_scales", k, 0)
+        for share in self.pruned:
+            check_number("a share of pruned", share, least=0, below=1)
         check_choice("guidance", self.guidance, get_args(Guidance))
         check_number("cfg", self.cfg, least=0)
         for value in _values(self.top_k):
@@ -86,6 +97,11 @@ class Sampler:
                 raise InputError(f"top_k is {value}; expected 0 to {vocab_size}, the vocabulary")
         for k in self.guided_scales or ():
             check_integer("a scale of guided_scales", k, 0, scales - 1)
+        if len(self.pruned) >= scales:
+            raise InputError(
+                f"pruned has {len(self.pruned)} values; expected less than {scales}, the scales: "
+                "the first is whole"
+            )
 
     def plan(self, scales: int, refined: int = 0) -> tuple[ScaleSettings, ...]:
         """The settings of each of ``scales`` scales, coarse to fine.
@@ -99,6 +115,7 @@ class Sampler:
             guidance_strength(self.guidance, self.cfg, ratio) if k in guided else 0.0
             for k, ratio in enumerate(ratios)
         ]
+        shares = (0.0,) * (scales - len(self.pruned)) + self.pruned
         return tuple(
             ScaleSettings(
                 strength=strengths[k],
@@ -107,6 +124,7 @@ class Sampler:
                 top_p=_of_scale(self.top_p, k),
                 temperature=_of_scale(self.temperature, k),
                 ratio=ratios[k],
+                pruned=shares[k] if any(shares) else None,
             )
             for k in range(scales)
         )

@@ -14,7 +14,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from var_tokenizer import layout
 
 from var_transformer import attention
-from var_transformer.attention import BackendConfig, KeysValues
+from var_transformer.attention import BackendConfig, KeysValues, Place
 from var_transformer.model import operators as fast
 from var_transformer.model.config import TransformerConfig
 
@@ -109,7 +109,7 @@ class Attention(nn.Cell):
         self.attend = attention.build(config.schedule, h, c // h, config.qk_l2_norm, backend)
 
     def construct(
-        self, x_blc: Tensor, k: int | Tensor | None, past: KeysValues, given: Given = ()
+        self, x_blc: Tensor, k: Place | None, past: KeysValues, given: Given = ()
     ) -> tuple[Tensor, KeysValues]:
         """All scales at once, or scale k over ``past``, the keys and values of those before.
 
@@ -167,7 +167,7 @@ class Block(nn.Cell):
         x_blc: Tensor,
         modulation_b6c: Tensor,
         keep_2b11: Tensor | tuple[Tensor, Tensor] | None = None,
-        k: int | Tensor | None = None,
+        k: Place | None = None,
         past: KeysValues = (),
         given: Given = (),
     ) -> tuple[Tensor, KeysValues]:

@@ -10,7 +10,7 @@ import mindspore as ms
 from mindspore import Tensor, nn
 from var_tokenizer.common import CompiledPasses
 
-from var_transformer.attention import KeysValues
+from var_transformer.attention import KeysValues, Place
 
 if TYPE_CHECKING:
     from var_transformer.model.transformer import Transformer
@@ -36,26 +36,52 @@ class _Condition(_Pass):
 
 
 class _Extend(_Pass):
-    """Scale k, in one graph for each scale."""
+    """Scale k, in one graph for each scale: logits, or without the head what the blocks give."""
+
+    def __init__(self, model: "Transformer", has_head: bool) -> None:
+        super().__init__(model)
+        self.has_head = has_head
 
     @ms.jit
     def construct(
         self,
-        k: int | Tensor,
+        k: Place,
         x_blc: Tensor,
         class_bc: Tensor,
         modulations: tuple[Tensor, ...],
         past: KeysValues,
     ) -> tuple[Tensor, KeysValues]:
-        return self.model.grow(k, x_blc, class_bc, modulations, past)
+        return self.grow(k, x_blc, class_bc, modulations, past)
+
+    def grow(
+        self,
+        k: Place,
+        x_blc: Tensor,
+        class_bc: Tensor,
+        modulations: tuple[Tensor, ...],
+        past: KeysValues,
+    ) -> tuple[Tensor, KeysValues]:
+        x_blc, grown = self.model.grow(k, x_blc, modulations, past)
+        return (self.model.to_logits(x_blc, class_bc) if self.has_head else x_blc), grown
 
 
-def _extend_any(model: "Transformer") -> _Pass:
+class _Head(_Pass):
+    """Logits of what the blocks give."""
+
+    @ms.jit
+    def construct(self, x_blc: Tensor, class_bc: Tensor) -> Tensor:
+        return self.model.to_logits(x_blc, class_bc)
+
+
+def _any_length(model: "Transformer") -> Tensor:
+    return Tensor(shape=(None, None, model.config.width), dtype=ms.float32)
+
+
+def _extend_any(model: "Transformer", has_head: bool) -> _Pass:
     """Like ``_Extend``, in one graph for all scales."""
-    any_length = Tensor(shape=(None, None, model.config.width), dtype=ms.float32)
 
-    class ExtendAny(_Pass):
-        @ms.enable_dynamic(x_blc=any_length)
+    class ExtendAny(_Extend):
+        @ms.enable_dynamic(x_blc=_any_length(model))
         @ms.jit
         def construct(
             self,
@@ -65,16 +91,32 @@ def _extend_any(model: "Transformer") -> _Pass:
             modulations: tuple[Tensor, ...],
             past: KeysValues,
         ) -> tuple[Tensor, KeysValues]:
-            return self.model.grow(k, x_blc, class_bc, modulations, past)
+            return self.grow(k, x_blc, class_bc, modulations, past)
 
-    return ExtendAny(model)
+    return ExtendAny(model, has_head)
+
+
+def _head_any(model: "Transformer") -> _Pass:
+    class HeadAny(_Pass):
+        @ms.enable_dynamic(x_blc=_any_length(model))
+        @ms.jit
+        def construct(self, x_blc: Tensor, class_bc: Tensor) -> Tensor:
+            return self.model.to_logits(x_blc, class_bc)
+
+    return HeadAny(model)
 
 
 class TransformerPasses(CompiledPasses):
-    """``logits``, ``condition`` and ``extend``, compiled when first called. They check nothing."""
+    """``logits``, ``condition`` and ``extend``, compiled when first called. They check nothing.
+
+    ``blocks`` and ``head`` are the two parts of ``extend``.
+    """
 
     def __init__(self, model: "Transformer") -> None:
         super().__init__(model)
+        self.model = model
         self.logits, self.condition = _Logits(model), _Condition(model)
         one_graph = isinstance(model.blocks[0].attn.attend.graph_input(0), Tensor)
-        self.extend = _extend_any(model) if one_graph else _Extend(model)
+        extend = _extend_any if one_graph else _Extend
+        self.extend, self.blocks = extend(model, True), extend(model, False)
+        self.head = _head_any(model) if one_graph else _Head(model)

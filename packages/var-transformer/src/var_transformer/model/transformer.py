@@ -28,7 +28,7 @@ from var_tokenizer.common import (
     write_checkpoint,
 )
 
-from var_transformer.attention import BackendConfig, Cache, KeysValues
+from var_transformer.attention import BackendConfig, Cache, KeysValues, Place
 from var_transformer.model import operators as fast
 from var_transformer.model.block import (
     Block,
@@ -50,6 +50,7 @@ from var_transformer.model.checks import (
 from var_transformer.model.compiled_passes import TransformerPasses
 from var_transformer.model.config import TransformerConfig
 from var_transformer.model.initialization import initialize
+from var_transformer.model.restoration import pass_some
 from var_transformer.model.shapes import transformer_shapes
 
 
@@ -338,20 +339,45 @@ class Transformer(nn.Cell):
         for inputs of another shape.
         """
         with self._compiled.turn():
-            batch = class_bc.shape[0]
-            cache = cache or self.new_cache(batch)
-            check_pass(self.config, k, inputs_blz, batch, cache)
-            if inputs_blz is None:
-                x_blc = class_bc.expand_dims(1) + self.pos_start
-            else:
-                x_blc = self.word_embed(inputs_blz)
-            begin, end = self.offsets[k], self.offsets[k + 1]
-            x_blc = x_blc + self.lvl_embed.weight[k] + self.pos_1LC[:, begin:end]
+            x_blc, cache = self._embedded_scale(k, inputs_blz, class_bc, cache)
             # plain tuples would be compiled in as constants
             modulations, past = ms.mutable(modulations), cache.tensors and ms.mutable(cache.tensors)
             k_input = self.blocks[0].attn.attend.graph_input(k)
             logits, grown = self._compiled.extend(k_input, x_blc, class_bc, modulations, past)
             return logits, cache.after(grown)
+
+    def extend_some(
+        self,
+        k: int,
+        inputs_blz: Tensor | None,
+        class_bc: Tensor,
+        modulations: tuple[Tensor, ...],
+        cache: Cache | None,
+        some_bn: np.ndarray | None = None,
+    ) -> tuple[Tensor, Cache]:
+        """As ``extend``, but only some tokens pass through the blocks (arXiv:2503.23367).
+
+        The others get what the blocks added to the tokens of the last scale that was passed whole,
+        resized, and have no keys and values. So a generation passes each scale by this or each by
+        ``extend``. some_bn: ascending places in the scale, as many for each image; None for all.
+        """
+        with self._compiled.turn():
+            x_blc, cache = self._embedded_scale(k, inputs_blz, class_bc, cache)
+            return pass_some(self._compiled, k, x_blc, class_bc, modulations, cache, some_bn)
+
+    def _embedded_scale(
+        self, k: int, inputs_blz: Tensor | None, class_bc: Tensor, cache: Cache | None
+    ) -> tuple[Tensor, Cache]:
+        """What the first block reads of scale k, (B, s_y * s_x, C), and the cache before it."""
+        batch = class_bc.shape[0]
+        cache = cache or self.new_cache(batch)
+        check_pass(self.config, k, inputs_blz, batch, cache)
+        if inputs_blz is None:
+            x_blc = class_bc.expand_dims(1) + self.pos_start
+        else:
+            x_blc = self.word_embed(inputs_blz)
+        begin, end = self.offsets[k], self.offsets[k + 1]
+        return x_blc + self.lvl_embed.weight[k] + self.pos_1LC[:, begin:end], cache
 
     def new_cache(self, batch: int) -> Cache:
         """The cache of ``batch`` images before the first scale."""
@@ -361,20 +387,20 @@ class Transformer(nn.Cell):
 
     def grow(
         self,
-        k: int | Tensor,
+        k: Place,
         x_blc: Tensor,
-        class_bc: Tensor,
         modulations: tuple[Tensor, ...],
         past: KeysValues,
     ) -> tuple[Tensor, KeysValues]:
-        """The uncompiled body of ``extend``, after the embedding of the tokens.
-
-        k: as the attention's ``graph_input`` gives it.
-        """
+        """The blocks of ``extend``, uncompiled. k: as the attention's ``graph_input`` gives it."""
         grown = ()
         each = len(past) // len(self.blocks)
         for i in range(len(self.blocks)):
             of_block = past[each * i : each * (i + 1)]
             x_blc, of_block = self.blocks[i](x_blc, modulations[i], None, k, of_block)
             grown = grown + of_block
-        return self.head(self.head_nm(x_blc, class_bc)), grown
+        return x_blc, grown
+
+    def to_logits(self, x_blc: Tensor, class_bc: Tensor) -> Tensor:
+        """Of what the blocks give, uncompiled."""
+        return self.head(self.head_nm(x_blc, class_bc))
