@@ -112,6 +112,14 @@ def test_a_scale_that_cannot_follow_is_refused(model, scale, inputs, message):
         ({"temperature": 0.0}, "temperature is 0.0; expected a number above 0"),
         ({"guidance": "cubic"}, "guidance .*'cubic'; .* linear, constant, none"),
         ({"guided_scales": (-1,)}, "guided_scales is -1; expected an integer of at least 0"),
+        ({"speed": 1.0}, "speed is 1.0; expected an integer from 0 to 5"),
+        ({"speed": 6}, "speed is 6; expected an integer from 0 to 5"),
+        ({"speed": -1}, "speed is -1; expected an integer from 0 to 5"),
+        (
+            {"speed": 2, "pruned": (0.5,)},
+            r"speed is 2 and pruned is \(0.5,\); expected one of them",
+        ),
+        ({"speed": 2, "guided_scales": ()}, r"speed is 2 and guided_scales is \(\); expected one"),
         ({"more_smooth": NAN}, "more_smooth is nan; expected True or False"),
     ],
 )

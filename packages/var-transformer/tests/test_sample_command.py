@@ -360,8 +360,22 @@ def test_a_run_from_before_a_setting_of_the_sampler_goes_on(pair, tmp_path, capl
     out = tmp_path / "out"
     assert call("sample", *words(pair, out, classes=1)) == 0
     settings = json.loads((out / "settings.json").read_text())
-    del settings["sampler"]["pruned"]
+    del settings["sampler"]["pruned"], settings["sampler"]["speed"]
     (out / "settings.json").write_text(json.dumps(settings))
     assert call("sample", *words(pair, out, classes=1)) == 0
     assert call("sample", *words(pair, out, classes=1, pruned=0.5)) == 2
     assert "in the run that" in caplog.text
+
+
+@pytest.mark.parametrize("other", [{"pruned": 0.5}, {"guided-scales": 0}])
+def test_a_speed_with_settings_that_contradict_it_ends_with_2_and_names_both(
+    pair, tmp_path, caplog, no_model_runs, other
+):
+    [(name, value)] = other.items()
+    for command, options in (("sample", {"classes": 1}), ("edit", {"image": "no.png", "class": 1})):
+        line = words(pair, tmp_path / "out", speed=2, **options, **other)
+        assert call(command, *line) == 2
+        field = name.replace("-", "_")
+        assert f"speed is 2 and {field} is ({value},); expected one of them" in caplog.text
+        caplog.clear()
+    assert not (tmp_path / "out").exists()

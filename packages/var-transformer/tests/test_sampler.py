@@ -6,6 +6,7 @@ import pytest
 from var_tokenizer.common import InputError
 from var_transformer import Sampler, generate
 from var_transformer.generation.filters import draw, filter_logits, gumbel_mixture, softmax
+from var_transformer.generation.speed import SPEEDS
 
 DRAWS = 20_000
 LOGITS_V = np.array([2.0, 1.5, 1.2, 0.3, 0.0, -0.2, -1.0, -2.5], np.float32)
@@ -98,6 +99,34 @@ def test_a_setting_may_have_one_value_for_each_scale():
     plan = Sampler(top_k=(1, 2, 3), top_p=(0.1, 0.2, 0.3), temperature=(1, 2, 3)).plan(3)
     found = [(s.top_k, s.top_p, s.temperature) for s in plan]
     assert found == [(1, 0.1, 1), (2, 0.2, 2), (3, 0.3, 3)]
+
+
+def test_each_point_of_speed_does_what_its_settings_do():
+    for speed, point in enumerate(SPEEDS):
+        settings = {"guided_scales": range(5 - point.unguided), "pruned": point.pruned}
+        assert Sampler(cfg=4.0, speed=speed).plan(5, 1) == Sampler(cfg=4.0, **settings).plan(5, 1)
+        assert Sampler(speed=speed).prunes == any(point.pruned)
+
+
+def test_each_point_of_speed_computes_less_than_the_one_before():
+    def work(speed):
+        plan = Sampler(cfg=4.0, speed=speed).plan(5)
+        return sum((1 + s.unconditional) * (1 - (s.pruned or 0)) for s in plan)
+
+    points = [work(speed) for speed in range(len(SPEEDS))]
+    assert points == sorted(points, reverse=True) and len(set(points)) == len(points)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"speed": 5}, "speed is 5, whose pruned has 2 values; expected less than 2"),
+        ({"pruned": (0.5,) * 2}, "pruned has 2 values; expected less than 2"),
+    ],
+)
+def test_too_many_pruned_scales_are_an_error(settings, message):
+    with pytest.raises(InputError, match=message):
+        Sampler(**settings).check(scales=2, vocab_size=32)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from var_train.data.image_sources import (
 from var_train.data.loader import Loader
 from var_train.data.token_cache import TokenCache, write_cache
 from var_train.data.token_sources import TokenSet, TokenSource, tokens_of
+from var_train.judging.figures import Gaussian, frechet_distance
 from var_train.losses.discriminator import AdversaryConfig
 from var_train.losses.perceptual_loss import FeatureNetwork
 from var_train.losses.reconstruction_loss import ReconstructionLossConfig
@@ -44,6 +45,7 @@ __all__ = [
     "DigitJudge",
     "Ema",
     "FeatureNetwork",
+    "Gaussian",
     "ImageFolder",
     "ImageSet",
     "ImageSource",
@@ -64,6 +66,7 @@ __all__ = [
     "TransformerStageConfig",
     "TransformerTraining",
     "distinct",
+    "frechet_distance",
     "is_decayed",
     "load_digits_split",
     "load_folder",

@@ -14,6 +14,7 @@ from var_transformer.edit import box_mask, edit, tokens_to_redraw
 from var_transformer.generation.generate import Generation, generate
 from var_transformer.generation.refiner import Refiner
 from var_transformer.generation.sampler import Sampler
+from var_transformer.generation.speed import SPEEDS, SpeedPoint
 from var_transformer.model.checks import check_class_names, check_pair, parse_class_names
 from var_transformer.model.config import TransformerConfig
 from var_transformer.model.recomputed import RecomputedGradients
@@ -23,6 +24,7 @@ from var_transformer.pretrained import load_pretrained
 from var_transformer.stored.stored_transformer import StoredTransformer
 
 __all__ = [
+    "SPEEDS",
     "USABLE",
     "Adapter",
     "AttentionCalls",
@@ -33,6 +35,7 @@ __all__ = [
     "RecomputedGradients",
     "Refiner",
     "Sampler",
+    "SpeedPoint",
     "StoredTransformer",
     "Transformer",
     "TransformerConfig",

@@ -34,7 +34,11 @@ class DigitJudge:
 
     def correct(self, images_ncyx: np.ndarray, labels_n: np.ndarray) -> np.ndarray:
         """(N,) bool: which of ``images_ncyx`` it labels correctly. Raises as ``accuracy`` does."""
-        return self._svm.predict(_judged(_values(images_ncyx))) == labels_n
+        return self._svm.predict(self.features(images_ncyx)) == labels_n
+
+    def features(self, images_ncyx: np.ndarray) -> np.ndarray:
+        """What it judges: (N, 64) grey 8x8 pixels in [0, 1]. Raises as ``accuracy`` does."""
+        return _judged(_values(images_ncyx))
 
 
 def distinct(images_ncyx: np.ndarray, labels_n: np.ndarray, real: ImageSet) -> float:

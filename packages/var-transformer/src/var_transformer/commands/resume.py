@@ -25,10 +25,10 @@ def begin_or_resume(out: Path, settings: dict[str, Any], *, keep_batch: bool, is
     if path.exists():
         try:
             with open_regular(path) as file:
-                # runs from before --numbers, --adapter, --dtype and --pruned have none
+                # runs from before --numbers, --adapter, --dtype, --pruned and --speed have none
                 older: dict[str, Any] = {"numbers": None, "adapters": [], "dtype": "float32"}
                 before = older | json.load(file)
-            before["sampler"] = {"pruned": []} | before["sampler"]
+            before["sampler"] = {"pruned": [], "speed": 0} | before["sampler"]
             found = {name: before[name] for name in settings}
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(f"{quoted(path)}: not the settings of a run: {error!r}") from error

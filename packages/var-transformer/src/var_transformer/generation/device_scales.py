@@ -32,7 +32,7 @@ def stays_on_device(sampler: Sampler) -> bool:
     On a CPU NumPy is faster. To mix codes takes as many random numbers as there are logits, and the
     host chooses the tokens that are not pruned.
     """
-    return not on_cpu() and not sampler.more_smooth and not sampler.pruned
+    return not on_cpu() and not sampler.more_smooth and not sampler.prunes
 
 
 class _Scale(nn.Cell):

@@ -8,6 +8,7 @@ import numpy as np
 from var_tokenizer.common import InputError, check_choice, check_flag, check_integer, check_number
 
 from var_transformer.generation.guidance import Guidance, guidance_strength
+from var_transformer.generation.speed import SPEEDS
 
 Number = TypeVar("Number", int, float)
 
@@ -55,6 +56,9 @@ class Sampler:
     """The share of tokens, below 1, that each of the last scales leaves out of the blocks: 0.5 0.75
     for half of the last but one and three quarters of the last. They are those nearest to the mean
     of their map, and are drawn from what the last whole scale gives (arXiv:2503.23367)."""
+    speed: int = 0
+    """A point of the curve in docs/speed.md, from 0, all the work, to 5. It sets guided_scales and
+    pruned, so neither may be given beside it."""
 
     def __post_init__(self) -> None:
         """Raises an InputError that names the field and its value."""
@@ -73,6 +77,14 @@ class Sampler:
             check_integer("a scale of guided_scales", k, 0)
         for share in self.pruned:
             check_number("a share of pruned", share, least=0, below=1)
+        check_integer("speed", self.speed, 0, len(SPEEDS) - 1)
+        for field, unset in (("guided_scales", None), ("pruned", ())):
+            value = getattr(self, field)
+            if self.speed and value != unset:
+                raise InputError(
+                    f"speed is {self.speed} and {field} is {value}; expected one of them, because "
+                    f"speed sets {field}"
+                )
         check_choice("guidance", self.guidance, get_args(Guidance))
         check_number("cfg", self.cfg, least=0)
         for value in _values(self.top_k):
@@ -97,9 +109,11 @@ class Sampler:
                 raise InputError(f"top_k is {value}; expected 0 to {vocab_size}, the vocabulary")
         for k in self.guided_scales or ():
             check_integer("a scale of guided_scales", k, 0, scales - 1)
-        if len(self.pruned) >= scales:
+        _, shares = self._left_out(scales)
+        if len(shares) >= scales:
+            source = f"speed is {self.speed}, whose pruned" if self.speed else "pruned"
             raise InputError(
-                f"pruned has {len(self.pruned)} values; expected less than {scales}, the scales: "
+                f"{source} has {len(shares)} values; expected less than {scales}, the scales: "
                 "the first is whole"
             )
 
@@ -110,12 +124,12 @@ class Sampler:
         """
         drafted = scales - refined
         ratios = [k / max(scales - 1, 1) for k in range(scales)]
-        guided = range(scales) if self.guided_scales is None else self.guided_scales
+        guided, last_shares = self._left_out(scales)
         strengths = [
             guidance_strength(self.guidance, self.cfg, ratio) if k in guided else 0.0
             for k, ratio in enumerate(ratios)
         ]
-        shares = (0.0,) * (scales - len(self.pruned)) + self.pruned
+        shares = (0.0,) * (scales - len(last_shares)) + last_shares
         return tuple(
             ScaleSettings(
                 strength=strengths[k],
@@ -124,10 +138,22 @@ class Sampler:
                 top_p=_of_scale(self.top_p, k),
                 temperature=_of_scale(self.temperature, k),
                 ratio=ratios[k],
-                pruned=shares[k] if any(shares) else None,
+                pruned=shares[k] if self.prunes else None,
             )
             for k in range(scales)
         )
+
+    @property
+    def prunes(self) -> bool:
+        """Whether any scale leaves out tokens."""
+        return any(self.pruned or SPEEDS[self.speed].pruned)
+
+    def _left_out(self, scales: int) -> tuple[Sequence[int], tuple[float, ...]]:
+        """The scales that are guided, and the shares that each of the last leaves out."""
+        if self.speed:
+            point = SPEEDS[self.speed]
+            return range(scales - point.unguided), point.pruned
+        return range(scales) if self.guided_scales is None else self.guided_scales, self.pruned
 
 
 def _values(setting: Number | tuple[Number, ...]) -> tuple[Number, ...]:
