@@ -25,7 +25,7 @@ from inputs import (
 )
 from mindspore import Tensor
 from var_tokenizer import Tokenizer
-from var_transformer import Transformer, generate
+from var_transformer import SPEEDS, Sampler, Transformer, generate
 from var_transformer.model.operators import Linear
 
 
@@ -43,8 +43,9 @@ def jobs(part: str, weights: Path) -> dict[str, Job]:
     model = Transformer.load(weights / "var.safetensors")
     sampling: dict[str, Any] = {"cfg": CFG, "top_k": TOP_K, "top_p": TOP_P}
 
-    def images_of_labels(batch: int) -> list[float]:
-        return digest(generate(model, tokenizer, labels_of(batch), **sampling).images)
+    def images_of_labels(batch: int, speed: int = 0) -> list[float]:
+        sampler = Sampler(speed=speed, **sampling)
+        return digest(generate(model, tokenizer, labels_of(batch), sampler=sampler).images)
 
     def likeliest() -> list[list[int]]:
         return np.concatenate(
@@ -59,6 +60,7 @@ def jobs(part: str, weights: Path) -> dict[str, Job]:
         return watch.split(lambda: images_of_labels(1))
 
     found: dict[str, Job] = {f"generate_b{b}": partial(images_of_labels, b) for b in (1, 4)}
+    found |= {f"speed_{n}": partial(images_of_labels, 1, n) for n in range(len(SPEEDS))}
     return found | {"likeliest": likeliest, "split": split}
 
 

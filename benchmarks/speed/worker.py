@@ -39,9 +39,10 @@ def main() -> None:
     module, function = SIDES[side]
     jobs = getattr(importlib.import_module(module), function)(part, Path(weights))
     for line in sys.stdin:
-        start = time.perf_counter()
+        start, worked = time.perf_counter(), time.process_time()
         result = jobs[line.strip()]()
         answer = {"seconds": time.perf_counter() - start, "result": result}
+        answer["processor_seconds"] = time.process_time() - worked  # of all threads
         answers.write(json.dumps(answer | {"peak_memory": peak_memory()}) + "\n")
         answers.flush()
 
