@@ -57,6 +57,13 @@ def test_its_logits_are_those_of_the_file_in_memory(each, dtype, tmp_path):
         np.testing.assert_allclose(*logits, atol=1e-5 * np.abs(logits[0]).max())
 
 
+def test_it_leaves_out_the_same_tokens(model, tokenizer, pair):
+    stored = StoredTransformer.load(pair / "m.safetensors")
+    settings = {"cfg": 3.0, "pruned": (0.5, 0.4), "guided_scales": (0, 1)}
+    one, other = (generate(m, tokenizer, [1, 4], **settings).ids for m in (model, stored))
+    np.testing.assert_array_equal(np.concatenate(one, 1), np.concatenate(other, 1))
+
+
 def test_it_draws_refines_and_edits_the_same_tokens(model, smaller, tokenizer, pair):
     stored = StoredTransformer.load(pair / "m.safetensors")
     mask_yx = box_mask((0, 0, 3, 6), 6, 6)

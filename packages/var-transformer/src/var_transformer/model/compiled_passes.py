@@ -114,7 +114,6 @@ class TransformerPasses(CompiledPasses):
 
     def __init__(self, model: "Transformer") -> None:
         super().__init__(model)
-        self.model = model
         self.logits, self.condition = _Logits(model), _Condition(model)
         one_graph = isinstance(model.blocks[0].attn.attend.graph_input(0), Tensor)
         extend = _extend_any if one_graph else _Extend

@@ -5,48 +5,46 @@ each branch of each block. Where all blocks leave out the same tokens, no block 
 restored, and what is restored adds up: to what all blocks together added to that scale's tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
-import mindspore as ms
 import numpy as np
-from mindspore import Tensor
+from var_tokenizer import ScaleSchedule
 from var_tokenizer.common import InputError
 
-from var_transformer.attention import Cache
-from var_transformer.model.compiled_passes import TransformerPasses
+from var_transformer.attention import Cache, KeysValues
 
 Size = tuple[int, int]
+ThroughBlocks = Callable[[np.ndarray, tuple[int, int]], tuple[np.ndarray, KeysValues]]
+"""f(x (B, n, C), span) -> (x after the blocks, cache as of ``Transformer.grow``): what lies at
+positions span[0] to span[1] of the cache."""
 
 
 def pass_some(
-    passes: TransformerPasses,
+    schedule: ScaleSchedule,
     k: int,
-    x_blc: Tensor,
-    class_bc: Tensor,
-    modulations: tuple[Tensor, ...],
+    embedded_blc: np.ndarray,
     cache: Cache,
     some_bn: np.ndarray | None,
-) -> tuple[Tensor, Cache]:
-    """The body of ``Transformer.extend_some``, after the embedding of the tokens."""
-    sizes, tokens = passes.model.config.schedule.sizes, x_blc.shape[1]
-    embedded_blc, count, some = x_blc.asnumpy(), tokens, None
-    if some_bn is not None:
-        count, some = some_bn.shape[1], (np.arange(len(some_bn))[:, None], some_bn)
-        x_blc = Tensor(embedded_blc[some])
-    begin = passes.model.offsets[k] - cache.pruned
-    span = passes.model.blocks[0].attn.attend.graph_input(k, (begin, begin + count))
-    # plain tuples would be compiled in as constants
-    modulations, past = ms.mutable(modulations), cache.tensors and ms.mutable(cache.tensors)
-    passed_blc, grown = passes.blocks(span, x_blc, class_bc, modulations, past)
-    if some is None:
-        cache = replace(cache, added_blc=passed_blc.asnumpy() - embedded_blc, whole=k)
-    else:
-        if cache.added_blc is None:
-            raise InputError(f"cache holds no whole scale of extend_some; scale {k} expects one")
-        whole_blc = embedded_blc + resized(cache.added_blc, sizes[cache.whole], sizes[k])
-        whole_blc[some] = passed_blc.asnumpy()
-        passed_blc = Tensor(whole_blc)
-    return passes.head(passed_blc, class_bc), cache.after(grown, tokens - count)
+    through_blocks: ThroughBlocks,
+) -> tuple[np.ndarray, Cache]:
+    """What the head reads of scale k, (B, s_y * s_x, C), and the cache grown by it.
+
+    embedded_blc: what the first block would read. some_bn: as of ``Transformer.extend_some``.
+    """
+    begin, tokens = schedule.offsets[k] - cache.pruned, schedule.tokens[k]
+    if some_bn is None:
+        passed_blc, grown = through_blocks(embedded_blc, (begin, begin + tokens))
+        cache = replace(cache, added_blc=passed_blc - embedded_blc, whole=k)
+        return passed_blc, cache.after(grown)
+    if cache.added_blc is None:
+        raise InputError(f"cache holds no whole scale of extend_some; scale {k} expects one")
+    count, some = some_bn.shape[1], (np.arange(len(some_bn))[:, None], some_bn)
+    passed_bnc, grown = through_blocks(embedded_blc[some], (begin, begin + count))
+    restored_blc = resized(cache.added_blc, schedule.sizes[cache.whole], schedule.sizes[k])
+    whole_blc = embedded_blc + restored_blc
+    whole_blc[some] = passed_bnc
+    return whole_blc, cache.after(grown, tokens - count)
 
 
 def resized(map_blc: np.ndarray, size: Size, new_size: Size) -> np.ndarray:

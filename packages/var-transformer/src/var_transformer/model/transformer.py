@@ -363,7 +363,20 @@ class Transformer(nn.Cell):
         """
         with self._compiled.turn():
             x_blc, cache = self._embedded_scale(k, inputs_blz, class_bc, cache)
-            return pass_some(self._compiled, k, x_blc, class_bc, modulations, cache, some_bn)
+
+            def through_blocks(
+                x_bnc: np.ndarray, span: tuple[int, int]
+            ) -> tuple[np.ndarray, KeysValues]:
+                place = self.blocks[0].attn.attend.graph_input(k, span)
+                given = class_bc, ms.mutable(modulations), past and ms.mutable(past)
+                passed_bnc, grown = self._compiled.blocks(place, Tensor(x_bnc), *given)
+                return passed_bnc.asnumpy(), grown
+
+            past, schedule = cache.tensors, self.config.schedule
+            whole_blc, cache = pass_some(
+                schedule, k, x_blc.asnumpy(), cache, some_bn, through_blocks
+            )
+            return self._compiled.head(Tensor(whole_blc), class_bc), cache
 
     def _embedded_scale(
         self, k: int, inputs_blz: Tensor | None, class_bc: Tensor, cache: Cache | None

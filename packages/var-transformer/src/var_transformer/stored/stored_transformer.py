@@ -6,6 +6,7 @@ that is being read. The kernels of ``cpp/stored.cpp`` widen a part of a weight a
 
 import math
 import os
+from collections.abc import Iterator
 from typing import TypeAlias
 
 import numpy as np
@@ -21,10 +22,11 @@ from var_tokenizer.common import (
 )
 
 from var_transformer import attention
-from var_transformer.attention import BackendConfig, Cache
+from var_transformer.attention import BackendConfig, Cache, KeysValues
 from var_transformer.model.checks import check_labels, check_pass, parse_class_names
 from var_transformer.model.config import TransformerConfig
 from var_transformer.model.operators import kernels
+from var_transformer.model.restoration import pass_some
 from var_transformer.model.shapes import transformer_shapes
 from var_transformer.model.transformer import Transformer
 from var_transformer.stored.weight_file import StoredWeight, WeightFile
@@ -51,6 +53,7 @@ class StoredTransformer:
     ) -> None:
         """small: what ``weights`` does not have, by published name."""
         self.config, self.class_names = config, class_names
+        self._offsets = config.schedule.offsets
         self.backend = BackendConfig()
         self.tokenizer_checksum = tokenizer_checksum
         self._small, self._weights, self._blocks = small, weights, _block_groups(config)
@@ -117,26 +120,74 @@ class StoredTransformer:
         cache: Cache | None,
     ) -> tuple[Tensor, Cache]:
         """As of ``Transformer``, by what ``condition`` gives."""
-        config, small, schedule = self.config, self._small, self.config.schedule
         with one_at_a_time:
-            cache = cache or self._new_cache(class_bc.shape[0])
-            check_pass(config, k, inputs_blz, class_bc.shape[0], cache)
-            if inputs_blz is None:
-                x_blc = class_bc.asnumpy()[:, None] + small["pos_start"]
-            else:
-                words_cz, bias_c = small["word_embed.weight"], small["word_embed.bias"]
-                x_blc = inputs_blz.asnumpy() @ words_cz.T + bias_c
-            begin, end = schedule.offsets[k], schedule.offsets[k + 1]
-            x_blc = x_blc + small["lvl_embed.weight"][k] + small["pos_1LC"][:, begin:end]
-            of_head = modulations[-1].asnumpy()
-            groups = self._weights.groups([*self._blocks, _HEAD])
-            for i in range(config.depth):
-                past = cache.tensors[2 * i : 2 * i + 2]
-                x_blc = self._block(i, next(groups), x_blc, modulations[i].asnumpy(), begin, past)
-            scale_b1c, shift_b1c = (np.ascontiguousarray(of_head[:, i : i + 1]) for i in range(2))
-            self._norm_kernel(x_blc, scale_b1c, shift_b1c, normed_blc := np.empty_like(x_blc))
-            logits_blv = self._linear(normed_blc, next(groups)[0], _HEAD[0])
-            return Tensor.from_numpy(logits_blv), cache.after(())
+            x_blc, cache = self._embedded_scale(k, inputs_blz, class_bc, cache)
+            groups, begin = self._weights.groups([*self._blocks, _HEAD]), self._offsets[k]
+            x_blc = self._through_blocks(x_blc, groups, modulations, begin, cache.tensors)
+            return self._logits(x_blc, groups, modulations), cache.after(())
+
+    def extend_some(
+        self,
+        k: int,
+        inputs_blz: Tensor | None,
+        class_bc: Tensor,
+        modulations: tuple[Tensor, ...],
+        cache: Cache | None,
+        some_bn: np.ndarray | None = None,
+    ) -> tuple[Tensor, Cache]:
+        """As of ``Transformer``, by what ``condition`` gives."""
+        with one_at_a_time:
+            x_blc, cache = self._embedded_scale(k, inputs_blz, class_bc, cache)
+            groups, past = self._weights.groups([*self._blocks, _HEAD]), cache.tensors
+
+            def through_blocks(
+                x_bnc: np.ndarray, span: tuple[int, int]
+            ) -> tuple[np.ndarray, KeysValues]:
+                return self._through_blocks(x_bnc, groups, modulations, span[0], past), ()
+
+            schedule = self.config.schedule
+            x_blc, cache = pass_some(schedule, k, x_blc, cache, some_bn, through_blocks)
+            return self._logits(x_blc, groups, modulations), cache
+
+    def _embedded_scale(
+        self, k: int, inputs_blz: Tensor | None, class_bc: Tensor, cache: Cache | None
+    ) -> tuple[np.ndarray, Cache]:
+        """What the first block reads of scale k, (B, s_y * s_x, C), and the cache before it."""
+        small = self._small
+        cache = cache or self._new_cache(class_bc.shape[0])
+        check_pass(self.config, k, inputs_blz, class_bc.shape[0], cache)
+        if inputs_blz is None:
+            x_blc = class_bc.asnumpy()[:, None] + small["pos_start"]
+        else:
+            words_cz, bias_c = small["word_embed.weight"], small["word_embed.bias"]
+            x_blc = inputs_blz.asnumpy() @ words_cz.T + bias_c
+        begin, end = self._offsets[k], self._offsets[k + 1]
+        return x_blc + small["lvl_embed.weight"][k] + small["pos_1LC"][:, begin:end], cache
+
+    def _through_blocks(
+        self,
+        x_blc: np.ndarray,
+        groups: Iterator[list[StoredWeight]],
+        modulations: tuple[Tensor, ...],
+        begin: int,
+        past: KeysValues,
+    ) -> np.ndarray:
+        """x (B, l, C) after all blocks, whose tokens begin at ``begin``."""
+        for i in range(self.config.depth):
+            of_block = past[2 * i : 2 * i + 2]
+            x_blc = self._block(i, next(groups), x_blc, modulations[i].asnumpy(), begin, of_block)
+        return x_blc
+
+    def _logits(
+        self,
+        x_blc: np.ndarray,
+        groups: Iterator[list[StoredWeight]],
+        modulations: tuple[Tensor, ...],
+    ) -> Tensor:
+        of_head = modulations[-1].asnumpy()
+        scale_b1c, shift_b1c = (np.ascontiguousarray(of_head[:, i : i + 1]) for i in range(2))
+        self._norm_kernel(x_blc, scale_b1c, shift_b1c, normed_blc := np.empty_like(x_blc))
+        return Tensor.from_numpy(self._linear(normed_blc, next(groups)[0], _HEAD[0]))
 
     def _new_cache(self, batch: int) -> Cache:
         empty = [self._attend.empty_cache(batch) for _ in range(self.config.depth)]
