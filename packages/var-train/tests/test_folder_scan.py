@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,36 @@ def test_images_are_taken_at_any_depth_of_a_class(tree):
     assert train_names(tree) == [*expected, "dog/images/4.png"]
     images, _ = load_image_tree(tree, SIZE)
     assert images.labels_n.tolist() == [0, 0, 0, 0, 1]
+
+
+def test_images_come_in_the_order_of_their_names_whatever_folders_hold_them(tmp_path):
+    names = [
+        "a-b/2.png",
+        "a-b/x/1.png",
+        "a.png",
+        "a/0.png",
+        "a/b.png",
+        "a/b/3.png",
+        "b.png",
+        "Z.png",
+    ]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    files = scan_folder(tmp_path)
+    assert list(files.names) == sorted(names)
+    assert files.sizes_n.tolist() == [len(name) for name in sorted(names)]
+
+
+def test_a_scan_takes_less_than_200_bytes_an_image(tmp_path):
+    (tmp_path / "n01440764").mkdir()
+    for n in range(5000):
+        (tmp_path / "n01440764" / f"n01440764_{n}.JPEG").touch()
+    tracemalloc.start()
+    files = scan_folder(tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(files) == 5000 and peak < 5000 * 200 + 100_000  # the rest of a scan
 
 
 def test_links_to_folders_and_files_are_followed(tree, tmp_path):
