@@ -172,7 +172,7 @@ def data_growth(growing: Latest) -> str:
         "the same when no folder has changed, s": ("scan_again", 1, 1),
         "note its files for a resumption, s": ("note", 1, 2),
         "memory of its lists, MB": ("bytes", 1e6, 0),
-        "at its highest": ("peak_bytes", 1e6, 0),
+        "at its highest, that of a resumption": ("peak_bytes", 1e6, 0),
         "which images a step takes, us": ("step", 1e-6, 0),
         "find the class of an image among its files, us": ("class", 1e-6, 1),
         "read an image, us": ("image", 1e-6, 0),
