@@ -311,7 +311,7 @@ def growth(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 def memory(session: nox.Session) -> None:
     """Peaks in control groups: d16 at 256 px in 8 GiB, large models from their files in less."""
-    install(session, "var-tokenizer", "var-transformer", "var-train")
+    install(session, *PACKAGES)
     session.run("python", "benchmarks/bounded_memory.py", *session.posargs)
     session.run("python", "benchmarks/large_models.py")
 

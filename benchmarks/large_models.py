@@ -2,13 +2,14 @@
 
     python benchmarks/large_models.py --out runs/large
 
-Random weights of the published sizes, in float16: their pictures show nothing. Fails where a
-command is killed. Writes ``OUT/table.md``. Needs Linux, 10 GB of disk, and the right to make a
-control group.
+Random weights of the published sizes, in float16 and in int8: their pictures show nothing. Fails
+where a command is killed. Writes ``OUT/table.md``. Needs Linux, 8 GB of disk, and the right to
+make a control group.
 """
 
 import logging
 import math
+import resource
 import shutil
 import sys
 import time
@@ -19,6 +20,7 @@ from typing import Literal
 import numpy as np
 import tyro
 from bounded_memory import control_group, peak_of
+from var_convert import convert
 from var_tokenizer import Tokenizer, TokenizerConfig
 from var_tokenizer.common import write_checkpoint
 from var_transformer import TransformerConfig, transformer_shapes
@@ -41,8 +43,17 @@ class Config:
     """Also with the whole model in memory, as float32 and outside of the group."""
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What an image took: GiB at the peak, processor seconds, seconds."""
+
+    peak: float
+    processor: float
+    seconds: float
+
+
 def save_random(name: str, folder: Path) -> None:
-    """Writes a transformer in float16, and a tokenizer for it."""
+    """Writes a transformer in float16 and in int8, and a tokenizer for both."""
     config = TransformerConfig.preset(name)
     pool = (0.02 * np.random.default_rng(0).standard_normal(_POOL)).astype(np.float16)
 
@@ -52,23 +63,28 @@ def save_random(name: str, folder: Path) -> None:
         return np.lib.stride_tricks.as_strided(pool, (rows, row), strides).reshape(shape)
 
     tensors = {tensor: excerpt(shape) for tensor, shape in transformer_shapes(config)}
-    write_checkpoint(folder / "model.safetensors", "transformer", config, tensors)
+    write_checkpoint(folder / "float16.safetensors", "transformer", config, tensors)
+    convert(folder / "float16.safetensors", folder / "int8.safetensors", dtype="int8")
     Tokenizer(TokenizerConfig(scales=config.scales), 0).save(folder / "tokenizer.safetensors")
 
 
-def draw(folder: Path, group: Path | None, *options: str) -> tuple[float, float]:
-    """The peak in GiB and the seconds of an image by the command; SystemExit if it fails."""
-    pair = (
-        "--tokenizer",
-        folder / "tokenizer.safetensors",
-        "--model",
-        folder / "model.safetensors",
-    )
-    out = folder / f"images{''.join(options)}"
-    words = ("var_transformer.sample", *pair, "--classes", "207", "--out", out, *options)
-    begin = time.monotonic()
-    peak = peak_of([sys.executable, "-m", *map(str, words)], group)
-    return peak / 2**30, time.monotonic() - begin
+def draw(folder: Path, dtype: str, group: Path | None, *options: str) -> Drawn:
+    """An image by the command; raises SystemExit if it fails."""
+    out = str(folder / "-".join(["images", dtype, *options]))
+    words = [
+        *("var_transformer.sample", "--classes", "207", "--out", out, *options),
+        *("--tokenizer", f"{folder}/tokenizer.safetensors"),
+        *("--model", f"{folder}/{dtype}.safetensors"),
+    ]
+    begin, before = time.monotonic(), _processor_seconds()
+    peak = peak_of([sys.executable, "-m", *words], group)
+    return Drawn(peak / 2**30, _processor_seconds() - before, time.monotonic() - begin)
+
+
+def _processor_seconds() -> float:
+    """Of all commands so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def run(config: Config) -> list[str]:
@@ -79,12 +95,15 @@ def run(config: Config) -> list[str]:
         folder, gib = config.out / name, GIB[name]
         folder.mkdir(parents=True)
         save_random(name, folder)
+        results = {}
         with control_group(int(gib * 2**30)) as group:
-            results = {f"{gib:g} GiB": draw(folder, group, "--low-memory")}
+            for dtype in ("float16", "int8"):
+                results[f"{dtype}, in {gib:g} GiB"] = draw(folder, dtype, group, "--low-memory")
         if config.ordinary:
-            results["all in memory"] = draw(folder, None)
-        for where, (peak, seconds) in results.items():
-            rows.append(f"| {name}, {where} | {peak:.2f} | {seconds:.0f} |")
+            results["float16, all in memory"] = draw(folder, "float16", None)
+        for how, drawn in results.items():
+            figures = f"{drawn.peak:.2f} | {drawn.processor:.0f} | {drawn.seconds:.0f}"
+            rows.append(f"| {name} | {how} | {figures} |")
             log.info("%s", rows[-1])
         shutil.rmtree(folder)
     return rows
@@ -93,7 +112,7 @@ def run(config: Config) -> list[str]:
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = tyro.cli(Config)
-    head = ["| one image, float16 | peak, GiB | s |", "| --- | --- | --- |"]
+    head = ["| one image | file | peak, GiB | processor s | s |", "| --- | --- | --- | --- | --- |"]
     table = "\n".join([*head, *run(config)]) + "\n"
     (config.out / "table.md").write_text(table)
     log.info("%s", table)

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from command_line import call, words
 from mindspore import Tensor
-from var_tokenizer.common import InputError, read_picture, write_checkpoint
+from safetensors.numpy import load_file
+from var_tokenizer.common import (
+    INT8_NOTE,
+    INT8_SCALES,
+    InputError,
+    read_picture,
+    rounded_to_int8,
+    row_scales,
+    write_checkpoint,
+)
 from var_transformer import (
     Refiner,
     StoredTransformer,
@@ -15,6 +24,7 @@ from var_transformer import (
     box_mask,
     edit,
     generate,
+    large_weights,
 )
 from var_transformer.model.operators import kernels
 
@@ -26,11 +36,16 @@ def _with_kernels():
 
 
 def save_as(model, dtype, path):
-    """Writes the weights as float32, float16, or bfloat16's first 16 bits of a float32."""
-    tensors = model.published_tensors()
-    if dtype != "float32":
+    """Writes the weights in a type, int8 for the large ones."""
+    tensors, note = model.published_tensors(), None
+    if dtype == "int8":
+        note = INT8_NOTE
+        for name in large_weights(model.config):
+            scales = tensors[name + INT8_SCALES] = row_scales(tensors[name])
+            tensors[name] = rounded_to_int8(tensors[name], scales[:, None])
+    elif dtype != "float32":
         tensors = {name: array.astype(dtype) for name, array in tensors.items()}
-    write_checkpoint(path, "transformer", model.config, tensors)
+    write_checkpoint(path, "transformer", model.config, tensors, note)
 
 
 @pytest.fixture(params=[{}, {"shared_adaln": True}, {"qk_l2_norm": False}], ids=str)
@@ -38,7 +53,7 @@ def each(request, make_model):
     return make_model(**request.param)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
 def test_its_logits_are_those_of_the_file_in_memory(each, dtype, tmp_path):
     save_as(each, dtype, path := tmp_path / "m.safetensors")
     labels, rng, config = np.array([1, 5, 0]), np.random.default_rng(0), each.config
@@ -114,3 +129,25 @@ def test_what_it_cannot_do_is_refused_before_anything_is_read(pair, tmp_path, ma
     save_as(make_model(), "float64", tmp_path / "wide.safetensors")
     with pytest.raises(InputError, match="has dtype F64; expected one of F32, F16, BF16"):
         StoredTransformer.load(tmp_path / "wide.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t, note: note.update(int8="2"), "int8 is 2 in its metadata; expected 1"),
+        (lambda t, note: t.pop("head.weight.scales"), r"head\.weight is without scales"),
+        (lambda t, note: t.update({"head.weight": t["head.bias"]}), "without a matrix of int8"),
+        (lambda t, note: t.update({"head.weight.scales": t["head.bias"][:3]}), "F32 .3,.; exp"),
+        (lambda t, note: t["head.weight.scales"].fill(np.nan), "hold nan to nan; expected finite"),
+        (lambda t, note: t["head.weight.scales"].fill(0), "hold 0 to 0; expected finite numbers"),
+        (lambda t, note: note.pop("int8"), "unexpected tensor"),
+    ],
+)
+@pytest.mark.parametrize("kind", [Transformer, StoredTransformer])
+def test_int8_that_is_damaged_is_refused_by_name(model, tmp_path, kind, change, said):
+    save_as(model, "int8", path := tmp_path / "m.safetensors")
+    tensors, note = load_file(path), dict(INT8_NOTE)
+    change(tensors, note)
+    write_checkpoint(path, "transformer", model.config, tensors, note)
+    with pytest.raises(InputError, match=said):
+        kind.load(path)

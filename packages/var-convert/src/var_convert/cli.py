@@ -65,10 +65,11 @@ class ConvertConfig(ReadConfig):
     dst: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """File to write."""
     dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"] | None,
-        tyro.conf.arg(metavar="float32|float16|bfloat16"),
+        Literal["float32", "float16", "bfloat16", "int8"] | None,
+        tyro.conf.arg(metavar="float32|float16|bfloat16|int8"),
     ] = None
-    """Element type of all floating tensors; without it, each keeps its own."""
+    """Element type of all floating tensors; without it, each keeps its own. int8 is for the large
+    weights of a transformer, in .safetensors alone."""
     force: bool = False
     """Replace DST if it exists."""
 

@@ -24,7 +24,7 @@ from var_convert.published_names import MASK, Config, published_config
 
 log = logging.getLogger(__name__)
 
-DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = ("float32", "float16", "bfloat16", "int8")
 Progress = Callable[[int, int], None]  # bytes done, bytes in total
 
 
@@ -64,7 +64,8 @@ def convert(
 
     only: "tokenizer" or "transformer", of a trainer checkpoint that holds both. key: where in the
     file the model is, such as "ema", if there are several. dtype: "float32",
-    "float16" or "bfloat16" for all floating tensors; None leaves them unchanged. scales, heads,
+    "float16" or "bfloat16" for all floating tensors, "int8" for a transformer's large weights in a
+    native file; None leaves them unchanged. scales, heads,
     using_znorm: what a foreign file leaves open (see README). force: replace a target that exists.
 
     Raises InputError for anything unusable, and then leaves the target as it was.
@@ -79,7 +80,15 @@ def convert(
         return _write_network(network, path, target, given, progress)
     model = model_among(path, held, only, scales, heads, using_znorm, key)
     tell_assumptions(model)
-    model = model.as_dtype(SHORT_NAMES.get(dtype or ""))
+    if dtype == "int8":
+        if model.kind != "transformer" or layout_of_target(target) != "safetensors":
+            raise InputError(
+                f"dtype is int8 for a {model.kind} in {quoted(target)}; expected it for a "
+                "transformer in a .safetensors"
+            )
+        model = model.as_int8()
+    else:
+        model = model.as_dtype(SHORT_NAMES.get(dtype or ""))
     return write_model(model, target, progress)
 
 

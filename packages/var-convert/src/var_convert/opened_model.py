@@ -13,15 +13,19 @@ from typing import Any
 import numpy as np
 from var_tokenizer import SCALES_256, Scale, ScaleSchedule, TokenizerConfig
 from var_tokenizer.common import (
+    INT8_NOTE,
+    INT8_SCALES,
     InputError,
     check_integer,
     check_tensors,
     noted_checksum,
     parse_config,
     quoted,
+    rounded_to_int8,
+    row_scales,
     weights_checksum,
 )
-from var_transformer import TransformerConfig, parse_class_names
+from var_transformer import TransformerConfig, large_weights, parse_class_names
 
 from var_convert.architecture import (
     Architecture,
@@ -34,7 +38,7 @@ from var_convert.architecture import (
 )
 from var_convert.formats.dispatch import read_weights
 from var_convert.formats.dtypes import LONG_NAMES, widen
-from var_convert.formats.weights import Entry, Weights, entry_of
+from var_convert.formats.weights import PIECE, Entry, Weights, entry_of
 from var_convert.kinds import is_native
 from var_convert.published_names import (
     LEVELS,
@@ -116,6 +120,20 @@ class OpenedModel:
             if before != checksum_of(tensors):
                 model = dataclasses.replace(model, notes={**self.notes, ROUNDED_FROM: before})
         return model
+
+    def as_int8(self) -> "OpenedModel":
+        """A transformer's large weights as int8, with scales; the rest unchanged.
+
+        Raises InputError for a large weight with NaN or infinite values.
+        """
+        assert isinstance(self.config, TransformerConfig)
+        tensors, large = {}, large_weights(self.config)
+        for name, entry in self.tensors.items():
+            if name in large:
+                tensors[name], tensors[name + INT8_SCALES] = _to_int8(self.source, name, entry)
+            else:
+                tensors[name] = entry
+        return dataclasses.replace(self, tensors=tensors, notes={**self.notes, **INT8_NOTE})
 
     def published(self) -> dict[str, Entry]:
         """The tensors as PyTorch's strict loading expects: published names, derived buffers."""
@@ -301,6 +319,25 @@ def _has_uniform_phi_names(weights: Weights, config: Config) -> bool:
     return (
         not is_native(weights) and name in weights.tensors and published_name(name, config) != name
     )
+
+
+def _to_int8(source: str, name: str, entry: Entry) -> tuple[Entry, Entry]:
+    """A matrix as int8, and the scales of its rows."""
+    rows, columns = entry.shape
+    step = max(PIECE // columns, 1)
+    scales = np.empty(rows, np.float32)
+    for row in range(0, rows, step):
+        end = min(row + step, rows)
+        elements = widen(entry.read(row * columns, end * columns), entry.dtype)
+        if not np.isfinite(elements).all():
+            raise InputError(f"{source}: NaN or infinite values in {name}; int8 has none")
+        scales[row:end] = row_scales(elements.reshape(-1, columns))
+
+    def read(start: int, stop: int) -> np.ndarray:
+        elements = widen(entry.read(start, stop), entry.dtype)
+        return rounded_to_int8(elements, scales[np.arange(start, stop) // columns])
+
+    return Entry("I8", entry.shape, read), entry_of(scales, "F32")
 
 
 def checksum_of(tensors: Mapping[str, Entry]) -> str:

@@ -21,7 +21,7 @@ from var_transformer.model.recomputed import RecomputedGradients
 from var_transformer.model.shapes import transformer_shapes
 from var_transformer.model.transformer import Transformer
 from var_transformer.pretrained import load_pretrained
-from var_transformer.stored.stored_transformer import StoredTransformer
+from var_transformer.stored.stored_transformer import StoredTransformer, large_weights
 
 __all__ = [
     "SPEEDS",
@@ -46,6 +46,7 @@ __all__ = [
     "edit",
     "fitting_batch",
     "generate",
+    "large_weights",
     "least_memory",
     "load_adapter",
     "load_pretrained",

@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from var_tokenizer.common import InputError, TensorHeader, quoted, read_model_header
+from var_tokenizer.common import (
+    InputError,
+    TensorHeader,
+    quoted,
+    read_model_header,
+    read_scales,
+    split_scales,
+    widened_from_int8,
+)
 
 from var_convert.formats.dtypes import NUMPY
 from var_convert.formats.weights import Entry, Weights
@@ -24,8 +32,21 @@ def read_safetensors(path: Path) -> list[Weights]:
     if training is not None:
         training.check()
         log.info("%s", training)
+    header, of_int8 = split_scales(path, metadata, header)
     tensors = {name: _entry(path, name, about) for name, about in header.items()}
+    for name, scales in read_scales(path, of_int8).items():
+        tensors[name] = _widened(tensors[name], scales)
     return [Weights(quoted(path), tensors, metadata)]
+
+
+def _widened(entry: Entry, scales: np.ndarray) -> Entry:
+    """A matrix of int8 as float32."""
+
+    def read(start: int, stop: int) -> np.ndarray:
+        rows = np.arange(start, stop) // entry.shape[1]
+        return widened_from_int8(entry.read(start, stop), scales[rows])
+
+    return Entry("F32", entry.shape, read)
 
 
 def _entry(path: Path, name: str, about: TensorHeader) -> Entry:

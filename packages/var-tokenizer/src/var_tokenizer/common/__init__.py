@@ -37,6 +37,13 @@ from var_tokenizer.common.inception import CLASSES_OF_2015 as CLASSES_OF_2015
 from var_tokenizer.common.inception import CLASSES_OF_TORCHVISION as CLASSES_OF_TORCHVISION
 from var_tokenizer.common.inception import inception_shapes as inception_shapes
 from var_tokenizer.common.inception import is_inception as is_inception
+from var_tokenizer.common.int8 import INT8_NOTE as INT8_NOTE
+from var_tokenizer.common.int8 import INT8_SCALES as INT8_SCALES
+from var_tokenizer.common.int8 import read_scales as read_scales
+from var_tokenizer.common.int8 import rounded_to_int8 as rounded_to_int8
+from var_tokenizer.common.int8 import row_scales as row_scales
+from var_tokenizer.common.int8 import split_scales as split_scales
+from var_tokenizer.common.int8 import widened_from_int8 as widened_from_int8
 from var_tokenizer.common.kernels import KernelLibrary as KernelLibrary
 from var_tokenizer.common.kernels import kernels_in_use as kernels_in_use
 from var_tokenizer.common.kernels import on_cpu as on_cpu

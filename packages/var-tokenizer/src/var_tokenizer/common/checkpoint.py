@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from var_tokenizer.common import safetensors
+from var_tokenizer.common import int8, safetensors
 from var_tokenizer.common.errors import InputError, quoted
 from var_tokenizer.common.files import replacing
 from var_tokenizer.common.foreign import conversion, format_of
@@ -67,6 +67,7 @@ class Checkpoint(Generic[Config]):
     """A native file: its header is read, its tensors are not. metadata: as in the file.
 
     training: the checkpoint of a training that it is; its model is what the other fields describe.
+    scales: of its matrices of int8, by their names.
     """
 
     path: Path
@@ -74,6 +75,7 @@ class Checkpoint(Generic[Config]):
     metadata: dict[str, str]
     tensors: dict[str, safetensors.TensorHeader]
     training: SnapshotHeader | None = None
+    scales: Mapping[str, safetensors.TensorHeader] = dataclasses.field(default_factory=dict)
 
     def check(self, expected: Iterable[tuple[str, tuple[int, ...]]]) -> None:
         """Raises InputError unless the file holds exactly ``expected`` as floating numbers.
@@ -85,7 +87,7 @@ class Checkpoint(Generic[Config]):
         few = dict(itertools.islice(expected, len(self.tensors) + 100))
         check_tensors(quoted(self.path), few, self.tensors)
         for name, tensor in self.tensors.items():
-            if tensor.dtype not in ("F64", "F32", "F16", "BF16"):
+            if tensor.dtype not in ("F64", "F32", "F16", "BF16") and name not in self.scales:
                 raise InputError(
                     f"{quoted(self.path)}: tensor {quoted(name)} has dtype {tensor.dtype}; "
                     "expected floating point"
@@ -96,7 +98,10 @@ class Checkpoint(Generic[Config]):
         if self.training is not None:
             self.training.check()
             log.info("%s", self.training)
-        return safetensors.read_tensors(self.path, self.tensors)
+        arrays = safetensors.read_tensors(self.path, self.tensors)
+        for name, scales in int8.read_scales(self.path, self.scales).items():
+            arrays[name] = int8.widened_from_int8(arrays[name], scales[:, None])
+        return arrays
 
 
 def open_checkpoint(
@@ -135,7 +140,8 @@ def open_checkpoint(
         config = parse_config(metadata.get("config", "null"), config_type)
     except InputError as error:
         raise InputError(f"{shown}: unusable {kind} configuration: {error}") from error
-    return Checkpoint(path, config, metadata, tensors, training)
+    tensors, scales = int8.split_scales(path, metadata, tensors)
+    return Checkpoint(path, config, metadata, tensors, training, scales)
 
 
 def parse_config(text: str, config_type: type[Config]) -> Config:

@@ -23,6 +23,7 @@ _NUMPY_DTYPES = {
     "BF16": np.uint16,  # NumPy has no bfloat16: read as bits, widened below
     "I64": np.int64,
     "I32": np.int32,
+    "I8": np.int8,
     "U8": np.uint8,
     "BOOL": np.bool_,
 }

@@ -18,6 +18,7 @@ from var_tokenizer.common import (
     one_at_a_time,
     open_checkpoint,
     quoted,
+    read_scales,
     read_tensors,
 )
 
@@ -80,9 +81,9 @@ class StoredTransformer:
         config, tensors, source = checkpoint.config, checkpoint.tensors, quoted(path)
         names = parse_class_names(checkpoint.metadata, source, config.num_classes)
         checksum = noted_checksum(checkpoint.metadata, "tokenizer", source)
-        groups = [*_block_groups(config), *_modulation_groups(config), _HEAD]
-        large = {name for group in groups for name in group}
-        weights = WeightFile(checkpoint.path, tensors, groups)
+        groups, large = _groups(config), large_weights(config)
+        scales = read_scales(checkpoint.path, checkpoint.scales)
+        weights = WeightFile(checkpoint.path, tensors, groups, scales)
         small = {name: tensor for name, tensor in tensors.items() if name not in large}
         return cls(config, read_tensors(checkpoint.path, small), weights, names, checksum)
 
@@ -232,6 +233,15 @@ class StoredTransformer:
             y_blc,
         )
         return y_blc
+
+
+def large_weights(config: TransformerConfig) -> frozenset[str]:
+    """The names of the weights that stay in the file: all but about 2 % of the numbers."""
+    return frozenset(name for group in _groups(config) for name in group)
+
+
+def _groups(config: TransformerConfig) -> list[tuple[str, ...]]:
+    return [*_block_groups(config), *_modulation_groups(config), _HEAD]
 
 
 def _block_groups(config: TransformerConfig) -> list[tuple[str, ...]]:

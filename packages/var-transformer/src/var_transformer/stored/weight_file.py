@@ -14,6 +14,7 @@ _KINDS: dict[str, tuple[int, type]] = {  # as of cpp/layers.h; NumPy has no bflo
     "F32": (0, np.float32),
     "F16": (1, np.float16),
     "BF16": (2, np.uint16),
+    "I8": (3, np.int8),
 }
 _NO_SCALES = np.empty(0, np.float32)
 
@@ -35,15 +36,20 @@ class WeightFile:
     """
 
     def __init__(
-        self, path: Path, tensors: Mapping[str, TensorHeader], groups: Sequence[Sequence[str]]
+        self,
+        path: Path,
+        tensors: Mapping[str, TensorHeader],
+        groups: Sequence[Sequence[str]],
+        scales: Mapping[str, np.ndarray],
     ) -> None:
+        """scales: of the weights that are int8."""
         for name in (name for group in groups for name in group):
             if tensors[name].dtype not in _KINDS:
                 raise InputError(
                     f"{quoted(path)}: tensor {quoted(name)} has dtype {tensors[name].dtype}; "
                     f"expected one of {', '.join(_KINDS)}, as var-convert --dtype writes"
                 )
-        self._path, self._tensors = path, tensors
+        self._path, self._tensors, self._scales = path, tensors, scales
         self._file = path.open("rb")
         self._version = self._found_version()
         most = max(sum(map(self._room, group)) for group in groups)
@@ -70,7 +76,8 @@ class WeightFile:
             count = int(np.prod(tensor.shape)) * np.dtype(dtype).itemsize
             part = self._buffers[i % 2][at : at + count]
             read_bytes(self._file, tensor.begin, part.data)
-            weights.append(StoredWeight(part.view(dtype).reshape(tensor.shape), kind, _NO_SCALES))
+            scales = self._scales.get(name, _NO_SCALES)
+            weights.append(StoredWeight(part.view(dtype).reshape(tensor.shape), kind, scales))
             at += self._room(name)
         if self._found_version() != self._version:
             raise InputError(f"{quoted(self._path)}: was written to while it was in use")
