@@ -238,13 +238,19 @@ class AdamW(nn.Cell):
         return Tensor(np.array([scaled_rate, epsilon, decay], np.float32))
 
     def construct(
-        self, gradients: tuple[Tensor, ...], scalars_3: Tensor, divisor: Tensor | float = 1.0
+        self,
+        gradients: tuple[Tensor, ...],
+        scalars_3: Tensor,
+        divisor: Tensor | float = 1.0,
+        joined: tuple[Tensor, ...] | None = None,
     ) -> Tensor:
         """Updates the parameters in place; returns the global norm before clipping.
 
-        divisor: what to divide the gradients by first (loss scale, accumulated parts).
+        divisor: what to divide the gradients by first (loss scale, accumulated parts). joined: the
+        same gradients in fewer arrays, if there are such, so that the norm takes fewer kernels.
         """
-        squares = self.map(ops.partial(_sum_of_squares, self.update.sum_of_squares), gradients)
+        measured = gradients if joined is None else joined
+        squares = self.map(ops.partial(_sum_of_squares, self.update.sum_of_squares), measured)
         norm = ops.sqrt(sum_of_scalars(squares)) / divisor
         finite = ops.isfinite(norm)
         factor = ops.minimum(self.config.clip / (norm + 1e-6), 1.0) / divisor

@@ -56,6 +56,8 @@ class OwnWeights(nn.Cell):
     def gradients(self, of_trained: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return of_trained
 
+    of_masters = gradients
+
     def refresh(self, updated: Tensor) -> Tensor:
         return updated
 
@@ -241,10 +243,13 @@ class FlatWeights(_FlatMasters):
             given = (*given, of_part)
         return given
 
-    def gradients(self, of_trained: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-        """Gradients of ``masters`` from those of ``trained``, float32."""
-        pieces = self.split(of_trained[0].astype(ms.float32), self.piece_sizes, 0)
-        return (*pieces, of_trained[1])
+    def gradients(self, of_trained: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Those of ``trained`` in float32."""
+        return of_trained[0].astype(ms.float32), of_trained[1]
+
+    def of_masters(self, gradients: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        """Gradients of ``masters`` from what ``gradients`` gives."""
+        return (*self.split(gradients[0], self.piece_sizes, 0), gradients[1])
 
     def refresh(self, updated: Tensor) -> Tensor:
         """Gives products the masters after an update; returns ``updated``, which depends on it."""

@@ -316,7 +316,7 @@ class TransformerTraining:
         @ms.jit
         def update(found: tuple[Tensor, ...], scalars_3: Tensor, divisor: Tensor) -> Tensor:
             found = weights.gradients(found) if once else average(found)
-            return weights.refresh(optimizer(found, scalars_3, divisor))
+            return weights.refresh(optimizer(weights.of_masters(found), scalars_3, divisor, found))
 
         @ms.jit
         def measure(labels_b: Tensor, inputs_blz: Tensor, ids_bl: Tensor) -> tuple[Tensor, Tensor]:
