@@ -76,5 +76,8 @@ def _cases() -> Iterator[Case]:
 
 CASES = {case.name: case for case in _cases()}
 
-SMALL = ("train-d16-b96-float16", "generate-d16-b8-float16", "encode-b8", "decode-b8")
+SMALL = (
+    *("train-d16-b96-float16", "train-d16-b96-float16-recompute", "train-d16-b96-float16-cards8"),
+    *("generate-d16-b8-float16", "encode-b8", "decode-b8"),
+)
 """Those that CI measures again."""
