@@ -15,7 +15,7 @@ from ascend_models import (
 )
 from mindspore import Tensor, nn, ops
 from var_tokenizer import ScaleSchedule
-from var_tokenizer.common import InputError, cann
+from var_tokenizer.common import InputError, cann, graph_api
 from var_transformer import BackendConfig, ascend_c
 from var_transformer.attention import ascend
 from var_transformer.check_ascend import __main__ as command
@@ -77,6 +77,15 @@ def test_the_ascend_c_operators_on_their_model_are_as_defined(
     assert operator("modulated norm in Ascend C", dtype).fault == ""
     for way in ("all scales", "scale by scale"):
         assert attention(way, ms.float16).fault == ""
+
+
+def test_mindspore_does_not_warn_of_each_check_that_it_compiles(monkeypatch):
+    warned = []
+    monkeypatch.setattr(graph_api.logger, "warning", warned.append)
+    for check in operator_checks(ms.float32, 2, 5, 32, 2):
+        if check.name in ("GELU", "gated sum"):
+            assert find(check).fault == ""
+    assert warned == []
 
 
 # ---------------------------------------------------------------- what is wrong is named
@@ -423,9 +432,14 @@ def test_an_npu_that_mindspore_does_not_use_is_not_checked_as_a_cpu(monkeypatch,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_failed_check_is_exit_code_1(monkeypatch, tmp_path):
+def test_a_failed_check_is_exit_code_1_and_among_the_last_lines(monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(command, "examine", lambda *_: failed_report())
+    caplog.set_level("INFO")
     assert command.run(command.CheckConfig(tmp_path)) == 1
+    assert caplog.messages[-3:-1] == [
+        "GELU, float16: the result | is off",
+        "1 of 1 checks failed",
+    ]
     assert json.loads((tmp_path / "check_ascend.json").read_text())["findings"][0]["error"] is None
 
 

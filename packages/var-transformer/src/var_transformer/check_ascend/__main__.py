@@ -14,7 +14,7 @@ from var_tokenizer.common.command import run_command
 
 from var_transformer.attention import AttentionCalls, BackendConfig
 from var_transformer.check_ascend.attention_checks import attention_checks
-from var_transformer.check_ascend.checks import Check, find
+from var_transformer.check_ascend.checks import Check, Finding, find
 from var_transformer.check_ascend.draw_checks import draw_checks
 from var_transformer.check_ascend.measurements import time_check, time_images, time_step
 from var_transformer.check_ascend.operator_checks import operator_checks
@@ -92,6 +92,8 @@ def run(options: CheckConfig) -> int:
     report = examine(config, codec, options.batch or (1 if on_cpu() else 96), options.images, cann)
     json_path, table_path = write(report, options.out)
     failed = [finding for finding in report.findings if finding.fault]
+    for finding in failed:  # again, behind all that the measurements said
+        _say(finding)
     log.info("%d of %d checks failed", len(failed), len(report.findings))
     log.info("written: %s, %s", json_path, table_path)
     return FAILED if failed else 0
@@ -114,8 +116,7 @@ def examine(
     findings = []
     for check in checks_of(config, codec, min(_HEADS, config.heads), _IMAGES, attentions):
         finding = find(check)
-        level = logging.ERROR if finding.fault else logging.INFO
-        log.log(level, "%s, %s: %s", finding.name, finding.dtype, finding.fault or "as defined")
+        _say(finding)
         findings.append(finding)
     where = {
         "device": ms.get_context("device_target"),
@@ -133,6 +134,11 @@ def examine(
     steps = [time_step(config, name, b, batch, runs) for name, b in attentions.items()]
     drawn = [time_images(config, codec, name, b, images, runs) for name, b in attentions.items()]
     return Report(where, findings, calls, steps, drawn)
+
+
+def _say(finding: Finding) -> None:
+    level = logging.ERROR if finding.fault else logging.INFO
+    log.log(level, "%s, %s: %s", finding.name, finding.dtype, finding.fault or "as defined")
 
 
 def main() -> None:

@@ -114,17 +114,22 @@ class _Gradients(nn.Cell):
         return self.gradient(self.run)(*inputs)
 
 
+class _Compiled(nn.Cell):
+    """A call as a graph of its own; a cell, as MindSpore warns of each function after the first."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        super().__init__()
+        self.call = call
+
+    @ms.jit
+    def construct(self, *inputs: Tensor) -> Any:  # noqa: ANN401 (what the call returns)
+        return self.call(*inputs)
+
+
 def calls(check: Check) -> tuple[Callable[..., Tensor], Callable[..., Any]]:
     """The forward call of a check, and that of its gradients."""
-    run, gradients = check.run, _Gradients(check.run)
-
-    def backward(*inputs: Tensor) -> tuple[Tensor, ...]:
-        return gradients(*inputs)
-
-    def forward(*inputs: Tensor) -> Tensor:
-        return run(*inputs)
-
-    return (ms.jit(forward), ms.jit(backward)) if check.compiled else (forward, backward)
+    forward, backward = check.run, _Gradients(check.run)
+    return (_Compiled(forward), _Compiled(backward)) if check.compiled else (forward, backward)
 
 
 def inputs(check: Check) -> tuple[list[Tensor], Tensor]:
