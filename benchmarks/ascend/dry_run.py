@@ -1,10 +1,11 @@
 """Runs a program as if an Ascend were here; says what it would launch. Nothing is launched.
 
     python benchmarks/ascend/cann/build.py                   # once for each MindSpore
-    python benchmarks/ascend/dry_run.py [--soc S] [--cards N] [--top 20] program.py ...
+    python benchmarks/ascend/dry_run.py [--soc S] [--cards N] [--operators] program.py ...
 
 The program calls ``mindspore.set_device("Ascend")`` before it imports what asks for the device, and
-names its parts with ``region`` (see region.py). With ``--cards`` it runs as the first of several.
+names its parts with ``region`` (see region.py). With ``--cards`` it runs as the first of several,
+with ``--operators`` with the operators in Ascend C that build_operators.py built.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from saved_graphs import Graph, Operator, read_graphs
 
 HERE = Path(__file__).resolve().parent
 BUILT = Path(".ascend-dry-run")  # where cann/build.py writes
+OPERATORS = "home"  # below it, where build_operators.py does: the operators' own place is in there
 SOC = "Ascend910B2"
 KINDS = {
     "opapi_kernel": "aclnn",  # CANN's operators of today, one call each
@@ -34,6 +36,7 @@ KINDS = {
     "internal_kernel": "internal",  # the wheel's own, hand-written
     "akg_kernel": "fused",  # several operators in one, generated (jit_level O1)
     "rt_kernel": "runtime",
+    "custom": "custom",  # ours, in Ascend C
 }
 NO_LAUNCH = re.compile(r".*(View|Reshape)(Ext)?$")  # the same memory under another shape
 
@@ -63,7 +66,11 @@ class Region:
 
 
 def run(
-    command: Sequence[str], soc: str = SOC, cards: int = 1, built: Path = BUILT
+    command: Sequence[str],
+    soc: str = SOC,
+    cards: int = 1,
+    built: Path = BUILT,
+    operators: bool = False,
 ) -> list[Region]:
     """Runs a program (its file and arguments) dry; returns its regions.
 
@@ -72,6 +79,8 @@ def run(
     with tempfile.TemporaryDirectory(prefix="dry-run-") as temporary:
         graphs = Path(temporary)
         environment = os.environ | device_environment(built, soc, cards) | log_environment(graphs)
+        if operators:
+            environment["HOME"] = str(built.resolve() / OPERATORS)
         child = subprocess.Popen(
             [sys.executable, *command],
             env=environment,
@@ -138,6 +147,7 @@ def log_environment(graphs: Path) -> dict[str, str]:
 Event = tuple[str, ...]
 _LOGGED = (
     ("kernel", re.compile(r"\] kernel opname:(.+?), kernel type:(\w+)")),
+    ("kernel", re.compile(r"\] (Custom_\w+) select (custom) kernel")),  # the type above is empty
     ("graph", re.compile(r"\] Start to run graph, .* graph: kernel_graph_(\d+)")),
     ("eager", re.compile(r"\] Run Pyboost(\w+) start")),
     ("eager", re.compile(r"\] Start launch kernel Default/(\w+)-op\d+ kernel type")),
@@ -225,13 +235,14 @@ def main() -> None:
     parser.add_argument("--soc", default=SOC)
     parser.add_argument("--cards", type=int, default=1)
     parser.add_argument("--built", type=Path, default=BUILT)
+    parser.add_argument("--operators", action="store_true", help="with those in Ascend C")
     parser.add_argument("--top", type=int, default=20, help="operators shown of each graph")
     parser.add_argument("program", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     if not options.program:
         parser.error("no program")
     program = [str(Path(options.program[0]).resolve()), *options.program[1:]]
-    for region in run(program, options.soc, options.cards, options.built):
+    for region in run(program, options.soc, options.cards, options.built, options.operators):
         log.info("%s", table(region, options.top))
 
 

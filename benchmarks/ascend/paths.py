@@ -18,6 +18,7 @@ class Case:
 
     depths: those that are compiled, None where the model is compiled as it is. depth: that of the
     model. cards: simulated ones; this is the first of them, and a batch is that of each.
+    operators: with those in Ascend C.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Case:
     depths: tuple[int, int] | None = None
     depth: int = 0
     cards: int = 1
+    operators: bool = False
 
 
 DEPTHS = {"d16": 16, "d36-s": 36}
@@ -38,23 +40,26 @@ def _train(
     more: str = "",
     cards: int = 1,
     jit_level: str = "O0",
+    operators: bool = False,
     **stage: Any,
 ) -> Case:
     options = {"preset": name, "batch": batch, "dtype": dtype, "jit_level": jit_level}
     options["stage"] = stage
     full = f"train-{name}-b{batch}-{dtype}{more}"
-    return Case(full, "train_transformer", options, (2, 3), DEPTHS[name], cards)
+    return Case(full, "train_transformer", options, (2, 3), DEPTHS[name], cards, operators)
 
 
-def _draw(program: str, name: str, batch: int, dtype: str) -> Case:
+def _draw(program: str, name: str, batch: int, dtype: str, operators: bool = False) -> Case:
     options = {"preset": name, "batch": batch, "dtype": dtype}
-    return Case(f"{program}-{name}-b{batch}-{dtype}", program, options, (1, 2), DEPTHS[name])
+    full = f"{program}-{name}-b{batch}-{dtype}" + "-operators" * operators
+    return Case(full, program, options, (1, 2), DEPTHS[name], operators=operators)
 
 
 def _cases() -> Iterator[Case]:
     for dtype in DTYPES:
         yield _train("d16", 96, dtype)
     yield _train("d16", 96, "float16", "-O1", jit_level="O1")
+    yield _train("d16", 96, "float16", "-operators", operators=True)
     yield _train("d16", 96, "float16", "-recompute", recompute=True)
     yield _train("d16", 192, "float16", "-accumulation2", accumulation=2)
     yield _train("d16", 96, "float16", "-ema", ema=0.9999)
@@ -63,6 +68,7 @@ def _cases() -> Iterator[Case]:
     yield _train("d36-s", 8, "float16")
     for dtype in DTYPES:
         yield _draw("generate", "d16", 8, dtype)
+    yield _draw("generate", "d16", 8, "float16", operators=True)
     yield _draw("stream", "d16", 8, "float16")
     yield _draw("edit", "d16", 8, "float16")
     yield _draw("generate", "d36-s", 4, "float16")
@@ -78,6 +84,6 @@ CASES = {case.name: case for case in _cases()}
 
 SMALL = (
     *("train-d16-b96-float16", "train-d16-b96-float16-recompute", "train-d16-b96-float16-cards8"),
-    *("generate-d16-b8-float16", "encode-b8", "decode-b8"),
+    *("generate-d16-b8-float16", "generate-d16-b8-float16-operators", "encode-b8", "decode-b8"),
 )
 """Those that CI measures again."""

@@ -118,7 +118,7 @@ def measure(case: Case, built: Path) -> dict[str, Any]:
     found = []
     for depth in case.depths or (case.depth,):
         program = (str(HERE / "programs.py"), case.name, str(depth))
-        last = run(program, cards=case.cards, built=built)[-1]
+        last = run(program, cards=case.cards, built=built, operators=case.operators)[-1]
         log.debug("depth %d\n%s", depth, table(last, 12))
         found.append(asdict(figures(last)))
     if case.depths is not None:

@@ -82,6 +82,12 @@ int aclrtGetDevice(int32_t* device) {
     return 0;
 }
 
+// Vector cores (of a 910B2), the one thing that the operators in Ascend C ask for.
+int aclGetDeviceCapability(uint32_t, int, int64_t* value) {
+    *value = 48;
+    return 0;
+}
+
 // Device memory. In a simulation MindSpore plans its pool without asking for it; what asks
 // nevertheless (constants, host buffers) gets addresses.
 int aclrtMalloc(void** address, size_t bytes, int) {

@@ -194,6 +194,12 @@ def test_mindspores_operators_run_the_kernels(operators):
         assert not cache.asnumpy()[:, [0, 1, 2, 8]].any()
 
 
+@pytest.mark.slow
+def test_the_operators_are_primitives_before_which_no_graph_copies_a_cache(operators):
+    assert len(vars(operators)) == 2
+    assert all(isinstance(operator, ops.Primitive) for operator in vars(operators).values())
+
+
 WRONG = [
     ("var_modulated_norm", ((2, 5, 96), (2, 1, 96), (2, 1, 96)), (), "width is 96; .* of 64"),
     ("var_modulated_norm", ((2, 5, 64), (2, 1, 64), (1, 1, 64)), (), "shapes .* expected"),

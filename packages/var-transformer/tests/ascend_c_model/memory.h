@@ -168,6 +168,9 @@ class GlobalTensor {
 // ---------------------------------------------------------------- queues and buffers
 template <TPosition source, TPosition target, int32_t depth>
 class TQueBind {
+  static_assert(depth == 1,
+                "a buffer is queued and taken at once; InitBuffer says how many there are");
+
  public:
   template <typename T>
   LocalTensor<T> AllocTensor() {

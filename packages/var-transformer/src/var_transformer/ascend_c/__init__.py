@@ -5,8 +5,8 @@
 builds them once; from then on ``operators()`` returns them. It returns None on any other device
 and if they were not built: callers then compose MindSpore's operators. Importing builds nothing.
 
-The norm's gradient is composed. The heads are used in generation alone: in training they would
-save a kernel or two of a block, and have no gradient.
+The norm's gradient is composed, and computes the norm again. The heads are used in generation
+alone: in training they would save a kernel or two of a block, and have no gradient.
 
 | file | what |
 | --- | --- |

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 
 import mindspore as ms
 from mindspore import ops
@@ -89,19 +89,23 @@ def build_operators(
     builder.build()
 
 
-def load(target: Path) -> ModuleType:
-    """The operators built in ``target``: functions for graphs and for PyNative mode.
+def load(target: Path) -> SimpleNamespace:
+    """The operators built in ``target``, for graphs and for PyNative mode.
 
     Raises InputError if other users can write to that folder.
     """
     check_private(target)
     if str(target) not in sys.path:
         sys.path.append(str(target))
-    return importlib.import_module(f"{_MODULE}_auto_generate.gen_ops_def")
+    # Primitives, not the functions that MindSpore generates around them: to a function in a graph
+    # it hands a copy of each array that is written to, and a cache would stay as it was.
+    built = importlib.import_module(f"{_MODULE}_auto_generate.gen_ops_prim")
+    names = ("var_modulated_norm", "var_cached_heads")
+    return SimpleNamespace(**{name: getattr(built, f"{name}_op") for name in names})
 
 
 @functools.cache
-def _loaded() -> ModuleType | None:
+def _loaded() -> SimpleNamespace | None:
     if not (directory() / f"{_MODULE}.so").is_file():
         log.info("the fused operators are not built (python -m var_transformer.ascend_c)")
         return None
@@ -112,6 +116,6 @@ def _loaded() -> ModuleType | None:
         return None
 
 
-def operators() -> ModuleType | None:
+def operators() -> SimpleNamespace | None:
     """The fused operators; None unless the device is an Ascend and they were built."""
     return _loaded() if ms.get_context("device_target") == "Ascend" else None

@@ -1,9 +1,9 @@
 """What the fused operators take, and the adaptive layer norm as a cell with a gradient.
 
-``operators`` is the module that ``building.load`` returns.
+``operators`` is what ``building.load`` returns.
 """
 
-from types import ModuleType
+from types import SimpleNamespace
 
 from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
@@ -25,10 +25,10 @@ class ModulatedNorm(nn.Cell):
 
     ``f(x (B,L,C), scale (B,1,C), shift (B,1,C)) -> (B,L,C)`` of the type of scale and shift; x is
     of that type or float32; C as ``takes_width``. The gradient is that of ``composed``, a cell for
-    the same in one type, which is computed again for it.
+    the same, which is computed again for it: of the norm nothing is kept.
     """
 
-    def __init__(self, operators: ModuleType, composed: nn.Cell) -> None:
+    def __init__(self, operators: SimpleNamespace, composed: nn.Cell) -> None:
         super().__init__()
         self.fused = operators.var_modulated_norm
         self.composed = composed
@@ -40,8 +40,6 @@ class ModulatedNorm(nn.Cell):
     def bprop(
         self, x_blc: Tensor, scale_b1c: Tensor, shift_b1c: Tensor, _y: Tensor, d_y: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        kind, to = x_blc.dtype, scale_b1c.dtype
-        d_x_blc, d_scale_b1c, d_shift_b1c = self.gradient(self.composed)(
-            x_blc, scale_b1c.astype(kind), shift_b1c.astype(kind), d_y.astype(kind)
-        )
-        return d_x_blc, d_scale_b1c.astype(to), d_shift_b1c.astype(to)
+        # not before the gradient comes, or what is computed again would be kept until then
+        x_blc = ops.depend(x_blc, d_y)
+        return self.gradient(self.composed)(x_blc, scale_b1c, shift_b1c, d_y)

@@ -5,9 +5,9 @@
 //   var_cached_heads(qkv (B,L,3*H*d), scale (H), k_cache, v_cache (B,capacity,H,d), first)
 //     -> q (B,L,H,d) of the caches' type; writes the caches
 //
-// For the backend "Ascend" the tests compile it against a stub of CANN's acl.h, and link it
-// nowhere. For "CPU" they build it with the kernels on their model of the instructions, and run it
-// in PyNative mode.
+// For the backend "Ascend" the tests compile it against a stub of CANN's acl.h, and nox -s ascend
+// builds it for a dry run. For "CPU" the tests build it with the kernels on their model of the
+// instructions, and run it in PyNative mode.
 #include <memory>
 #include <string>
 #include <vector>

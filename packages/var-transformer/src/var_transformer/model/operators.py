@@ -122,7 +122,7 @@ class _KernelModulatedNorm(nn.Cell):
 
 
 class _ComposedModulatedNorm(nn.Cell):
-    """In one type."""
+    """Of the type of scale and shift; computed in x's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,8 +131,10 @@ class _ComposedModulatedNorm(nn.Cell):
 
     def construct(self, x_blc: Tensor, scale_b1c: Tensor, shift_b1c: Tensor) -> Tensor:
         if self.ascend is not None:
-            return self.ascend(x_blc, scale_b1c.astype(x_blc.dtype), shift_b1c.astype(x_blc.dtype))
-        return self.norm(x_blc) * (1 + scale_b1c) + shift_b1c
+            return self.ascend(x_blc, scale_b1c, shift_b1c)
+        wide, dtype = x_blc.dtype, scale_b1c.dtype
+        y_blc = self.norm(x_blc) * (1 + scale_b1c.astype(wide)) + shift_b1c.astype(wide)
+        return y_blc.astype(dtype)
 
 
 class ModulatedNorm(nn.Cell):
