@@ -88,3 +88,4 @@ def test_an_npu_that_mindspore_does_not_use_is_named_beside_the_cpu(cann, machin
     (record,) = caplog.records
     assert "davinci0" in record.message and "the device is the CPU" in record.message
     assert f"MindSpore {ms.__version__} did not load its plug-in" in record.message
+    assert "mindspore.set_device('Ascend')" in record.message

@@ -42,7 +42,7 @@ def check_npu(npu: str) -> str:
         raise InputError(
             f"{quoted(npu)} says that there is an NPU, but the device is the CPU: MindSpore "
             f"{ms.__version__} did not load its plug-in for CANN {version}; expected an Ascend "
-            "(with GLOG_v=2 in the environment, MindSpore says why)"
+            "(python -c \"import mindspore; mindspore.set_device('Ascend')\" says why)"
         )
     return version
 
