@@ -33,7 +33,8 @@ from var_train.training.adapter_training import AdapterTraining
 from var_train.training.codebook import CodebookConfig
 from var_train.training.loop import LoopConfig, train_stage
 from var_train.training.tokenizer_stage import TokenizerStageConfig, TokenizerTraining
-from var_train.training.transformer_stage import TransformerStageConfig, TransformerTraining
+from var_train.training.transformer_settings import TransformerStageConfig
+from var_train.training.transformer_stage import TransformerTraining
 
 __all__ = [
     "PRESETS",

@@ -28,7 +28,7 @@ from typing import Literal, get_args
 
 from var_train.optimization.adamw import AdamWConfig
 from var_train.optimization.loss_scale import PrecisionConfig
-from var_train.training.transformer_stage import TransformerStageConfig
+from var_train.training.transformer_settings import TransformerStageConfig
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from var_train.commands.presets import PRESETS, Preset, published_stage
 from var_train.reports.images import SamplingConfig
 from var_train.training.loop import LoopConfig
 from var_train.training.tokenizer_stage import TokenizerStageConfig
-from var_train.training.transformer_stage import TransformerStageConfig
+from var_train.training.transformer_settings import TransformerStageConfig
 
 ModelConfig = TypeVar("ModelConfig", TokenizerConfig, TransformerConfig)
 

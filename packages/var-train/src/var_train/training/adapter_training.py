@@ -22,7 +22,8 @@ from var_train.optimization.averages import averaged
 from var_train.optimization.flat_weights import OwnWeights
 from var_train.reports.images import SamplingConfig
 from var_train.reports.metrics_log import Value
-from var_train.training.transformer_stage import TransformerStageConfig, TransformerTraining
+from var_train.training.transformer_settings import TransformerStageConfig
+from var_train.training.transformer_stage import TransformerTraining
 
 
 class AdapterTraining(TransformerTraining):

@@ -11,7 +11,7 @@ from var_transformer import USABLE, TransformerConfig, least_memory, most_images
 from var_train.parallel import workers
 
 if TYPE_CHECKING:
-    from var_train.training.transformer_stage import TransformerStageConfig
+    from var_train.training.transformer_settings import TransformerStageConfig
 
 _GIB = 2**30
 

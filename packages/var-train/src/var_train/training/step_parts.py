@@ -12,7 +12,7 @@ from var_train.parallel import workers
 from var_train.training.transformer_gradients import draw_drop_path, draw_for
 
 if TYPE_CHECKING:
-    from var_train.training.transformer_stage import TransformerStageConfig
+    from var_train.training.transformer_settings import TransformerStageConfig
 
 _STEPS = 4  # random stream under the seed; the tokenizer's stage has 1 to 3
 
