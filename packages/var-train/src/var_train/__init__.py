@@ -22,6 +22,7 @@ from var_train.losses.discriminator import AdversaryConfig
 from var_train.losses.perceptual_loss import FeatureNetwork
 from var_train.losses.reconstruction_loss import ReconstructionLossConfig
 from var_train.losses.token_loss import token_losses
+from var_train.objectives.objective_config import ContrastConfig, GuidanceFreeConfig
 from var_train.optimization.adamw import AdamW, AdamWConfig, is_decayed, release_gradients
 from var_train.optimization.averages import Ema
 from var_train.optimization.loss_scale import PrecisionConfig
@@ -43,10 +44,12 @@ __all__ = [
     "AdapterTraining",
     "AdversaryConfig",
     "CodebookConfig",
+    "ContrastConfig",
     "DigitJudge",
     "Ema",
     "FeatureNetwork",
     "Gaussian",
+    "GuidanceFreeConfig",
     "ImageFolder",
     "ImageSet",
     "ImageSource",

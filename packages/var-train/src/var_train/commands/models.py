@@ -98,7 +98,13 @@ def build_transformer(
     """
     dtype = DTYPES[config.train_transformer.precision.dtype]
     backend = BackendConfig(dtype=dtype, calls=config.attention)
+    contrasted = config.train_transformer.objective == "cca"
     if config.init is None or starts_from_tokenizer(config):
+        if contrasted:
+            raise InputError(
+                f"train_transformer.objective is cca and init {quoted(config.init or '')} a "
+                "tokenizer; expected a transformer, which the model is compared with"
+            )
         new = transformer_config(config, tokenizer, classes)
         gate_gain = config.train_transformer.gate_gain
         return Transformer(new, config.seed, backend, gate_gain), None
@@ -138,6 +144,12 @@ def build_transformer(
     fitting = transformer_config(config, tokenizer, classes)
     if fitting == init.config:
         return init, checksum
+    if contrasted:
+        raise InputError(
+            f"{name}: has {init.config.num_classes} classes and the scales {init.config.scales}, "
+            f"and the data {len(classes)} and {fitting.scales}; expected the same for the "
+            "objective cca, which compares the model with it"
+        )
     if fitting.scales != init.config.scales:
         say_scales(name, init.config.schedule, fitting.schedule)
     return adapted(init, fitting, config.seed, backend), checksum

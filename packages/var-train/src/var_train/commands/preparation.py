@@ -137,8 +137,12 @@ def _settings(
     }
     if stage == "transformer":  # it has no effect on the results
         del parts["train_transformer"]["shard_optimizer"]
+        unused = {"cca", "gft"} - {config.train_transformer.objective}
+        if config.train_transformer.objective == "likelihood":
+            unused.add("objective")  # as before there were others
         if not config.train_transformer.lora.rank:
-            parts["train_transformer"]["lora"] = None
+            unused.add("lora")
+        parts["train_transformer"] |= dict.fromkeys(unused)
     else:
         network = config.train_tokenizer.losses.feature_network
         if network is not None:

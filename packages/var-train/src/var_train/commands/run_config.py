@@ -140,6 +140,17 @@ class RunConfig:
                 f"loop.judge.samples is {judge.samples} and tokens {self.tokens}; expected a "
                 "loop.judge.reference, images or their statistics, since tokens are no images"
             )
+        objective = self.train_transformer.objective
+        if objective != "likelihood" and not self.trains_transformer:
+            raise InputError(
+                f"train_transformer.objective is {objective} and stage {self.stage}; expected the "
+                "stage transformer"
+            )
+        if objective == "cca" and self.init is None:
+            raise InputError(
+                "train_transformer.objective is cca and init None; expected an init, which the "
+                "model is compared with"
+            )
         if self.val_fraction is not None and self.data is None:
             raise InputError(
                 f"val_fraction is {self.val_fraction} without data; expected both or none"

@@ -36,6 +36,10 @@ class TokenSource(Protocol):
     def mirrors(self) -> bool:
         """Whether ``batch`` can give the tokens of mirrored images."""
 
+    @property
+    def labels_n(self) -> np.ndarray:
+        """(N,) int32."""
+
     def __len__(self) -> int:
         """N."""
 
@@ -119,7 +123,7 @@ class EncodedImages:
     """What to train from instead where decoding takes too long."""
 
     def __init__(self, tokenizer: Tokenizer, images: ImageSource) -> None:
-        self._tokenizer, self._images = tokenizer, images
+        self._tokenizer, self._images, self.labels_n = tokenizer, images, images.labels_n
 
     def __len__(self) -> int:
         return len(self._images)

@@ -17,6 +17,7 @@ from var_transformer import LowRankWeights, Transformer, save_adapter
 
 from var_train.data.token_sources import TokenSource
 from var_train.judging.validations import ValidationJudge
+from var_train.objectives.contrast import reference_of
 from var_train.optimization.adamw import is_decayed
 from var_train.optimization.averages import averaged
 from var_train.optimization.flat_weights import OwnWeights
@@ -61,6 +62,9 @@ class AdapterTraining(TransformerTraining):
 
     def _trained(self, dtype: ms.Type, averages: bool, pieces: int) -> OwnWeights:
         return OwnWeights(self._low_rank.parameters, is_decayed)
+
+    def _new_reference(self) -> Transformer:
+        return reference_of(self._model, copied=False)
 
     def _labels(self, labels_b: np.ndarray) -> np.ndarray:
         return self._numbers_n[labels_b]

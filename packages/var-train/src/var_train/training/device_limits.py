@@ -54,14 +54,17 @@ def check_device(stage: "TransformerStageConfig", model: TransformerConfig) -> N
     parts = workers.size() * stage.accumulation
     images = -(-stage.batch // parts)
     shards = workers.size() if stage.shard_optimizer else 1
+    contrasted = stage.objective == "cca"  # takes images twice, and keeps the model as it was
     itemsize = 4 if stage.precision.dtype == "float32" else 2
 
     def needed(images: int, recompute: bool = stage.recompute) -> float:
         """Bytes, by images at once."""
+        images *= 1 + contrasted
         if on_cpu():
             return least_memory(model, images, shards)
         options = (recompute, stage.accumulation > 1, stage.ema > 0, shards)
-        return step_memory(model, images, itemsize, *options).total
+        counted = step_memory(model, images, itemsize, *options)
+        return counted.total + contrasted * counted.model
 
     fitting = most_images(needed, memory, images)
     if fitting == images:

@@ -27,6 +27,8 @@ class Part:
     unlabelled_b: np.ndarray
     keep_d2b11: np.ndarray
     """The result of ``draw_drop_path``."""
+    mismatched_b: np.ndarray
+    """Images drawn apart from these, for their classes."""
     weight: float
     """As in ``workers.Share``."""
 
@@ -49,7 +51,8 @@ def draw_part(
     unlabelled_b = draw_for(rng, batch, own) < config.condition_drop
     keep_d2b11 = draw_drop_path(rng, drop_rates_d, batch, own)
     flip_b = draw_for(rng, batch, own) < 0.5 if config.flip else None
+    mismatched_b = (draw_for(rng, batch, own) * images).astype(int)
     indices_b = step_indices(images, batch, seed, step)[own]
-    return Part(
-        indices_b, flip_b, partial(draw_place, seed, step), unlabelled_b, keep_d2b11, weight
-    )
+    place_of = partial(draw_place, seed, step)
+    drawn = indices_b, flip_b, place_of, unlabelled_b, keep_d2b11, mismatched_b
+    return Part(*drawn, weight)

@@ -7,51 +7,28 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from var_transformer import RecomputedGradients, Transformer
 
-from var_train.losses.token_loss import token_losses
-from var_train.operators import mean
 from var_train.optimization.flat_weights import FlatWeights, OwnWeights
-
-
-class _Loss(nn.Cell):
-    """The mean loss of tokens times the loss scale, and by itself."""
-
-    def __init__(self, label_smoothing: float) -> None:
-        super().__init__()
-        self.label_smoothing = label_smoothing
-
-    def construct(
-        self, logits_blv: Tensor, ids_bl: Tensor, weights_l: Tensor, scale: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        loss_bl = token_losses(logits_blv, ids_bl, self.label_smoothing)
-        loss = mean(loss_bl * weights_l)
-        return loss * scale, loss
 
 
 def loss_and_gradients(
     model: Transformer,
     weights: OwnWeights | FlatWeights,
-    label_smoothing: float,
+    loss_of_logits: nn.Cell,
     recompute: bool,
 ) -> Callable:
-    """``f(labels, inputs, ids, keep, weights_l, scale) -> (loss, gradients of weights.trained)``.
+    """``f(labels, inputs, keep, *targets, scale) -> (loss, gradients of weights.trained)``.
 
-    The gradients are those of ``scale`` times the loss. recompute: compute blocks again in the
+    The gradients are those of ``scale`` times the loss, as ``loss_of_logits(logits, *targets,
+    scale)`` gives it before the loss itself. recompute: compute blocks again in the
     backward pass, to save memory.
     """
-    loss_of_logits = _Loss(label_smoothing)
     if recompute and isinstance(weights, FlatWeights):
         recomputed = RecomputedGradients(model, loss_of_logits)
         of_trained = ops.GradOperation(get_by_list=True, sens_param=True)(weights, weights.trained)
 
         def by_block(
-            labels_b: Tensor,
-            inputs_blz: Tensor,
-            ids_bl: Tensor,
-            keep_d2b11: Tensor,
-            weights_l: Tensor,
-            scale: Tensor,
+            labels_b: Tensor, inputs_blz: Tensor, keep_d2b11: Tensor, *targets: Tensor
         ) -> tuple[Tensor, tuple[Tensor, ...]]:
-            targets = ids_bl, weights_l, scale
             loss, found = recomputed(labels_b, inputs_blz, keep_d2b11, weights(), targets)
             return loss, of_trained(found)
 
@@ -61,15 +38,10 @@ def loss_and_gradients(
             block.recompute()
 
     def loss_of(
-        labels_b: Tensor,
-        inputs_blz: Tensor,
-        ids_bl: Tensor,
-        keep_d2b11: Tensor,
-        weights_l: Tensor,
-        scale: Tensor,
+        labels_b: Tensor, inputs_blz: Tensor, keep_d2b11: Tensor, *targets: Tensor
     ) -> tuple[Tensor, Tensor]:
         logits_blv = model(labels_b, inputs_blz, keep_d2b11, weights())
-        return loss_of_logits(logits_blv, ids_bl, weights_l, scale)
+        return loss_of_logits(logits_blv, *targets)
 
     gradients_of = ms.value_and_grad(loss_of, None, weights.trained, has_aux=True)
 

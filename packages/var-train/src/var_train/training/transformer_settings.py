@@ -1,12 +1,14 @@
 """The settings of the transformer's stage."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import get_args
 
-from var_tokenizer.common import InputError, check_integer, check_number
+from var_tokenizer.common import InputError, check_choice, check_integer, check_number
 from var_transformer import LoraConfig, TransformerConfig
 
 from var_train.data.batches import steps_of
+from var_train.objectives.objective_config import ContrastConfig, GuidanceFreeConfig, Objective
 from var_train.optimization.adamw import AdamWConfig
 from var_train.optimization.loss_scale import PrecisionConfig
 from var_train.parallel import workers
@@ -24,6 +26,11 @@ class TransformerStageConfig:
     accumulation: int = 1
     """Parts that a worker's share of the batch is computed in, one after another."""
     optimizer: AdamWConfig = field(default_factory=lambda: AdamWConfig(learning_rate=2e-3))
+    objective: Objective = "likelihood"
+    """What is learned: the likelihood of images, or to draw without guidance what it draws, by
+    condition contrastive alignment (cca, from --init) or guidance-free training (gft)."""
+    cca: ContrastConfig = field(default_factory=ContrastConfig)
+    gft: GuidanceFreeConfig = field(default_factory=GuidanceFreeConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     base_rate: float | None = None
     """Peak rate for a batch of 256. If given, the peak is BASE_RATE * batch / 256, and
@@ -39,7 +46,7 @@ class TransformerStageConfig:
     """Share of labels replaced by "no class", which classifier-free guidance needs."""
     drop_path: float | None = None
     """Rate of the last block, growing linearly from 0 at the first; None for the published
-    0.1 * depth / 24."""
+    0.1 * depth / 24, or for 0 with the objective cca."""
     scale_weights: tuple[float, ...] = ()
     """Weight of each scale's tokens in the loss, relative to the others; () for equal weights."""
     progressive: float = 0.0
@@ -81,6 +88,7 @@ class TransformerStageConfig:
         check_number("gate_gain", self.gate_gain, least=0)
         if self.scale_weights:
             self._check_scale_weights()
+        self._check_objective()
 
     def _check_scale_weights(self) -> None:
         weights = self.scale_weights
@@ -95,6 +103,34 @@ class TransformerStageConfig:
                 f"expected a weight above 0 among the first {len(first)}, which are trained alone "
                 "at first"
             )
+
+    def _check_objective(self) -> None:
+        check_choice("objective", self.objective, get_args(Objective))
+        for name, given in (("cca", self.cca), ("gft", self.gft)):
+            for each in fields(given):
+                value = getattr(given, each.name)
+                if self.objective != name and value != each.default:
+                    raise InputError(
+                        f"{name}.{each.name} is {value} and objective {self.objective}; expected "
+                        f"the objective {name}"
+                    )
+        if self.objective == "cca":  # which compares the likelihoods of whole images
+            for name in ("label_smoothing", "drop_path", "progressive", "scale_weights"):
+                if getattr(self, name):
+                    raise InputError(
+                        f"objective is cca and {name} {getattr(self, name)}; expected none of it"
+                    )
+        if self.objective == "gft" and not self.condition_drop:
+            raise InputError(
+                "objective is gft and condition_drop 0; expected above 0, since the unconditional "
+                "half of guidance is trained, too"
+            )
+
+    def drop_rate(self, model: TransformerConfig) -> float:
+        """That of drop path in the last block."""
+        if self.drop_path is not None:
+            return self.drop_path
+        return 0.0 if self.objective == "cca" else model.drop_path
 
     @property
     def adamw(self) -> AdamWConfig:

@@ -17,6 +17,9 @@ from var_train.data.loader import Loader, read_ahead
 from var_train.data.token_sources import TokenSet, TokenSource, read_tokens
 from var_train.judging.validations import ValidationJudge
 from var_train.losses.token_loss import token_losses
+from var_train.objectives.contrast import Contrast, reference_of
+from var_train.objectives.guidance_free import GuidanceFree
+from var_train.objectives.likelihood import Examples, Likelihood
 from var_train.optimization.adamw import AdamW, is_decayed, release_gradients
 from var_train.optimization.averages import Ema, averaged, check_averages
 from var_train.optimization.flat_weights import FlatWeights, OwnWeights, weights_in_training
@@ -72,8 +75,7 @@ class TransformerTraining:
         self.steps = steps_of(config.epochs, len(train), config.batch)
         self._share = -(-config.batch // (workers.size() * config.accumulation))  # the largest
         self.remedy = config.remedy(self._share)
-        rate = model.config.drop_path if config.drop_path is None else config.drop_path
-        self._drop_rates_d = np.linspace(0, rate, model.config.depth)
+        self._drop_rates_d = np.linspace(0, config.drop_rate(model.config), model.config.depth)
         self._loss_scale = LossScale(config.precision)
         self._watch, self._attention = Stopwatch(), AttentionChoice(model)
         parts = self.steps * config.accumulation
@@ -107,6 +109,7 @@ class TransformerTraining:
                     inputs = self._inputs(part, tokens, len(self._model.config.schedule), 1.0)
                     inputs = (*inputs, Tensor(np.float32(scale)))
                     self._gradients, chosen = self._attention.choose(self._new_gradients, inputs)
+                    self._objective = self._new_objective()
             with self._watch("tokens"):
                 inputs = self._inputs(part, tokens, *self._scales_at(step))
             with self._watch("forward_backward"):
@@ -160,15 +163,22 @@ class TransformerTraining:
         length = schedule.offsets[scales]
         ids_bl, labels_b = tokens[0], self._labels(tokens[1])
         labels_b = np.where(part.unlabelled_b, self._model.config.num_classes, labels_b)
+        mismatched_b = self._labels(self._train.labels_n[part.mismatched_b])
         inputs_blz = self._tokenizer.training_inputs(Tensor(ids_bl))
         inputs_blz = inputs_blz[:, : length - schedule.tokens[0]]
         weights_k = np.array(self._config.scale_weights or (1.0,) * len(schedule), float)
         weights_k[scales - 1] *= newest
         weights_l = np.repeat(weights_k, schedule.tokens)[:length].astype(np.float32)
         weights_l /= weights_l.mean()
-        labels_b = Tensor(labels_b.astype(np.int32))
-        ids_bl = Tensor(np.ascontiguousarray(ids_bl[:, :length]))
-        return labels_b, inputs_blz, ids_bl, Tensor(part.keep_d2b11), Tensor(weights_l)
+        examples = Examples(
+            labels_b=Tensor(labels_b.astype(np.int32)),
+            mismatched_b=Tensor(mismatched_b.astype(np.int32)),
+            inputs_blz=inputs_blz,
+            ids_bl=Tensor(np.ascontiguousarray(ids_bl[:, :length])),
+            keep_d2b11=Tensor(part.keep_d2b11),
+            weights_l=Tensor(weights_l),
+        )
+        return self._objective.inputs(examples)
 
     # ------------------------------------------------------------ compilation
     def _compile(self) -> None:
@@ -204,6 +214,8 @@ class TransformerTraining:
             hit_bl = logits_blv.argmax(-1).astype(ms.int32) == ids_bl
             return token_losses(logits_blv, ids_bl, 0.0), hit_bl
 
+        self._reference = self._new_reference() if config.objective == "cca" else None
+        self._objective = self._new_objective()
         self._gradients = self._new_gradients()
         self._add, self._update, self._measure = sum_of, update, measure
 
@@ -211,11 +223,26 @@ class TransformerTraining:
         """What the optimizer updates."""
         return weights_in_training(self._model, is_decayed, dtype, averages, pieces)
 
+    def _new_reference(self) -> Transformer:
+        """The model before training."""
+        return reference_of(self._model, copied=True)
+
+    def _new_objective(self) -> Likelihood | Contrast | GuidanceFree:
+        """Its passes attend as the model does when they are first called."""
+        config = self._config
+        if self._reference is not None:
+            return Contrast(config.cca, self._reference)
+        if config.objective == "gft":
+            of_model = self._model, self._weights
+            return GuidanceFree(config.gft, config.label_smoothing, *of_model)
+        return Likelihood(config.label_smoothing)
+
     def _new_gradients(self) -> Callable:
         """Loss and gradients, with the attention that the model uses when it is first called."""
         model, config, weights = self._model, self._config, self._weights
         average, once = self._average, config.accumulation == 1
-        gradients_of = loss_and_gradients(model, weights, config.label_smoothing, config.recompute)
+        loss = self._objective.loss
+        gradients_of = loss_and_gradients(model, weights, loss, config.recompute)
 
         @ms.jit
         def gradients(*inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -232,13 +259,16 @@ class TransformerTraining:
     def validate(self, step: int) -> dict[str, Value]:
         """Measures held-out images: teacher forced, with labels, no dropout, weights to save.
 
-        ``loss`` is the mean cross entropy of a token in nats, ``accuracy`` the share of tokens
+        ``loss`` (``cross_entropy``, where it is not the objective) is the mean cross entropy of a
+        token in nats, ``accuracy`` the share of tokens
         whose likeliest prediction is right; ``scale_loss`` and ``scale_accuracy`` are K numbers
         each, coarse to fine. ``samples`` is a grid of generated images. A judge adds its figures.
         """
         with averaged(self._ema):
             self._weights.publish()
             found: dict[str, Value] = {**self._measured(), **self._drawn()}
+            if self._config.objective != "likelihood":  # the best model is not the likeliest
+                found["cross_entropy"] = found.pop("loss")
         workers.wait_for_all()
         return found
 
