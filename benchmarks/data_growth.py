@@ -169,6 +169,14 @@ def measure(count: int, folder: Path) -> dict[str, float]:
     found["note"] = spent(lambda: record.save(folder), 2)
     step_indices(count, BATCH, 0, 0)
     found["bytes"] = memory("VmRSS") - before
+    settings = {"data": record.settings, "tokens": None}
+
+    def compare() -> None:
+        check_data(folder, settings, settings, record)
+        record.watch((train, None), [folder])
+
+    found["resume"] = spent(compare)
+    found["peak_bytes"] = memory("VmHWM") - before
     found["scan_again"] = spent(scan)
 
     steps = cycle(range(count // BATCH))
@@ -185,15 +193,6 @@ def measure(count: int, folder: Path) -> dict[str, float]:
     found["class"] = spent(lambda: [next(bad.candidates(i)) for i in chosen.tolist()], 9) / BATCH
     found["image"] = spent(lambda: train.batch(chosen), 9) / BATCH
     found["image_one_class"] = spent(lambda: one.batch(chosen), 9) / BATCH
-
-    settings = {"data": record.settings, "tokens": None}
-
-    def compare() -> None:
-        check_data(folder, settings, settings, record)
-        record.watch((train, None), [folder])
-
-    found["resume"] = spent(compare)
-    found["peak_bytes"] = memory("VmHWM") - before
 
     def resume() -> None:
         metrics = MetricsLog(folder, resume=True)
