@@ -63,20 +63,21 @@ class RunConfig:
     preset: Preset | None = None
     """A published transformer: the default size, recipe and stage (transformer)."""
     init: Path | None = None
-    """A transformer to fine-tune, of any number of classes and scales; or a tokenizer, whose
-    codebook stays. It brings its size: --transformer.* or --tokenizer.* is not needed."""
+    """A transformer to fine-tune, of any classes and
+    scales; or a tokenizer, whose codebook stays. It
+    brings its own size."""
     stage: Literal["all", "tokenizer", "transformer"] = "all"
     """What to train; the transformer alone needs a trained tokenizer."""
     tokenizer_file: Path | None = None
-    """The tokenizer for the stage transformer, with its configuration; by default
+    """The tokenizer for the stage transformer; by default
     OUT/tokenizer.safetensors."""
     data: Path | None = None
     """An image tree, DATA/train/CLASS/* and
     DATA/val/CLASS/*, or shards, 'train-{000..146}.tar';
     by default the digits."""
     val_fraction: float | None = None
-    """Share of each class to hold out if there is no val: of DATA/train/CLASS/*, or of
-    DATA/CLASS/*."""
+    """Share of each class to hold out if there is no val:
+    of DATA/CLASS/* or DATA/train/CLASS/*."""
     tokens: Path | None = None
     """A token cache (python -m var_train.tokenize) for the stage transformer, instead of DATA."""
     out: Path = Path("runs/digits")
@@ -91,7 +92,7 @@ class RunConfig:
     attention: AttentionCalls = "cheapest"
     """How training attends; auto times all ways in its first step."""
     seed: int = 0
-    """Seed of weights, order, crops, dropout and sampling."""
+    """Seed of all random numbers."""
     tokenizer: TokenizerConfig = DIGITS
     """Each channel multiplier after the first halves the image; the last scale (of sizes such as
     1 2 3x4) is the result."""
