@@ -92,16 +92,14 @@ def rows_of(scales: int, cfg: float) -> list[Row]:
     rows = []
     for speed, point in enumerate(SPEEDS):
         if len(point.pruned) < scales:
-            left_out = f"guidance in the last {point.unguided}" if point.unguided else "nothing"
+            does = f"no guidance in the last {point.unguided}" if point.unguided else "all the work"
             if point.pruned:
-                left_out += f", {shown(point.pruned)} of the tokens"
-            rows.append(Row(f"`--speed {speed}`: without {left_out}", {"cfg": cfg, "speed": speed}))
-    rows.append(Row("without any guidance", {"cfg": 0.0}))
+                does += f", {shown(point.pruned)} pruned"
+            rows.append(Row(f"`--speed {speed}`: {does}", {"cfg": cfg, "speed": speed}))
+    rows.append(Row("no guidance", {"cfg": 0.0}))
     for shares in ((0.25,), (0.5,), (0.5, 0.5)):
         if len(shares) < scales:
-            rows.append(
-                Row(f"without {shown(shares)} of the tokens", {"cfg": cfg, "pruned": shares})
-            )
+            rows.append(Row(f"{shown(shares)} pruned", {"cfg": cfg, "pruned": shares}))
     rows += [Row(f"small model for the last {n}", {"cfg": cfg}, n) for n in (1, 2) if n < scales]
     for speed in (1, 3):
         name = f"`--speed {speed}`, small model for the last 1"
