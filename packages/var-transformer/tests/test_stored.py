@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from command_line import call, words
+from command_line import call, start, words
 from mindspore import Tensor
 from safetensors.numpy import load_file
 from var_tokenizer.common import (
@@ -98,6 +98,15 @@ def test_low_memory_gives_a_command_the_same_pictures(pair, tmp_path):
     for name in ("000000_1.png", "000001_2.png"):
         pictures = [np.asarray(read_picture(tmp_path / o / name)) for o in ("ordinary", "low")]
         np.testing.assert_array_equal(*pictures)
+
+
+@pytest.mark.slow
+def test_a_command_in_little_memory_and_one_without_keep_graphs_of_their_own(pair, tmp_path):
+    for out, options in (("low", ["--low-memory"]), ("ordinary", [])):
+        given = words(pair, tmp_path / out, classes="1")
+        process = start("sample", *given, *options, cache=tmp_path / "cache")
+        assert process.wait() == 0
+    assert len(list((tmp_path / "cache" / "var-mindspore").iterdir())) == 2
 
 
 def test_a_file_that_is_written_to_is_refused_and_one_that_is_replaced_is_not(pair, tmp_path):

@@ -137,6 +137,7 @@ def _write(config: SampleConfig, plan: Plan, batch: int) -> None:
     graphs = {
         "models": [plan.model.config, plan.tokenizer.config, refiner and refiner.model.config],
         "backend": plan.model.backend,
+        "low_memory": config.low_memory,  # then the transformer has no graphs
         "batch": batch,
         "sampler": config.sampler,
         "refined_scales": config.refined_scales,

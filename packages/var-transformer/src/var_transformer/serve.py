@@ -92,7 +92,8 @@ def run(config: ServeConfig) -> None:
         def compile_graphs() -> None:
             """Draws a picture and discards it, so that the first visitor does not wait."""
             models = [model.config, tokenizer.config]
-            graphs = graph_cache(command="serve", models=models, backend=model.backend)
+            kind = {"backend": model.backend, "low_memory": config.low_memory}
+            graphs = graph_cache(command="serve", models=models, **kind)
             with graphs, working("compiling for the first visitor"):
                 generate(model, tokenizer, [0])
             log.info("the graphs are compiled")

@@ -110,6 +110,7 @@ def run(config: EditConfig) -> None:
     graphs = {
         "models": [model.config, tokenizer.config],
         "backend": model.backend,
+        "low_memory": config.low_memory,
         "count": config.count,
         "sampler": config.sampler,
         "animated": config.animate is not None,
