@@ -84,6 +84,7 @@ def test_a_command_of_a_page_parses(page, line, monkeypatch, capfd, tmp_path):
     if hasattr(command, "evaluate_tokenizer"):  # its parser calls it
         monkeypatch.setattr(command, "evaluate_tokenizer", stop)
         monkeypatch.setattr(command, "evaluate_samples", stop)
+        monkeypatch.setattr(command, "make_classifier", stop)
     monkeypatch.setattr(sys, "argv", [words[0], *words[1 if words[0] == "var-convert" else 3 :]])
     monkeypatch.chdir(tmp_path)
     try:

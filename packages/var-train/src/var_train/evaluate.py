@@ -1,5 +1,5 @@
-"""``python -m var_train.evaluate``: measures a tokenizer on images, or judges generated images by
-real ones."""
+"""``python -m var_train.evaluate``: measures a tokenizer on images, judges generated images by
+real ones, or trains a classifier of real ones as a judge."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from var_tokenizer.common import (
 from var_tokenizer.common.command import run_command
 from var_tokenizer.common.progress import working
 
+from var_train.commands.classifying import ClassifierTrainingConfig, make_classifier
 from var_train.commands.judgement import Judgement, SampleEvaluationConfig, evaluate_samples
 from var_train.data.image_sources import load_folder
 from var_train.judging.measuring import figure_names
@@ -109,8 +110,13 @@ def _show_judgement(judgement: Judgement) -> None:
     Console().print(table)
 
 
-def _run(config: TokenizerEvaluationConfig | SampleEvaluationConfig) -> None:
-    if isinstance(config, SampleEvaluationConfig):
+def _run(
+    config: TokenizerEvaluationConfig | SampleEvaluationConfig | ClassifierTrainingConfig,
+) -> None:
+    if isinstance(config, ClassifierTrainingConfig):
+        accuracy = make_classifier(config)
+        Console().print(f"held-out images known: {accuracy:.4f}")
+    elif isinstance(config, SampleEvaluationConfig):
         _show_judgement(evaluate_samples(config))
     else:
         _show(evaluate_tokenizer(config))
@@ -119,7 +125,11 @@ def _run(config: TokenizerEvaluationConfig | SampleEvaluationConfig) -> None:
 def main() -> None:
     """The command; see ``run_command``."""
     run_command(
-        {"tokenizer": TokenizerEvaluationConfig, "samples": SampleEvaluationConfig},
+        {
+            "tokenizer": TokenizerEvaluationConfig,
+            "samples": SampleEvaluationConfig,
+            "classifier": ClassifierTrainingConfig,
+        },
         "python -m var_train.evaluate",
         _run,
         "interrupted; the same command measures from the beginning",

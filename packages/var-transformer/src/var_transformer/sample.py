@@ -29,8 +29,9 @@ from var_transformer.commands.batch_size import fitting_batch
 from var_transformer.commands.class_names import class_numbers, number_ranges
 from var_transformer.commands.graph_cache import graph_cache
 from var_transformer.commands.image_files import grid, has_npz, read_equal, save_npz
-from var_transformer.commands.options import DrawConfig, log_other_numbers
+from var_transformer.commands.options import DrawConfig, Names, log_other_numbers
 from var_transformer.commands.resume import begin_or_resume, file_version
+from var_transformer.commands.selection import Candidate, Selection, load_judge
 from var_transformer.generation.generate import generate
 from var_transformer.generation.refiner import Refiner
 from var_transformer.model.transformer import Transformer
@@ -56,6 +57,14 @@ class SampleConfig(DrawConfig):
     """Classes by name or number: cat,7,980. Also ranges (0-999), all, and none (no class)."""
     per_class: int = 1
     """Images of each class."""
+    candidates: int = 0
+    """Draw so many images of each class, of which those stay that the judge most surely takes for
+    the class; candidates.jsonl has all probabilities. 0 draws --per-class, unjudged."""
+    keep: int = 1
+    """How many of the candidates stay."""
+    judge: Path | None = None
+    """What judges candidates: a classifier (var_train.evaluate classifier), .safetensors. By
+    default EfficientNet-Lite0, for the 1,000 classes of ImageNet."""
     numbers: str | None = None
     """The images' numbers, one for each: 57 or 57,60-63. By default they count from 0."""
     refiner: Path | None = None
@@ -75,6 +84,8 @@ class SampleConfig(DrawConfig):
         """Raises InputError for a field out of range."""
         super().__post_init__()
         check_integer("per_class", self.per_class, 1)
+        check_integer("candidates", self.candidates, 0)
+        check_integer("keep", self.keep, 1)
         check_integer("batch", self.batch, 0)
         check_integer("columns", self.columns, 0, _MOST_COLUMNS)
         if (self.refiner is None) != (self.refined_scales == 0):
@@ -82,6 +93,29 @@ class SampleConfig(DrawConfig):
                 f"refiner is {quoted(str(self.refiner))} and refined_scales is "
                 f"{self.refined_scales}; expected both or none"
             )
+        self._check_candidates()
+
+    def _check_candidates(self) -> None:
+        if not self.candidates and (self.keep > 1 or self.judge is not None):
+            raise InputError(
+                f"candidates is 0, keep {self.keep} and judge {quoted(str(self.judge))}; expected "
+                "candidates to keep or to judge"
+            )
+        if self.candidates and (self.keep > self.candidates or self.per_class > 1):
+            raise InputError(
+                f"candidates is {self.candidates}, keep {self.keep} and per_class "
+                f"{self.per_class}; expected at most as many to keep, and no per_class"
+            )
+
+    @property
+    def drawn_per_class(self) -> int:
+        """Images of each class that are drawn."""
+        return self.candidates or self.per_class
+
+    @property
+    def kept_per_class(self) -> int:
+        """Images of each class that the folder has in the end."""
+        return self.keep if self.candidates else self.per_class
 
 
 @dataclass(frozen=True)
@@ -98,6 +132,18 @@ class Plan:
     labels_n: np.ndarray
     numbers_n: np.ndarray
     paths: list[Path]
+    selection: Selection | None = None
+    selected_by: dict[str, object] | None = None
+    """What the selection depends on, for settings.json."""
+
+    def is_wanted(self, n: int) -> bool:
+        """Whether the folder is to have image n, by what is known now."""
+        return self.selection is None or not self.selection.is_rejected(n)
+
+    def kept(self) -> tuple[list[Path], np.ndarray]:
+        """Paths and labels of the images that the folder has in the end."""
+        places = range(len(self.paths)) if self.selection is None else self.selection.kept()
+        return [self.paths[n] for n in places], self.labels_n[list(places)]
 
 
 def run(config: SampleConfig) -> None:
@@ -124,11 +170,13 @@ def run(config: SampleConfig) -> None:
     with holding(config.out):
         if (config.out / "settings.json").exists():
             warn_of_kills("a smaller --batch")
-        is_done = all(config.is_saved(path) for path in plan.paths)
+        is_done = plan.selection is None and all(config.is_saved(path) for path in plan.paths)
         keep = config.batch == 0
         batch = begin_or_resume(config.out, settings, keep_batch=keep, is_done=is_done)
+        if plan.selection is not None:
+            plan.selection.resume()
         _write(config, plan, batch)
-    log.info("wrote %d images to %s", len(plan.paths), quoted(config.out.resolve()))
+    log.info("wrote %d images to %s", len(plan.kept()[0]), quoted(config.out.resolve()))
 
 
 def _write(config: SampleConfig, plan: Plan, batch: int) -> None:
@@ -145,9 +193,10 @@ def _write(config: SampleConfig, plan: Plan, batch: int) -> None:
     }
     with graph_cache(command="sample", **graphs):
         _draw(config, plan, batch)
-    _save_grid(config, plan.paths)
+    paths, labels_n = plan.kept()
+    _save_grid(config, paths)
     if config.npz:
-        save_shuffled(config, plan.paths, plan.labels_n)
+        save_shuffled(config, paths, labels_n)
 
 
 def make_plan(config: SampleConfig) -> Plan:
@@ -161,13 +210,27 @@ def make_plan(config: SampleConfig) -> Plan:
         refiner.check(model, tokenizer)
     classes = class_numbers(config.classes, model.config.num_classes, names)
     log_other_numbers(classes, names)
-    labels_n = np.repeat(np.array(classes, np.int32), config.per_class)
+    labels_n = np.repeat(np.array(classes, np.int32), config.drawn_per_class)
     numbers_n = _numbers(config, len(labels_n))
     images = list(zip(numbers_n.tolist(), labels_n.tolist(), strict=True))
     if len(set(images)) < len(images):
         raise InputError(f"numbers are {config.numbers}; expected each once for a class")
     paths = [config.path(*image) for image in images]
-    return Plan(model, tokenizer, refiner, labels_n, numbers_n, paths)
+    plan = Plan(model, tokenizer, refiner, labels_n, numbers_n, paths)
+    return _selecting(config, plan, names) if config.candidates else plan
+
+
+def _selecting(config: SampleConfig, plan: Plan, names: Names) -> Plan:
+    """The same plan, of whose images some stay; raises InputError for classes not to be judged."""
+    num_classes = plan.model.config.num_classes
+    if (plan.labels_n == num_classes).any():
+        raise InputError("classes has none; expected classes to judge candidates by")
+    judge = load_judge(config.judge, num_classes, names)
+    images = zip(plan.numbers_n.tolist(), plan.labels_n.tolist(), plan.paths, strict=True)
+    candidates = [Candidate(*image) for image in images]
+    selection = Selection(config, judge, candidates, config.candidates, config.keep)
+    selected_by = {"keep": config.keep, "judge": judge.identity}
+    return dataclasses.replace(plan, selection=selection, selected_by=selected_by)
 
 
 def _numbers(config: SampleConfig, count: int) -> np.ndarray:
@@ -185,11 +248,14 @@ def _numbers(config: SampleConfig, count: int) -> np.ndarray:
 
 def _settings(config: SampleConfig, plan: Plan, batch: int) -> dict[str, object]:
     """Everything that the images depend on, besides the models."""
-    return {
+    settings: dict[str, object] = {}
+    if plan.selected_by is not None:
+        settings["selection"] = plan.selected_by
+    return settings | {
         "dtype": str(plan.model.backend.dtype).lower(),
         "refined_scales": config.refined_scales,
-        "classes": [int(label) for label in plan.labels_n[:: config.per_class]],
-        "per_class": config.per_class,
+        "classes": [int(label) for label in plan.labels_n[:: config.drawn_per_class]],
+        "per_class": config.drawn_per_class,
         "numbers": config.numbers,
         "seed": config.seed,
         "batch": batch,
@@ -217,7 +283,9 @@ def _draw(config: SampleConfig, plan: Plan, batch: int) -> None:
         task = bar.add_task("sampling", total=count, unit="images")
         for begin in range(0, count, batch):
             places = range(begin, min(begin + batch, count))
-            missing = [n for n in places if not config.is_saved(plan.paths[n])]
+            missing = [
+                n for n in places if plan.is_wanted(n) and not config.is_saved(plan.paths[n])
+            ]
             bar.advance(task, len(places) - len(missing))
             if not missing:
                 continue
@@ -240,20 +308,24 @@ def _draw(config: SampleConfig, plan: Plan, batch: int) -> None:
                     refiner=plan.refiner,
                 )
             finish_writing()
+            if plan.selection is not None:
+                plan.selection.settle(begin)
             pixels_byxc = to_pixels(out.images)
             for n in missing:
                 b = n - begin
                 shown = [frame[b] for frame in frames]
                 writing.append(pool.submit(config.save, pixels_byxc[b], shown, plan.paths[n]))
         finish_writing()
+        if plan.selection is not None:
+            plan.selection.settle(count)
 
 
 def _save_grid(config: SampleConfig, paths: list[Path]) -> None:
     if config.columns:
         columns, shown = config.columns, paths[: config.columns * _GRID_ROWS]
     else:
-        columns = min(config.per_class, _GRID_COLUMNS)
-        rows = (paths[row:][:columns] for row in range(0, len(paths), config.per_class))
+        columns = min(config.kept_per_class, _GRID_COLUMNS)
+        rows = (paths[row:][:columns] for row in range(0, len(paths), config.kept_per_class))
         shown = [path for row in islice(rows, _GRID_ROWS) for path in row]
     save_png(grid(list(read_equal(shown)), min(columns, len(shown))), config.out / "grid.png")
 

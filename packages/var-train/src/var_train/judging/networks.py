@@ -5,6 +5,7 @@ var-convert makes of PyTorch's, or a VGG-like stack. Figures that depend on a
 network carry its name, and saved statistics its identity: those of two networks do not compare.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -27,7 +28,9 @@ from var_tokenizer.common import (
     quoted,
     read_header,
     read_tensors,
+    replacing,
     to_floats,
+    write_tensors,
 )
 
 from var_train.judging import efficientnet, inception
@@ -38,7 +41,9 @@ from var_train.losses.perceptual_loss import (
 )
 
 DEFAULT_NETWORK = "EffLite0"
+CLASSIFIER = "image classifier"  # the kind of its files
 NETWORK_BYTES = 2**26  # an image in a network at 299 px, at most
+_MOST_CLASSES = 100_000
 _AT_ONCE = 10  # images: their maps nearly fit into the processor's cache
 
 
@@ -52,6 +57,8 @@ class Features:
     """(B, K) float32, of the Inception Score and class probabilities; None without a classifier."""
     spatial_bf: np.ndarray | None
     """(B, S) float32, of sFID; None for a network that it is not defined for."""
+    described_bd: np.ndarray | None = None
+    """(B, D) float32, what classifiers of other classes read; None but for the default network."""
 
 
 class JudgeNetwork(Protocol):
@@ -69,6 +76,13 @@ class JudgeNetwork(Protocol):
 
         Raises InputError for another type or shape.
         """
+
+
+class DescribingNetwork(JudgeNetwork, Protocol):
+    """One whose ``described_bd`` have D numbers."""
+
+    described: int
+    """D."""
 
 
 def load_network(name_or_path: str | Path | None) -> JudgeNetwork:
@@ -94,7 +108,9 @@ def load_network(name_or_path: str | Path | None) -> JudgeNetwork:
             "of Inception v3 (var-convert IT inception.safetensors), and this of a VGG-like one: "
             f"{safetensors_command(path)}"
         )
-    _, header = read_header(path)
+    metadata, header = read_header(path)
+    if metadata.get("kind") == CLASSIFIER:
+        return _load_classifier(_EfficientNetLite(), path, metadata, header)
     if is_inception(header):
         return _InceptionV3(path, header)
     if not any(name.startswith("features.") for name in header):
@@ -104,6 +120,11 @@ def load_network(name_or_path: str | Path | None) -> JudgeNetwork:
             "(features.0.weight, ...)"
         )
     return _VggLike(path)
+
+
+def default_network() -> DescribingNetwork:
+    """EfficientNet-Lite0; raises InputError if its package is missing."""
+    return _EfficientNetLite()
 
 
 def load_perceptual_network(name_or_path: Path) -> PerceptualNetwork:
@@ -126,6 +147,7 @@ class _EfficientNetLite:
     """Images are resized to 224x224, whole, by Pillow's bicubic filter."""
 
     name = f"FD-{DEFAULT_NETWORK}"
+    described = efficientnet.DESCRIBED
 
     def __init__(self) -> None:
         weights = efficientnet.read_packaged()
@@ -134,15 +156,17 @@ class _EfficientNetLite:
 
     def features(self, images_byxc: np.ndarray) -> Features:
         size = (efficientnet.SIDE, efficientnet.SIDE)
-        pooled, logits = [], []
+        found: list[list[np.ndarray]] = []
         for images in _parts(images_byxc):
             resized = [Image.fromarray(i).resize(size, Image.Resampling.BICUBIC) for i in images]
             pixels = np.stack([np.asarray(image) for image in resized])
             with one_at_a_time:
                 outputs = self.network(Tensor(efficientnet.normalized(pixels)))
-                pooled.append(outputs[0].asnumpy())
-                logits.append(outputs[1].asnumpy())
-        return Features(np.concatenate(pooled), np.concatenate(logits), None)
+                found.append([output.asnumpy() for output in outputs])
+        pooled_bf, logits_bk, described_bd = (
+            np.concatenate(parts) for parts in zip(*found, strict=True)
+        )
+        return Features(pooled_bf, logits_bk, None, described_bd)
 
 
 class _InceptionV3:
@@ -192,6 +216,76 @@ class _VggLike:
                 last_byxc = self.network(Tensor(to_floats(images)))[-1].asnumpy()
             pooled.append(last_byxc.mean((1, 2), dtype=np.float64).astype(np.float32))
         return Features(np.concatenate(pooled), None, None)
+
+
+class Classifier:
+    """Logits of the user's classes, by a linear map; other features are the network's below."""
+
+    def __init__(
+        self,
+        network: DescribingNetwork,
+        name: str,
+        classes: tuple[str, ...],
+        tensors: dict[str, np.ndarray],
+    ) -> None:
+        """tensors: "weight" (K, D) and "bias" (K,), float32."""
+        self.classes = classes
+        self._network, self._tensors = network, tensors
+        self.name = f"FD-{name}"
+        head = f"{network.identity} {json.dumps(classes)}"
+        self.identity = arrays_checksum(tensors, head)
+
+    def features(self, images_byxc: np.ndarray) -> Features:
+        """See ``JudgeNetwork``."""
+        found = self._network.features(images_byxc)
+        weight_kd, bias_k = self._tensors["weight"], self._tensors["bias"]
+        assert found.described_bd is not None
+        logits_bk = found.described_bd @ weight_kd.T + bias_k
+        return Features(found.pooled_bf, logits_bk, found.spatial_bf)
+
+    def save(self, path: Path) -> None:
+        """Writes the classifier without the network below, whole or not at all."""
+        metadata = {
+            "format": "var-mindspore",
+            "kind": CLASSIFIER,
+            "classes": json.dumps(self.classes),
+            "network": self._network.identity,
+        }
+        with replacing(path) as temporary:
+            write_tensors(temporary, self._tensors, metadata)
+
+
+def _load_classifier(
+    network: DescribingNetwork,
+    path: Path,
+    metadata: dict[str, str],
+    header: dict[str, TensorHeader],
+) -> Classifier:
+    """What ``Classifier.save`` wrote, by the metadata and the tensors of its header."""
+    shown = quoted(path)
+    try:
+        classes = json.loads(metadata.get("classes", ""))
+    except (ValueError, RecursionError):
+        classes = None
+    if (
+        not isinstance(classes, list)
+        or not 2 <= len(classes) <= _MOST_CLASSES
+        or not all(isinstance(name, str) for name in classes)
+        or len(set(classes)) < len(classes)
+    ):
+        raise InputError(f"{shown}: classes are damaged; expected at least two different names")
+    if metadata.get("network") != network.identity:
+        raise InputError(
+            f"{shown}: a classifier over another network; expected one over {DEFAULT_NETWORK}, as "
+            "evaluate classifier makes it"
+        )
+    shapes = {"weight": (len(classes), network.described), "bias": (len(classes),)}
+    check_tensors(shown, shapes, header)
+    tensors = read_tensors(path, header)
+    for name, array in tensors.items():
+        if array.dtype != np.float32 or not np.isfinite(array).all():
+            raise InputError(f"{shown}: tensor {name} is not finite float32; expected that")
+    return Classifier(network, quoted(path.stem), tuple(classes), tensors)
 
 
 def _parts(images_byxc: np.ndarray) -> list[np.ndarray]:

@@ -135,10 +135,13 @@ class DrawConfig(PairConfig):
             save_animation(frames_kyxc, animation_path(path, self.animate), self.animate)
         save_png(pixels_yxc, path)
 
+    def files_of(self, path: Path) -> list[Path]:
+        """All files of an image."""
+        return [path] if self.animate is None else [path, animation_path(path, self.animate)]
+
     def is_saved(self, path: Path) -> bool:
         """Whether an image has all of its files."""
-        kind = self.animate
-        return path.exists() and (kind is None or animation_path(path, kind).exists())
+        return all(file.exists() for file in self.files_of(path))
 
 
 def log_other_numbers(classes: list[int], names: Names) -> None:

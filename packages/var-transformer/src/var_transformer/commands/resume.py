@@ -27,16 +27,17 @@ def begin_or_resume(out: Path, settings: dict[str, Any], *, keep_batch: bool, is
             with open_regular(path) as file:
                 # runs from before --numbers, --adapter, --dtype, --pruned and --speed have none
                 older: dict[str, Any] = {"numbers": None, "adapters": [], "dtype": "float32"}
-                before = older | json.load(file)
+                before = older | {"selection": None} | json.load(file)
             before["sampler"] = {"pruned": [], "speed": 0} | before["sampler"]
-            found = {name: before[name] for name in settings}
+            compared = {"selection": None} | settings
+            found = {name: before[name] for name in compared}
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(f"{quoted(path)}: not the settings of a run: {error!r}") from error
         if keep_batch and isinstance(found["batch"], int) and found["batch"] > 0:
             settings["batch"] = found["batch"]
         batch = settings["batch"]
         lowered = isinstance(found["batch"], int) and batch < found["batch"] and not is_done
-        for name, value in settings.items():
+        for name, value in (compared | {"batch": batch}).items():
             if found[name] != value and not (lowered and name == "batch"):
                 raise InputError(
                     f"{name} is {value} and was {quoted(str(found[name]))} in the run that "
