@@ -88,6 +88,7 @@ def test_the_likeliest_candidates_stay_with_the_bytes_of_a_run_without_a_judge(
     }
 
 
+@pytest.mark.slow
 def test_a_kept_image_is_drawn_again_alone_by_its_number(pair, tmp_path, monkeypatch):
     monkeypatch.setattr(sample, "generate", generate)
     out, alone = tmp_path / "out", tmp_path / "alone"
