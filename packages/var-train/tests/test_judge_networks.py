@@ -36,7 +36,8 @@ def same(torch, x, weight, stride):
 
 
 def in_pytorch(torch, weights, images_byxc):
-    """EfficientNet-Lite0 as its PyTorch port computes it: pooled features, logits, and maps."""
+    """EfficientNet-Lite0 as its PyTorch port computes it: pooled features, logits, maps, and what
+    classifiers read."""
     w = {name: torch.tensor(array) for name, array in weights.items()}
 
     def norm(x, name):
@@ -44,6 +45,7 @@ def in_pytorch(torch, weights, images_byxc):
         return torch.nn.functional.batch_norm(x, *parts, eps=1e-3)
 
     relu6, x, maps = torch.nn.functional.relu6, images_byxc.permute(0, 3, 1, 2), []
+    inner = []
     x = relu6(norm(same(torch, x, w["_conv_stem.weight"], 2), "_bn0"))
     for i in range(16):
         name, before = f"_blocks.{i}", x
@@ -53,11 +55,13 @@ def in_pytorch(torch, weights, images_byxc):
         maps += [before] if stride == 2 else []
         x = same(torch, x, w[f"{name}._depthwise_conv.weight"], stride)
         x = relu6(norm(x, f"{name}._bn1"))
+        inner += [x.mean((2, 3))] if i >= 9 else []
         x = norm(same(torch, x, w[f"{name}._project_conv.weight"], 1), f"{name}._bn2")
         x = x + before if x.shape == before.shape else x
     last = x
     pooled = relu6(norm(same(torch, x, w["_conv_head.weight"], 1), "_bn1")).mean((2, 3))
-    return pooled, pooled @ w["_fc.weight"].T + w["_fc.bias"], [*maps, last]
+    logits = pooled @ w["_fc.weight"].T + w["_fc.bias"]
+    return pooled, logits, [*maps, last], torch.cat([pooled, *inner], 1)
 
 
 def test_a_perceptual_network_is_known_by_the_digest_of_its_file(weights, tmp_path):
@@ -80,7 +84,9 @@ def test_the_default_networks_features_are_those_of_pytorch(weights):
     images = efficientnet.normalized(RNG.integers(0, 256, (2, 96, 64, 3), np.uint8))
     found = efficientnet.EfficientNetLite(weights)(Tensor(images))
     with torch.inference_mode():
-        expected = in_pytorch(torch, weights, torch.from_numpy(images))[:2]
+        pooled, logits, _, described = in_pytorch(torch, weights, torch.from_numpy(images))
+        expected = pooled, logits, described
+        assert described.shape[1] == efficientnet.DESCRIBED
         for ours, theirs in zip(found, expected, strict=True):
             assert np.abs(ours.asnumpy() - theirs.numpy()).max() < 1e-4
 
