@@ -18,6 +18,7 @@ from image_tree import pack_shards, write_image_tree
 from safetensors.numpy import load_file
 from var_tokenizer import Tokenizer
 from var_train.data.resume_check import DataRecord
+from var_transformer import Transformer
 
 KILLS = int(os.environ.get("VAR_KILLS", "3"))  # the full proof takes 20
 TOKENIZER = tiny.tokenizer(channel_multipliers=(1,), scales=(1, 2, 4))
@@ -133,6 +134,28 @@ def test_sharded_moments_give_the_same_checkpoints(work, tmp_path):
         found = load_file(out / last)
         assert found.keys() == expected.keys()
         assert all((found[name] == array).all() for name, array in expected.items())
+
+
+ADAPTER = ("--train-transformer.lora.rank", "2", "--train-transformer.accumulation", "2")
+CONTRAST = ("--train-transformer.objective", "cca", "--train-transformer.cca.beta", "0.5")
+
+
+@pytest.mark.parametrize("more", [(), CONTRAST], ids=["likelihood", "cca"])
+def test_two_workers_train_an_adapter_as_one_does(work, tmp_path, more):
+    init = tmp_path / "init.safetensors"
+    size = tiny.transformer(depth=1, num_classes=2, scales=TOKENIZER.scales)
+    Transformer(size, 0, gate_gain=1.0).save(init)
+    one, two, sharded = (tmp_path / name for name in ("one", "two", "sharded"))
+    words = ("--init", str(init), *ADAPTER, *more)
+    run(command(work, one, 2, *words))
+    run_by(2, command(work, two, 2, *words), two)
+    run_by(2, command(work, sharded, 2, *words, "--train-transformer.shard-optimizer"), sharded)
+    ours, theirs = ([line["loss"] for line in steps(out)] for out in (two, one))
+    assert len(ours) == 10 and ours == pytest.approx(theirs, rel=1e-4)
+    last = "checkpoints/transformer/step-000000010.safetensors"
+    expected, found = load_file(two / last), load_file(sharded / last)
+    assert any("lora_A" in name for name in expected) and found.keys() == expected.keys()
+    assert all((found[name] == array).all() for name, array in expected.items())
 
 
 def test_two_workers_note_the_contents_of_all_images_that_they_read(work, tmp_path):
