@@ -1,5 +1,6 @@
 """``--loop.judge``: what validations judge by, and what is refused before training."""
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -138,7 +139,7 @@ def test_settings_that_cannot_be_are_refused(settings, message):
 
 
 def run(folder: Path, judge: JudgeConfig, **changes: object) -> RunConfig:
-    """A run of the digits, which is refused before it begins."""
+    """Six steps, validated after three and six."""
     return replace(
         RunConfig(
             out=folder / "out",
@@ -173,3 +174,32 @@ def test_a_run_that_cannot_be_judged_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match=message):
         run_training(run(tmp_path, judge, **changes))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_each_validation_of_a_run_has_the_figures_and_a_resumed_run_has_the_same(tmp_path):
+    def judged(folder: Path) -> list[tuple[int, float, float]]:
+        lines = map(json.loads, (folder / "out" / "metrics.jsonl").read_text().splitlines())
+        found = [x for x in lines if x["stage"] == "validation" and x["of"] == "transformer"]
+        return [(x["step"], x["FD-Projections"], x["coverage"]) for x in found]
+
+    judge = JudgeConfig(20, chooses=True)
+    figures = run_training(run(tmp_path / "whole", judge))
+    whole = judged(tmp_path / "whole")
+    assert [step for step, *_ in whole] == [2, 5]
+    assert figures["FD-Projections"] == whole[-1][1]
+    assert any((tmp_path / "whole" / "out" / "tensorboard" / "transformer").iterdir())
+
+    with pytest.MonkeyPatch.context() as patch:
+        judges, calls = ValidationJudge.judge, iter(range(2))
+
+        def second_stops(self: ValidationJudge, *arguments: object) -> dict[str, float]:
+            if next(calls) == 1:
+                raise InterruptedError
+            return judges(self, *arguments)
+
+        patch.setattr(ValidationJudge, "judge", second_stops)
+        with pytest.raises(InterruptedError):
+            run_training(run(tmp_path / "resumed", judge))
+    run_training(run(tmp_path / "resumed", judge))
+    assert judged(tmp_path / "resumed") == whole
