@@ -1,6 +1,7 @@
 """The rules between the packages: arrows go left to right, and through public names only."""
 
 import ast
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,3 +104,15 @@ def test_every_package_has_its_version_readme_changelog_licence_and_tests(packag
     assert len((folder / "README.md").read_text()) > 200
     assert (folder / "LICENSE").is_file()
     assert list((folder / "tests").glob("test_*.py"))
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_what_a_package_ships_is_there_and_not_ignored_by_git(package):
+    project = tomllib.loads((source(package).parents[1] / "pyproject.toml").read_text())
+    found = {}
+    for pattern in project["tool"]["setuptools"]["package-data"][package]:
+        found[pattern] = list(source(package).glob(pattern))
+    assert all(found.values()), found
+    files = [str(path) for paths in found.values() for path in paths]
+    ignored = subprocess.run(["git", "check-ignore", *files], cwd=ROOT, capture_output=True)
+    assert ignored.stdout == b""
