@@ -140,6 +140,17 @@ def test_what_it_cannot_do_is_refused_before_anything_is_read(pair, tmp_path, ma
         StoredTransformer.load(tmp_path / "wide.safetensors")
 
 
+def test_small_weights_may_be_int8_too(model, tokenizer, tmp_path):
+    save_as(model, "int8", path := tmp_path / "m.safetensors")
+    tensors, name = load_file(path), "word_embed.weight"
+    scales = tensors[name + INT8_SCALES] = row_scales(tensors[name])
+    tensors[name] = rounded_to_int8(tensors[name], scales[:, None])
+    write_checkpoint(path, "transformer", model.config, tensors, INT8_NOTE)
+    models = Transformer.load(path), StoredTransformer.load(path)
+    one, other = (generate(each, tokenizer, [1, 4], seed=2).ids for each in models)
+    np.testing.assert_array_equal(np.concatenate(one, 1), np.concatenate(other, 1))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
@@ -93,14 +93,19 @@ class Checkpoint(Generic[Config]):
                     "expected floating point"
                 )
 
-    def read(self) -> dict[str, np.ndarray]:
-        """All tensors; floating ones as float32. Raises InputError for a damaged checkpoint."""
+    def read(self, without: Collection[str] = ()) -> dict[str, np.ndarray]:
+        """All tensors but those named in ``without``; floating ones, and int8, as float32.
+
+        Raises InputError for a damaged checkpoint, and for scales of int8 that are none.
+        """
         if self.training is not None:
             self.training.check()
             log.info("%s", self.training)
-        arrays = safetensors.read_tensors(self.path, self.tensors)
+        read = {name: tensor for name, tensor in self.tensors.items() if name not in without}
+        arrays = safetensors.read_tensors(self.path, read)
         for name, scales in int8.read_scales(self.path, self.scales).items():
-            arrays[name] = int8.widened_from_int8(arrays[name], scales[:, None])
+            if name in arrays:
+                arrays[name] = int8.widened_from_int8(arrays[name], scales[:, None])
         return arrays
 
 

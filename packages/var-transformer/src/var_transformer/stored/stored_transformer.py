@@ -19,7 +19,6 @@ from var_tokenizer.common import (
     open_checkpoint,
     quoted,
     read_scales,
-    read_tensors,
 )
 
 from var_transformer import attention
@@ -76,16 +75,12 @@ class StoredTransformer:
         """Opens a native file; raises InputError unless it holds a complete transformer."""
         checkpoint = open_checkpoint(path, "transformer", TransformerConfig)
         checkpoint.check(transformer_shapes(checkpoint.config))
-        if checkpoint.training is not None:
-            checkpoint.training.check()
         config, tensors, source = checkpoint.config, checkpoint.tensors, quoted(path)
         names = parse_class_names(checkpoint.metadata, source, config.num_classes)
         checksum = noted_checksum(checkpoint.metadata, "tokenizer", source)
-        groups, large = _groups(config), large_weights(config)
         scales = read_scales(checkpoint.path, checkpoint.scales)
-        weights = WeightFile(checkpoint.path, tensors, groups, scales)
-        small = {name: tensor for name, tensor in tensors.items() if name not in large}
-        return cls(config, read_tensors(checkpoint.path, small), weights, names, checksum)
+        weights = WeightFile(checkpoint.path, tensors, _groups(config), scales)
+        return cls(config, checkpoint.read(large_weights(config)), weights, names, checksum)
 
     def check_labels(self, labels: Array) -> Tensor:
         """As of ``Transformer``."""
