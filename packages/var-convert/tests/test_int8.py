@@ -44,6 +44,12 @@ def test_every_reader_sees_the_numbers_that_int8_stands_for(int8_file, tmp_path)
     assert all(array.dtype == np.float32 for array in wide.values())
 
 
+def test_inspect_says_that_a_file_is_int8(int8_file):
+    found, large = inspect(int8_file), large_weights(tiny.transformer())
+    assert found.dtype == "float32+int8"
+    assert {tensor.name for tensor in found.tensors if tensor.dtype == "int8"} == large
+
+
 def test_the_logits_of_int8_are_near_those_of_float32(files, int8_file):
     rng, config = np.random.default_rng(0), tiny.transformer()
     rest = config.schedule.length - config.schedule.tokens[0]

@@ -9,6 +9,7 @@ from var_tokenizer import Scale
 
 from var_convert.conversion import Progress, Watch
 from var_convert.formats.dtypes import LONG_NAMES
+from var_convert.formats.weights import Entry
 from var_convert.hub import local_file
 from var_convert.opened_model import checksum_of, open_model
 from var_convert.published_names import HITS, Config
@@ -72,14 +73,18 @@ def inspect(
         config=model.config,
         assumed=tuple(sorted(model.architecture.assumed)),
         parameters=sum(entry.size for entry in learned),
-        dtype="+".join(sorted({LONG_NAMES[entry.dtype] for entry in learned})),
+        dtype="+".join(sorted({_type_in_file(entry) for entry in learned})),
         checksum=checksum,
         not_finite=tuple(sorted(watch.not_finite)),
         class_names=model.class_names,
         tokenizer=model.notes.get("tokenizer"),
         rounded_from=model.notes.get("rounded_from"),
         tensors=tuple(
-            TensorSummary(name, LONG_NAMES[entry.dtype], entry.shape)
+            TensorSummary(name, _type_in_file(entry), entry.shape)
             for name, entry in model.stored.items()
         ),
     )
+
+
+def _type_in_file(entry: Entry) -> str:
+    return LONG_NAMES[entry.held or entry.dtype]

@@ -46,7 +46,7 @@ def _widened(entry: Entry, scales: np.ndarray) -> Entry:
         rows = np.arange(start, stop) // entry.shape[1]
         return widened_from_int8(entry.read(start, stop), scales[rows])
 
-    return Entry("F32", entry.shape, read)
+    return Entry("F32", entry.shape, read, entry.dtype)
 
 
 def _entry(path: Path, name: str, about: TensorHeader) -> Entry:

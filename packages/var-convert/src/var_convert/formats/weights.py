@@ -17,12 +17,13 @@ class Entry:
     """One tensor.
 
     dtype: safetensors name ("F32", "BF16", "I64", ...). read: elements [start, stop) in row-major
-    order as a 1-D array of ``NUMPY[dtype]``.
+    order as a 1-D array of ``NUMPY[dtype]``. held: the type in the file, where it is int8.
     """
 
     dtype: str
     shape: tuple[int, ...]
     read: Callable[[int, int], np.ndarray] = field(repr=False, compare=False)
+    held: str | None = field(default=None, compare=False)
 
     @property
     def size(self) -> int:
