@@ -118,6 +118,12 @@ def test_probabilities_are_those_of_the_models_classes_by_their_names(saved):
     np.testing.assert_array_equal(by_name, by_number[:, [2, 0]])
 
 
+def test_a_judge_of_the_same_classes_in_another_order_is_another_judge(saved):
+    orders = ("a", "b", "c"), ("a", "c", "b"), None
+    one, other, by_number = (load_class_judge(saved, 3, names).identity for names in orders)
+    assert one != other and one == by_number
+
+
 def test_a_judge_without_a_models_classes_is_refused(saved):
     with pytest.raises(InputError, match="does not know the class d; expected one of its 3: a, b"):
         load_class_judge(saved, 4, ("a", "b", "c", "d"))

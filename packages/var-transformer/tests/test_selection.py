@@ -174,6 +174,14 @@ def test_a_folder_of_a_selection_is_not_that_of_a_plain_run(pair, selected, capl
     assert "selection is None and was" in caplog.text
 
 
+def test_a_record_without_the_settings_of_its_run_is_refused(pair, selected, caplog, no_model_runs):
+    for path in selected.iterdir():
+        if path.name != selection.RECORD:
+            path.unlink()
+    assert call("sample", *selecting(pair, selected, seed=1)) == 2
+    assert "holds candidates.jsonl but no settings.json" in caplog.text
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -181,6 +189,7 @@ def test_a_folder_of_a_selection_is_not_that_of_a_plain_run(pair, selected, capl
         b"{",
         b'{"class": 1, "numbers": [0], "kept": [0]}',
         b'{"class": 1, "numbers": [0, 1, 2, 3, 4, 5, 6], "kept": [0, 7]}',
+        b'{"class": 1, "numbers": [0, 1, 2, 3, 4, 5, 6], "kept": [0, 0]}',
         b'{"class": 1, "numbers": [0, 1, 2, 3, 4, 5, 6], "kept": [[], {}]}',
     ],
 )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from var_tokenizer.common import InputError, quoted
+from var_tokenizer.common import InputError, arrays_checksum, quoted
 
 from var_train.judging.figures import probabilities
 from var_train.judging.networks import Classifier, JudgeNetwork, load_network
@@ -12,12 +12,12 @@ from var_train.judging.networks import Classifier, JudgeNetwork, load_network
 class ClassJudge:
     """An entry point of var-transformer makes it: see ``load_class_judge``.
 
-    identity: a digest of the network's weights.
+    identity: a digest of the network's weights, and of which of its classes the model's are.
     """
 
     def __init__(self, network: JudgeNetwork, columns_k: np.ndarray) -> None:
         """columns_k: of each class of the model, its number in the network."""
-        self.identity = network.identity
+        self.identity = arrays_checksum({"columns": columns_k}, network.identity)
         self._network, self._columns_k = network, columns_k
 
     def probabilities(self, images_byxc: np.ndarray) -> np.ndarray:

@@ -7,6 +7,8 @@ from typing import Any
 
 from var_tokenizer.common import InputError, open_regular, quoted, replacing
 
+from var_transformer.commands.selection import RECORD
+
 log = logging.getLogger(__name__)
 
 
@@ -47,10 +49,11 @@ def begin_or_resume(out: Path, settings: dict[str, Any], *, keep_batch: bool, is
             log.info("the batch was %d and is %d from now on", found["batch"], batch)
             _record(path, before | {"batch": batch})
     else:
-        if next(out.glob("[0-9]*_[0-9]*.png"), None) is not None:
-            raise InputError(
-                f"{quoted(out)}: holds images but no settings.json; expected another --out"
-            )
+        for what, pattern in (("images", "[0-9]*_[0-9]*.png"), (RECORD, RECORD)):
+            if next(out.glob(pattern), None) is not None:
+                raise InputError(
+                    f"{quoted(out)}: holds {what} but no settings.json; expected another --out"
+                )
         _record(path, settings)
     return settings["batch"]
 

@@ -146,7 +146,7 @@ class Selection:
             found = json.loads(line)
             label, numbers, kept = found["class"], found["numbers"], found["kept"]
             is_ours = label == candidates[0].label and numbers == [c.number for c in candidates]
-            if is_ours and len(kept) == self._keep and set(kept) <= set(numbers):
+            if is_ours and len(set(kept)) == self._keep and set(kept) <= set(numbers):
                 return set(kept)
         except (ValueError, TypeError, KeyError, RecursionError):
             pass
