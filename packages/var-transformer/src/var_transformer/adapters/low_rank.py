@@ -153,11 +153,11 @@ class LowRankWeights:
     def merged(self) -> Iterator[None]:
         """Inside the block the model has the sum as its weights, for generations.
 
-        Memory holds a copy of the targeted weights meanwhile, by which they are as before, bit for
-        bit, afterwards.
+        Memory holds a copy of the targeted weights and of the embeddings of classes meanwhile, by
+        which they are as before, bit for bit, afterwards: a model that shares them goes on.
         """
         parameters = {name: parameter for name, parameter in self._model.parameters_and_names()}
-        targets = [parameters[f"{name}.weight"] for name in self._pairs]
+        targets = [parameters[f"{name}.weight"] for name in (*self._pairs, "class_emb")]
         before = [parameter.asnumpy().copy() for parameter in targets]
         self.finish()
         try:
