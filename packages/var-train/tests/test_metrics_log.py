@@ -61,6 +61,24 @@ def test_tensorboard_reads_processes_in_their_order_whatever_the_clock_said(tmp_
     assert losses == [2e9, 1e9] and all("tfevents" in path.name for path in paths)
 
 
+def test_a_process_that_leaves_without_pythons_exit_leaves_no_event_behind(tmp_path):
+    lines = [
+        "import os, sys, var_train",
+        "metrics = var_train.MetricsLog(sys.argv[1])",
+        "try:",
+        "    with metrics.complete():",
+        "        for step in range(5):",
+        "            metrics.write('tokenizer', step, loss=1.0)",
+        "        raise KeyboardInterrupt",
+        "finally:",
+        "    os._exit(130)",
+    ]
+    assert subprocess.run([sys.executable, "-c", "\n".join(lines), str(tmp_path)]).returncode == 130
+    (path,) = (tmp_path / "tensorboard" / "tokenizer").iterdir()
+    steps = [event.step for event in records(path.read_bytes()) if event.summary.value]
+    assert steps == [0, 1, 2, 3, 4]
+
+
 def records(data: bytes) -> list[Event]:
     """The events of a file: each after its length and a checksum, before another checksum."""
     found = []

@@ -80,6 +80,19 @@ class MetricsLog:
             self._file.rewind(stage, step, pending)
             self._board(stage, step)
 
+    @contextmanager
+    def complete(self) -> Iterator[None]:
+        """When the block has ended, no matter how, TensorBoard can read all that was recorded.
+
+        A process may end there without what Python does at exit (``workers.leaving``).
+        """
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # of a full disk, which the write before has reported
+                for board in self._boards.values():
+                    board.flush()
+
     def close(self) -> None:
         with suppress(OSError):  # of a full disk, which the write before has reported
             if self._file is not None:

@@ -53,8 +53,12 @@ class Board:
         else:
             self._write(step, summary=scalar(name, value))
         if time.monotonic() > self._flushed + _FLUSH:
-            self._flushed = time.monotonic()
-            self._events.flush()
+            self.flush()
+
+    def flush(self) -> None:
+        """Lets TensorBoard read what was added."""
+        self._flushed = time.monotonic()
+        self._events.flush()
 
     def close(self) -> None:
         self._events.close()

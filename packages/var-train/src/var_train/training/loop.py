@@ -224,7 +224,8 @@ def train_stage(
     validations = min(config.validations, stage.steps)
     validate_after = set(np.linspace(0, stage.steps, validations + 1).astype(int)[1:])
     title, first = stage.name.ljust(11), done
-    with interrupts() as interrupted, saver, step_bar(title, stage.steps, done) as bar:
+    bars = step_bar(title, stage.steps, done)
+    with interrupts() as interrupted, metrics.complete(), saver, bars as bar:
 
         def validate() -> None:
             nonlocal validation, best, pending
