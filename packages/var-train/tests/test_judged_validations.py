@@ -1,6 +1,7 @@
 """``--loop.judge``: what validations judge by, and what is refused before training."""
 
 import json
+import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from var_transformer import Transformer, generate
 TOKENIZER = tiny.tokenizer(channel_multipliers=(1,), scales=(1, 2, 4))
 MODEL = tiny.transformer(depth=1, num_classes=3, scales=(1, 2, 4))
 SAMPLING = SamplingConfig(batch=4)
+CLASSES = np.arange(3, dtype=np.int32)
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,9 @@ def pair() -> tuple[Transformer, Tokenizer]:
 
 
 def test_figures_are_those_of_what_generate_draws_and_of_the_held_out_images():
-    found = ValidationJudge(JudgeConfig(samples=14), held_out()).judge(*pair(), SAMPLING, seed=5)
+    found = ValidationJudge(JudgeConfig(samples=14), held_out()).judge(
+        *pair(), SAMPLING, 5, CLASSES
+    )
     labels_n = np.arange(14) % 3
     drawn = generate(*pair(), labels_n, seed=5)
     features = Projections().features(to_pixels(drawn.images))
@@ -72,12 +76,12 @@ def test_figures_are_those_of_what_generate_draws_and_of_the_held_out_images():
 
 def test_the_same_model_is_judged_alike_again():
     judge = ValidationJudge(JudgeConfig(samples=14), held_out())
-    assert judge.judge(*pair(), SAMPLING, 5) == judge.judge(*pair(), SAMPLING, 5)
+    assert judge.judge(*pair(), SAMPLING, 5, CLASSES) == judge.judge(*pair(), SAMPLING, 5, CLASSES)
 
 
 def test_the_shares_of_several_workers_are_the_samples_of_one(monkeypatch):
     judge = ValidationJudge(JudgeConfig(samples=14), held_out())
-    alone = judge.judge(*pair(), SAMPLING, 5)
+    alone = judge.judge(*pair(), SAMPLING, 5, CLASSES)
     shares: dict[int, list[np.ndarray]] = {}
     monkeypatch.setattr(workers, "size", lambda: 3)
 
@@ -89,7 +93,7 @@ def test_the_shares_of_several_workers_are_the_samples_of_one(monkeypatch):
         monkeypatch.setattr(workers, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(workers, "gather", keep)
         with pytest.raises(InterruptedError):
-            judge.judge(*pair(), SAMPLING, 5)
+            judge.judge(*pair(), SAMPLING, 5, CLASSES)
     assert {len(parts[0]) for parts in shares.values()} == {5}
     gathered = np.stack([shares[rank][0] for rank in range(3)])
     monkeypatch.setattr(workers, "rank", lambda: 0)
@@ -101,25 +105,72 @@ def test_the_shares_of_several_workers_are_the_samples_of_one(monkeypatch):
         return logits if array.shape == logits.shape[1:] else array[None]
 
     monkeypatch.setattr(workers, "gather", all_of)
-    assert judge.judge(*pair(), SAMPLING, 5) == pytest.approx(alone, rel=1e-2)
+    assert judge.judge(*pair(), SAMPLING, 5, CLASSES) == pytest.approx(alone, rel=1e-2)
 
 
 def test_a_reference_is_a_folder_an_npz_or_statistics(tmp_path):
     np.savez(tmp_path / "real.npz", arr_0=held_out().images_nyxc)
     by_file = ValidationJudge(JudgeConfig(14, tmp_path / "real.npz"), None)
     by_images = ValidationJudge(JudgeConfig(14), held_out())
-    found = by_file.judge(*pair(), SAMPLING, 5)
-    assert found == pytest.approx(by_images.judge(*pair(), SAMPLING, 5))
+    found = by_file.judge(*pair(), SAMPLING, 5, CLASSES)
+    assert found == pytest.approx(by_images.judge(*pair(), SAMPLING, 5, CLASSES))
 
 
 def test_what_chose_the_best_model_names_all_that_the_figure_depends_on(tmp_path):
-    def best_by(samples: int, images: int) -> object:
+    def best_by(samples: int, images: int, sampling: SamplingConfig = SAMPLING) -> object:
         config = JudgeConfig(samples, chooses=True)
-        return ValidationJudge(config, held_out(images)).best_by
+        return ValidationJudge(config, held_out(images)).best_by(sampling)
 
-    assert best_by(14, 30)["figure"] == "FD-Projections" and best_by(14, 30) == best_by(14, 30)
-    assert best_by(15, 30) != best_by(14, 30) != best_by(14, 29)
-    assert ValidationJudge(JudgeConfig(14), held_out()).best_by is None
+    def by_file(pixels_nyxc: np.ndarray) -> object:
+        np.savez(tmp_path / "real.npz", arr_0=pixels_nyxc)
+        config = JudgeConfig(14, tmp_path / "real.npz", chooses=True)
+        return ValidationJudge(config, None).best_by(SAMPLING)
+
+    first = best_by(14, 30)
+    assert first["figure"] == "FD-Projections" and first == best_by(14, 30)
+    assert first == json.loads(json.dumps(first))  # as a checkpoint has it
+    assert best_by(15, 30) != first != best_by(14, 29)
+    for changes in ({"cfg": 2.0}, {"top_k": 5}, {"top_p": 0.5}):
+        assert best_by(14, 30, replace(SAMPLING, **changes)) != first
+    assert best_by(14, 30, replace(SAMPLING, batch=3, per_class=7)) == first
+    pixels_nyxc = held_out().images_nyxc
+    assert by_file(pixels_nyxc) != by_file(255 - pixels_nyxc)
+    assert ValidationJudge(JudgeConfig(14), held_out()).best_by(SAMPLING) is None
+
+
+def test_the_classes_of_the_data_are_drawn_and_known_by_their_labels(monkeypatch):
+    """An adapter's base may have more, and number them otherwise."""
+    drawn, asked = [], np.array([2, 0], np.int32)
+    draw_images, statistics_of = validations.draw_images, validations.statistics_of
+
+    def draw(model, tokenizer, labels_n, *rest):
+        drawn.append(labels_n)
+        return draw_images(model, tokenizer, labels_n, *rest)
+
+    def judged(features, name, labels_n):
+        drawn.append(labels_n)
+        return statistics_of(features, name, labels_n)
+
+    monkeypatch.setattr(validations, "draw_images", draw)
+    monkeypatch.setattr(validations, "statistics_of", judged)
+    ValidationJudge(JudgeConfig(samples=5), held_out()).judge(*pair(), SAMPLING, 5, asked)
+    assert [list(labels_n) for labels_n in drawn] == [[2, 0, 2, 0, 2], [0, 1, 0, 1, 0]]
+
+
+def test_what_only_classifiers_read_is_not_kept(monkeypatch):
+    alive: list[weakref.ref] = []
+    features = Projections.features
+
+    def described(self: Projections, images_byxc: np.ndarray) -> Features:
+        assert sum(reference() is not None for reference in alive) < 2
+        described_bd = np.zeros((len(images_byxc), 7))
+        alive.append(weakref.ref(described_bd))
+        return replace(features(self, images_byxc), described_bd=described_bd)
+
+    monkeypatch.setattr(Projections, "features", described)
+    judge = ValidationJudge(JudgeConfig(samples=20), held_out())
+    judge.judge(*pair(), SAMPLING, 5, CLASSES)
+    assert len(alive) > 5
 
 
 @pytest.mark.parametrize(

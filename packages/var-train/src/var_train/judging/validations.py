@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ from var_tokenizer import Tokenizer
 from var_tokenizer.common import (
     InputError,
     check_integer,
+    file_digest,
     images_that_fit,
     needing_memory,
     quoted,
@@ -38,7 +39,8 @@ class JudgeConfig:
     """What validations of the transformer judge its images by."""
 
     samples: int = 0
-    """How many images each validation draws and judges, of all classes alike; 0 for none."""
+    """How many images each validation draws and judges, of all classes of the data alike; 0 for
+    none."""
     reference: Path | None = None
     """Real images or their statistics, as evaluate samples takes them; by default up to 10,000
     held-out images."""
@@ -68,7 +70,7 @@ class ValidationJudge:
 
         Raises InputError for an unusable network or reference.
         """
-        self._samples = config.samples
+        self._samples, self._chooses = config.samples, config.chooses
         self._network = load_network(config.network)
         self._names = figure_names(self._network.name)
         if config.reference is not None:
@@ -84,32 +86,43 @@ class ValidationJudge:
         if workers.rank() == 0:
             self._reference = _measured(self._network, images)
         workers.wait_for_all()
-        self.best_by: Mapping[str, object] | None = None
+        self._about: list[object] = [str(images.path), images.count()]
+        if config.chooses and config.reference is not None and config.reference.is_file():
+            self._about.append(file_digest(config.reference))
+
+    def best_by(self, sampling: SamplingConfig) -> Mapping[str, object] | None:
         """As a ``Stage`` has it; None if the loss decides."""
-        if config.chooses:
-            self.best_by = {
-                "figure": _key(self._names["frechet"]),
-                "samples": config.samples,
-                "network": self._network.identity,
-                "reference": [str(images.path), images.count()],
-            }
+        if not self._chooses:
+            return None
+        return {
+            "figure": _key(self._names["frechet"]),
+            "samples": self._samples,
+            "network": self._network.identity,
+            "reference": self._about,
+            "sampling": [sampling.cfg, sampling.top_k, sampling.top_p],
+        }
 
     def judge(
-        self, model: Transformer, tokenizer: Tokenizer, sampling: SamplingConfig, seed: int
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        sampling: SamplingConfig,
+        seed: int,
+        classes_k: np.ndarray,
     ) -> dict[str, float]:
         """Figures of what ``model`` draws, by their names, on every worker.
 
-        Image n has the class n % num_classes and the random stream (seed, n); each worker draws its
-        share. Raises InputError if memory does not suffice, and for features that are not finite.
+        classes_k: the model's numbers of the K classes of the data. Image n is of the data's class
+        n % K and from the random stream (seed, n); each worker draws its share. Raises InputError
+        if memory does not suffice, and for features that are not finite.
         """
-        classes = model.config.num_classes
 
         def draw(labels_n: np.ndarray, numbers_n: np.ndarray) -> Iterator[np.ndarray]:
             return draw_images(model, tokenizer, labels_n, sampling, seed, numbers_n)
 
         remedy = "a smaller --loop.judge.samples"
         with needing_memory(f"judging {self._samples} images", remedy):
-            features, labels_n = self._drawn(draw, classes)
+            features, labels_n = self._drawn(draw, classes_k)
             values = np.full(len(fields(Figures)), np.nan)
             if self._reference is not None:
                 drawn = statistics_of(features, "the images that the model draws", labels_n)
@@ -123,16 +136,20 @@ class ValidationJudge:
             log.info("judged %d images: %s", self._samples, shown)
         return judged
 
-    def _drawn(self, draw: _Draw, classes: int) -> tuple[Features, np.ndarray]:
-        """The features of all workers' images, and the labels, in the order of the numbers."""
+    def _drawn(self, draw: _Draw, classes_k: np.ndarray) -> tuple[Features, np.ndarray]:
+        """The features of all workers' images, and the data's labels, in the order of the numbers.
+
+        A network knows classes by the data's labels, which an adapter's base may number otherwise.
+        """
         count, several = self._samples, workers.size()
         share = -(-count // several)
         # collectives need as many on each worker
         own_n = np.minimum(workers.rank() + several * np.arange(share), count - 1)
         found, batch = [], 0
-        for images_bcyx in draw((own_n % classes).astype(np.int32), own_n):
+        for images_bcyx in draw(classes_k[own_n % len(classes_k)].astype(np.int32), own_n):
             batch = batch or len(images_bcyx)
-            found.append(look(self._network, to_pixels(images_bcyx), batch))
+            seen = look(self._network, to_pixels(images_bcyx), batch)
+            found.append(replace(seen, described_bd=None))  # six times as much as the others
 
         def gathered(parts: list[np.ndarray]) -> np.ndarray:
             of_workers_wnf = workers.gather(np.concatenate(parts))
@@ -145,7 +162,7 @@ class ValidationJudge:
             gathered(logits) if logits else None,
             gathered(spatial) if spatial else None,
         )
-        return features, np.arange(count) % classes
+        return features, np.arange(count) % len(classes_k)
 
 
 class _HeldOut:

@@ -66,6 +66,10 @@ class AdapterTraining(TransformerTraining):
     def _new_reference(self) -> Transformer:
         return reference_of(self._model, copied=False)
 
+    @property
+    def _classes_k(self) -> np.ndarray:
+        return self._numbers_n
+
     def _labels(self, labels_b: np.ndarray) -> np.ndarray:
         return self._numbers_n[labels_b]
 

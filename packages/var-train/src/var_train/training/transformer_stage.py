@@ -70,7 +70,7 @@ class TransformerTraining:
         self._model, self._tokenizer, self._config, self._seed = model, tokenizer, config, seed
         self._train, self._val = train, val
         self._sampling, self._judge = sampling or SamplingConfig(), judge
-        self.best_by = (judge and judge.best_by) or BY_LOSS
+        self.best_by = (judge and judge.best_by(self._sampling)) or BY_LOSS
         self.batch = config.batch
         self.steps = steps_of(config.epochs, len(train), config.batch)
         self._share = -(-config.batch // (workers.size() * config.accumulation))  # the largest
@@ -278,7 +278,14 @@ class TransformerTraining:
         pair, rest = (self._model, self._tokenizer), (self._sampling, self._seed)
         if workers.rank() == 0 and self._config.samples_per_class:
             found["samples"] = draw_grid(*pair, self._config.samples_per_class, *rest)
-        return found if self._judge is None else found | self._judge.judge(*pair, *rest)
+        if self._judge is None:
+            return found
+        return found | self._judge.judge(*pair, *rest, self._classes_k)
+
+    @property
+    def _classes_k(self) -> np.ndarray:
+        """The model's numbers of the classes of the data."""
+        return np.arange(self._model.config.num_classes, dtype=np.int32)
 
     def _labels(self, labels_b: np.ndarray) -> np.ndarray:
         """The model's numbers of classes that have these numbers in the data."""
