@@ -189,7 +189,8 @@ def test_class_names_in_a_model_reach_no_terminal_as_they_are(tmp_path, tokenize
     model.class_names = ("\x1b[2J\nERROR: all",)
     model.save(tmp_path / "init.safetensors")
     words = ("--init", tmp_path / "init.safetensors", "--tokenizer-file", tokenizer)
-    words += ("--data", images(tmp_path / "data"), "--train-transformer.batch", 10**6)
+    words += ("--data", images(tmp_path / "data"), "--train-transformer.batch", 1)
+    words += ("--loop.judge.samples", 100, "--loop.judge.network", tmp_path / "none.safetensors")
     code, said = call("run", "--stage", "transformer", *words, "--out", tmp_path / "out")
     assert code == 2 and "have other names" in said and harmless(said), said
 
