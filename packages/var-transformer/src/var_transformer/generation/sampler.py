@@ -29,7 +29,7 @@ class ScaleSettings:
     top_p: float
     temperature: float
     ratio: float
-    pruned: float | None
+    pruned: float | None = None
 
 
 @dataclass(frozen=True)
