@@ -92,10 +92,11 @@ void affine_of(int64_t rows, int64_t outputs, int64_t depth, const float* x, Wei
 
 Weight stored_weight(const Arrays& arrays, int at, const Arrays::Shape& shape, int32_t kind,
                      int at_scales) {
+    static const char* const types[] = {"float32", "float16", "uint16", "int8"};  // as of Kind
     expect(kind >= 0 && kind <= int32_t(Kind::int8));
     const bool scaled = Kind(kind) == Kind::int8;
     const float* scales = arrays.get(at_scales, {scaled ? shape[0] : 0});
-    return {arrays.untyped(at, shape), Kind(kind), scales};
+    return {arrays.get_as(types[kind], at, shape), Kind(kind), scales};
 }
 
 // x (..., K), weight (N, K), its kind (1) int32, its scales (N) or (0), bias (N) -> (..., N)

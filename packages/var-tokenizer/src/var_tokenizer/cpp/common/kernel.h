@@ -68,9 +68,9 @@ class Arrays {
         return typed<T>(i);
     }
 
-    // Array i, which has this shape and elements of a type that the caller knows.
-    const void* untyped(int i, const Shape& expected) const {
-        expect(shape(i) == expected);
+    // Array i, which has this shape and elements of the type that NumPy and MindSpore call `type`.
+    const void* get_as(const char* type, int i, const Shape& expected) const {
+        expect(shape(i) == expected && (!types_ || std::strcmp(types_[i], type) == 0));
         return data_[i];
     }
 
