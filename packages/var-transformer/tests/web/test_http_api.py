@@ -1,7 +1,9 @@
 """The API over HTTP: its functions, and how wrong calls are answered."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +61,16 @@ def test_a_class_name_that_is_not_unicode_is_shown_escaped(start, make_model, tm
     status, _, config = page.get("/config")
     assert status == 200 and rb"caf\\udce9" in config and page.get("/")[0] == 200
     assert page.call("generate", label=r"caf\udce9")[0] == "complete"
+
+
+def test_the_place_of_a_model_that_was_written_to_is_for_the_log_alone(start, pair, tmp_path):
+    model = Path(shutil.copy(pair / "m.safetensors", tmp_path))
+    page = start("--model", str(model), "--low-memory")
+    assert page.call("generate", label="0")[0] == "complete"
+    os.utime(model, (0, 0))
+    event, answer = page.call("generate", label="0")
+    assert event == "error" and "Something failed on the server" in str(answer)
+    assert model.name not in str(answer) and f"{model}: was written to" in page.log
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,10 @@ _KINDS: dict[str, tuple[int, type]] = {  # as of cpp/layers.h; NumPy has no bflo
 _NO_SCALES = np.empty(0, np.float32)
 
 
+class ChangedFileError(InputError):
+    """The file of a model in use is not what it was."""
+
+
 @dataclass(frozen=True)
 class StoredWeight:
     """A weight (outputs, inputs) as the file holds it. kind, scales: as the kernels take them."""
@@ -59,7 +63,7 @@ class WeightFile:
     def groups(self, groups: Sequence[Sequence[str]]) -> Iterator[list[StoredWeight]]:
         """The weights of one group after another, each until the next is asked for.
 
-        Raises InputError if the file was written to since it was opened.
+        Raises ChangedFileError if the file was written to since it was opened.
         """
         ahead = self._pool.submit(self._read, groups[0], 0)
         for i in range(len(groups)):
@@ -75,12 +79,15 @@ class WeightFile:
             kind, dtype = _KINDS[tensor.dtype]
             count = int(np.prod(tensor.shape)) * np.dtype(dtype).itemsize
             part = self._buffers[i % 2][at : at + count]
-            read_bytes(self._file, tensor.begin, part.data)
+            try:
+                read_bytes(self._file, tensor.begin, part.data)
+            except InputError as error:
+                raise ChangedFileError(str(error)) from error
             scales = self._scales.get(name, _NO_SCALES)
             weights.append(StoredWeight(part.view(dtype).reshape(tensor.shape), kind, scales))
             at += self._room(name)
         if self._found_version() != self._version:
-            raise InputError(f"{quoted(self._path)}: was written to while it was in use")
+            raise ChangedFileError(f"{quoted(self._path)}: was written to while it was in use")
         return weights
 
     def _room(self, name: str) -> int:

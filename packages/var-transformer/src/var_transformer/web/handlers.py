@@ -23,6 +23,7 @@ from var_transformer.edit import edit
 from var_transformer.generation.generate import Generation, OnScale, generate
 from var_transformer.generation.sampler import Sampler
 from var_transformer.stored.stored_transformer import AnyTransformer
+from var_transformer.stored.weight_file import ChangedFileError
 from var_transformer.web.canvas import canvas_size, read_canvas
 from var_transformer.web.sessions import Sessions
 from var_transformer.web.streaming import Streamer, TimeOverError
@@ -269,13 +270,12 @@ def _errors_shown() -> Iterator[None]:
     """Shows errors on the page: what is wrong with a visitor's input, or that something failed."""
     try:
         yield
-    except InputError as error:
-        # the page reads a message as HTML
-        message = html.escape(str(error), quote=False)
-        raise gr.Error(message, duration=None, print_exception=False) from error
     except (gr.Error, GeneratorExit):
         raise
     except Exception as error:
-        log.exception("a job failed")
-        message = "Something failed on the server. Its log says what."
+        if isinstance(error, InputError) and not isinstance(error, ChangedFileError):
+            message = html.escape(str(error), quote=False)  # the page reads it as HTML
+        else:
+            log.exception("a job failed")
+            message = "Something failed on the server. Its log says what."
         raise gr.Error(message, duration=None, print_exception=False) from error
