@@ -89,6 +89,14 @@ def test_the_package_lists_its_commands():
     assert listed == ["run", "tokenize", "evaluate", "launch"]
 
 
+def test_a_worker_of_the_launcher_shows_its_help_and_ends_with_0():
+    """It has a stand-in of MindSpore, which knows no number of workers."""
+    command = [sys.executable, "-m", "var_train.run", "--help"]
+    environment = os.environ | {"VAR_LAUNCHER": str(os.getpid()), "MS_ROLE": "MS_WORKER"}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (ended.returncode, ended.stderr) == (0, "") and "usage: " in ended.stdout
+
+
 def shown(capsys, monkeypatch, kind: type, *words: str) -> str:
     """What the command line of ``kind`` prints before it exits with 0."""
     monkeypatch.setattr(sys, "argv", ["command", *words])

@@ -77,7 +77,8 @@ def leaving() -> Iterator[None]:
 
 
 def _end_here(code: int) -> None:
-    if LAUNCHER in os.environ and size() > 1:  # in this order: --help has a stand-in of MindSpore
+    # --help has a stand-in of MindSpore, which is true but not True
+    if LAUNCHER in os.environ and communication.GlobalComm.INITED is True and size() > 1:
         logging.shutdown()
         with suppress(OSError):  # nobody reads it any more
             sys.stdout.flush()
