@@ -1,5 +1,6 @@
 """Shares of a batch: each image belongs to one worker, and means are those of the whole batch."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, local
 
@@ -48,8 +49,9 @@ def test_weighted_means_of_the_shares_have_the_mean_of_the_batch(batch, count, p
         assert {share.weight for share in found} == {1.0}  # changes no bit
 
 
-def test_what_one_worker_raises_all_raise_with_its_words(monkeypatch):
-    count, barrier, own = 3, Barrier(3), local()
+def results_of(monkeypatch, worker: Callable[[int], str], count: int = 3) -> list[str]:
+    """What ``worker(rank)`` returns on each of several workers, which are threads."""
+    barrier, own = Barrier(count), local()
     given: list[np.ndarray] = [np.zeros(0)] * count
 
     def gather(array: np.ndarray) -> np.ndarray:
@@ -59,8 +61,17 @@ def test_what_one_worker_raises_all_raise_with_its_words(monkeypatch):
         barrier.wait(60)
         return rows
 
-    def worker(rank: int) -> str:
+    def of_rank(rank: int) -> str:
         own.rank = rank
+        return worker(rank)
+
+    monkeypatch.setattr(workers, "gather", gather)
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(of_rank, range(count)))
+
+
+def test_what_one_worker_raises_all_raise_with_its_words(monkeypatch):
+    def worker(rank: int) -> str:
         with workers.raised_by_all(SourceError):
             pass
         with pytest.raises(SourceError) as raised, workers.raised_by_all(SourceError):
@@ -68,9 +79,19 @@ def test_what_one_worker_raises_all_raise_with_its_words(monkeypatch):
                 raise SourceError("a.tar: is gone; expected ü")
         return str(raised.value)
 
-    monkeypatch.setattr(workers, "gather", gather)
-    with ThreadPoolExecutor(count) as pool:
-        assert set(pool.map(worker, range(count))) == {"a.tar: is gone; expected ü"}
+    assert {*results_of(monkeypatch, worker)} == {"a.tar: is gone; expected ü"}
+
+
+def test_workers_that_have_found_other_data_are_refused_by_all(monkeypatch):
+    def worker(rank: int) -> str:
+        workers.check_alike({"the data": {"images": [3, 1]}, "weights": None})
+        with pytest.raises(InputError) as raised:
+            found = {"images": [3 - (rank == 2), 1]}
+            workers.check_alike({"weights": None, "the data": found})
+        return str(raised.value)
+
+    (said,) = {*results_of(monkeypatch, worker)}
+    assert said.startswith("the data: worker 2 has found other content than worker 0; expected")
 
 
 def test_an_error_of_another_kind_is_raised_by_the_worker_that_has_it_alone():

@@ -72,10 +72,11 @@ def begin_run(
     given: settings that come from files. sizes: of a checkpoint of each stage. Returns the metrics,
     the settings of each stage, and the record of the images.
 
-    Raises InputError for checkpoints of other settings or data, and for a disk that cannot hold
-    those of this run, before anything is written.
+    Raises InputError for checkpoints of other settings or data, for data that are others on another
+    worker, and for a disk that cannot hold the checkpoints of this run, before anything is written.
     """
     record, data = _describe(train, val)
+    workers.check_alike({"the data": data, "the weights to start from": dict(given)})
     names: tuple[StageName, ...] = (
         ("tokenizer", "transformer") if config.stage == "all" else (config.stage,)
     )

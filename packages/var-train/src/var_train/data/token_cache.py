@@ -166,7 +166,7 @@ def write_cache(
     Keeps shards that are whole and were made from the same image files. splits: the images of
     "train" and "val". shard: images in a file. batch: images at once. crops: of each training image
     at random, by ``seed``; 0 for the image as ``splits`` gives it. mirror: encode them mirrored,
-    too. Raises InputError if the folder holds other tokens.
+    too. Raises InputError if the folder holds other tokens, and if workers have other images.
     """
     index = CacheIndex(
         tokenizer=fingerprint(tokenizer),
@@ -180,6 +180,7 @@ def write_cache(
         mirrored=mirror,
         seed=seed,
     )
+    workers.check_alike({"the data": asdict(index)})
     _claim(folder, index)
     if workers.rank() == 0:
         for name in SPLITS:

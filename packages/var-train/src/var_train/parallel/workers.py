@@ -5,11 +5,12 @@ Everything here works in a single process, too, where it returns at once.
 
 import ctypes
 import hashlib
+import json
 import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -199,3 +200,20 @@ def check_equal(parameters: Sequence[Parameter]) -> None:
     different = [r for r in range(size()) if (hashes[r] != hashes[0]).any()]
     if different:
         raise RuntimeError(f"the weights of workers {different} are not those of worker 0")
+
+
+def check_alike(found: Mapping[str, object]) -> None:
+    """Raises InputError on every worker unless all have found the same, in JSON's types, by name.
+
+    Hosts may have copies of their own of what a command names.
+    """
+    texts = [json.dumps(value, sort_keys=True) for value in found.values()]
+    digests = [np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8) for text in texts]
+    of_workers_wnb = gather(np.stack(digests))
+    differs_wn = (of_workers_wnb != of_workers_wnb[0]).any(2)
+    for name, differs_w in zip(found, differs_wn.T, strict=True):
+        if differs_w.any():
+            raise InputError(
+                f"{name}: worker {', '.join(map(str, np.flatnonzero(differs_w)))} has found other "
+                "content than worker 0; expected the same on all hosts"
+            )
