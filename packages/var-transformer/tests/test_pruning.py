@@ -220,6 +220,15 @@ def test_passes_of_all_tokens_are_those_of_extend(model):
         np.testing.assert_allclose(passed.asnumpy(), logits.asnumpy(), rtol=0, atol=1e-6)
 
 
+def test_extend_refuses_a_cache_without_the_tokens_that_were_left_out(model):
+    condition, cache = model.condition(LABELS), None
+    for k, some in enumerate((None, None, np.tile([0, 4], (3, 1)))):
+        read = Tensor(np.zeros((3, SCALES[k] ** 2, 8), np.float32)) if k else None
+        _, cache = model.extend_some(k, read, *condition, cache, some)
+    with pytest.raises(InputError, match="cache is without 7 tokens that extend_some left out"):
+        model.extend(3, Tensor(np.zeros((3, 16, 8), np.float32)), *condition, cache)
+
+
 def test_the_chosen_tokens_are_those_farthest_from_the_mean_and_ties_go_to_the_earlier():
     values = np.array([[0, 5, 0, 0, -7, 0, 0, 2, 0, 0], [0] * 10], np.float32)
     inputs = np.repeat(values[:, :, None], 8, 2)

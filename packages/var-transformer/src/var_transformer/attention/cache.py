@@ -42,6 +42,14 @@ class Cache:
         if self.scales != k:
             raise InputError(f"cache holds {self.scales} scales; scale {k} expects {k}")
 
+    def check_whole(self) -> None:
+        """Raises InputError if tokens are missing, which moves the places of all later ones."""
+        if self.pruned:
+            raise InputError(
+                f"cache is without {self.pruned} tokens that extend_some left out; expected "
+                "extend_some for the later scales, too"
+            )
+
     def after(self, tensors: KeysValues, left_out: int = 0) -> "Cache":
         """The cache one scale later, of which ``left_out`` tokens are missing.
 

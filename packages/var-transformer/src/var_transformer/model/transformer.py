@@ -335,11 +335,12 @@ class Transformer(nn.Cell):
         """Logits (B, s_y * s_x, V) of scale k, and the cache grown by it.
 
         inputs_blz: None at scale 0, which starts from the class alone. cache: None at scale 0.
-        Raises InputError for a cache that is full, of another batch or not at this scale, and
-        for inputs of another shape.
+        Raises InputError for a cache that is full, of another batch, not at this scale or without
+        tokens that ``extend_some`` left out, and for inputs of another shape.
         """
         with self._compiled.turn():
             x_blc, cache = self._embedded_scale(k, inputs_blz, class_bc, cache)
+            cache.check_whole()
             # plain tuples would be compiled in as constants
             modulations, past = ms.mutable(modulations), cache.tensors and ms.mutable(cache.tensors)
             k_input = self.blocks[0].attn.attend.graph_input(k)

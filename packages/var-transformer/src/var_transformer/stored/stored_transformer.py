@@ -118,6 +118,7 @@ class StoredTransformer:
         """As of ``Transformer``, by what ``condition`` gives."""
         with one_at_a_time:
             x_blc, cache = self._embedded_scale(k, inputs_blz, class_bc, cache)
+            cache.check_whole()
             groups, begin = self._weights.groups([*self._blocks, _HEAD]), self._offsets[k]
             x_blc = self._through_blocks(x_blc, groups, modulations, begin, cache.tensors)
             return self._logits(x_blc, groups, modulations), cache.after(())
