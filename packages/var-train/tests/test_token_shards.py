@@ -1,5 +1,6 @@
 """The shards of a token cache: few open files, each checked when its first row is read."""
 
+import gc
 import resource
 import shutil
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from var_tokenizer import Tokenizer
 from var_tokenizer.common import InputError
-from var_train.data import token_cache, token_shards
+from var_train.data import cache_index, token_shards
 from var_train.data.token_cache import TokenCache
 from var_train.tokenize import TokenizeConfig, tokenize
 
@@ -71,9 +72,9 @@ def test_a_damaged_shard_is_named_before_its_first_token_and_the_others_are_read
 
 
 def test_a_shard_is_checked_once(opened, monkeypatch):
-    checked, real = [], token_cache.arrays_checksum
+    checked, real = [], cache_index.arrays_checksum
     monkeypatch.setattr(
-        token_cache, "arrays_checksum", lambda arrays: checked.append(1) or real(arrays)
+        cache_index, "arrays_checksum", lambda arrays: checked.append(1) or real(arrays)
     )
     monkeypatch.setattr(token_shards, "MOST_OPEN", 2)
     assert not checked
@@ -127,6 +128,7 @@ def test_a_shard_that_changes_in_the_middle_of_a_run_is_named(folder, opened, mo
 @pytest.fixture
 def few_files() -> Iterator[None]:
     """Lets the process open 8 more files or so."""
+    gc.collect()  # else files of earlier tests may be closed in the middle of this one
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(link.name) for link in Path("/proc/self/fd").iterdir())
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 8, hard))
