@@ -293,6 +293,7 @@ class Noting:
     def __init__(self) -> None:
         pixels = np.random.default_rng(0).integers(0, 256, (5, *SIZE, 3), dtype=np.uint8)
         self.memory = ImageSet(pixels, np.zeros(5, np.int32), ("a",))
+        self.labels_n = self.memory.labels_n
         self.third = threading.Event()
 
     def __len__(self) -> int:
