@@ -323,7 +323,7 @@ def ascend(session: nox.Session) -> None:
     `-- --check` compares a few cases with it instead, and fails where one is worse; names of cases
     choose some. Needs x86-64 and g++.
     """
-    install(session, "var-tokenizer", "var-transformer", "var-train", extras=("ninja",))
+    install(session, "var-tokenizer", "var-transformer", "var-train", extras=("ninja", "pyyaml"))
     built = str(ROOT / ".nox" / "ascend-dry-run")
     session.run("python", "benchmarks/ascend/cann/build.py", f"--out={built}")
     session.run("python", "benchmarks/ascend/build_operators.py", f"--built={built}")

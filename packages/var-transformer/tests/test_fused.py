@@ -90,6 +90,11 @@ def test_the_build_without_cann_is_an_error_that_says_what_is_missing(monkeypatc
     monkeypatch.setattr(building, "takes_built_operators", lambda: True)
     with pytest.raises(InputError, match=r"CANN is missing: ASCEND_OPP_PATH and bisheng"):
         ascend_c.build("dav-2201")
+    monkeypatch.setenv("ASCEND_OPP_PATH", str(tmp_path))
+    (tmp_path / "bisheng").touch(0o755)
+    monkeypatch.setattr(building, "find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"ninja and pyyaml is missing.* pip install ninja pyyaml"):
+        ascend_c.build("dav-2201")
 
 
 @pytest.fixture

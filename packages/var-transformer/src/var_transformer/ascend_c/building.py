@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,8 +36,9 @@ def directory() -> Path:
 def build(npu_arch: str) -> Path:
     """Compiles the kernels for an architecture ("dav-2201") and the operators; returns the folder.
 
-    Raises InputError if CANN or its compiler is missing, if CANN is of another version than
-    MindSpore wants, if MindSpore's graphs take no such operators, or if compilation fails.
+    Raises InputError if CANN, its compiler, ninja or PyYAML is missing, if CANN is of another
+    version than MindSpore wants, if MindSpore's graphs take no such operators, or if compilation
+    fails.
     """
     check_cann()
     if not takes_built_operators():
@@ -49,6 +51,13 @@ def build(npu_arch: str) -> Path:
         raise InputError(
             "CANN is missing: ASCEND_OPP_PATH and bisheng on the PATH are expected; source CANN's "
             "set_env.sh"
+        )
+    has_ninja, has_yaml = shutil.which("ninja") is not None, find_spec("yaml") is not None
+    if not (has_ninja and has_yaml):
+        missing = " and ".join(["ninja"] * (not has_ninja) + ["pyyaml"] * (not has_yaml))
+        raise InputError(
+            f"{missing} is missing, which MindSpore's builder of operators needs; "
+            "expected: pip install ninja pyyaml"
         )
     cann = os.environ["ASCEND_HOME_PATH"]
     target = directory()
